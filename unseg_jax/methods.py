@@ -1,0 +1,409 @@
+"""What sets one published system apart from another: `Method`, and the registry of them.
+
+A method is data. Everything downstream (graph, head, loop, postprocessing) reads its fields;
+nothing asks for its name. A new method is a new `Method(...)`.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+Algorithm = Literal["gnn", "kmeans", "deep-spectral", "tokencut", "spectral-ncut"]
+Nodes = Literal["patches", "superpixels", "pixels"]
+Facet = Literal["key", "query", "value", "token", "attn"]
+Affinity = Literal["ncut", "cc", "dmon", "cosine", "colour"]
+Layer = Literal["gcn", "gat", "arma"]
+Activation = Literal["relu", "elu", "selu", "silu", "gelu"]
+Loss = Literal["ncut", "cc", "modularity"]
+Refine = Literal["none", "bilateral"]
+Foreground = Literal["corner", "border", "centre", "attention", "set", "auto"]
+Quirks = Literal["paper", "code"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Everything that sets one system apart from another; hashable, so that it can be static
+    under `jax.jit`.
+
+    Attributes:
+        name: the registry name, or whatever the user calls a method of their own.
+        source: the paper or report that the method comes from.
+        algorithm: how nodes are assigned to clusters: "gnn" optimises a graph neural network
+            per image on `loss`; the others are the baselines of `unseg_jax.baselines`.
+        nodes: what a node is: ViT patches, SLIC superpixels, or pixels of a reduced image.
+        backbone: a name of `list_backbones()`, "auto", or a path to weights.
+        facet: what the ViT gives out; None takes the backbone's own default.
+        block: the ViT block that the facet is taken from, counted from 0; negative from the end.
+        log_bin: whether features are log-binned descriptors (17 times as wide).
+        image_size: side in pixels, or (height, width), that images are resized to.
+        stride: pixels between patches; None is the backbone's patch size.
+        affinity: how W is computed from the features (see `unseg_jax.graphs.affinity`).
+        tau: threshold of the affinity; raw units for "ncut", cosine for "dmon" and "cosine".
+        alpha: "cc" subtracts max(FFᵀ)/alpha.
+        neighbours: keep each node's this many strongest edges (made symmetric); 0 keeps all.
+        spatial_decay: standard deviation, in patches, of a Gaussian decay of the affinity with
+            the distance on the grid; 0 is none.
+        layer: kind of graph layer.
+        branches: widths of the graph layers of each parallel branch. The outputs of all but
+            the first branch are projected to the first one's width and summed.
+        normalise: whether "gcn" normalises the adjacency and adds self-loops.
+        heads: attention heads of "gat", concatenated.
+        stacks, arma_layers, shared: shape of "arma"; `shared` uses one weight for all its layers.
+        activation: after the graph part; also between and inside graph layers and in the
+            multilayer perceptron, unless the next two say otherwise.
+        inner_activation, mlp_activation: see `activation`.
+        mlp_width: width of the hidden linear layer.
+        dropout: rate after the hidden linear layer and the branch projections.
+        layer_dropout: rate inside the graph part (features between layers and attention of
+            "gat", root term of "arma", features between layers of "gcn").
+        loss: the graph loss.
+        num_clusters: K, or the most clusters that may be found for "cc".
+        epochs: optimisation steps per image.
+        learning_rate, weight_decay: of AdamW.
+        collective_epochs: T0, shared passes over the data set before the per-image epochs.
+        collective_steps: steps an image per shared pass.
+        parts: clusters that the foreground is cut into in a second stage; 0 is one stage.
+        parts_epochs: optimisation steps of that stage.
+        background_parts, background_epochs: the same for the background.
+        foreground: how the foreground is told from the background.
+        largest_component: whether the mask is only the largest 4-connected component.
+        refine: edge refinement of the mask.
+        sigma_spatial, sigma_luma, sigma_chroma: bandwidths of the bilateral grid, in pixels
+            and in grey levels of YUV.
+        quirks: "paper", or "code" to follow the published code bit for bit.
+        code: the fields in which the published code differs from the paper, as pairs.
+    """
+
+    name: str
+    source: str = ""
+    algorithm: Algorithm = "gnn"
+    nodes: Nodes = "patches"
+    backbone: str = "auto"
+    facet: Facet | None = None
+    block: int = -1
+    log_bin: bool = False
+    image_size: int | tuple[int, int] = 224
+    stride: int | None = None
+    affinity: Affinity = "ncut"
+    tau: float = 0.0
+    alpha: float = 3.0
+    neighbours: int = 0
+    spatial_decay: float = 0.0
+    layer: Layer = "gcn"
+    branches: tuple[tuple[int, ...], ...] = ((64,),)
+    normalise: bool = True
+    heads: int = 1
+    stacks: int = 1
+    arma_layers: int = 1
+    shared: bool = False
+    activation: Activation = "elu"
+    inner_activation: Activation | None = None
+    mlp_activation: Activation | None = None
+    mlp_width: int = 32
+    dropout: float = 0.25
+    layer_dropout: float = 0.0
+    loss: Loss = "ncut"
+    num_clusters: int = 2
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    collective_epochs: int = 0
+    collective_steps: int = 5
+    parts: int = 0
+    parts_epochs: int = 100
+    background_parts: int = 0
+    background_epochs: int = 10
+    foreground: Foreground = "corner"
+    largest_component: bool = False
+    refine: Refine = "none"
+    sigma_spatial: float = 24.0
+    sigma_luma: float = 4.0
+    sigma_chroma: float = 4.0
+    quirks: Quirks = "paper"
+    code: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def feature_key(self) -> tuple:
+        """Methods with equal keys can share one pass of the backbone."""
+        return (
+            self.nodes,
+            self.backbone,
+            self.facet,
+            self.block,
+            self.log_bin,
+            self.size,
+            self.stride,
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels that images are resized to."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+
+_CHOICES = {
+    "algorithm": get_args(Algorithm),
+    "nodes": get_args(Nodes),
+    "facet": (None, *get_args(Facet)),
+    "affinity": get_args(Affinity),
+    "layer": get_args(Layer),
+    "activation": get_args(Activation),
+    "inner_activation": (None, *get_args(Activation)),
+    "mlp_activation": (None, *get_args(Activation)),
+    "loss": get_args(Loss),
+    "refine": get_args(Refine),
+    "foreground": get_args(Foreground),
+    "quirks": get_args(Quirks),
+}
+_FIELDS = {field.name: field for field in dataclasses.fields(Method)}
+_FIXED = ("name", "source", "code")
+_COUNTS = ("epochs", "collective_epochs", "parts", "parts_epochs", "background_parts", "neighbours")
+_RATES = ("dropout", "layer_dropout")
+
+
+def nearest(name: str, known) -> str:
+    """A hint that ends an error about an unknown name: the nearest known one, or all of them."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean '{match[0]}'?" if match else "known are: " + ", ".join(sorted(known))
+
+
+def override(method: Method, **overrides: Any) -> Method:
+    """Returns the method with fields replaced.
+
+    `quirks="code"` also takes over the fields in which the published code differs from the
+    paper, unless they are overridden too. `dropout` sets every rate, unless `layer_dropout` is
+    given as well. Overrides that are None leave their field as it is.
+
+    Raises:
+        ValueError: an unknown field (the nearest name is suggested) or a value out of range.
+    """
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    for name in overrides:
+        if name not in _FIELDS or name in _FIXED:
+            known = [field for field in _FIELDS if field not in _FIXED]
+            raise ValueError(f"Method has no field '{name}'; {nearest(name, known)}")
+    if "dropout" in overrides:
+        overrides.setdefault("layer_dropout", overrides["dropout"])
+    if overrides.get("quirks") == "code" and method.quirks != "code":
+        overrides = {**dict(method.code), **overrides}
+    if isinstance(overrides.get("image_size"), list):
+        overrides["image_size"] = tuple(overrides["image_size"])
+    if "branches" in overrides:
+        overrides["branches"] = tuple(tuple(widths) for widths in overrides["branches"])
+    for name, value in overrides.items():
+        _check(name, value)
+    return dataclasses.replace(method, **overrides)
+
+
+def _check(name: str, value: Any) -> None:
+    if name in _CHOICES and value not in _CHOICES[name]:
+        choices = [choice for choice in _CHOICES[name] if choice is not None]
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}.")
+    if name == "num_clusters" and not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"num_clusters={value!r} must be a whole number of at least 1.")
+    if name in _COUNTS and not (isinstance(value, int) and value >= 0):
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 0.")
+    if name in _RATES and not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} must lie in [0, 1).")
+    if name == "image_size":
+        sides = (value,) if isinstance(value, int) else value
+        if not all(isinstance(side, int) and side > 0 for side in sides) or len(sides) > 2:
+            raise ValueError(
+                f"image_size={value!r} must be a side in pixels or a pair (height, width)."
+            )
+    if name == "branches" and not (value and all(value) and all(w > 0 for b in value for w in b)):
+        raise ValueError(f"branches={value!r} must name at least one positive width a branch.")
+
+
+def resolve(method: str | Method, **overrides: Any) -> Method:
+    """The method of that name (or the given one) with overrides applied.
+
+    Raises:
+        ValueError: an unknown name, field or value.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"unknown method '{method}'; {nearest(method, METHODS)}")
+        method = METHODS[method]
+    return override(method, **overrides)
+
+
+def list_methods() -> list[str]:
+    """Names that `Segmenter`, `segment`, `cluster` and the command line take."""
+    return list(METHODS)
+
+
+_DEEPCUT = "Aflalo et al., DeepCut, ICCV 2023"
+_UNSEGGNET = "Reddy et al., UnSegGNet, arXiv:2405.06057"
+_UNSEGARMANET = "Reddy et al., UnSeGArmaNet, arXiv:2410.06114"
+_UNSEGMEDGAT = "Adityaja et al., UnSegMedGAT, 2024"
+_COURSE = "Fellah et al., course project on UnSegGNet, UnSeGArmaNet and DeepCut"
+_PIXELS = "Charles and Sisouphanthong, DeepCut on superpixels (course project)"
+
+_MEDGAT = Method(
+    "unsegmedgat",
+    _UNSEGMEDGAT,
+    stride=4,
+    affinity="cosine",
+    tau=0.3,
+    layer="gat",
+    branches=((64, 64), (128, 128)),
+    activation="silu",
+    dropout=0.2,
+    layer_dropout=0.2,
+    loss="modularity",
+    epochs=60,
+    sigma_spatial=11.0,
+    sigma_luma=5.0,
+    sigma_chroma=5.0,
+    code=(("tau", 0.5), ("epochs", 55), ("learning_rate", 1e-4)),
+)
+
+
+def _course(loss: Loss, layer: Layer) -> Method:
+    """One cell of the course project's grid: one graph layer, SiLU, linear, ELU, linear.
+
+    The report gives no widths, stacks or learning rate: DeepCut's widths and rate and the
+    layers' usual defaults stand in.
+    """
+    return Method(
+        f"{'dmon' if loss == 'modularity' else loss}-{layer}",
+        _COURSE,
+        affinity="dmon" if loss == "modularity" else loss,
+        tau=0.7 if loss == "modularity" else 0.0,
+        alpha=5.0,
+        layer=layer,
+        # GCN normalisation would divide by degrees that say nothing of the negative affinities.
+        normalise=loss != "cc",
+        activation="silu",
+        inner_activation="relu",
+        mlp_activation="elu",
+        dropout=0.0,
+        loss=loss,
+        epochs=100,
+    )
+
+
+_ALL = (
+    Method(
+        "deepcut",
+        _DEEPCUT,
+        image_size=280,
+        inner_activation="relu",
+        largest_component=True,
+        code=(("largest_component", False),),
+    ),
+    Method(
+        "deepcut-cc",
+        _DEEPCUT,
+        image_size=280,
+        affinity="cc",
+        loss="cc",
+        num_clusters=10,
+        largest_component=True,
+        code=(("largest_component", False),),
+    ),
+    Method(
+        "unseggnet",
+        _UNSEGGNET,
+        stride=4,
+        affinity="dmon",
+        tau=0.5,
+        branches=((64, 64),),
+        activation="silu",
+        loss="modularity",
+        epochs=100,
+        code=(("branches", ((64,),)), ("epochs", 20)),
+    ),
+    Method(
+        "unsegarmanet",
+        _UNSEGARMANET,
+        stride=4,
+        affinity="dmon",
+        tau=0.5,
+        layer="arma",
+        stacks=2,
+        arma_layers=4,
+        activation="silu",
+        layer_dropout=0.4,
+        loss="modularity",
+        epochs=100,
+        code=(("epochs", 20),),
+    ),
+    _MEDGAT,
+    dataclasses.replace(
+        _MEDGAT,
+        name="unsegmedgat-isic",
+        branches=((32,), (64,), (128,)),
+        epochs=300,
+        code=(("tau", 0.35), ("epochs", 55), ("learning_rate", 1e-4)),
+    ),
+    dataclasses.replace(_MEDGAT, name="unsegmedgat-c", collective_epochs=5, epochs=5),
+    Method(
+        "mincutpool",
+        "Bianchi et al., Spectral clustering with GNNs for graph pooling, ICML 2020",
+        image_size=224,
+        stride=4,
+        epochs=100,
+    ),
+    *(
+        _course(loss, layer)
+        for loss in ("ncut", "cc", "modularity")
+        for layer in ("gcn", "gat", "arma")
+        if (loss, layer) != ("cc", "arma")
+    ),
+    Method(
+        "slic-ncut",
+        _PIXELS,
+        nodes="superpixels",
+        image_size=256,
+        affinity="colour",
+        alpha=255.0,
+        branches=((1024,),),
+        mlp_width=512,
+        num_clusters=5,
+        epochs=500,
+    ),
+    Method(
+        "pixel-ncut",
+        _PIXELS,
+        nodes="pixels",
+        image_size=256,
+        affinity="colour",
+        alpha=255.0,
+        branches=((1024,),),
+        mlp_width=512,
+        num_clusters=5,
+        epochs=500,
+    ),
+    Method("vit-kmeans", "k-means on ViT features", algorithm="kmeans"),
+    Method(
+        "deep-spectral",
+        "Melas-Kyriazi et al., Deep Spectral Methods, CVPR 2022",
+        algorithm="deep-spectral",
+        foreground="border",
+    ),
+    Method(
+        "tokencut",
+        "Wang et al., TokenCut, CVPR 2022",
+        algorithm="tokencut",
+        tau=0.2,
+        largest_component=True,
+    ),
+    Method(
+        "spectral-ncut",
+        "Shi and Malik, Normalized cuts and image segmentation, PAMI 2000",
+        algorithm="spectral-ncut",
+        nodes="superpixels",
+        image_size=256,
+        affinity="colour",
+        alpha=255.0,
+    ),
+)
+
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
+"""The registry: name → `Method`. There is no `cc-arma`: ARMA's propagation divides by the square
+roots of the degrees, which the negative affinities of correlation clustering leave undefined."""
