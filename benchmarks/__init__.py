@@ -1,0 +1,1 @@
+"""Wall-clock measurements. `python -m benchmarks` lists and runs them."""
