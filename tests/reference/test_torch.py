@@ -1,0 +1,89 @@
+"""The dense PyTorch writing against the PyG one, and the PyTorch ViT against golden values."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the 'reference' extra")
+pytest.importorskip("torch_geometric", reason="needs the 'reference' extra")
+
+import torch
+
+from benchmarks.reference import pyg_heads, torch_dense, torch_vit
+
+NODES, WIDTH, EPOCHS = 40, 16, 6
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def features(seed):
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((3, WIDTH))
+    nodes = centres[generator.integers(0, 3, NODES)] + generator.standard_normal((NODES, WIDTH))
+    return nodes.astype(np.float32)
+
+
+@pytest.mark.parametrize("edge_features", [False, True])
+@pytest.mark.parametrize("name", pyg_heads.HEADS)
+def test_dense_heads_equal_message_passing(name, edge_features):
+    head = pyg_heads.HEADS[name]
+    if edge_features and head.layer != "gat":
+        pytest.skip("only GAT has edge features")
+    head = dataclasses.replace(head, edge_features=edge_features, learning_rate=1e-2)
+    images = [features(seed) for seed in (0, 1)]
+    states = [pyg_heads.initial_state(head, WIDTH, seed=seed) for seed in (0, 1)]
+    weights = np.stack([pyg_heads.affinity(image, head) for image in images])
+    dense = torch_dense.run(
+        np.stack(images), weights, head, states=states, epochs=EPOCHS, dropout=0.0
+    )
+    for index, (image, state) in enumerate(zip(images, states, strict=True)):
+        sparse = pyg_heads.run(image, head, state=state, epochs=EPOCHS, dropout=0.0)
+        np.testing.assert_allclose(dense.losses[index], sparse.losses, rtol=1e-4)
+        assert np.mean(dense.labels[index] == sparse.labels) >= 0.97
+
+
+def test_two_gcn_layers():
+    head = dataclasses.replace(pyg_heads.HEADS["unseggnet"], branches=((8, 8),), tau=0.2)
+    state = pyg_heads.initial_state(head, WIDTH)
+    image = features(2)
+    sparse = pyg_heads.run(image, head, state=state, epochs=EPOCHS, dropout=0.0)
+    dense = torch_dense.run(
+        image[None],
+        pyg_heads.affinity(image, head)[None],
+        head,
+        states=[state],
+        epochs=EPOCHS,
+        dropout=0.0,
+    )
+    np.testing.assert_allclose(dense.losses[0], sparse.losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 48), (64, 40), (56, 72)])
+def test_vit_keys(golden, size):
+    values = golden("vit_tiny_patch8")
+    prefix = f"{size[0]}x{size[1]}"
+    state = {
+        name.removeprefix("param."): value
+        for name, value in values.items()
+        if name.startswith("param.")
+    }
+    model = torch_vit.load(state, patch=8, width=48, depth=3, heads=3, native_grid=4)
+    with torch.inference_mode():
+        keys = model.keys(torch.from_numpy(values[f"{prefix}.input"]))
+    np.testing.assert_allclose(keys, values[f"{prefix}.s8.key"], atol=1e-4)
+
+
+def test_bfloat16_is_close_to_float32():
+    shape = {"patch": 8, "width": 48, "depth": 3, "heads": 3, "native_grid": 4}
+    model = torch_vit.load(torch_vit.random_state(**shape), **shape)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    full = torch_vit.features(model, pixels)
+    half = torch_vit.features(model, pixels, bfloat16=True)
+    assert 0 < (full - half).abs().max() < 0.05 * full.abs().max()
