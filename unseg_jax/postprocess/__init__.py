@@ -1,0 +1,23 @@
+"""From cluster labels on the patch grid to masks, boxes and edges at the size of the image."""
+
+from unseg_jax.postprocess.components import (
+    bounding_box,
+    component_boxes,
+    fill_holes,
+    largest_component,
+    object_box,
+    scale_box,
+    upsample_labels,
+)
+from unseg_jax.postprocess.vote import foreground_labels
+
+__all__ = [
+    "bounding_box",
+    "component_boxes",
+    "fill_holes",
+    "foreground_labels",
+    "largest_component",
+    "object_box",
+    "scale_box",
+    "upsample_labels",
+]
