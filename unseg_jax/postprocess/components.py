@@ -127,5 +127,6 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Component numbers (H, W), 0 outside the mask, and the size of each from number 1."""
     from scipy import ndimage
 
-    components, _ = ndimage.label(np.asarray(mask) != 0)
+    components = np.zeros(np.shape(mask), np.int32)
+    ndimage.label(np.asarray(mask) != 0, output=components)
     return components, np.bincount(components.ravel())[1:]

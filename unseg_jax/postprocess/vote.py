@@ -70,19 +70,19 @@ def foreground_labels(
             "foreground='attention' needs the class token's attention; "
             "pass class_attention, or use foreground='auto'."
         )
-    labels = labels.astype(jnp.int32)
-    mask = jnp.ones(labels.shape, bool) if mask is None else mask.astype(bool)
-    corners, border = _corners(mask), _border(mask)
+    labels = jnp.asarray(labels, jnp.int32)
+    kept = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask, bool)
+    corners, border = _corners(kept), _border(kept)
     if rule == "corner" and (num_clusters == 2 or quirks == "code"):
         swap = 2 * jnp.sum(corners * labels) > jnp.sum(corners)
         swapped = jnp.where(labels < 2, 1 - labels, labels)
-        return jnp.where(mask, jnp.where(swap, swapped, labels), 0)
+        return jnp.where(kept, jnp.where(swap, swapped, labels), 0)
 
-    hard = jax.nn.one_hot(labels, num_clusters) * mask[..., None]
+    hard = jax.nn.one_hot(labels, num_clusters) * kept[..., None]
     sizes = jnp.sum(hard, (0, 1))
     soft = hard
     if assignments is not None:
-        soft = assignments.reshape(*labels.shape, num_clusters) * mask[..., None]
+        soft = assignments.reshape(*labels.shape, num_clusters) * kept[..., None]
     # A cluster that no patch has as its label may not become the background or the foreground.
     present = sizes > 0
 
@@ -92,17 +92,17 @@ def foreground_labels(
         tie = _share(soft, border) if rule == "corner" else _mean(soft, border)
         background = _one_hot_argmax(votes, tie, present)
     elif rule == "centre":
-        background = ~_above_average(_mean(soft, _centre(mask)), soft, sizes)
+        background = ~_above_average(_mean(soft, _centre(kept)), soft, sizes)
     elif rule == "attention":
         assert class_attention is not None
         attention = class_attention.reshape(labels.shape)
         background = ~_above_average(_mean(soft, attention), soft, sizes)
     else:
-        cues = [_mean(soft, _centre(mask)), _mean(soft, 1.0 - border)]
+        cues = [_mean(soft, _centre(kept)), _mean(soft, 1.0 - border)]
         if class_attention is not None:
             cues.append(_mean(soft, class_attention.reshape(labels.shape)))
         background = ~_above_average(_combined(cues, soft), soft, sizes)
-    return jnp.where(mask, _renumber(labels, background, sizes), 0)
+    return jnp.where(kept, _renumber(labels, background, sizes), 0)
 
 
 def _corners(mask: jax.Array) -> jax.Array:

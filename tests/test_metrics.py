@@ -1,0 +1,248 @@
+"""Metrics against pysodmetrics, scikit-learn, SciPy and counting by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from unseg_jax import metrics
+
+
+def blob(height: int, width: int, y: float, x: float, radius: float) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+
+
+RNG = np.random.default_rng(0)
+TRUTH = blob(40, 53, 18, 20, 11)
+NOISE = RNG.random((40, 53))
+SOFT = np.clip(0.7 * blob(40, 53, 20, 24, 12) + 0.3 * NOISE, 0, 1)
+EMPTY, FULL = np.zeros((40, 53), bool), np.ones((40, 53), bool)
+MASKS = {
+    "close": blob(40, 53, 20, 24, 12),
+    "far": blob(40, 53, 35, 45, 6),
+    "inverse": ~TRUTH,
+    "equal": TRUTH,
+    "full": FULL,
+    "pixel": blob(40, 53, 18, 20, 0.5),
+    "noise": NOISE < 0.3,
+}
+TRUTHS = {
+    "disc": TRUTH,
+    "large": blob(40, 53, 20, 20, 25),
+    "dot": MASKS["pixel"],
+    "noise": NOISE > 0.8,
+}
+PAIRS = [pytest.param(MASKS[m], TRUTHS[t], id=f"{m}-{t}") for m in MASKS for t in TRUTHS]
+MAPS = {
+    "soft": SOFT,
+    "noise": NOISE,
+    "constant": np.full((40, 53), 0.4),
+    "float32": SOFT.astype("f4"),
+}
+SOFT_PAIRS = [pytest.param(MAPS[m], TRUTHS[t], id=f"{m}-{t}") for m in MAPS for t in TRUTHS]
+
+
+@pytest.fixture(scope="module")
+def sod():
+    return pytest.importorskip("py_sod_metrics")
+
+
+def f_curve_oracle(sod, prediction, truth):
+    with pytest.warns(UserWarning, match="FmeasureV2"):
+        oracle = sod.Fmeasure()
+    oracle.step(prediction.astype(np.float64), truth, normalize=False)
+    return oracle.get_results()["fm"]["curve"]
+
+
+@pytest.mark.parametrize(("mask", "truth"), PAIRS)
+def test_overlap_against_sets(mask, truth):
+    ours, theirs = set(np.flatnonzero(mask)), set(np.flatnonzero(truth))
+    assert metrics.iou(mask, truth) == pytest.approx(len(ours & theirs) / len(ours | theirs))
+    both = 2 * len(ours & theirs) / (len(ours) + len(theirs))
+    assert metrics.dice(mask, truth) == pytest.approx(both)
+    assert metrics.pixel_accuracy(mask, truth) == pytest.approx(1 - len(ours ^ theirs) / mask.size)
+
+
+@pytest.mark.parametrize("metric", [metrics.iou, metrics.dice, metrics.max_f])
+def test_empty_masks(metric):
+    assert metric(EMPTY, EMPTY) == 1
+    assert metric(EMPTY, TRUTH) == 0
+    assert metric(TRUTH, EMPTY) == 0
+    assert metric(EMPTY.astype(float), TRUTH) == 0
+
+
+def test_empty_masks_in_the_other_metrics():
+    assert metrics.pixel_accuracy(EMPTY, EMPTY) == 1
+    assert metrics.mae(EMPTY, EMPTY) == 0
+    assert metrics.s_measure(EMPTY, EMPTY) == 1
+    assert metrics.s_measure(FULL, EMPTY) == 0
+    size = EMPTY.size
+    assert metrics.e_measure(EMPTY, EMPTY) == pytest.approx(size / (size - 1))
+    assert metrics.e_measure(FULL, EMPTY) == 0
+
+
+def test_masks_may_be_integers_or_floats():
+    for factor in (1, 255):
+        assert metrics.iou(TRUTH.astype(np.uint8) * factor, TRUTH) == 1
+    assert metrics.iou(TRUTH * 0.9, TRUTH) == 1
+    assert metrics.iou(TRUTH * 0.4, TRUTH) == 0
+    assert metrics.s_measure(TRUTH.astype(np.uint8) * 255, TRUTH) == pytest.approx(1)
+
+
+def test_wrong_inputs():
+    with pytest.raises(ValueError, match=r"shape \(40, 53\) with a truth of shape \(2, 2\)"):
+        metrics.iou(TRUTH, np.zeros((2, 2), bool))
+    with pytest.raises(ValueError, match="non-empty"):
+        metrics.s_measure(np.zeros((0, 3)), np.zeros((0, 3)))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        metrics.mae(SOFT * 255, TRUTH)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        metrics.max_f(np.full_like(SOFT, np.nan), TRUTH)
+    with pytest.raises(ValueError, match="not one of adaptive"):
+        metrics.e_measure(SOFT, TRUTH, "best")
+
+
+@pytest.mark.parametrize(("prediction", "truth"), PAIRS + SOFT_PAIRS)
+def test_f_and_mae_against_pysodmetrics(sod, prediction, truth):
+    curve = f_curve_oracle(sod, prediction, truth)
+    np.testing.assert_allclose(metrics.f_curve(prediction, truth), curve, atol=1e-12)
+    assert metrics.max_f(prediction, truth) == pytest.approx(curve.max(), abs=1e-12)
+    oracle = sod.MAE()
+    oracle.step(prediction.astype(np.float64), truth, normalize=False)
+    assert metrics.mae(prediction, truth) == pytest.approx(oracle.get_results()["mae"], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "mean", "max"])
+@pytest.mark.parametrize(("prediction", "truth"), PAIRS + SOFT_PAIRS)
+def test_e_measure_against_pysodmetrics(sod, prediction, truth, kind):
+    oracle = sod.Emeasure()
+    oracle.step(prediction.astype(np.float64), truth, normalize=False)
+    result = oracle.get_results()["em"]
+    curve = result["curve"]
+    expected = {"adaptive": result["adp"], "mean": curve.mean(), "max": curve.max()}[kind]
+    assert metrics.e_measure(prediction, truth, kind) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("truth", [EMPTY, FULL], ids=["empty", "full"])
+@pytest.mark.parametrize("prediction", [SOFT, MASKS["close"]], ids=["soft", "mask"])
+def test_e_and_s_with_a_truth_of_one_kind(sod, prediction, truth):
+    for kind, oracle in (("em", sod.Emeasure()), ("sm", sod.Smeasure())):
+        oracle.step(prediction.astype(np.float64), truth, normalize=False)
+        result = oracle.get_results()[kind]
+        if kind == "em":
+            assert metrics.e_measure(prediction, truth) == pytest.approx(result["adp"], abs=1e-12)
+        else:
+            assert metrics.s_measure(prediction, truth) == pytest.approx(result, abs=1e-12)
+
+
+@pytest.mark.parametrize(("prediction", "truth"), PAIRS + SOFT_PAIRS)
+def test_s_measure_against_pysodmetrics(sod, prediction, truth):
+    oracle = sod.Smeasure()
+    oracle.step(prediction.astype(np.float64), truth, normalize=False)
+    expected = oracle.get_results()["sm"]
+    assert metrics.s_measure(prediction, truth) == pytest.approx(expected, abs=1e-9)
+
+
+def test_box_iou_by_hand():
+    assert metrics.box_iou((0, 0, 4, 4), (2, 2, 6, 6)) == pytest.approx(4 / 28)
+    assert metrics.box_iou((0, 0, 2, 2), (2, 0, 4, 2)) == 0
+    assert metrics.box_iou((1, 1, 1, 1), (1, 1, 1, 1)) == 1
+    boxes = RNG.integers(0, 12, (20, 4))
+    boxes[:, 2:] += boxes[:, :2] + 1
+    grid = metrics.box_iou(boxes[:, None], boxes[None])
+    for (i, one), (j, other) in itertools.product(enumerate(boxes), repeat=2):
+        drawn = []
+        for left, top, right, bottom in (one, other):
+            canvas = np.zeros((40, 40), bool)
+            canvas[top:bottom, left:right] = True
+            drawn.append(canvas)
+        assert grid[i, j] == pytest.approx(metrics.iou(*drawn))
+
+
+def test_corloc():
+    box = (0, 0, 10, 10)
+    assert metrics.corloc(box, [(20, 20, 30, 30), (0, 0, 10, 5)]) == 1
+    assert metrics.corloc(box, [(0, 0, 10, 4)]) == 0
+    assert metrics.corloc(box, (0, 0, 10, 4), threshold=0.4) == 1
+    assert metrics.corloc(None, []) == 1
+    assert metrics.corloc(None, [box]) == 0
+    assert metrics.corloc(box, []) == 0
+
+
+LABELS = RNG.integers(0, 5, (30, 31))
+PARTITIONS = {
+    "random": (LABELS, RNG.integers(0, 3, (30, 31))),
+    "refined": (LABELS, LABELS // 2),
+    "renamed": (LABELS, np.array([3, -1, 900000, 2, 7])[LABELS]),
+    "one": (LABELS, np.zeros_like(LABELS)),
+    "ones": (np.ones_like(LABELS), np.zeros_like(LABELS)),
+    "singletons": (np.arange(30), np.arange(30)[::-1]),
+    "bool": (LABELS > 2, LABELS > 3),
+}
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_partitions_against_scikit_learn(name):
+    cluster = pytest.importorskip("sklearn.metrics")
+    labels, truth = PARTITIONS[name]
+    expected = cluster.normalized_mutual_info_score(truth.ravel(), labels.ravel())
+    assert metrics.nmi(labels, truth) == pytest.approx(expected, abs=1e-12)
+    expected = cluster.adjusted_rand_score(truth.ravel(), labels.ravel())
+    assert metrics.ari(labels, truth) == pytest.approx(expected, abs=1e-12)
+
+
+def test_partitions_leave_out_masked_pixels():
+    mask = LABELS != 2
+    truth = LABELS // 2
+    disturbed = np.where(mask, truth, 5)
+    for metric in (metrics.nmi, metrics.ari):
+        kept = metric(LABELS[mask], truth[mask])
+        assert metric(LABELS, disturbed, mask) == pytest.approx(kept)
+        assert metric(LABELS, truth, np.zeros_like(mask)) == 1
+    with pytest.raises(ValueError, match="same shape"):
+        metrics.nmi(LABELS, LABELS[1:])
+
+
+def test_bootstrap_interval():
+    values = RNG.normal(0.6, 0.2, 200)
+    low, high = metrics.bootstrap_interval(values, 3)
+    # The bootstrap of a mean is close to the normal interval, which is written out here.
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 8)
+    assert metrics.bootstrap_interval(values, 3) == (low, high)
+    assert metrics.bootstrap_interval(values, 4) != (low, high)
+    narrow = metrics.bootstrap_interval(values, 3, level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+    assert metrics.bootstrap_interval([0.5]) == (0.5, 0.5)
+    assert all(map(math.isnan, metrics.bootstrap_interval([])))
+    with pytest.raises(ValueError, match="finite"):
+        metrics.bootstrap_interval([0.1, np.nan])
+
+
+def test_bootstrap_interval_against_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    values = RNG.beta(2, 1, 80)
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    ours = metrics.bootstrap_interval(values, samples=10000)
+    np.testing.assert_allclose(ours, theirs, atol=0.004)
+
+
+def test_paired_difference():
+    first = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.9, 0.8, 0.7])
+    second = first - np.array([0.1, 0.05, 0.0, -0.02, 0.1, 0.08, 0.1, 0.07])
+    found = metrics.paired_difference(first, second, samples=20000)
+    assert (found.wins, found.ties, found.losses) == (6, 1, 1)
+    assert found.mean == pytest.approx(0.06)
+    assert found.low < 0.06 < found.high
+    # The exact test: all 2**8 sign flips.
+    differences = first - second
+    flips = np.array(list(itertools.product((-1, 1), repeat=8))) @ differences / 8
+    exact = np.mean(np.abs(flips) >= abs(differences.mean()) - 1e-12)
+    assert found.p_value == pytest.approx(exact, abs=0.01)
+    assert metrics.paired_difference(first, first).p_value == 1
+    with pytest.raises(ValueError, match="cannot pair 8 scores with 7"):
+        metrics.paired_difference(first, second[1:])

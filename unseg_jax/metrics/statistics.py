@@ -1,0 +1,111 @@
+"""How sure a mean over images is: bootstrap intervals and paired differences."""
+
+import dataclasses
+
+import numpy as np
+
+# Values drawn at once; bounds the memory of resampling a large data set.
+_CHUNK = 4_000_000
+
+
+def bootstrap_interval(
+    values: np.ndarray, seed: int = 0, *, level: float = 0.95, samples: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron, 1979).
+
+    Args:
+        values: (N,) one score an image, finite.
+        seed: of the resampling.
+        level: coverage.
+        samples: resampled means.
+
+    Returns:
+        (low, high); both NaN if there are no values.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    values = _finite(values)
+    if not values.size:
+        return float("nan"), float("nan")
+    means = _resampled_means(values, np.random.default_rng(seed), samples)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64).ravel()
+    if not np.isfinite(values).all():
+        raise ValueError("scores must be finite; count failed images as 0 or leave them out.")
+    return values
+
+
+def _resampled_means(values: np.ndarray, rng: np.random.Generator, samples: int) -> np.ndarray:
+    means = np.empty(samples)
+    step = max(1, _CHUNK // values.size)
+    for start in range(0, samples, step):
+        stop = min(samples, start + step)
+        drawn = rng.integers(0, values.size, (stop - start, values.size), dtype=np.int32)
+        means[start:stop] = values[drawn].mean(1)
+    return means
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedDifference:
+    """What separates two methods on the same images.
+
+    Attributes:
+        mean: of first − second.
+        low, high: 95 % bootstrap interval of that mean.
+        p_value: two-sided sign-flip test of "the mean difference is 0".
+        wins, ties, losses: images on which the first is better, equal, worse.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, seed: int = 0, *, samples: int = 2000
+) -> PairedDifference:
+    """Compares two methods image by image.
+
+    Args:
+        first, second: (N,) scores of the same images in the same order, finite.
+        seed: of the resampling.
+        samples: resampled means, and random sign flips of the test.
+
+    Raises:
+        ValueError: arrays of different length, empty, or not finite.
+    """
+    first, second = _finite(first), _finite(second)
+    if first.shape != second.shape or not first.size:
+        raise ValueError(
+            f"cannot pair {first.size} scores with {second.size}; "
+            "pass one score an image of the same images for both."
+        )
+    differences = first - second
+    mean = float(differences.mean())
+    low, high = bootstrap_interval(differences, seed, samples=samples)
+    rng = np.random.default_rng(seed + 1)
+    extreme, step = 0, max(1, _CHUNK // differences.size)
+    for start in range(0, samples, step):
+        number = min(step, samples - start)
+        signs = rng.integers(0, 2, (number, differences.size), dtype=np.int8) * 2.0 - 1
+        flipped = np.abs(signs @ differences) / differences.size
+        extreme += int(np.count_nonzero(flipped >= abs(mean) - 1e-12))
+    return PairedDifference(
+        mean=mean,
+        low=low,
+        high=high,
+        # The observed signs are one of the flips: the estimate is never 0.
+        p_value=(extreme + 1) / (samples + 1),
+        wins=int(np.count_nonzero(differences > 0)),
+        ties=int(np.count_nonzero(differences == 0)),
+        losses=int(np.count_nonzero(differences < 0)),
+    )
