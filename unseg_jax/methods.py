@@ -20,6 +20,7 @@ Loss = Literal["ncut", "cc", "modularity"]
 Refine = Literal["none", "bilateral"]
 Foreground = Literal["corner", "border", "centre", "attention", "set", "auto"]
 Quirks = Literal["paper", "code"]
+Collapse = Literal["nodes", "clusters"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Method:
             the first branch are projected to the first one's width and summed.
         normalise: whether "gcn" normalises the adjacency and adds self-loops.
         heads: attention heads of "gat", concatenated.
+        edge_features: whether "gat" sees the edge weights as 1-d edge features. (The published
+            code of UnSegMedGAT hands them over in a place where they are ignored.)
         stacks, arma_layers, shared: shape of "arma"; `shared` uses one weight for all its layers.
         activation: after the graph part; also between and inside graph layers and in the
             multilayer perceptron, unless the next two say otherwise.
@@ -59,6 +62,7 @@ class Method:
         layer_dropout: rate inside the graph part (features between layers and attention of
             "gat", root term of "arma", features between layers of "gcn").
         loss: the graph loss.
+        collapse: what the modularity's collapse term sums S over.
         num_clusters: K, or the most clusters that may be found for "cc".
         epochs: optimisation steps per image.
         learning_rate, weight_decay: of AdamW.
@@ -95,6 +99,7 @@ class Method:
     branches: tuple[tuple[int, ...], ...] = ((64,),)
     normalise: bool = True
     heads: int = 1
+    edge_features: bool = True
     stacks: int = 1
     arma_layers: int = 1
     shared: bool = False
@@ -105,6 +110,7 @@ class Method:
     dropout: float = 0.25
     layer_dropout: float = 0.0
     loss: Loss = "ncut"
+    collapse: Collapse = "nodes"
     num_clusters: int = 2
     epochs: int = 10
     learning_rate: float = 1e-3
@@ -157,6 +163,7 @@ _CHOICES = {
     "refine": get_args(Refine),
     "foreground": get_args(Foreground),
     "quirks": get_args(Quirks),
+    "collapse": get_args(Collapse),
 }
 _FIELDS = {field.name: field for field in dataclasses.fields(Method)}
 _FIXED = ("name", "source", "code")
@@ -259,7 +266,7 @@ _MEDGAT = Method(
     sigma_spatial=11.0,
     sigma_luma=5.0,
     sigma_chroma=5.0,
-    code=(("tau", 0.5), ("epochs", 55), ("learning_rate", 1e-4)),
+    code=(("tau", 0.5), ("epochs", 55), ("learning_rate", 1e-4), ("edge_features", False)),
 )
 
 
@@ -316,7 +323,7 @@ _ALL = (
         activation="silu",
         loss="modularity",
         epochs=100,
-        code=(("branches", ((64,),)), ("epochs", 20)),
+        code=(("branches", ((64,),)), ("epochs", 20), ("collapse", "clusters")),
     ),
     Method(
         "unsegarmanet",
@@ -331,7 +338,7 @@ _ALL = (
         layer_dropout=0.4,
         loss="modularity",
         epochs=100,
-        code=(("epochs", 20),),
+        code=(("epochs", 20), ("collapse", "clusters")),
     ),
     _MEDGAT,
     dataclasses.replace(
@@ -339,7 +346,7 @@ _ALL = (
         name="unsegmedgat-isic",
         branches=((32,), (64,), (128,)),
         epochs=300,
-        code=(("tau", 0.35), ("epochs", 55), ("learning_rate", 1e-4)),
+        code=(("tau", 0.35), ("epochs", 55), ("learning_rate", 1e-4), ("edge_features", False)),
     ),
     dataclasses.replace(_MEDGAT, name="unsegmedgat-c", collective_epochs=5, epochs=5),
     Method(
