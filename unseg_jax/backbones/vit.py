@@ -1,0 +1,322 @@
+"""The vision transformers of DINO and DINOv2, in Flax NNX.
+
+All blocks of a model are one `Block` whose parameters have a leading axis of length depth, and
+run in a scan: one block is compiled, not twelve. A model stops as soon as it has what was asked
+for: keys of the last block need that block's first normalisation and a third of its projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unseg_jax.backbones.descriptors import log_bin as log_bin_descriptors
+from unseg_jax.backbones.positions import interpolate_positions
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, UInt8
+
+Facet = Literal["key", "query", "value", "token", "attn"]
+FACETS: tuple[Facet, ...] = ("key", "query", "value", "token", "attn")
+_THIRDS = {"query": 0, "key": 1, "value": 2}
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """The shape of a vision transformer.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        width: D, length of a token.
+        depth: number of blocks.
+        heads: attention heads; they divide the width.
+        grid: side of the square grid that the position embedding was learned on.
+        mlp_ratio: hidden width of the multilayer perceptrons over `width`.
+        layer_scale: whether branches are scaled by a learned vector (DINOv2).
+        norm_epsilon: of every layer normalisation.
+        position_offset: see `interpolate_positions`.
+        normalised_tokens: whether the facet "token" of the last block is taken after the final
+            normalisation (DINOv2) or before (DINO).
+        facet: the facet that serves these weights best.
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    grid: int
+    mlp_ratio: int = 4
+    layer_scale: bool = False
+    norm_epsilon: float = 1e-6
+    position_offset: float = 0.1
+    normalised_tokens: bool = False
+    facet: Facet = "key"
+
+    def stride(self, stride: int | None) -> int:
+        """The stride in pixels; None is the patch size.
+
+        Raises:
+            ValueError: a stride that does not divide the patch size.
+        """
+        stride = self.patch_size if stride is None else stride
+        if stride < 1 or self.patch_size % stride:
+            divisors = [s for s in range(1, self.patch_size + 1) if self.patch_size % s == 0]
+            raise ValueError(
+                f"stride {stride} does not divide the patch size {self.patch_size}; "
+                f"take one of {divisors}"
+            )
+        return stride
+
+    def patch_grid(self, size: tuple[int, int], stride: int | None = None) -> tuple[int, int]:
+        """(rows, columns) of patches of an image of `size` (height, width) in pixels.
+
+        Raises:
+            ValueError: an image smaller than a patch, or a stride that does not divide the patch.
+        """
+        stride = self.stride(stride)
+        if min(size) < self.patch_size:
+            raise ValueError(
+                f"an image of {size[0]}x{size[1]} pixels is smaller than one patch of "
+                f"{self.patch_size}; resize it first"
+            )
+        height, width = (1 + (side - self.patch_size) // stride for side in size)
+        return height, width
+
+
+def normalise_pixels(
+    pixels: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+) -> Float[Array, "b h w 3"]:
+    """uint8, or float in [0, 1], to float32 with ImageNet's mean 0 and deviation 1."""
+    if jnp.issubdtype(pixels.dtype, jnp.integer):
+        pixels = pixels.astype(jnp.float32) / 255
+    mean, std = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
+    return (pixels.astype(jnp.float32) - mean) / std
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with statistics in float32, whatever the dtype of its input."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(axis=-1, keepdims=True)
+        variance = jnp.square(y).mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(variance + self.epsilon)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class PatchEmbedding(nnx.Module):
+    """Patches to tokens: a convolution, written as one matrix product at every stride."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        p = config.patch_size
+        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (p, p, 3, config.width)))
+        self.bias = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(
+        self, pixels: Float[Array, "b h w 3"], grid: tuple[int, int], stride: int
+    ) -> Float[Array, "b n d"]:
+        kernel = self.kernel[...]
+        ratio = kernel.shape[0] // stride
+        height, width = grid
+        cells_high, cells_wide = height + ratio - 1, width + ratio - 1
+        batch = pixels.shape[0]
+        # A patch is ratio × ratio cells of stride × stride pixels; what does not fill one is left.
+        cells = pixels[:, : cells_high * stride, : cells_wide * stride]
+        cells = cells.reshape(batch, cells_high, stride, cells_wide, stride, 3)
+        cells = cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, cells_high, cells_wide, -1)
+        patches = jnp.concatenate(
+            [
+                cells[:, row : row + height, column : column + width]
+                for row in range(ratio)
+                for column in range(ratio)
+            ],
+            axis=-1,
+        )
+        matrix = kernel.reshape(ratio, stride, ratio, stride, 3, -1).transpose(0, 2, 1, 3, 4, 5)
+        matrix = matrix.reshape(patches.shape[-1], -1)
+        tokens = patches.astype(matrix.dtype) @ matrix + self.bias[...]
+        return tokens.reshape(batch, height * width, -1)
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block; `scale1` and `scale2` are DINOv2's LayerScale, or None."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+        width, hidden = config.width, config.width * config.mlp_ratio
+        self.heads = config.heads
+        self.norm1 = LayerNorm(width, config.norm_epsilon)
+        self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
+        self.proj = nnx.Linear(width, width, rngs=rngs)
+        self.norm2 = LayerNorm(width, config.norm_epsilon)
+        self.fc1 = nnx.Linear(width, hidden, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden, width, rngs=rngs)
+        self.scale1 = nnx.Param(jnp.ones(width)) if config.layer_scale else None
+        self.scale2 = nnx.Param(jnp.ones(width)) if config.layer_scale else None
+
+    def third(self, x: Float[Array, "b t d"], which: int) -> Float[Array, "b k t c"]:
+        """Queries (0), keys (1) or values (2), by head: (B, heads, T, D / heads)."""
+        width = x.shape[-1]
+        part = slice(which * width, (which + 1) * width)
+        assert self.qkv.bias is not None
+        y = self.norm1(x) @ self.qkv.kernel[:, part] + self.qkv.bias[part]
+        return self._by_head(y)
+
+    def _by_head(self, x: Float[Array, "b t d"]) -> Float[Array, "b k t c"]:
+        batch, tokens, width = x.shape
+        return x.reshape(batch, tokens, self.heads, width // self.heads).transpose(0, 2, 1, 3)
+
+    def _exponentials(
+        self, queries: Float[Array, "b k q c"], keys: Float[Array, "b k t c"]
+    ) -> tuple[Float[Array, "b k q t"], Float[Array, "b k q 1"]]:
+        """exp(q·k/√c - max) in float32, and its sums over t: a softmax not yet divided."""
+        queries = queries * np.asarray(queries.shape[-1] ** -0.5, queries.dtype)
+        logits = jnp.einsum("bkqc,bktc->bkqt", queries, keys, preferred_element_type=jnp.float32)
+        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+        return weights, weights.sum(axis=-1, keepdims=True)
+
+    def attention_weights(
+        self, x: Float[Array, "b t d"], *, queries: slice = slice(None)
+    ) -> Float[Array, "b k q t"]:
+        """softmax(QKᵀ/√c), float32, for the tokens of `queries` only."""
+        weights, total = self._exponentials(self.third(x[:, queries], 0), self.third(x, 1))
+        return weights / total
+
+    def attention(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        queries, keys, values = qkv.transpose(2, 0, 3, 1, 4)
+        weights, total = self._exponentials(queries, keys)
+        # Dividing the (T, c) product costs less than dividing the (T, T) weights.
+        mixed = jnp.einsum(
+            "bkqt,bktc->bkqc",
+            weights.astype(values.dtype),
+            values,
+            preferred_element_type=jnp.float32,
+        )
+        mixed = (mixed / total).astype(x.dtype)
+        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
+
+    def mlp(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        update = self.attention(x)
+        x = x + (update if self.scale1 is None else update * self.scale1[...])
+        update = self.mlp(x)
+        return x + (update if self.scale2 is None else update * self.scale2[...])
+
+
+class VisionTransformer(nnx.Module):
+    """A vision transformer that gives out patch features.
+
+    Its parameters: `patch_embed`, `class_token` (D,), `positions` (1 + G², D) with the class
+    token's first, `blocks` (every leaf with a leading axis of length depth), `norm`.
+    """
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embed = PatchEmbedding(config, rngs)
+        self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,)))
+        positions = jax.random.normal(rngs.params(), (1 + config.grid**2, config.width))
+        self.positions = nnx.Param(0.02 * positions)
+        stack = nnx.split_rngs(splits=config.depth)(nnx.vmap(lambda rngs: Block(config, rngs)))
+        self.blocks = stack(rngs)
+        self.norm = LayerNorm(config.width, config.norm_epsilon)
+
+    def tokens(self, pixels: Array, *, stride: int | None = None) -> Float[Array, "b t d"]:
+        """The tokens that enter block 0: class token first, then patches, positions added."""
+        config = self.config
+        size = (pixels.shape[1], pixels.shape[2])
+        grid = config.patch_grid(size, stride)
+        patches = self.patch_embed(normalise_pixels(pixels), grid, config.stride(stride))
+        table = self.positions[...].astype(jnp.float32)
+        native = table[1:].reshape(config.grid, config.grid, config.width)
+        # The reference leaves the embedding alone only for square images on the native grid.
+        if size[0] != size[1] or grid[0] * grid[1] != config.grid**2:
+            native = interpolate_positions(native, grid, config.position_offset)
+        positions = native.reshape(-1, config.width)
+        patches = patches + positions.astype(patches.dtype)
+        first = (self.class_token[...] + table[0]).astype(patches.dtype)
+        first = jnp.broadcast_to(first, (patches.shape[0], 1, config.width))
+        return jnp.concatenate([first, patches], axis=1)
+
+    def block(self, index: int | Array) -> Block:
+        """Block `index` of the stack."""
+        graphdef, state = nnx.split(self.blocks)
+        one = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), state
+        )
+        return nnx.merge(graphdef, one)
+
+    def run_blocks(self, x: Float[Array, "b t d"], count: int) -> Float[Array, "b t d"]:
+        """The tokens after the first `count` blocks."""
+        if count == 0:
+            return x
+        # Indices are scanned over, not parameters: a slice of the stack would be a copy.
+        return jax.lax.scan(lambda x, i: (self.block(i)(x), None), x, jnp.arange(count))[0]
+
+    def block_index(self, block: int) -> int:
+        """`block` counted from 0.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        depth = self.config.depth
+        if not -depth <= block < depth:
+            raise ValueError(f"there is no block {block}; this backbone has {depth}, from 0")
+        return block % depth
+
+    def features(
+        self,
+        pixels: Array,
+        *,
+        facet: Facet | None = None,
+        block: int = -1,
+        stride: int | None = None,
+        log_bin: bool = False,
+    ) -> Float[Array, "b n d"]:
+        """Patch features; see `Backbone.features`."""
+        facet = self.config.facet if facet is None else facet
+        if facet not in FACETS:
+            raise ValueError(f"there is no facet '{facet}'; take one of {', '.join(FACETS)}")
+        if log_bin and facet == "attn":
+            raise ValueError("log-bin descriptors are not defined for the facet 'attn'")
+        index = self.block_index(block)
+        x = self.tokens(pixels, stride=stride)
+        if facet == "token":
+            x = self.run_blocks(x, index + 1)
+            if self.config.normalised_tokens and index == self.config.depth - 1:
+                x = self.norm(x)
+        else:
+            x = self.run_blocks(x, index)
+            last = self.block(index)
+            by_head = (
+                last.attention_weights(x) if facet == "attn" else last.third(x, _THIRDS[facet])
+            )
+            # The published extractor flattens (channel, head): heads vary fastest.
+            x = by_head.transpose(0, 2, 3, 1).reshape(*x.shape[:2], -1)
+        features = x[:, 1:].astype(jnp.float32)
+        if not log_bin:
+            return features
+        return log_bin_descriptors(
+            features, self.config.patch_grid((pixels.shape[1], pixels.shape[2]), stride)
+        )
+
+    def class_attention(self, pixels: Array, *, stride: int | None = None) -> Float[Array, "b n"]:
+        """Attention of the class token to the patches; see `Backbone.class_attention`."""
+        x = self.run_blocks(self.tokens(pixels, stride=stride), self.config.depth - 1)
+        weights = self.block(self.config.depth - 1).attention_weights(x, queries=slice(0, 1))
+        return weights[:, :, 0, 1:].mean(axis=1)
