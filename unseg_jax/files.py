@@ -1,0 +1,145 @@
+"""Writing files so that a killed run leaves none half written.
+
+Everything is written beside its target under a name of its own and then moved over it, which
+the operating system does in one step.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+_REMEDIES = {
+    errno.ENOSPC: "no space is left on the disk; free some, or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some, or write elsewhere",
+    errno.EACCES: "permission is denied; choose another place, or change its permissions",
+    errno.EPERM: "permission is denied; choose another place, or change its permissions",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOTDIR: "part of the path is a file; choose another place",
+    errno.EISDIR: "a folder of that name is there; choose another name",
+    errno.EEXIST: "a file stands where a folder is to be; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+class WriteError(OSError):
+    """A file that could not be written; the message names it and says what to do.
+
+    `errno` is that of the operating system: `errno.ENOSPC` is a full disk.
+    """
+
+    def __init__(self, path: str | os.PathLike, cause: OSError):
+        reason = _REMEDIES.get(cause.errno or 0, cause.strerror or str(cause))
+        super().__init__(cause.errno, f"cannot write {os.fspath(path)}: {reason}.")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """A path beside `path` to write to, moved to `path` when the block ends without error.
+
+    Missing folders are made. On an error nothing of either file is left or changed.
+
+    Raises:
+        WriteError: the operating system refused.
+    """
+    path = Path(path)
+    # The suffix is kept: libraries choose the format by it.
+    partial = path.with_name(f".{uuid.uuid4().hex[:12]}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _write(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
+    with atomic(path) as partial, open(partial, "wb") as file:
+        write(file)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file whole or not at all. Raises `WriteError`."""
+    _write(path, lambda file: file.write(data))
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 text whole or not at all. Raises `WriteError`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
+    """Writes JSON whole or not at all; NaN is refused, because readers refuse it.
+
+    Raises:
+        WriteError: the operating system refused.
+        ValueError: NaN or infinity in the value.
+    """
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
+
+
+def encode_png(array: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """A PNG file in memory; see `write_png`."""
+    array = np.asarray(array)
+    if palette is not None:
+        if array.ndim != 2 or not array.size or array.min() < 0 or array.max() > 255:
+            raise ValueError(
+                "a PNG with a palette takes labels (H, W) in [0, 255]; "
+                "colour the labels instead (colour_labels)."
+            )
+        image = Image.fromarray(array.astype(np.uint8))
+        image.putpalette(np.asarray(palette, np.uint8).tobytes())
+    elif array.dtype == bool and array.ndim == 2:
+        image = Image.fromarray(array.astype(np.uint8) * np.uint8(255))
+    elif array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2:] in ((3,), (4,))):
+        image = Image.fromarray(array)
+    else:
+        raise ValueError(
+            f"cannot write an array of shape {array.shape} and type {array.dtype} as PNG; "
+            "pass a bool mask (H, W), or uint8 (H, W), (H, W, 3) or (H, W, 4)."
+        )
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_png(
+    path: str | os.PathLike, array: np.ndarray, palette: np.ndarray | None = None
+) -> None:
+    """Writes a PNG whole or not at all.
+
+    Args:
+        path: where to; missing folders are made.
+        array: (H, W) bool, written as 0 and 255; uint8 (H, W), (H, W, 3) or (H, W, 4); with a
+            palette, (H, W) integers in [0, 255].
+        palette: (n, 3) uint8 colours; the file then holds the labels and shows the colours.
+
+    Raises:
+        WriteError: the operating system refused.
+        ValueError: an array that is none of these.
+    """
+    write_bytes(path, encode_png(array, palette))
