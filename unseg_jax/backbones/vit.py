@@ -97,7 +97,7 @@ def normalise_pixels(
     """uint8, or float in [0, 1], to float32 with ImageNet's mean 0 and deviation 1."""
     if jnp.issubdtype(pixels.dtype, jnp.integer):
         pixels = pixels.astype(jnp.float32) / 255
-    mean, std = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     return (pixels.astype(jnp.float32) - mean) / std
 
 
