@@ -1,0 +1,52 @@
+"""Images and masks from disk to arrays, ahead of the device; results to disk, behind it."""
+
+from unseg_jax.data.images import (
+    ImageError,
+    MaskRule,
+    Picture,
+    Source,
+    describe,
+    fit_mask,
+    load_image,
+    load_mask,
+    read_image,
+    resize_image,
+)
+from unseg_jax.data.layouts import LAYOUTS
+from unseg_jax.data.loader import Outcome, batches, default_workers
+from unseg_jax.data.sources import (
+    Dataset,
+    DatasetError,
+    Item,
+    folder_pairs,
+    list_file,
+    open_dataset,
+)
+from unseg_jax.data.writer import DiskFullError, Writer, save_image, write_atomically
+
+__all__ = [
+    "LAYOUTS",
+    "Dataset",
+    "DatasetError",
+    "DiskFullError",
+    "ImageError",
+    "Item",
+    "MaskRule",
+    "Outcome",
+    "Picture",
+    "Source",
+    "Writer",
+    "batches",
+    "default_workers",
+    "describe",
+    "fit_mask",
+    "folder_pairs",
+    "list_file",
+    "load_image",
+    "load_mask",
+    "open_dataset",
+    "read_image",
+    "resize_image",
+    "save_image",
+    "write_atomically",
+]

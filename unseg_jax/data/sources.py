@@ -1,0 +1,391 @@
+"""Where images and masks come from: folders, list files, well-known layouts, TFDS.
+
+`open_dataset` turns any of them into the same thing, a `Dataset` of `Item`s. Nothing is decoded
+here; an item that cannot be read fails on its own, later.
+"""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from unseg_jax.data.images import MaskRule, Source
+from unseg_jax.data.layouts import LAYOUTS, Layout, Part
+from unseg_jax.methods import nearest
+
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".png",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".avif",
+    ]
+)
+"""Suffixes, in lower case, of the files in a folder that count as images."""
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be read as it lies; the message says what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An image and, where there is one, its mask; neither is decoded yet.
+
+    Attributes:
+        id: unique in its data set, and fit for a file name.
+        image: see `unseg_jax.data.images.Source`.
+        mask: the same, or None: such an image is segmented and not scored.
+        split: name of the split, or None.
+    """
+
+    id: str
+    image: Source
+    mask: Source | None = None
+    split: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Items with what is needed to read and to cite them.
+
+    Attributes:
+        name: what reports call it.
+        items: in a fixed order (sorted by id, or as a list file has them).
+        rule: which mask values are foreground.
+        notes: what a reader of the scores should know, a sentence each.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    rule: MaskRule = MaskRule()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def scored(self) -> int:
+        """Number of items that have a mask."""
+        return sum(item.mask is not None for item in self.items)
+
+
+def open_dataset(
+    spec: str | Path,
+    *,
+    image_key: str | None = None,
+    mask_key: str | None = None,
+    foreground: Sequence[int] | None = None,
+    limit: int | None = None,
+    split: str | None = None,
+    strict: bool = False,
+) -> Dataset:
+    """Opens a data set.
+
+    Args:
+        spec: one of
+            a folder with `images/` and `masks/`, paired strictly by stem;
+            a folder of images alone, or a single image, which have no masks;
+            a list file `.csv` (columns image, and optionally mask, split, id) or `.jsonl` (the
+            same keys, an object a line), paths relative to the file's folder;
+            `NAME:DIR` for a data set of `unseg_jax.data.layouts.LAYOUTS`;
+            `tfds:NAME[/CONFIG][:VERSION][:SPLIT]` for a TensorFlow Datasets one (extra `tfds`).
+        image_key, mask_key: names of the features of a TFDS data set; "a/b" for nested ones.
+        foreground: mask values that are foreground, instead of the data set's own rule.
+        limit: take only the first so many.
+        split: take only this split.
+        strict: whether another number of images than the data set is known to have is an error;
+            otherwise it is a note.
+
+    Raises:
+        DatasetError: nothing there, masks missing, names that do not pair or are not unique, an
+            unknown split or feature, or a missing extra.
+    """
+    text = str(spec)
+    name, _, rest = text.partition(":")
+    if limit is not None and limit < 1:
+        raise DatasetError(f"limit={limit} must be at least 1.")
+    if name == "tfds" and rest:
+        from unseg_jax.data.tfds import open_tfds
+
+        dataset = open_tfds(rest, image_key=image_key, mask_key=mask_key, split=split, limit=limit)
+    elif image_key or mask_key:
+        raise DatasetError(
+            "image_key and mask_key name features of a TFDS data set: leave them out."
+        )
+    elif name in LAYOUTS and rest:
+        dataset = open_layout(name, Path(rest), split=split, strict=strict)
+    else:
+        dataset = _only(_open_path(text), split)
+    if not dataset.items:
+        raise DatasetError(f"{text} holds no images: check the path.")
+    items = dataset.items if limit is None else dataset.items[:limit]
+    rule = dataset.rule if foreground is None else MaskRule(values=tuple(foreground))
+    return dataclasses.replace(dataset, items=items, rule=rule)
+
+
+def folder_pairs(folder: str | Path) -> Dataset:
+    """`DIR/images/*` with `DIR/masks/*`, paired strictly by stem; or a folder of images alone.
+
+    Raises:
+        DatasetError: no such folder, no images, two files of one stem, or images without masks
+            where there is a folder `masks`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not a folder: check the path.")
+    inner = folder / "images"
+    images = _by_stem(inner if inner.is_dir() else folder)
+    if not images:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DatasetError(
+            f"{inner if inner.is_dir() else folder} holds no images: put files with one of the "
+            f"suffixes {suffixes} there."
+        )
+    if not (inner.is_dir() and (folder / "masks").is_dir()):
+        note = f"{folder} has no masks: its images are segmented and not scored."
+        return Dataset(
+            folder.resolve().name,
+            tuple(Item(stem, path) for stem, path in images.items()),
+            notes=(note,),
+        )
+    masks = _by_stem(folder / "masks")
+    _check_pairs(folder / "masks", images, masks)
+    items = tuple(Item(stem, path, masks[stem]) for stem, path in images.items())
+    spare = len(masks.keys() - images.keys())
+    notes = (
+        (f"{spare} masks of {folder / 'masks'} have no image and are left out.",) if spare else ()
+    )
+    return Dataset(folder.resolve().name, items, notes=notes)
+
+
+def list_file(path: str | Path) -> Dataset:
+    """Items named by a CSV or JSONL file; see `open_dataset`.
+
+    Raises:
+        DatasetError: a missing column, a line that cannot be read, or an id that is not unique.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"list {path} cannot be read ({error}): check it.") from None
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
+    entries = []
+    for line, row in rows:
+        image, mask = row.get("image"), row.get("mask") or None
+        if not isinstance(image, str) or not image or not isinstance(mask, str | None):
+            raise DatasetError(f"line {line} of {path} names no image: give every line a path.")
+        entries.append((row.get("id"), path.parent / image, mask and path.parent / mask, row))
+    ids = _unique_ids([Path(image) for _, image, _, _ in entries])
+    items = tuple(
+        Item(_safe(str(given)) if given else made, image, mask, row.get("split") or None)
+        for made, (given, image, mask, row) in zip(ids, entries, strict=True)
+    )
+    _check_unique(path, (item.id for item in items))
+    return Dataset(path.stem, items)
+
+
+def open_layout(
+    name: str, folder: Path, *, split: str | None = None, strict: bool = False
+) -> Dataset:
+    """A data set of `LAYOUTS` from the folder it was unpacked to.
+
+    Raises:
+        DatasetError: as `open_dataset`.
+    """
+    layout = LAYOUTS[name]
+    if not folder.is_dir():
+        raise DatasetError(
+            f"{folder} is not a folder: {layout.title} is to be had at {layout.home}."
+        )
+    items = _layout_items(layout, folder)
+    if layout.split_file:
+        items = _with_splits(items, folder, layout.split_file)
+    dataset = _only(Dataset(name, items, layout.rule), split)
+    expected = layout.counts.get(split or "", ())
+    notes = [f"{name}: masks by {layout.rule}."]
+    if expected and len(dataset) not in expected:
+        wanted = " or ".join(map(str, expected))
+        message = f"{folder} holds {len(dataset)} images of {layout.title}, not {wanted}"
+        if strict:
+            raise DatasetError(f"{message}: complete it from {layout.home}.")
+        notes.append(f"{message}; the whole is at {layout.home}.")
+    return dataclasses.replace(dataset, notes=tuple(notes))
+
+
+def _open_path(text: str) -> Dataset:
+    path = Path(text)
+    if path.is_dir():
+        return folder_pairs(path)
+    if path.suffix.lower() in (".csv", ".jsonl"):
+        return list_file(path)
+    if path.is_file():
+        return Dataset(path.stem, (Item(path.stem, path),), notes=(f"{path} has no mask.",))
+    name, colon, _ = text.partition(":")
+    if colon and not Path(name).exists():
+        hint = nearest(name, [*LAYOUTS, "tfds"])
+        raise DatasetError(f"unknown kind of data set '{name}' in {text}; {hint}")
+    raise DatasetError(f"{text} was not found: check the path.")
+
+
+def _only(dataset: Dataset, split: str | None) -> Dataset:
+    if split is None:
+        return dataset
+    items = tuple(item for item in dataset.items if item.split == split)
+    if not items:
+        known = sorted({item.split for item in dataset.items if item.split})
+        has = "it has " + ", ".join(known) if known else "it has none"
+        raise DatasetError(f"{dataset.name} has no split '{split}': {has}.")
+    return dataclasses.replace(dataset, items=items)
+
+
+def _files(folder: Path, recursive: bool = False) -> list[Path]:
+    """Image files, sorted, without hidden ones (such as macOS's `._name.jpg`)."""
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Image files by stem, in the order of their stems."""
+    paths: dict[str, Path] = {}
+    for path in _files(folder):
+        if path.stem in paths:
+            raise DatasetError(
+                f"{folder} holds both {paths[path.stem].name} and {path.name}: files pair by "
+                f"stem, so keep one of them."
+            )
+        paths[path.stem] = path
+    return dict(sorted(paths.items()))
+
+
+def _check_pairs(folder: Path, images: dict[str, Path], masks: dict[str, Path]) -> None:
+    missing = [path.name for stem, path in images.items() if stem not in masks]
+    if not missing:
+        return
+    shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    endings = ("_segmentation", "_Segmentation", "-GTM", "_mask")
+    ending = next((e for e in endings if any(stem.endswith(e) for stem in masks)), None)
+    hint = (
+        f"rename the masks, which end in {ending}, to their images' stems"
+        if ending
+        else "add masks of the same stem, or take these images away"
+    )
+    raise DatasetError(
+        f"{len(missing)} of {len(images)} images have no mask in {folder} ({shown}): {hint}."
+    )
+
+
+def _layout_items(layout: Layout, folder: Path) -> tuple[Item, ...]:
+    ways = (*layout.alternatives, (Part("images", "masks"),))
+    for way in ways:
+        present = [part for part in way if (folder / part.images).is_dir()]
+        present = [part for part in present if (folder / part.masks).is_dir()]
+        if present:
+            items = [item for part in present for item in _part_items(folder, part)]
+            _check_unique(folder, (item.id for item in items))
+            return tuple(items)
+    wanted = "; or ".join(
+        ", ".join(f"{part.images} with {part.masks}" for part in way) for way in ways
+    )
+    raise DatasetError(
+        f"{folder} does not look like {layout.title}, which has the folders {wanted}: it is to "
+        f"be had at {layout.home}."
+    )
+
+
+def _part_items(folder: Path, part: Part) -> list[Item]:
+    """Pairs by the path below the part's folders, its stem with the part's suffix."""
+    roots = folder / part.images, folder / part.masks
+    images = _files(roots[0], recursive=True)
+    masks = {path.relative_to(roots[1]).with_suffix(""): path for path in _files(roots[1], True)}
+    keys = [path.relative_to(roots[0]).with_suffix("") for path in images]
+    # Masks may also carry their image's bare stem, as in copies that people hand on.
+    found = [masks.get(key.with_name(key.name + part.suffix)) or masks.get(key) for key in keys]
+    _check_pairs(
+        roots[1],
+        {str(key): path for key, path in zip(keys, images, strict=True)},
+        {str(key): path for key, path in zip(keys, found, strict=True) if path is not None},
+    )
+    return [
+        Item(id, image, mask, part.split)
+        for id, image, mask in zip(_unique_ids(images), images, found, strict=True)
+    ]
+
+
+def _with_splits(items: Iterable[Item], folder: Path, name: str) -> tuple[Item, ...]:
+    items = tuple(items)
+    split_file = next((path for path in sorted(folder.rglob(name)) if path.is_file()), None)
+    names = split_file and split_file.with_name("images.txt")
+    if split_file is None or names is None or not names.is_file():
+        return items
+    flags = dict(line.split() for line in split_file.read_text().splitlines() if line.strip())
+    by_stem = {}
+    for line in names.read_text().splitlines():
+        if line.strip():
+            number, image = line.split(maxsplit=1)
+            by_stem[Path(image).stem] = "train" if flags.get(number) == "1" else "test"
+    return tuple(
+        dataclasses.replace(item, split=by_stem.get(Path(item.image).stem)) for item in items
+    )
+
+
+def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    if "image" not in (reader.fieldnames or ()):
+        raise DatasetError(f"list {path} has no column 'image': begin it with a line image,mask.")
+    return [(reader.line_num, row) for row in reader]
+
+
+def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DatasetError(f"line {number} of {path} is not JSON ({error}): mend it.") from None
+        if not isinstance(row, dict):
+            raise DatasetError(f"line {number} of {path} is not an object: write {{'image': ...}}.")
+        rows.append((number, row))
+    return rows
+
+
+def _unique_ids(paths: Sequence[Path]) -> list[str]:
+    """Stems, with as many parent folders in front as it takes to tell them all apart."""
+    for depth in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        ids = ["__".join(path.with_suffix("").parts[-depth:]) for path in paths]
+        if len(set(ids)) == len(ids):
+            return [_safe(id) for id in ids]
+    return [_safe("__".join(path.parts)) for path in paths]
+
+
+def _safe(id: str) -> str:
+    return id.strip("/\\").replace("/", "__").replace("\\", "__")
+
+
+def _check_unique(where: Path, ids: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for id in ids:
+        if id in seen:
+            raise DatasetError(f"{where} names '{id}' twice: keep one, or give each its own id.")
+        seen.add(id)

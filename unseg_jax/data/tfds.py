@@ -1,0 +1,216 @@
+"""TensorFlow Datasets, read without TensorFlow: random access into ArrayRecord files."""
+
+import dataclasses
+import functools
+import os
+import re
+from typing import Any
+
+from unseg_jax.data.images import MaskRule
+from unseg_jax.data.sources import Dataset, DatasetError, Item
+from unseg_jax.methods import nearest
+
+_SPEC = re.compile(
+    r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<version>\d+\.[\d*]+\.[\d*]+))?(?::(?P<split>.+))?"
+)
+_KNOWN = {
+    "caltech_birds2011": (
+        "segmentation_mask",
+        MaskRule(threshold=199),
+        "birds are mask values of at least 200, where most annotators agree",
+    ),
+    "oxford_iiit_pet": (
+        "segmentation_mask",
+        MaskRule(values=(1, 3)),
+        "pets are the trimap's values 1 (pet) and 3 (boundary, counted as foreground)",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One feature of one record, read when it is asked for; a `Source`.
+
+    It names the data set instead of holding it, so it travels between processes.
+
+    Attributes:
+        builder: name[/config][:version] as TFDS has it.
+        data_dir: folder of the TFDS data sets, or None for TFDS's own default.
+        split: as TFDS has it.
+        index: position in the split.
+        key: name of the feature, "a/b" for nested ones.
+    """
+
+    builder: str
+    data_dir: str | None
+    split: str
+    index: int
+    key: str
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"tfds:{self.builder}:{self.split}[{self.index}]/{self.key}"
+
+    def read(self) -> Any:
+        """The encoded bytes of an image feature, or the array of another one."""
+        value = _source(self.builder, self.data_dir, self.split)[self.index]
+        for part in self.key.split("/"):
+            value = value[part]
+        return value
+
+
+def open_tfds(
+    spec: str,
+    *,
+    image_key: str | None = None,
+    mask_key: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """A TFDS data set; see `unseg_jax.data.open_dataset`.
+
+    It is looked for in the folder that TFDS_DATA_DIR names, else in TFDS's default one, and
+    downloaded and prepared by TFDS if it is not there. Without a split, all are read.
+
+    Raises:
+        DatasetError: the extra is missing, an unknown data set, split or feature, or files in
+            a format without random access.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise DatasetError(f"'tfds:{spec}' must read tfds:NAME[/CONFIG][:VERSION][:SPLIT].")
+    name, version = match["name"], match["version"]
+    builder_name = f"{name}:{version}" if version else name
+    data_dir = os.environ.get("TFDS_DATA_DIR")
+    split = match["split"] or split
+    builder = _builder(builder_name, data_dir)
+    features = _flat(builder.info.features)
+    mask_default, rule, words = _KNOWN.get(name.split("/")[0], ("segmentation_mask", None, ""))
+    image_key = _key(spec, image_key or "image", features, required=True)
+    mask_key = _key(spec, mask_key or mask_default, features, required=mask_key is not None)
+    items: list[Item] = []
+    for part in [split] if split else list(builder.info.splits):
+        size = _split_size(builder, spec, part)
+        room = size if limit is None else min(size, limit - len(items))
+        for index in range(room):
+            where = builder_name, data_dir, part, index
+            mask = Record(*where, mask_key) if mask_key else None
+            items.append(Item(_id(part, index), Record(*where, image_key), mask, part))
+    if items:
+        _try_reading(items[0].image)
+    notes = []
+    if words:
+        notes.append(f"{name}: {words}.")
+    if mask_key is None:
+        notes.append(f"tfds:{name} has no mask feature: its images are segmented and not scored.")
+    return Dataset(name.replace("/", "-"), tuple(items), rule or MaskRule(), tuple(notes))
+
+
+def _id(split: str, index: int) -> str:
+    words = re.sub(r"[^A-Za-z0-9]+", "-", split).strip("-")
+    return f"{words}-{index:06d}"
+
+
+def _tfds():
+    try:
+        import array_record  # noqa: F401  (TFDS itself only says that a file format is missing)
+        import tensorflow_datasets
+    except ImportError as error:
+        raise DatasetError(
+            f"reading tfds: data sets needs the extra 'tfds' ({error}): "
+            f"pip install 'unseg_jax[tfds]'."
+        ) from None
+    return tensorflow_datasets
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(name: str, data_dir: str | None) -> Any:
+    """The builder of a data set that is on disk, after preparing it if need be."""
+    tfds = _tfds()
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        if not builder.info.splits:
+            builder = tfds.builder(
+                name, data_dir=data_dir, try_gcs=False, file_format="array_record"
+            )
+            builder.download_and_prepare()
+        return builder
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        hint = nearest(name.split("/")[0].split(":")[0], known)
+        hint = hint if hint.startswith("did") else "name one that TFDS lists"
+        place = data_dir or "the default folder of TFDS"
+        message = f"TFDS knows no data set '{name}' and {place} holds none; {hint}"
+        raise DatasetError(message) from None
+    except Exception as error:  # a builder's own code, a download: anything can be raised
+        raise DatasetError(
+            f"TFDS cannot open or prepare '{name}' ({_reason(error)}): prepare it on a machine "
+            f"with network as array_record files, and set TFDS_DATA_DIR to their folder."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _try_reading(record: Record) -> None:
+    """Fails now, once, where every record would."""
+    try:
+        record.read()
+    except NotImplementedError:
+        raise DatasetError(
+            f"tfds:{record.builder} lies on disk in a format without random access: prepare it "
+            f"again with file_format='array_record'."
+        ) from None
+    except DatasetError:
+        raise
+    except Exception as error:
+        raise DatasetError(
+            f"{record.name} cannot be read ({_reason(error)}): prepare the data set again."
+        ) from error
+
+
+def _flat(features: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaf features by their path."""
+    flat = {}
+    for key, feature in features.items():
+        if hasattr(feature, "items"):
+            flat |= _flat(feature, f"{prefix}{key}/")
+        else:
+            flat[prefix + key] = feature
+    return flat
+
+
+def _key(spec: str, key: str, features: dict[str, Any], required: bool) -> str | None:
+    if key in features:
+        return key
+    if not required:
+        return None
+    raise DatasetError(
+        f"tfds:{spec} has no feature '{key}': name one of {', '.join(sorted(features))}."
+    )
+
+
+def _split_size(builder: Any, spec: str, split: str) -> int:
+    try:
+        return builder.info.splits[split].num_examples
+    except Exception:  # TFDS parses splits such as train[:10%] and complains in many ways
+        known = ", ".join(builder.info.splits)
+        raise DatasetError(f"tfds:{spec} has no split '{split}': it has {known}.") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _source(name: str, data_dir: str | None, split: str) -> Any:
+    tfds = _tfds()
+    builder = _builder(name, data_dir)
+    skip: dict[str, Any] = {}
+    for key, feature in _flat(builder.info.features).items():
+        if isinstance(feature, tfds.features.Image):
+            *parents, leaf = key.split("/")
+            level = skip
+            for parent in parents:
+                level = level.setdefault(parent, {})
+            level[leaf] = tfds.decode.SkipDecoding()
+    return builder.as_data_source(split=split, decoders=skip or None)
