@@ -1,0 +1,310 @@
+"""The device's side of a run: batches of pixels in, results of every method out.
+
+Methods that share `Method.feature_key` share one pass of the backbone. With several local
+devices the batch axis is split over them. Everything is compiled before the first batch, for one
+batch shape, so that compile time is known and no batch waits for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from unseg_jax.backbones import Backbone, load_backbone
+from unseg_jax.bench.errors import BenchError
+from unseg_jax.methods import Method
+from unseg_jax.segmenter import PatchResult, Segmenter, extract_features, segment_features
+
+_AXIS = "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """What a method found in a batch.
+
+    Attributes:
+        result: host arrays, without the batch's padding.
+        seconds: of the device, for the method itself.
+        shared_seconds: of the device, for the features that it shares with others.
+    """
+
+    result: PatchResult
+    seconds: float
+    shared_seconds: float
+
+
+@dataclasses.dataclass
+class _Group:
+    """Methods that share features."""
+
+    segmenters: list[Segmenter]
+    extract: Callable | None = None
+    attend: Callable | None = None
+    compile_seconds: float = 0.0
+
+    @property
+    def lead(self) -> Segmenter:
+        return self.segmenters[0]
+
+    @property
+    def reads_attention(self) -> bool:
+        return any(_reads_attention(segmenter.method) for segmenter in self.segmenters)
+
+
+class Engine:
+    """Runs several methods on batches.
+
+    Attributes:
+        segmenters: by the method's name, in the order given.
+        batch_size: images a batch, a multiple of the number of devices.
+        devices: that the batch is split over.
+        compile_seconds: by method, what compiling it and its features took.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        *,
+        backbone: str | Backbone = "auto",
+        batch_size: int = 8,
+        seed: int = 0,
+        dtype: str = "float32",
+        every: int = 0,
+        explicit: Iterable[str] = (),
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """
+        Args:
+            methods: with different names.
+            backbone: name, path, or loaded.
+            batch_size, seed, dtype: as for `Segmenter`.
+            every: record labels every so many epochs.
+            explicit: fields that the user chose, which are not fitted to the backbone.
+            devices: None takes all local ones.
+        """
+        self.devices = list(devices or jax.local_devices())
+        count = len(self.devices)
+        self.batch_size = -(-batch_size // count) * count
+        self.every = every
+        loaded = None
+        if any(method.nodes == "patches" for method in methods):
+            loaded = (
+                backbone
+                if isinstance(backbone, Backbone)
+                else load_backbone(
+                    backbone,
+                    dtype=dtype,  # type: ignore[arg-type]
+                )
+            )
+        self.backbone = loaded
+        chosen = {"stride": True} if "stride" in explicit else {}
+        self.segmenters: dict[str, Segmenter] = {}
+        for method in methods:
+            overrides = {name: getattr(method, name) for name in chosen}
+            self.segmenters[method.name] = Segmenter(
+                method,
+                backbone=loaded or backbone,
+                batch_size=self.batch_size,
+                seed=seed,
+                dtype=dtype,
+                **overrides,
+            )
+        self.compile_seconds = dict.fromkeys(self.segmenters, 0.0)
+        self._mesh = Mesh(np.array(self.devices), (_AXIS,)) if count > 1 else None
+        self._params = None if loaded is None else self._replicate(loaded.params)
+        self._groups = self._group()
+        self._assign: dict[str, Callable] = {}
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The methods, fitted to the backbone."""
+        return {name: segmenter.method for name, segmenter in self.segmenters.items()}
+
+    @property
+    def backbone_name(self) -> str:
+        """Name of the backbone in use; "" where none is."""
+        return "" if self.backbone is None else self.backbone.name
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The sizes (height, width) that images are wanted in."""
+        return sorted({segmenter.method.size for segmenter in self.segmenters.values()})
+
+    def weights_digest(self) -> str:
+        """A short digest of the backbone's parameters; "" without one."""
+        if self.backbone is None:
+            return ""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.backbone.params):
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+        return digest.hexdigest()[:16]
+
+    def shrink(self, count: int) -> None:
+        """Makes batches no larger than so many images, before `compile`: a small set is not
+        padded far."""
+        devices = len(self.devices)
+        self.batch_size = min(self.batch_size, -(-count // devices) * devices)
+
+    def compile(self, progress: Callable[[str], Any] = lambda name: None) -> None:
+        """Compiles all programs for one batch shape.
+
+        Args:
+            progress: called with the name of each method before its turn.
+        """
+        for group in self._groups:
+            progress(group.lead.method.name)
+            self._compile_features(group)
+            for segmenter in group.segmenters:
+                name = segmenter.method.name
+                progress(name)
+                self.compile_seconds[name] = group.compile_seconds
+                self.compile_seconds[name] += self._compile_method(group, segmenter)
+
+    def run(self, pixels: dict[tuple[int, int], np.ndarray]) -> dict[str, Timed]:
+        """Runs every method on a batch; `compile` comes first.
+
+        Args:
+            pixels: for each of `sizes`, (n, height, width, 3) uint8 with n ≤ `batch_size`.
+
+        Raises:
+            BenchError: the device has no memory left.
+        """
+        count = len(next(iter(pixels.values())))
+        padded = {size: _pad(array, self.batch_size) for size, array in pixels.items()}
+        outcomes: dict[str, Timed] = {}
+        try:
+            for group in self._groups:
+                self._run_group(group, padded[group.lead.method.size], count, outcomes)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise BenchError(
+                f"the device has no memory left for batches of {self.batch_size} images: "
+                f"resume with a smaller --batch-size."
+            ) from error
+        return {name: outcomes[name] for name in self.segmenters}
+
+    # ------------------------------------------------------------ inner works
+
+    def _group(self) -> list[_Group]:
+        groups: dict[tuple, _Group] = {}
+        for segmenter in self.segmenters.values():
+            key = segmenter.method.feature_key
+            if segmenter.backbone is None:  # cut on the host, each method in its own way
+                key = (*key, segmenter.method.name)
+            groups.setdefault(key, _Group([])).segmenters.append(segmenter)
+        return list(groups.values())
+
+    def _replicate(self, params: Any) -> Any:
+        if self._mesh is None:
+            return jax.device_put(params, self.devices[0])
+        return jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+
+    def _build(self, function: Callable, shapes: tuple, *, params: bool) -> tuple[Callable, float]:
+        """Compiles a function of (params and) arrays with a leading batch axis."""
+        if self._mesh is not None:
+            split = PartitionSpec(_AXIS)
+            # Each device maps over its own part of the batch; nothing is exchanged, so that
+            # there is nothing for the check of varying values to find.
+            function = jax.shard_map(
+                function,
+                mesh=self._mesh,
+                in_specs=(PartitionSpec(), split) if params else split,
+                out_specs=split,
+                check_vma=False,
+            )
+        start = time.perf_counter()
+        compiled = jax.jit(function).lower(*shapes).compile()
+        return compiled, time.perf_counter() - start
+
+    def _shape(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        sharding = None
+        if self._mesh is not None:
+            sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
+
+    def _compile_features(self, group: _Group) -> None:
+        backbone, method = group.lead.backbone, group.lead.method
+        if backbone is None:
+            return
+
+        def extract(params, pixels):
+            return extract_features(backbone, method, params, pixels)
+
+        def attend(params, pixels):
+            return backbone.class_attention(params, pixels, stride=method.stride)
+
+        shapes = (self._params, self._shape((*method.size, 3), np.uint8))
+        group.extract, group.compile_seconds = self._build(extract, shapes, params=True)
+        if group.reads_attention:
+            group.attend, seconds = self._build(attend, shapes, params=True)
+            group.compile_seconds += seconds
+
+    def _compile_method(self, group: _Group, segmenter: Segmenter) -> float:
+        method = segmenter.method
+        if segmenter.backbone is None:
+            blank = [np.zeros((*method.size, 3), np.uint8)] * self.batch_size
+            start = time.perf_counter()
+            jax.block_until_ready(segmenter.run(blank, every=self.every))
+            first = time.perf_counter()
+            jax.block_until_ready(segmenter.run(blank, every=self.every))
+            return max(0.0, first - start - (time.perf_counter() - first))
+
+        def assign(features, attention):
+            return segment_features(
+                features,
+                segmenter.key,
+                method=method,
+                grid=segmenter.grid,
+                class_attention=attention if _reads_attention(method) else None,
+                every=self.every,
+            )[0]
+
+        rows, columns = segmenter.grid
+        nodes = rows * columns
+        assert group.extract is not None
+        width = jax.tree.leaves(group.extract.out_info)[0].shape[-1]  # type: ignore[attr-defined]
+        attention = self._shape((nodes,), np.float32) if group.reads_attention else None
+        shapes = (self._shape((nodes, width), np.float32), attention)
+        self._assign[method.name], seconds = self._build(assign, shapes, params=False)
+        return seconds
+
+    def _run_group(self, group, pixels, count, outcomes) -> None:
+        if group.lead.backbone is None:
+            for segmenter in group.segmenters:
+                start = time.perf_counter()
+                result = jax.device_get(segmenter.run(list(pixels), every=self.every))
+                seconds = time.perf_counter() - start
+                outcomes[segmenter.method.name] = Timed(_cut(result, count), seconds, 0.0)
+            return
+        start = time.perf_counter()
+        features = group.extract(self._params, pixels)
+        attention = None if group.attend is None else group.attend(self._params, pixels)
+        jax.block_until_ready((features, attention))
+        shared = time.perf_counter() - start
+        for segmenter in group.segmenters:
+            name = segmenter.method.name
+            start = time.perf_counter()
+            result = jax.device_get(self._assign[name](features, attention))
+            seconds = time.perf_counter() - start
+            outcomes[name] = Timed(_cut(result, count), seconds, shared)
+
+
+def _reads_attention(method: Method) -> bool:
+    return method.foreground in ("attention", "auto")
+
+
+def _cut(result: PatchResult, count: int) -> PatchResult:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
+
+
+def _pad(array: np.ndarray, size: int) -> np.ndarray:
+    missing = size - len(array)
+    return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, 0)])

@@ -1,0 +1,114 @@
+"""Ahead of the device: an item of a data set becomes the pixels that the methods want."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from unseg_jax.bench.protocols import Box, Protocol, crop_box
+from unseg_jax.data import Item, MaskRule, fit_mask, load_mask, read_image, resize_image
+
+THUMBNAIL = 128
+"""Longer side of a thumbnail, in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An image ready for the device.
+
+    Attributes:
+        size: (height, width) of what is segmented: the image, or the crop of it.
+        pixels: by size (height, width), uint8 (height, width, 3).
+        image: uint8 (H, W, 3) of that `size`, or None if no method needs it afterwards.
+        whole: (height, width) of the image.
+        crop: (left, top, right, bottom) in the image, or None.
+        thumbnail: an encoded JPEG, or None.
+    """
+
+    size: tuple[int, int]
+    pixels: dict[tuple[int, int], np.ndarray]
+    image: np.ndarray | None
+    whole: tuple[int, int]
+    crop: Box | None
+    thumbnail: bytes | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparer:
+    """Decodes, crops if the protocol does, and resizes; called in threads or other processes.
+
+    Under a protocol without a crop it never looks at the mask.
+
+    Attributes:
+        sizes: (height, width) that the methods want.
+        protocol: whether to crop.
+        rule: which mask values are foreground.
+        keep_image: whether a method needs the image at its own size afterwards.
+        draft: whether large JPEGs may be decoded at a reduced size.
+    """
+
+    sizes: Sequence[tuple[int, int]]
+    protocol: Protocol
+    rule: MaskRule
+    keep_image: bool = False
+    draft: bool = True
+
+    def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
+        """Prepares one item.
+
+        Raises:
+            ImageError: the image, or the mask that the crop needs, cannot be read.
+        """
+        crops = self.protocol.crop is not None and item.mask is not None
+        at_least = None
+        if self.draft and not crops and not self.keep_image:
+            at_least = (max(size[0] for size in self.sizes), max(size[1] for size in self.sizes))
+        picture = read_image(item.image, at_least)
+        pixels, size, crop = picture.pixels, picture.size, None
+        if crops:
+            crop = crop_box(load_truth(item, self.rule, size)[0], self.protocol.crop or 0)
+            left, top, right, bottom = crop
+            pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
+            size = pixels.shape[:2]
+        return Prepared(
+            (size[0], size[1]),
+            {wanted: resize_image(pixels, wanted) for wanted in self.sizes},
+            pixels if self.keep_image else None,
+            picture.size,
+            crop,
+            encode_thumbnail(pixels) if thumbnail else None,
+        )
+
+
+def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
+    """The true mask of an item, and whether it had to be resized.
+
+    Args:
+        item: with a mask.
+        rule: which mask values are foreground.
+        size: (height, width) of the image.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return fit_mask(load_mask(item.mask, rule), size)
+
+
+def encode_thumbnail(pixels: np.ndarray) -> bytes:
+    """An image (H, W, 3) uint8 as a small JPEG."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def shrink_mask(mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) bool at the size of its image's thumbnail."""
+    image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST)
+    return np.asarray(image) > 127

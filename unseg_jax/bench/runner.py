@@ -1,0 +1,380 @@
+"""The run itself: threads decode ahead of the device, score and write behind it.
+
+The main thread does nothing but hand batches to the device, so that what the device waits for
+can be measured: `timing.device_busy` is the share of the wall time in which it worked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import platform
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from unseg_jax.bench.engine import Engine
+from unseg_jax.bench.errors import BenchError
+from unseg_jax.bench.finishing import Finisher
+from unseg_jax.bench.preparing import Prepared, Preparer
+from unseg_jax.bench.records import SUMMARY, RunFolder, read_records, read_sessions, shard_folder
+from unseg_jax.bench.scoring import failure_record
+from unseg_jax.bench.settings import Settings, make_config
+from unseg_jax.bench.summary import summarise
+from unseg_jax.data import Dataset, ImageError, Item, Writer, batches, open_dataset
+from unseg_jax.files import WriteError, write_json
+
+# Scoring threads, and batches that may wait for them: enough never to hold the device up.
+_FINISHERS = 2
+_BEHIND = 4
+_ATTEMPTS = 2
+
+
+class Interrupted(BenchError):
+    """The user stopped the run; the message says how to go on."""
+
+
+@dataclasses.dataclass
+class Timing:
+    """Where the wall time of a session went, in seconds."""
+
+    wall: float = 0.0
+    device: float = 0.0
+    waiting: float = 0.0
+    images: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """With the shares that are printed."""
+        wall = max(self.wall, 1e-9)
+        return {
+            "wall_seconds": round(self.wall, 3),
+            "device_seconds": round(self.device, 3),
+            "device_busy": round(self.device / wall, 4),
+            "overhead_seconds": round(self.wall - self.device, 3),
+            "waiting_for_images_seconds": round(self.waiting, 3),
+            "images": self.images,
+            "images_per_second": round(self.images / wall, 3),
+            "peak_memory_mb": _peak_memory(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run that is set up: what there is to do, and with what."""
+
+    settings: Settings
+    dataset: Dataset
+    engine: Engine
+    folder: RunFolder
+    items: tuple[Item, ...]
+    missing: dict[str, frozenset[str]]
+
+    @property
+    def preparer(self) -> Preparer:
+        """What turns items into pixels."""
+        engine, protocol = self.engine, self.settings.resolve_protocol()
+        refined = any(method.refine != "none" for method in engine.methods.values())
+        return Preparer(engine.sizes, protocol, self.dataset.rule, refined, self.settings.draft)
+
+    @property
+    def finisher(self) -> Finisher:
+        """What turns results into records."""
+        return Finisher(
+            self.engine.segmenters,
+            self.settings.resolve_protocol(),
+            self.dataset.rule,
+            self.settings.every,
+            self.folder.path,
+            self.settings.save_masks,
+        )
+
+
+def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
+    """Runs a benchmark, or goes on with one, and writes its folder.
+
+    Args:
+        settings: what to do.
+        quiet: show no progress bar.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        ValueError: unknown names or values (also `DatasetError`, `WeightsError`).
+        BenchError: the run cannot start or go on; `Interrupted` after Ctrl-C.
+        WriteError: the disk is full, or the folder cannot be written.
+    """
+    settings.resolve_protocol()
+    methods = settings.resolve_methods()
+    dataset = open_dataset(
+        settings.data,
+        image_key=settings.image_key,
+        mask_key=settings.mask_key,
+        foreground=settings.foreground_values,
+        limit=settings.limit,
+        split=settings.split,
+    )
+    shard = settings.shard or (jax.process_index(), jax.process_count())
+    path = shard_folder(Path(settings.out), shard)
+    engine = Engine(
+        methods,
+        backbone=settings.backbone,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        dtype=settings.dtype,
+        every=settings.every,
+        explicit=tuple(settings.overrides),
+    )
+    config = make_config(
+        settings,
+        engine.methods.values(),
+        (item.id for item in dataset.items),
+        dataset=dataset.name,
+        notes=dataset.notes,
+        backbone=engine.backbone_name,
+        weights=engine.weights_digest(),
+        shard=shard,
+    )
+    with RunFolder(
+        path,
+        config,
+        resume=settings.resume,
+        overwrite=settings.overwrite,
+        retry_failed=settings.retry_failed,
+    ) as folder:
+        names = frozenset(engine.segmenters)
+        items = dataset.items[shard[0] :: shard[1]]
+        missing = {item.id: names - folder.finished.get(item.id, frozenset()) for item in items}
+        pending = tuple(item for item in items if missing[item.id])
+        job = Job(settings, dataset, engine, folder, pending, missing)
+        if pending:
+            _work(job, done=len(items) - len(pending), quiet=quiet)
+    return write_summary(path)
+
+
+def write_summary(path: Path) -> dict[str, Any]:
+    """Makes `summary.json` and, where reports can be made, `report.html` from a run's records.
+
+    Raises:
+        BenchError: no run there.
+        WriteError: they cannot be written.
+    """
+    from unseg_jax.bench.records import read_config
+
+    summary = summarise(read_records(path), read_config(path), read_sessions(path))
+    write_json(path / SUMMARY, summary)
+    if importlib.util.find_spec("unseg_jax.bench.report") is not None:
+        report = importlib.import_module("unseg_jax.bench.report")
+        report.write_report(path)
+    return summary
+
+
+def _work(job: Job, *, done: int, quiet: bool) -> None:
+    """Does all pending items, failed ones twice, and leaves a line on how it went."""
+    from tqdm import tqdm
+
+    total = done + len(job.items)
+    timing = Timing()
+    with tqdm(total=total, initial=done, unit="image", disable=quiet, smoothing=0.1) as bar:
+        try:
+            job.engine.shrink(len(job.items))
+            job.engine.compile(lambda name: bar.set_description(f"compiling {name}"))
+            bar.set_description("")
+            bar.unpause()
+            failures: dict[str, Item] = {}
+            items: Sequence[Item] = job.items
+            for attempt in range(1, _ATTEMPTS + 1):
+                last = attempt == _ATTEMPTS
+                failures = _pass(job, items, attempt, last, timing, bar)
+                items = list(failures.values())
+                if not items:
+                    break
+        except KeyboardInterrupt:
+            bar.close()
+            finished = int(bar.n)
+            with contextlib.suppress(OSError):
+                _end_session(job, timing)
+                write_summary(job.folder.path)
+            raise Interrupted(
+                f"stopped after {finished} of {total} images, which are kept: give the same "
+                f"command with --resume to go on."
+            ) from None
+    _end_session(job, timing)
+
+
+def _pass(
+    job: Job, items: Sequence[Item], attempt: int, last: bool, timing: Timing, bar: Any
+) -> dict[str, Item]:
+    """Works through items once; returns those that failed and are to be tried again."""
+    preparer, finisher, engine = job.preparer, job.finisher, job.engine
+    failures: dict[str, Item] = {}
+    lock = threading.Lock()
+    thumbnails = {item.id for item in job.dataset.items[: job.settings.thumbnails]}
+
+    def prepare(item: Item) -> Prepared:
+        return preparer(item, item.id in thumbnails)
+
+    def fail(item: Item, names: frozenset[str], error: str) -> list[dict[str, Any]]:
+        """Records of a failure, or none if there is another attempt."""
+        if job.settings.fail_fast:
+            raise BenchError(
+                f"{item.id} failed: {error} Leave --fail-fast out to go on without it."
+            )
+        if not last:
+            with lock:
+                failures[item.id] = item
+            return []
+        return [{**failure_record(item.id, name, error), "attempts": attempt} for name in names]
+
+    def settle(records: list[dict[str, Any]], batch: Sequence[Item], advance: int) -> None:
+        by_id = {item.id: item for item in batch}
+        kept = []
+        for record in records:
+            if record["error"] is None:
+                kept.append({**record, "attempts": attempt})
+            else:
+                name = frozenset([record["method"]])
+                kept += fail(by_id[record["id"]], name, record["error"])
+        _append(job.folder, kept)
+        # What is tried again is not done yet; a method's failure holds its image up.
+        bar.update(advance - sum(item.id in failures for item in batch))
+
+    def finish(batch, prepared, results) -> None:
+        with _plain_errors():
+            wanted = [job.missing[item.id] for item in batch]
+            records = finisher(batch, prepared, results, wanted)
+            for record in records:
+                if record["error"] is None:
+                    # Should the image be tried again for another method, this one is done.
+                    id = record["id"]
+                    job.missing[id] = job.missing[id] - {record["method"]}
+            settle(records, batch, len(batch))
+
+    def give_up(outcomes) -> None:
+        with _plain_errors():
+            records = []
+            for outcome in outcomes:
+                error = _reason(outcome.error)
+                names = sorted(job.missing[outcome.item.id])
+                records += [failure_record(outcome.item.id, name, error) for name in names]
+            settle(records, [outcome.item for outcome in outcomes], len(outcomes))
+
+    start = time.perf_counter()
+    loaded = batches(items, prepare, engine.batch_size, workers=job.settings.workers)
+    with contextlib.closing(loaded), Writer(_FINISHERS, _BEHIND) as writer:
+        try:
+            for batch in _timed(loaded, timing):
+                bad = [outcome for outcome in batch if outcome.value is None]
+                good = [outcome for outcome in batch if outcome.value is not None]
+                if bad:
+                    writer.submit(give_up, bad)
+                if good:
+                    prepared = [outcome.value for outcome in good]
+                    pixels = {
+                        size: np.stack([one.pixels[size] for one in prepared])
+                        for size in engine.sizes
+                    }
+                    begin = time.perf_counter()
+                    results = engine.run(pixels)
+                    timing.device += time.perf_counter() - begin
+                    timing.images += len(good)
+                    writer.submit(finish, [outcome.item for outcome in good], prepared, results)
+            writer.close()
+        finally:
+            timing.wall += time.perf_counter() - start
+    return failures
+
+
+def _timed(batches: Iterator, timing: Timing) -> Iterator:
+    """The batches, with the time spent waiting for them taken."""
+    while True:
+        begin = time.perf_counter()
+        batch = next(batches, None)
+        timing.waiting += time.perf_counter() - begin
+        if batch is None:
+            return
+        yield batch
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of the operating system in a writing thread, as one sentence each."""
+    try:
+        yield
+    except WriteError as error:
+        raise BenchError(
+            f"{error} What is done is kept: give the same command with --resume."
+        ) from error
+
+
+def _append(folder: RunFolder, records: Sequence[dict[str, Any]]) -> None:
+    if records:
+        folder.append(records)
+
+
+def _reason(error: Exception | None) -> str:
+    """A failure in words; errors that no image can be blamed for are raised."""
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, (OSError, MemoryError)):
+        return f"{type(error).__name__}: {error}"
+    assert error is not None
+    raise error
+
+
+def _end_session(job: Job, timing: Timing) -> None:
+    job.folder.add_session(
+        {
+            "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "timing": timing.as_json(),
+            "compile_seconds": job.engine.compile_seconds,
+            "versions": versions(),
+            "device": describe_device(job.engine.devices),
+        }
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what the numbers depend on."""
+    names = ("unseg_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def describe_device(devices: Sequence[jax.Device]) -> str:
+    """Kind and number of devices; of a CPU its name and cores."""
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        from unseg_jax.data import default_workers
+
+        kind = f"{_cpu_name()}, {default_workers()} cores"
+    return kind if len(devices) == 1 else f"{len(devices)} × {kind}"
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _peak_memory() -> float | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return round(peak / (2**20 if platform.system() == "Darwin" else 2**10), 1)

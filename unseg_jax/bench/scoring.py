@@ -1,0 +1,122 @@
+"""From a method's result on one image to its record: every score, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unseg_jax import metrics
+from unseg_jax.bench.protocols import Protocol
+from unseg_jax.methods import Method
+from unseg_jax.postprocess import largest_component, object_box, upsample_labels
+from unseg_jax.segmenter import Segmentation
+
+SCORES = (
+    "iou",
+    "dice",
+    "pixel_accuracy",
+    "max_f",
+    "mae",
+    "e_measure",
+    "s_measure",
+    "corloc",
+    "nmi",
+    "ari",
+)
+"""Names of an image's scores, as in `per_image.jsonl`."""
+
+WORST: Mapping[str, float] = {name: 1.0 if name == "mae" else 0.0 for name in SCORES}
+"""What a failed image counts as under `honest`."""
+
+
+def orient(mask: np.ndarray, truth: np.ndarray, flip: bool) -> tuple[np.ndarray, bool]:
+    """The mask that is scored, and whether it is the inverted one.
+
+    Args:
+        mask, truth: (H, W) bool.
+        flip: take the better of mask and inverted mask, by IoU.
+    """
+    if flip and metrics.iou(~mask, truth) > metrics.iou(mask, truth):
+        return ~mask, True
+    return mask, False
+
+
+def score(found: Segmentation, truth: np.ndarray, protocol: Protocol) -> dict[str, Any]:
+    """All of `SCORES`, and whether the mask was inverted for them.
+
+    NMI and ARI compare the found parts with the two regions of the truth.
+
+    Args:
+        found: at the truth's size.
+        truth: (H, W) bool.
+        protocol: whether to flip.
+    """
+    mask, flipped = orient(found.mask, truth, protocol.flip)
+    box = object_box(mask) if flipped else found.box
+    true_box = object_box(truth)
+    return {
+        "iou": metrics.iou(mask, truth),
+        "dice": metrics.dice(mask, truth),
+        "pixel_accuracy": metrics.pixel_accuracy(mask, truth),
+        "max_f": metrics.max_f(mask, truth),
+        "mae": metrics.mae(mask, truth),
+        "e_measure": metrics.e_measure(mask, truth),
+        "s_measure": metrics.s_measure(mask, truth),
+        "corloc": metrics.corloc(box, [] if true_box is None else [true_box]),
+        "nmi": metrics.nmi(found.labels, truth),
+        "ari": metrics.ari(found.labels, truth),
+        "flipped": flipped,
+    }
+
+
+def iou_by_epoch(
+    history: np.ndarray, truth: np.ndarray, method: Method, protocol: Protocol
+) -> list[float]:
+    """IoU at each recorded epoch, before any edge refinement.
+
+    Args:
+        history: (records, h, w) voted labels, 0 = background.
+        truth: (H, W) bool.
+        method: whether only the largest component counts.
+        protocol: whether to flip.
+    """
+    values = []
+    for labels in history:
+        foreground = labels > 0
+        if method.largest_component:
+            foreground = largest_component(foreground)
+        mask = upsample_labels(foreground, (truth.shape[0], truth.shape[1]))
+        values.append(round(metrics.iou(orient(mask, truth, protocol.flip)[0], truth), 6))
+    return values
+
+
+def make_record(
+    found: Segmentation, truth: np.ndarray | None, protocol: Protocol
+) -> dict[str, Any]:
+    """The record of an image that was segmented; scores are null without a truth."""
+    scores = dict.fromkeys((*SCORES, "flipped")) if truth is None else score(found, truth, protocol)
+    return {
+        "id": found.id,
+        "method": found.method,
+        **{name: _rounded(value) for name, value in scores.items()},
+        "box": found.box,
+        "num_clusters": found.num_clusters,
+        "loss": _rounded(found.loss),
+        "confidence": _rounded(found.confidence),
+        "size": list(found.mask.shape),
+        "error": None,
+    }
+
+
+def failure_record(id: str, method: str, error: str) -> dict[str, Any]:
+    """The record of an image that failed."""
+    return {"id": id, "method": method, **dict.fromkeys(SCORES), "error": error}
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to 6 places, which is finer than a pixel of any image; NaN becomes null."""
+    if isinstance(value, (float, np.floating)):
+        return round(float(value), 6) if np.isfinite(value) else None
+    return value

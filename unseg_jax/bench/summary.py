@@ -1,0 +1,258 @@
+"""From records to `summary.json`: means, how sure they are, and who beats whom."""
+
+import itertools
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unseg_jax.bench.protocols import Protocol
+from unseg_jax.bench.scoring import SCORES, WORST
+from unseg_jax.metrics import bootstrap_interval, paired_difference
+
+# With more methods than this, each is compared with the best one only.
+_ALL_PAIRS = 10
+# Recorded IoU this close to the last one counts as converged.
+_TOLERANCE = 0.01
+
+
+class _Column:
+    """What is kept of a method's records: numbers alone, so that 100,000 images fit."""
+
+    def __init__(self) -> None:
+        self.position: dict[str, int] = {}
+        self.scores = {name: array("d") for name in SCORES}
+        self.seconds = array("d")
+        self.shared_seconds = array("d")
+        self.histories: dict[int, list[float]] = {}
+        self.errors: dict[int, str] = {}
+        self.flipped: dict[int, bool] = {}
+        self.resized: dict[int, bool] = {}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        index = self.position.get(record["id"])
+        if index is None:
+            index = self.position[record["id"]] = len(self.seconds)
+            for values in (*self.scores.values(), self.seconds, self.shared_seconds):
+                values.append(np.nan)
+        for name, values in self.scores.items():
+            value = record.get(name)
+            values[index] = np.nan if value is None else value
+        self.seconds[index] = record.get("seconds") or 0.0
+        self.shared_seconds[index] = record.get("shared_seconds") or 0.0
+        for store, name in (
+            (self.histories, "iou_by_epoch"),
+            (self.errors, "error"),
+            (self.flipped, "flipped"),
+            (self.resized, "mask_resized"),
+        ):
+            store.pop(index, None)
+            if record.get(name):
+                store[index] = record[name]
+
+
+def summarise(
+    records: Iterable[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    sessions: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Args:
+        records: of `per_image.jsonl`, in any order; of two with the same id and method the
+            later one counts.
+        config: of the run.
+        sessions: of `sessions.jsonl`.
+
+    Returns:
+        A dict for JSON: `methods` (by name), `paired` (differences of IoU between two methods on
+        the same images), `failures`, `complete`, `timing`, `config`, `versions`, `device`,
+        `seed`, `backbone`.
+    """
+    protocol = Protocol(**config["protocol"])
+    columns = {name: _Column() for name in config["methods"]}
+    for record in records:
+        if record["method"] in columns:
+            columns[record["method"]].add(record)
+    last = sessions[-1] if sessions else {}
+    compile_seconds: dict[str, float] = {}
+    for session in sessions:
+        compile_seconds |= session.get("compile_seconds", {})
+    methods = {
+        name: _summarise_method(
+            column, protocol, config, config["methods"][name], compile_seconds.get(name, 0.0)
+        )
+        for name, column in columns.items()
+    }
+    index, count = config["shard"]
+    expected = len(range(index, config["images"], count))
+    return {
+        "methods": methods,
+        "paired": _paired(columns, protocol),
+        "failures": [
+            {"id": id, "method": name, "error": column.errors[position]}
+            for name, column in columns.items()
+            for id, position in sorted(column.position.items())
+            if position in column.errors
+        ],
+        "complete": all(len(column.position) == expected for column in columns.values()),
+        "protocol": protocol.family,
+        "timing": last.get("timing", {}),
+        "config": dict(config),
+        "versions": last.get("versions", {}),
+        "device": last.get("device", ""),
+        "seed": config["seed"],
+        "backbone": config["backbone"],
+    }
+
+
+def _counted(column: _Column, name: str, protocol: Protocol) -> tuple[list[str], np.ndarray]:
+    """Ids in order and their scores as the protocol counts them."""
+    ids, values = [], []
+    scores = column.scores[name]
+    # Without a truth there are no scores at all, and a failure is nobody's 0.
+    scored = any(not np.isnan(value) for value in scores) or bool(column.errors)
+    for id, position in sorted(column.position.items()):
+        value = scores[position]
+        if position in column.errors:
+            if not (protocol.count_failures and scored):
+                continue
+            value = WORST[name]
+        if not np.isnan(value):
+            ids.append(id)
+            values.append(value)
+    return ids, np.array(values)
+
+
+def _summarise_method(column, protocol, config, method, compile_seconds) -> dict[str, Any]:
+    _, ious = _counted(column, "iou", protocol)
+    means = {name: _mean(_counted(column, name, protocol)[1]) for name in SCORES}
+    low, high = bootstrap_interval(ious, config["seed"])
+    own, shared = _total(column.seconds), _total(column.shared_seconds)
+    done = len(column.position) - len(column.errors)
+    summary = {
+        "miou": means.pop("iou"),
+        **means,
+        "median_iou": _number(np.median(ious)) if ious.size else None,
+        "miou_interval": [_number(low), _number(high)],
+        "protocol": protocol.family,
+        "protocol_label": protocol.label,
+        "images": len(column.position),
+        "scored": int(ious.size),
+        "failed": len(column.errors),
+        "flipped": len(column.flipped),
+        "masks_resized": len(column.resized),
+        "images_per_second": round(done / (own + shared), 3) if own + shared > 0 else None,
+        "device_seconds": round(own, 3),
+        "feature_seconds": round(shared, 3),
+        "compile_seconds": round(compile_seconds, 3),
+    }
+    if config["every"]:
+        summary["by_epoch"] = _by_epoch(column, protocol, config["every"], method["epochs"], own)
+    return summary
+
+
+def _by_epoch(column, protocol, every, epochs, own_seconds) -> dict[str, Any] | None:
+    """Mean IoU at the recorded epochs, where it is best, and when it stops moving."""
+    if not column.histories:
+        return None
+    rows = list(column.histories.values())
+    length = min(len(row) for row in rows)
+    total = np.sum([row[:length] for row in rows], 0)
+    count = len(rows) + (len(column.errors) if protocol.count_failures else 0)
+    curve = total / count
+    recorded = [every * index for index in range(length)]
+    settled = np.abs(curve - curve[-1]) <= _TOLERANCE
+    moving = np.flatnonzero(~settled)
+    converged = recorded[moving[-1] + 1] if moving.size else recorded[0]
+    best = int(np.argmax(curve))
+    per_image = own_seconds / max(len(rows), 1)
+    return {
+        "epochs": recorded,
+        "miou": [round(float(value), 6) for value in curve],
+        "best_epoch": recorded[best],
+        "best_miou": round(float(curve[best]), 6),
+        "converged_epoch": converged,
+        "converged_seconds": round(per_image * converged / epochs, 6) if epochs else 0.0,
+    }
+
+
+def _paired(columns: Mapping[str, _Column], protocol: Protocol) -> list[dict[str, Any]]:
+    scores = {}
+    for name, column in columns.items():
+        ids, values = _counted(column, "iou", protocol)
+        if ids:
+            scores[name] = dict(zip(ids, values, strict=True))
+    pairs = list(itertools.combinations(scores, 2))
+    if len(scores) > _ALL_PAIRS:
+        best = max(scores, key=lambda name: np.mean(list(scores[name].values())))
+        pairs = [(best, name) for name in scores if name != best]
+    result = []
+    for first, second in pairs:
+        common = [id for id in scores[first] if id in scores[second]]
+        if not common:
+            continue
+        difference = paired_difference(
+            np.array([scores[first][id] for id in common]),
+            np.array([scores[second][id] for id in common]),
+        )
+        result.append(
+            {
+                "first": first,
+                "second": second,
+                "images": len(common),
+                "mean": _number(difference.mean),
+                "interval": [_number(difference.low), _number(difference.high)],
+                "p_value": _number(difference.p_value),
+                "wins": difference.wins,
+                "ties": difference.ties,
+                "losses": difference.losses,
+            }
+        )
+    return result
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return _number(values.mean()) if values.size else None
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _total(values: Sequence[float]) -> float:
+    return float(np.nansum(values)) if len(values) else 0.0
+
+
+def format_table(summary: Mapping[str, Any]) -> str:
+    """The summary's methods as a plain table, protocol named."""
+    header = ("method", "protocol", "mIoU", "95 % interval", "Dice", "images", "failed", "images/s")
+    rows: list[tuple[str, ...]] = [header]
+    for name, method in summary["methods"].items():
+        low, high = method["miou_interval"]
+        rows.append(
+            (
+                name,
+                method["protocol_label"],
+                _cell(method["miou"]),
+                f"{_cell(low)}–{_cell(high)}" if low is not None else "–",
+                _cell(method["dice"]),
+                str(method["images"]),
+                str(method["failed"]),
+                f"{method['images_per_second']:.2f}" if method["images_per_second"] else "–",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
