@@ -1,0 +1,318 @@
+"""The command line, `unseg-jax`: a thin layer that turns options into calls of the library."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="unseg-jax",
+    help="Unsupervised image segmentation: images in, masks out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+weights_app = typer.Typer(
+    help="Weights of the backbones: what there is, fetch them, convert them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(weights_app, name="weights")
+
+DEBUG_VARIABLE = "UNSEG_JAX_DEBUG"
+
+MethodOption = Annotated[
+    str, typer.Option("--method", "-m", help="A name that `unseg-jax methods` prints.")
+]
+BackboneOption = Annotated[
+    str,
+    typer.Option(
+        "--backbone", "-b", help="A name that `unseg-jax weights list` prints, a file, or auto."
+    ),
+]
+ClustersOption = Annotated[
+    int | None, typer.Option("--k", min=1, help="Number of clusters, or the most for cc.")
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--image-size", help="Pixels that images are seen at: SIDE or HEIGHTxWIDTH."),
+]
+StrideOption = Annotated[
+    int | None, typer.Option("--stride", min=1, help="Pixels between patches; divides the patch.")
+]
+EpochsOption = Annotated[
+    int | None, typer.Option("--epochs", min=0, help="Optimisation steps an image.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of starting weights and dropout.")]
+BatchOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images on the device at a time.")
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="Of the backbone: float32, or bfloat16 for accelerators.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of Method; repeatable."),
+]
+
+
+def overrides_from(settings: Sequence[str] | None, **named: Any) -> dict[str, Any]:
+    """Overrides of `Method` from the command line.
+
+    Args:
+        settings: "field=value" texts; values are Python literals, anything else is text.
+        **named: options of their own name; None where not given.
+
+    Raises:
+        typer.BadParameter: a text without "=", or an image size that is none.
+    """
+    overrides = {name: value for name, value in named.items() if value is not None}
+    size = overrides.get("image_size")
+    if isinstance(size, str):
+        sides = size.lower().split("x")
+        if not all(side.isdigit() for side in sides) or len(sides) > 2:
+            raise typer.BadParameter(
+                f"--image-size {size} is not a size: write a side such as 280, or 280x360."
+            )
+        overrides["image_size"] = tuple(map(int, sides)) if len(sides) > 1 else int(size)
+    for setting in settings or ():
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {setting} lacks a value: write FIELD=VALUE.")
+        try:
+            overrides[name.strip()] = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError):
+            overrides[name.strip()] = text.strip()
+    return overrides
+
+
+@app.command()
+def segment(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Images, and folders of images.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is found.")] = Path(
+        "segmented"
+    ),
+    method: MethodOption = "deepcut",
+    backbone: BackboneOption = "auto",
+    k: ClustersOption = None,
+    image_size: SizeOption = None,
+    stride: StrideOption = None,
+    epochs: EpochsOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 8,
+    dtype: DtypeOption = "float32",
+    refine: Annotated[
+        str | None, typer.Option("--refine", help="Refine edges: none or bilateral.")
+    ] = None,
+    foreground: Annotated[
+        str | None,
+        typer.Option(
+            "--foreground", help="What tells the object: corner, border, centre, attention, auto."
+        ),
+    ] = None,
+    parts: Annotated[
+        int | None, typer.Option("--parts", min=0, help="Cut the object into this many parts.")
+    ] = None,
+    background_parts: Annotated[
+        int | None, typer.Option("--background-parts", min=0, help="Cut the background as well.")
+    ] = None,
+    settings: SetOption = None,
+    json: Annotated[
+        str | None, typer.Option("--json", help="Write coco.json with masks and boxes: coco.")
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
+    ] = False,
+) -> None:
+    """Segments images: <stem>_mask.png, _labels.png and _overlay.png for each, and report.html."""
+    if json not in (None, "coco"):
+        raise typer.BadParameter(f"--json {json} is not known: the only format is coco.")
+    overrides = overrides_from(
+        settings,
+        num_clusters=k,
+        image_size=image_size,
+        stride=stride,
+        epochs=epochs,
+        refine=refine,
+        foreground=foreground,
+        parts=parts,
+        background_parts=background_parts,
+    )
+    from unseg_jax.gallery import check_writable, find_images
+    from unseg_jax.methods import resolve
+    from unseg_jax.segmenter import Segmenter
+
+    # Everything that can be wrong is looked at before the weights are loaded.
+    resolve(method, **overrides)
+    images = find_images(paths, recursive=recursive, out=out)
+    check_writable(out)
+    enable_compilation_cache()
+    segmenter = Segmenter(
+        method, backbone=backbone, batch_size=batch_size, seed=seed, dtype=dtype, **overrides
+    )
+    raise typer.Exit(run_segmenter(segmenter, images, out, coco=json is not None))
+
+
+def run_segmenter(segmenter: Any, images: Sequence[Any], out: Path, *, coco: bool = False) -> int:
+    """Segments files with a progress bar, says what failed and where the results are.
+
+    Returns:
+        0 if all went well, 1 if some image could not be done.
+    """
+    from tqdm import tqdm
+
+    from unseg_jax.gallery import REPORT, segment_files
+
+    with tqdm(total=len(images), unit="image", file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def show(entry: Any) -> None:
+            if entry.error:
+                bar.clear()
+                say(entry.error)
+            bar.update()
+
+        run = segment_files(segmenter, images, out, coco=coco, on_entry=show)
+    print(
+        f"{len(run.done)} of {len(run.entries)} images in {run.seconds:.1f} s, "
+        f"{run.images_per_second:.2f} images a second (and {run.compile_seconds:.1f} s compiling)"
+    )
+    print(f"look at {out / REPORT}")
+    return 1 if run.failed else 0
+
+
+@app.command()
+def methods(
+    form: Annotated[
+        str, typer.Option("--format", help="How to print: text, markdown or json.")
+    ] = "text",
+) -> None:
+    """Prints every method: source, backbone, size, stride, affinity, layers, loss, epochs."""
+    from unseg_jax.tables import format_table, method_rows
+
+    print(format_table(method_rows(), form))
+
+
+@weights_app.command("list")
+def weights_list(
+    form: Annotated[
+        str, typer.Option("--format", help="How to print: text, markdown or json.")
+    ] = "text",
+) -> None:
+    """Prints the backbones that have a name, where their weights come from, and which are here."""
+    from unseg_jax.backbones import list_weights
+    from unseg_jax.tables import format_table, weight_rows
+
+    print(format_table(weight_rows(list_weights()), form))
+
+
+@weights_app.command("get")
+def weights_get(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Backbones; none is auto.")
+    ] = None,
+) -> None:
+    """Fetches weights, once, and prints where they are."""
+    from unseg_jax.backbones import get_weights
+
+    for name in names or ["auto"]:
+        print(get_weights(name))
+
+
+@weights_app.command("convert")
+def weights_convert(
+    source: Annotated[Path, typer.Argument(help=".safetensors, .npz, .pth, .onnx or .whl")],
+    destination: Annotated[Path, typer.Argument(help="A path that ends in .safetensors.")],
+) -> None:
+    """Converts any weights file that can be read to safetensors."""
+    from unseg_jax.backbones import convert_weights
+
+    print(convert_weights(source, destination))
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in our cache folder, so that a second run starts at once.
+
+    A cache that the user chose, or forbade, with JAX's own settings is left as it is.
+    """
+    import jax
+
+    from unseg_jax.backbones.files import cache_folder
+
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    folder = cache_folder() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a cache that cannot be kept is no reason to fail
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_compilation_cache_max_size", 1_000_000_000)
+
+
+def say(message: object) -> None:
+    """One line on standard error."""
+    print(f"unseg-jax: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+class _Spoken(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; what goes wrong becomes one sentence and an exit code.
+
+    Set UNSEG_JAX_DEBUG=1 to see where an error comes from.
+
+    Args:
+        arguments: without the program's name; None takes those of the process.
+
+    Returns:
+        0 all went well, 1 something could not be done, 2 a wrong option, 130 stopped by the user.
+    """
+    logger = logging.getLogger("unseg_jax")
+    handler = _Spoken()
+    logger.addHandler(handler)
+    level, logger.level = logger.level, logging.INFO
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="unseg-jax")
+    except SystemExit as exit:
+        return int(exit.code or 0)
+    except KeyboardInterrupt:
+        say("stopped; what was done until now is written.")
+        return 130
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        say(explain(error))
+        return 1
+    finally:
+        logger.removeHandler(handler)
+        logger.level = level
+    return 0
+
+
+def explain(error: Exception) -> str:
+    """An error as one sentence for the user."""
+    text = str(error).strip()
+    if "RESOURCE_EXHAUSTED" in text:
+        return "the device has no memory left; use a smaller --batch-size or --image-size."
+    if isinstance(error, ValueError | ImportError | OSError) and text:
+        return text
+    kind = type(error).__name__
+    return f"{kind}: {text or 'no message'} (a bug; set {DEBUG_VARIABLE}=1 to see where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
