@@ -24,10 +24,6 @@ class Count:
     operations: float
     bytes: float
 
-    def seconds(self, operations_per_second: float, bytes_per_second: float) -> float:
-        """The least time that a machine of these rates needs."""
-        return max(self.operations / operations_per_second, self.bytes / bytes_per_second)
-
 
 def epoch(
     layer: str,

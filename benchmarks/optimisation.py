@@ -2,7 +2,7 @@
 
 Graphs of N = 784 nodes with D = 384 features (ViT-S/8 at 224×224), and N = 3025 for one head, one
 image alone and batches of 8. All sides take turns in one run. The limit is what the counted
-operations and bytes need at the rates that the machine shows in the same run.
+operations need at the rate that the machine shows in the same run.
 
     python benchmarks/optimisation.py [--torch-python PATH] [--heads deepcut,unsegarmanet]
 """
@@ -153,17 +153,15 @@ def _measure(name, options, jax_side, torch_side, rates) -> dict:
     times = common.alternate(sides, options.repeats)
     shape = {"branches": case["branches"], "clusters": case["clusters"]}
     count = counts.epoch(case["layer"], nodes, WIDTH, **shape)
-    limit = count.seconds(rates["operations_per_second"], rates["bytes_per_second"])
+    # One image's working set stays in the cache, so the bytes do not bound it; they are reported.
+    limit = count.operations / rates["operations_per_second"]
     return {
         "nodes": nodes,
         "clusters": case["clusters"],
         "edges": edges,
         "operations": count.operations,
         "bytes": count.bytes,
-        "limit_operations_seconds": common.round_to(
-            count.operations / rates["operations_per_second"]
-        ),
-        "limit_bytes_seconds": common.round_to(count.bytes / rates["bytes_per_second"]),
+        "uncached_bytes_seconds": common.round_to(count.bytes / rates["bytes_per_second"]),
         "limit_seconds": common.round_to(limit),
         "epoch": {kind: common.summarise(values) for kind, values in times.items()},
         "failures": failures,
@@ -203,9 +201,8 @@ def table(result: dict) -> str:
         rows.append(row)
     rates = result["rates"]
     note = (
-        f"Limit: counted operations and bytes at {rates['operations_per_second'] / 1e9:.0f} GFLOP/s "
-        f"(float32 product) and {rates['bytes_per_second'] / 1e9:.0f} GB/s (copy), measured in "
-        "the same run."
+        f"Limit: counted operations at {rates['operations_per_second'] / 1e9:.0f} GFLOP/s, the "
+        "rate of a large float32 product in the same run; element-wise work is not counted."
     )
     return f"{common.table(header, rows)}\n\n{note}"
 

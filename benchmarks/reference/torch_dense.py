@@ -47,7 +47,7 @@ def arma_propagation(adjacency: Tensor) -> Tensor:
 
 def gat_edges(adjacency: Tensor) -> tuple[Tensor, Tensor]:
     """Edge features (B, N, N), and 0 where there is an edge or a self-loop, else −inf."""
-    loops = torch.eye(adjacency.shape[-1], dtype=torch.bool)
+    loops = torch.eye(adjacency.shape[-1], dtype=torch.bool, device=adjacency.device)
     neighbours = (adjacency > 0) & ~loops
     weights = torch.where(neighbours, adjacency, 0.0)
     mean = weights.sum(dim=-1) / neighbours.sum(dim=-1).clamp(min=1)
@@ -66,10 +66,10 @@ def prepare(head: Head, features: Tensor, adjacency: Tensor) -> dict[str, Tensor
     return constants | ({"nodes": features} if head.layer == "arma" else {})
 
 
-def fuse(head: Head, states: Sequence[Mapping[str, np.ndarray]]) -> Parameters:
+def fuse(head: Head, states: Sequence[Mapping[str, np.ndarray]], device: str = "cpu") -> Parameters:
     """Stacks state dicts (published names) over images, in the layouts of the batched products."""
     stacked = {
-        name: torch.stack([torch.tensor(np.asarray(state[name])) for state in states])
+        name: torch.tensor(np.stack([np.asarray(state[name]) for state in states]), device=device)
         for name in states[0]
     }
     fused = {}
@@ -111,7 +111,7 @@ def graph_loss(head: Head, constants: Mapping[str, Tensor], assignments: Tensor)
         volume = (degree[..., None] * assignments.square()).sum(dim=(-2, -1))
         gram = assignments.transpose(-2, -1) @ assignments
         gram = gram / torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True)
-        balance = gram - torch.eye(clusters) / clusters**0.5
+        balance = gram - torch.eye(clusters, device=gram.device) / clusters**0.5
         return -within / volume + torch.linalg.vector_norm(balance, dim=(-2, -1))
     total = degree.sum(dim=-1)
     pooled = (degree[..., None] * assignments).sum(dim=-2).square().sum(dim=-1)

@@ -4,8 +4,6 @@ Written to be fast, as a PyTorch user would have it today: fused attention, and 
 in the last block beyond the keys that are read. `torch.autocast` gives the bfloat16 version.
 """
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -106,26 +104,6 @@ class VisionTransformer(nn.Module):
             x = block(x)
         last = self.blocks[-1]
         return last.attn.keys(last.norm1(x)[:, 1:]).float()
-
-
-def random_state(seed: int = 0, **shape) -> dict[str, np.ndarray]:
-    """A state dict, {official name: float32 array}, of random weights.
-
-    Their spread is wide enough that attention and activations are neither flat nor saturated, so
-    that a timing sees ordinary numbers.
-    """
-    generator = np.random.default_rng(seed)
-    state = {}
-    for name, value in VisionTransformer(**shape).state_dict().items():
-        array = generator.standard_normal(tuple(value.shape), dtype=np.float32)
-        if "norm" in name:
-            array = 0.05 * array + (name.endswith("weight"))
-        elif value.ndim > 1 and name.endswith("weight"):
-            array /= math.sqrt(value[0].numel())
-        else:
-            array *= 0.02
-        state[name] = np.asarray(array, np.float32)
-    return state
 
 
 def load(state: dict[str, np.ndarray], **shape) -> VisionTransformer:

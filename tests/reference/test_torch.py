@@ -10,6 +10,7 @@ pytest.importorskip("torch_geometric", reason="needs the 'reference' extra")
 
 import torch
 
+from benchmarks.random_weights import random_state
 from benchmarks.reference import pyg_heads, torch_dense, torch_vit
 
 NODES, WIDTH, EPOCHS = 40, 16, 6
@@ -85,7 +86,7 @@ def test_vit_keys(golden, size):
 
 def test_bfloat16_is_close_to_float32():
     shape = {"patch": 8, "width": 48, "depth": 3, "heads": 3, "native_grid": 4}
-    model = torch_vit.load(torch_vit.random_state(**shape), **shape)
+    model = torch_vit.load(random_state(**shape), **shape)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     full = torch_vit.features(model, pixels)
     half = torch_vit.features(model, pixels, bfloat16=True)
