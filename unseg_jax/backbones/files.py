@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import sys
@@ -94,7 +95,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"reading {path} needs PyTorch; pip install 'unseg_jax[reference]', or convert the "
             "file to .safetensors where PyTorch is installed: unseg-jax weights convert"
         ) from None
-    checkpoint = _unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
+    # Full checkpoints of DINO carry their command line, a harmless argparse.Namespace.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = _unwrap(loaded, path)
     return {
         name: tensor.detach().float().numpy()
         for name, tensor in checkpoint.items()

@@ -77,7 +77,7 @@ LAYOUTS: dict[str, tuple[Rule, ...]] = {
         Rule(_B + r"ls(?P<n>[12])\.gamma", r"blocks.scale\g<n>"),
         Rule(r"norm\.weight", "norm.scale"),
         Rule(r"norm\.bias", "norm.bias"),
-        Rule(r"mask_token|(?:head|fc_norm)\..*", None),
+        Rule(r"mask_token|(?:\w*head|fc_norm)\..*", None),
     ),
     "huggingface": (
         Rule(r"embeddings\.cls_token", "class_token", _flat),

@@ -8,6 +8,7 @@ for: keys of the last block need that block's first normalisation and a third of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -99,6 +100,27 @@ def normalise_pixels(
         pixels = pixels.astype(jnp.float32) / 255
     mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     return (pixels.astype(jnp.float32) - mean) / std
+
+
+def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """The exact GELU, by erf as PyTorch does: cheaper on CPU than `jax.nn.gelu`, by erfc."""
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * np.float32(0.5**0.5)))).astype(x.dtype)
+
+
+def over_images(function: Callable[[Array], Array], pixels: Array) -> Array:
+    """`function` of a batch, run in the way that is fast on the platform compiled for.
+
+    On a CPU, one image after the other: a block's activations then stay in the cache, and the
+    matrix products are large enough to occupy every core. Elsewhere, the whole batch at once.
+    """
+    if pixels.shape[0] == 1:
+        return function(pixels)
+
+    def in_turn(pixels: Array) -> Array:
+        return jax.lax.map(lambda image: function(image[None])[0], pixels)
+
+    return jax.lax.platform_dependent(pixels, cpu=in_turn, default=function)
 
 
 class LayerNorm(nnx.Module):
@@ -210,7 +232,7 @@ class Block(nnx.Module):
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
 
     def mlp(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+        return self.fc2(gelu(self.fc1(self.norm2(x))))
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         update = self.attention(x)
@@ -295,28 +317,34 @@ class VisionTransformer(nnx.Module):
         if log_bin and facet == "attn":
             raise ValueError("log-bin descriptors are not defined for the facet 'attn'")
         index = self.block_index(block)
-        x = self.tokens(pixels, stride=stride)
+        grid = self.config.patch_grid((pixels.shape[1], pixels.shape[2]), stride)
+
+        def extract(pixels: Array) -> Array:
+            x = self.facet(self.tokens(pixels, stride=stride), facet, index)
+            x = x[:, 1:].astype(jnp.float32)
+            return log_bin_descriptors(x, grid) if log_bin else x
+
+        return over_images(extract, pixels)
+
+    def facet(self, x: Float[Array, "b t d"], facet: Facet, index: int) -> Float[Array, "b t f"]:
+        """A facet of block `index` (from 0) for the tokens that enter block 0."""
         if facet == "token":
             x = self.run_blocks(x, index + 1)
-            if self.config.normalised_tokens and index == self.config.depth - 1:
-                x = self.norm(x)
-        else:
-            x = self.run_blocks(x, index)
-            last = self.block(index)
-            by_head = (
-                last.attention_weights(x) if facet == "attn" else last.third(x, _THIRDS[facet])
-            )
-            # The published extractor flattens (channel, head): heads vary fastest.
-            x = by_head.transpose(0, 2, 3, 1).reshape(*x.shape[:2], -1)
-        features = x[:, 1:].astype(jnp.float32)
-        if not log_bin:
-            return features
-        return log_bin_descriptors(
-            features, self.config.patch_grid((pixels.shape[1], pixels.shape[2]), stride)
-        )
+            last = index == self.config.depth - 1
+            return self.norm(x) if last and self.config.normalised_tokens else x
+        x = self.run_blocks(x, index)
+        block = self.block(index)
+        by_head = block.attention_weights(x) if facet == "attn" else block.third(x, _THIRDS[facet])
+        # The published extractor flattens (channel, head): heads vary fastest.
+        return by_head.transpose(0, 2, 3, 1).reshape(*x.shape[:2], -1)
 
     def class_attention(self, pixels: Array, *, stride: int | None = None) -> Float[Array, "b n"]:
         """Attention of the class token to the patches; see `Backbone.class_attention`."""
-        x = self.run_blocks(self.tokens(pixels, stride=stride), self.config.depth - 1)
-        weights = self.block(self.config.depth - 1).attention_weights(x, queries=slice(0, 1))
-        return weights[:, :, 0, 1:].mean(axis=1)
+        last = self.config.depth - 1
+
+        def extract(pixels: Array) -> Array:
+            x = self.run_blocks(self.tokens(pixels, stride=stride), last)
+            weights = self.block(last).attention_weights(x, queries=slice(0, 1))
+            return weights[:, :, 0, 1:].mean(axis=1)
+
+        return over_images(extract, pixels)

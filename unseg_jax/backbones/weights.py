@@ -202,6 +202,7 @@ def fetch_auto() -> tuple[str, Path]:
         try:
             path = fetch(name, timeout=_AUTO_TIMEOUT)
         except WeightsError as error:
+            logger.info("%s", error)
             tried.append(str(error))
             continue
         logger.info("backbone %s from %s", name, SOURCES[name].label)
