@@ -320,7 +320,7 @@ def _grey8(grey: np.ndarray) -> np.ndarray:
         levels, full = levels - low, high - low
     else:
         full = 65535 if whole else (1 if high <= 1 else 255)
-    return np.rint(levels * (255 / full)).astype(np.uint8)
+    return np.rint(levels * 255 / full).astype(np.uint8)
 
 
 def _rgb_of_array(array: np.ndarray) -> np.ndarray:

@@ -11,27 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.data.images import MaskRule, Source
+from unseg_jax.data.images import DEFAULT_RULE, MaskRule, Source
 from unseg_jax.data.layouts import LAYOUTS, Layout, Part
 from unseg_jax.methods import nearest
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".jp2",
-        ".avif",
-    ]
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
 )
 """Suffixes, in lower case, of the files in a folder that count as images."""
 
@@ -70,7 +56,7 @@ class Dataset:
 
     name: str
     items: tuple[Item, ...]
-    rule: MaskRule = MaskRule()
+    rule: MaskRule = DEFAULT_RULE
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -149,26 +135,20 @@ def folder_pairs(folder: str | Path) -> Dataset:
     inner = folder / "images"
     images = _by_stem(inner if inner.is_dir() else folder)
     if not images:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DatasetError(
-            f"{inner if inner.is_dir() else folder} holds no images: put files with one of the "
-            f"suffixes {suffixes} there."
-        )
+        place = inner if inner.is_dir() else folder
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise DatasetError(f"{place} holds no images: put files with a suffix of {suffixes} there.")
+    name = folder.resolve().name
     if not (inner.is_dir() and (folder / "masks").is_dir()):
         note = f"{folder} has no masks: its images are segmented and not scored."
-        return Dataset(
-            folder.resolve().name,
-            tuple(Item(stem, path) for stem, path in images.items()),
-            notes=(note,),
-        )
+        items = tuple(Item(stem, path) for stem, path in images.items())
+        return Dataset(name, items, notes=(note,))
     masks = _by_stem(folder / "masks")
     _check_pairs(folder / "masks", images, masks)
     items = tuple(Item(stem, path, masks[stem]) for stem, path in images.items())
     spare = len(masks.keys() - images.keys())
-    notes = (
-        (f"{spare} masks of {folder / 'masks'} have no image and are left out.",) if spare else ()
-    )
-    return Dataset(folder.resolve().name, items, notes=notes)
+    notes = (f"{spare} masks in {folder / 'masks'} have no image.",) if spare else ()
+    return Dataset(name, items, notes=notes)
 
 
 def list_file(path: str | Path) -> Dataset:

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from unseg_jax.data.images import MaskRule
+from unseg_jax.data.images import DEFAULT_RULE, MaskRule
 from unseg_jax.data.sources import Dataset, DatasetError, Item
 from unseg_jax.methods import nearest
 
@@ -25,6 +25,7 @@ _KNOWN = {
         "pets are the trimap's values 1 (pet) and 3 (boundary, counted as foreground)",
     ),
 }
+_UNKNOWN = ("segmentation_mask", DEFAULT_RULE, "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +87,17 @@ def open_tfds(
     split = match["split"] or split
     builder = _builder(builder_name, data_dir)
     features = _flat(builder.info.features)
-    mask_default, rule, words = _KNOWN.get(name.split("/")[0], ("segmentation_mask", None, ""))
-    image_key = _key(spec, image_key or "image", features, required=True)
-    mask_key = _key(spec, mask_key or mask_default, features, required=mask_key is not None)
+    mask_default, rule, words = _KNOWN.get(
+        name.split("/")[0], ("segmentation_mask", DEFAULT_RULE, "")
+    )
+    image_key = image_key or "image"
+    _check_feature(spec, image_key, features)
+    if mask_key is not None:
+        _check_feature(spec, mask_key, features)
+    elif mask_default in features:
+        mask_key = mask_default
     items: list[Item] = []
-    for part in [split] if split else list(builder.info.splits):
+    for part in [split] if split else sorted(builder.info.splits):
         size = _split_size(builder, spec, part)
         room = size if limit is None else min(size, limit - len(items))
         for index in range(room):
@@ -104,7 +111,7 @@ def open_tfds(
         notes.append(f"{name}: {words}.")
     if mask_key is None:
         notes.append(f"tfds:{name} has no mask feature: its images are segmented and not scored.")
-    return Dataset(name.replace("/", "-"), tuple(items), rule or MaskRule(), tuple(notes))
+    return Dataset(name.replace("/", "-"), tuple(items), rule, tuple(notes))
 
 
 def _id(split: str, index: int) -> str:
@@ -126,16 +133,17 @@ def _tfds():
 
 @functools.lru_cache(maxsize=8)
 def _builder(name: str, data_dir: str | None) -> Any:
-    """The builder of a data set that is on disk, after preparing it if need be."""
+    """The builder of a data set: from its files if they are there, else by preparing it."""
     tfds = _tfds()
     try:
-        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-        if not builder.info.splits:
+        try:
+            return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError:
             builder = tfds.builder(
                 name, data_dir=data_dir, try_gcs=False, file_format="array_record"
             )
             builder.download_and_prepare()
-        return builder
+            return builder
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         hint = nearest(name.split("/")[0].split(":")[0], known)
@@ -183,14 +191,11 @@ def _flat(features: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _key(spec: str, key: str, features: dict[str, Any], required: bool) -> str | None:
-    if key in features:
-        return key
-    if not required:
-        return None
-    raise DatasetError(
-        f"tfds:{spec} has no feature '{key}': name one of {', '.join(sorted(features))}."
-    )
+def _check_feature(spec: str, key: str, features: dict[str, Any]) -> None:
+    if key not in features:
+        raise DatasetError(
+            f"tfds:{spec} has no feature '{key}': name one of {', '.join(sorted(features))}."
+        )
 
 
 def _split_size(builder: Any, spec: str, split: str) -> int:

@@ -1,0 +1,232 @@
+"""The loader keeps order, bounds and failures; the writer keeps whole files and its errors."""
+
+import errno
+import threading
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unseg_jax.data import loader, writer
+from unseg_jax.data.loader import batches
+from unseg_jax.data.writer import DiskFullError, Writer, save_image, write_atomically
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_order_is_kept_though_items_finish_out_of_order():
+    def prepare(item):
+        time.sleep(0.02 if item % 3 == 0 else 0)
+        return item * item
+
+    found = list(batches(range(11), prepare, 4, workers=4))
+    assert [len(batch) for batch in found] == [4, 4, 3]
+    outcomes = [outcome for batch in found for outcome in batch]
+    assert [outcome.item for outcome in outcomes] == list(range(11))
+    assert [outcome.value for outcome in outcomes] == [item * item for item in range(11)]
+
+
+def test_a_failed_item_keeps_its_place_and_the_others_go_on():
+    def prepare(item):
+        if item in (2, 5):
+            raise ValueError(f"item {item} is bad")
+        return item
+
+    outcomes = [outcome for batch in batches(range(7), prepare, 3) for outcome in batch]
+    assert [outcome.item for outcome in outcomes] == list(range(7))
+    assert [outcome.value for outcome in outcomes] == [0, 1, None, 3, 4, None, 6]
+    assert [str(outcome.error) for outcome in outcomes if outcome.error] == [
+        "item 2 is bad",
+        "item 5 is bad",
+    ]
+
+
+def test_never_more_than_the_bound_is_held_however_slow_the_consumer():
+    drawn = 0
+    batch_size, ahead = 4, 2
+
+    def items():
+        nonlocal drawn
+        for item in range(100):
+            drawn += 1
+            yield item
+
+    consumed = 0
+    for batch in batches(items(), lambda item: item, batch_size, workers=3, ahead=ahead):
+        time.sleep(0.002)
+        assert drawn - consumed <= (ahead + 1) * batch_size
+        consumed += len(batch)
+    assert consumed == drawn == 100
+
+
+def test_items_are_prepared_while_the_consumer_works():
+    prepared = threading.Semaphore(0)
+
+    def prepare(item):
+        prepared.release()
+        return item
+
+    with closing(batches(range(12), prepare, 2, workers=2, ahead=3)) as generator:
+        next(generator)
+        for _ in range(8):  # two that were handed out, six ahead
+            assert prepared.acquire(timeout=5)
+
+
+def test_nothing_runs_on_after_an_exception_in_the_consumer():
+    begun = []
+
+    def prepare(item):
+        begun.append(item)
+        time.sleep(0.005)
+        return item
+
+    def consume(error):
+        with closing(batches(range(10_000), prepare, 4, workers=2)) as generator:
+            for _ in generator:
+                raise error
+
+    for error in (RuntimeError("consumer"), KeyboardInterrupt()):
+        begun.clear()
+        with pytest.raises(type(error)):
+            consume(error)
+        assert not loader_threads()
+        assert len(begun) < 20
+
+
+def test_an_error_in_the_items_themselves_is_raised_and_ends_the_threads():
+    def items():
+        yield from range(3)
+        raise OSError("the list broke off")
+
+    with pytest.raises(OSError, match="broke off"):
+        list(batches(items(), lambda item: item, 2))
+    assert not loader_threads()
+
+
+def test_no_items_no_batches():
+    assert list(batches([], lambda item: item, 3)) == []
+
+
+@pytest.mark.parametrize("name", ["batch_size", "workers", "ahead"])
+def test_sizes_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        batches([1], lambda item: item, **{"batch_size": 1, name: 0})
+
+
+def test_default_workers_is_a_sane_number():
+    assert 2 <= loader.default_workers() <= 16
+
+
+def test_a_file_appears_whole_with_its_folder(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    write_atomically(path, "grün")
+    assert path.read_bytes() == "grün".encode()
+    write_atomically(path, b"again")
+    assert path.read_bytes() == b"again"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "old")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer.os, "replace", full)
+    with pytest.raises(DiskFullError, match=r"the disk is full: .*a\.txt"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_really_full_disk_is_said_plainly():
+    try:
+        with open("/dev/full", "w"):
+            pass
+    except OSError:
+        pytest.skip("this system has no /dev/full")
+
+    def fill():
+        with open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+
+    with pytest.raises(DiskFullError, match="the disk is full"), Writer() as pool:
+        pool.submit(fill)
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file/a\.txt could not be written"):
+        write_atomically(tmp_path / "file" / "a.txt", "x")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_images_are_saved_in_the_format_of_their_suffix(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    save_image(tmp_path / f"a{suffix}", pixels, lossless=True)
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.format == suffix[1:].upper()
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_bool_masks_and_16_bit_labels_are_saved_losslessly(tmp_path):
+    mask = np.array([[True, False, True]])
+    save_image(tmp_path / "mask.png", mask)
+    with Image.open(tmp_path / "mask.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), [[255, 0, 255]])
+    labels = np.array([[0, 300, 65535]], np.uint16)
+    save_image(tmp_path / "labels.png", labels)
+    with Image.open(tmp_path / "labels.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), labels)
+
+
+def test_the_writer_finishes_everything_before_it_is_left(tmp_path):
+    with Writer(workers=3, ahead=2) as pool:
+        for index in range(40):
+            pool.submit(write_atomically, tmp_path / f"{index}.txt", str(index))
+    assert sorted(int(path.read_text()) for path in tmp_path.iterdir()) == list(range(40))
+
+
+def test_the_first_error_surfaces_at_the_next_submit_or_at_the_end():
+    def fail(message):
+        raise ValueError(message)
+
+    with pytest.raises(ValueError, match="first"), Writer() as pool:
+        pool.submit(fail, "first")
+    with pytest.raises(ValueError, match="first"), Writer(workers=1) as pool:  # noqa: PT012
+        pool.submit(fail, "first")
+        for _ in range(1000):
+            pool.submit(time.sleep, 0.001)
+        pytest.fail("a thousand jobs were taken after one had failed")
+
+
+def test_the_writer_blocks_when_too_much_waits():
+    gate = threading.Event()
+    taken = []
+
+    def produce():
+        with Writer(workers=1, ahead=3) as pool:
+            for index in range(6):
+                pool.submit(gate.wait)
+                taken.append(index)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    time.sleep(0.3)
+    assert taken == [0, 1, 2]
+    gate.set()
+    producer.join(timeout=5)
+    assert taken == list(range(6))
+
+
+def test_the_callers_own_error_goes_through_after_what_was_submitted_is_written(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Writer(workers=1) as pool:  # noqa: PT012
+        for index in range(5):
+            pool.submit(write_atomically, tmp_path / f"{index}.txt", "x")
+        raise KeyboardInterrupt
+    assert len(list(tmp_path.iterdir())) == 5
