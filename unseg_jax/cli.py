@@ -6,7 +6,7 @@ import ast
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -281,12 +281,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 all went well, 1 something could not be done, 2 a wrong option, 130 stopped by the user.
     """
+    command = None if arguments is None else list(arguments)
+    return guarded(lambda: app(args=command, prog_name="unseg-jax"))
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """Runs a command so that what the library reports is shown, and errors are sentences.
+
+    Returns:
+        The exit code; see `main`.
+    """
     logger = logging.getLogger("unseg_jax")
     handler = _Spoken()
     logger.addHandler(handler)
     level, logger.level = logger.level, logging.INFO
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="unseg-jax")
+        return command() or 0
     except SystemExit as exit:
         return int(exit.code or 0)
     except KeyboardInterrupt:
@@ -300,7 +310,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         logger.removeHandler(handler)
         logger.level = level
-    return 0
 
 
 def explain(error: Exception) -> str:

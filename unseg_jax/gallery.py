@@ -23,7 +23,7 @@ from unseg_jax.data.images import ImageError, load_image
 from unseg_jax.data.sources import IMAGE_SUFFIXES
 from unseg_jax.data.writer import Writer
 from unseg_jax.files import WriteError, write_bytes, write_json, write_png, write_text
-from unseg_jax.visual import draw_box, overlay, write_labels
+from unseg_jax.visual import colour_labels, draw_box, overlay, write_labels
 
 if TYPE_CHECKING:
     from unseg_jax.segmenter import Segmentation, Segmenter
@@ -292,7 +292,11 @@ def _write(image: ImageFile, found: Segmentation, out: Path, coco: bool) -> Entr
         size=pixels.shape[:2],
         coverage=float(found.mask.mean()),
         parts=len(np.unique(found.labels[found.labels > 0])),
-        thumbnails={"photograph": _thumbnail(pixels), "found": _thumbnail(picture)},
+        thumbnails={
+            "photograph": _thumbnail(pixels),
+            "overlay": _thumbnail(picture),
+            "labels": _thumbnail(colour_labels(found.labels)),
+        },
         annotations=annotations,
     )
 

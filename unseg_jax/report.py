@@ -43,12 +43,12 @@ dl.facts div { background: var(--card); border: 1px solid var(--line); border-ra
 dt { color: var(--soft); font-size: .8rem; }
 dd { margin: 0; font-weight: 600; }
 .cards { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 38rem), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: .9rem; }
 .card h3 { margin: 0 0 .6rem; font-size: 1rem; overflow-wrap: anywhere; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; }
-.pair img { display: block; width: 100%; height: 15rem; object-fit: contain;
+.row { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
+.row img { display: block; width: 100%; height: 13rem; object-fit: contain;
   background: var(--page); border-radius: 4px; }
 .numbers { display: flex; justify-content: space-between; align-items: end; gap: 1rem;
   margin-top: .6rem; color: var(--soft); font-size: .85rem; }
@@ -65,9 +65,9 @@ th, td { text-align: left; padding: .4rem .7rem; border: 1px solid var(--line);
 </head>
 <body>
 <h1>{{ title }}</h1>
-<p class="lead">Each photograph beside what was found in it: the object, or its parts, tinted and
-outlined, and the box around the object's largest piece. Nothing was labelled or trained on
-beforehand. A click opens the overlay at its full size.</p>
+<p class="lead">Each image, what was found in it, and its parts in their colours (black is
+background). The box frames the object's largest piece. No labels were seen, and each image was
+optimised on its own. A click opens a picture at its full size.</p>
 <dl class="facts">
 {% for name, value in facts %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>
 {% endfor %}</dl>
@@ -83,16 +83,16 @@ beforehand. A click opens the overlay at its full size.</p>
 {% for entry in shown %}{% set found = entry.segmentation %}{% set name = entry.image.name %}
 <section class="card">
 <h3>{{ name }}</h3>
-<div class="pair">
-<a href="{{ link(name, '_overlay.png') }}"><img loading="lazy" alt="{{ name }}, the photograph"
- src="data:image/webp;base64,{{ encode(entry.thumbnails.photograph) }}"></a>
-<a href="{{ link(name, '_overlay.png') }}"><img loading="lazy" alt="{{ name }}, what was found"
- src="data:image/webp;base64,{{ encode(entry.thumbnails.found) }}"></a>
-</div>
+<div class="row">
+{% for kind in ("photograph", "overlay", "labels") %}
+<a href="{{ link(name, '_labels.png' if kind == 'labels' else '_overlay.png') }}">
+<img loading="lazy" alt="{{ kind }} of {{ name }}"
+ src="data:image/webp;base64,{{ encode(entry.thumbnails[kind]) }}"></a>
+{% endfor %}</div>
 <div class="numbers"><span>
 {{ entry.size[1] }} × {{ entry.size[0] }} pixels · object
 <b>{{ "%.0f" | format(100 * entry.coverage) }} %</b>
-{% if entry.parts > 1 %}· <b>{{ entry.parts }}</b> parts{% endif %}
+{%+ if entry.parts > 1 %}· <b>{{ entry.parts }}</b> parts {% endif %}
 · confidence <b>{{ "%.2f" | format(found.confidence) }}</b><br>
 {% if found.box %}box {{ found.box | join(", ") }}{% else %}no object{% endif %} ·
 <a href="{{ link(name, '_mask.png') }}">mask</a>
@@ -101,7 +101,7 @@ beforehand. A click opens the overlay at its full size.</p>
 </span>{% set curve = polyline(found.losses) %}{% if curve %}
 <figure><svg viewBox="0 0 100 30" preserveAspectRatio="none" role="img"
  aria-label="loss over the epochs"><polyline points="{{ curve }}"/></svg>
-loss {{ "%.4g" | format(found.loss) }} after {{ found.losses | length }} epochs</figure>
+loss {{ "%.4g" | format(found.loss) }}</figure>
 {% endif %}</div>
 </section>
 {% endfor %}</div>
