@@ -27,7 +27,7 @@ from scipy import ndimage
 from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import cg
 
-from unseg_jax.postprocess.bilateral import refine
+from unseg_jax.postprocess import refine
 
 SIGMAS = ((24, 4, 4), (11, 5, 5))
 

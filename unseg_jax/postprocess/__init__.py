@@ -1,5 +1,6 @@
 """From cluster labels on the patch grid to masks, boxes and edges at the size of the image."""
 
+from unseg_jax.postprocess.bilateral import refine, refine_labels
 from unseg_jax.postprocess.components import (
     bounding_box,
     component_boxes,
@@ -18,6 +19,8 @@ __all__ = [
     "foreground_labels",
     "largest_component",
     "object_box",
+    "refine",
+    "refine_labels",
     "scale_box",
     "upsample_labels",
 ]

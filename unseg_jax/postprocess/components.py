@@ -46,10 +46,15 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) bool, all False if the mask is empty.
     """
-    components, sizes = _components(mask)
-    if sizes.size < 2:
-        return components > 0
-    return components == 1 + np.argmax(sizes)
+    mask = np.asarray(mask) != 0
+    box = bounding_box(mask)
+    if box is None:
+        return mask
+    inside = np.s_[box[1] : box[3], box[0] : box[2]]
+    components, sizes = _components(mask[inside])
+    largest = np.zeros_like(mask)
+    largest[inside] = components == 1 + np.argmax(sizes)
+    return largest
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
@@ -61,13 +66,21 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) bool.
     """
+    from scipy import ndimage
+
     mask = np.asarray(mask) != 0
-    components, sizes = _components(~mask)
-    enclosed = np.ones(sizes.size + 1, bool)
-    for edge in (components[0], components[-1], components[:, 0], components[:, -1]):
-        enclosed[edge] = False
-    enclosed[0] = True
-    return enclosed[components]
+    box = bounding_box(mask)
+    if box is None:
+        return mask
+    # A frame of background joins all that is outside into the component of its corner.
+    inside = np.s_[box[1] : box[3], box[0] : box[2]]
+    framed = np.ones((box[3] - box[1] + 2, box[2] - box[0] + 2), bool)
+    np.logical_not(mask[inside], out=framed[1:-1, 1:-1])
+    background = np.zeros(framed.shape, np.int32)
+    ndimage.label(framed, output=background)
+    filled = mask.copy()
+    filled[inside] = (background != background[0, 0])[1:-1, 1:-1]
+    return filled
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
