@@ -1,17 +1,15 @@
-"""The loader keeps order, bounds and failures; the writer keeps whole files and its errors."""
+"""The loader keeps order, bounds and failures; the writer keeps its errors."""
 
-import errno
 import threading
 import time
 from contextlib import closing
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from unseg_jax.data import loader, writer
+from unseg_jax.data import loader
 from unseg_jax.data.loader import batches
-from unseg_jax.data.writer import DiskFullError, Writer, save_image, write_atomically
+from unseg_jax.data.writer import Writer
+from unseg_jax.files import WriteError, write_text
 
 
 def loader_threads() -> list[threading.Thread]:
@@ -121,29 +119,6 @@ def test_default_workers_is_a_sane_number():
     assert 2 <= loader.default_workers() <= 16
 
 
-def test_a_file_appears_whole_with_its_folder(tmp_path):
-    path = tmp_path / "new" / "folder" / "a.txt"
-    write_atomically(path, "grün")
-    assert path.read_bytes() == "grün".encode()
-    write_atomically(path, b"again")
-    assert path.read_bytes() == b"again"
-    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_atomically(path, "old")
-
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(writer.os, "replace", full)
-    with pytest.raises(DiskFullError, match=r"the disk is full: .*a\.txt"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
-
-
 def test_a_really_full_disk_is_said_plainly():
     try:
         with open("/dev/full", "w"):
@@ -155,40 +130,14 @@ def test_a_really_full_disk_is_said_plainly():
         with open("/dev/full", "w") as file:
             file.write("x" * 100_000)
 
-    with pytest.raises(DiskFullError, match="the disk is full"), Writer() as pool:
+    with pytest.raises(WriteError, match="no space is left"), Writer() as pool:
         pool.submit(fill)
-
-
-def test_an_unwritable_place_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"file/a\.txt could not be written"):
-        write_atomically(tmp_path / "file" / "a.txt", "x")
-
-
-@pytest.mark.parametrize("suffix", [".png", ".webp"])
-def test_images_are_saved_in_the_format_of_their_suffix(tmp_path, suffix):
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    save_image(tmp_path / f"a{suffix}", pixels, lossless=True)
-    with Image.open(tmp_path / f"a{suffix}") as image:
-        assert image.format == suffix[1:].upper()
-        np.testing.assert_array_equal(np.asarray(image), pixels)
-
-
-def test_bool_masks_and_16_bit_labels_are_saved_losslessly(tmp_path):
-    mask = np.array([[True, False, True]])
-    save_image(tmp_path / "mask.png", mask)
-    with Image.open(tmp_path / "mask.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), [[255, 0, 255]])
-    labels = np.array([[0, 300, 65535]], np.uint16)
-    save_image(tmp_path / "labels.png", labels)
-    with Image.open(tmp_path / "labels.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), labels)
 
 
 def test_the_writer_finishes_everything_before_it_is_left(tmp_path):
     with Writer(workers=3, ahead=2) as pool:
         for index in range(40):
-            pool.submit(write_atomically, tmp_path / f"{index}.txt", str(index))
+            pool.submit(write_text, tmp_path / f"{index}.txt", str(index))
     assert sorted(int(path.read_text()) for path in tmp_path.iterdir()) == list(range(40))
 
 
@@ -227,6 +176,6 @@ def test_the_writer_blocks_when_too_much_waits():
 def test_the_callers_own_error_goes_through_after_what_was_submitted_is_written(tmp_path):
     with pytest.raises(KeyboardInterrupt), Writer(workers=1) as pool:  # noqa: PT012
         for index in range(5):
-            pool.submit(write_atomically, tmp_path / f"{index}.txt", "x")
+            pool.submit(write_text, tmp_path / f"{index}.txt", "x")
         raise KeyboardInterrupt
     assert len(list(tmp_path.iterdir())) == 5

@@ -22,13 +22,12 @@ from unseg_jax.data.sources import (
     list_file,
     open_dataset,
 )
-from unseg_jax.data.writer import DiskFullError, Writer, save_image, write_atomically
+from unseg_jax.data.writer import Writer
 
 __all__ = [
     "LAYOUTS",
     "Dataset",
     "DatasetError",
-    "DiskFullError",
     "ImageError",
     "Item",
     "MaskRule",
@@ -47,6 +46,4 @@ __all__ = [
     "open_dataset",
     "read_image",
     "resize_image",
-    "save_image",
-    "write_atomically",
 ]

@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-from unseg_jax.data.writer import DiskFullError, Writer
+from unseg_jax.data.writer import Writer
 
-__all__ = ["DiskFullError", "Outcome", "Writer", "batches", "default_workers"]
+__all__ = ["Outcome", "Writer", "batches", "default_workers"]
 
 ItemType = TypeVar("ItemType")
 ValueType = TypeVar("ValueType")

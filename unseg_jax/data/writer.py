@@ -1,79 +1,14 @@
-"""Writing behind the device: whole files or none, a bounded pool, a full disk said plainly."""
+"""Working behind the device: a bounded pool whose errors are not lost."""
 
 import errno
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from unseg_jax.files import WriteError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class DiskFullError(OSError):
-    """The disk, or the user's share of it, is full; the message names the file and the remedy."""
-
-
-def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
-    """Writes a file so that it appears whole or not at all, even if the process is killed.
-
-    Args:
-        path: where to; its folder is made if missing.
-        content: bytes, or text that is written as UTF-8.
-
-    Raises:
-        DiskFullError: no space is left.
-        OSError: the path cannot be written.
-    """
-    path = Path(path)
-    content = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise plain_error(error, path) from error
-
-
-def plain_error(error: OSError, path: str | os.PathLike) -> OSError:
-    """The error of a failed write as one sentence with a remedy; `DiskFullError` for no space."""
-    if isinstance(error, DiskFullError):
-        return error
-    if error.errno in _FULL:
-        return DiskFullError(
-            f"the disk is full: {path} could not be written; free some space and run again."
-        )
-    reason = error.strerror or str(error)
-    return type(error)(f"{path} could not be written ({reason}): choose a folder you may write to.")
-
-
-def save_image(path: str | os.PathLike, pixels: np.ndarray, **options: Any) -> None:
-    """Saves an image in the format that the path's suffix names, atomically.
-
-    Args:
-        path: such as `mask.png` or `thumbnail.webp`.
-        pixels: uint8 (H, W, 3) or (H, W), uint16 (H, W), or bool (H, W), which becomes 0 and 255.
-        options: passed on to Pillow, such as quality=80.
-
-    Raises:
-        DiskFullError: no space is left.
-        OSError: the path cannot be written.
-    """
-    pixels = pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels
-    buffer = BytesIO()
-    format = Image.registered_extensions()[Path(path).suffix.lower()]
-    Image.fromarray(pixels).save(buffer, format, **options)
-    write_atomically(path, buffer.getvalue())
 
 
 class Writer:
@@ -86,7 +21,7 @@ class Writer:
     ```python
     with Writer() as writer:
         for name, mask in masks:
-            writer.submit(save_image, f"{name}.png", mask)
+            writer.submit(write_png, f"{name}.png", mask)
     ```
     """
 
@@ -99,7 +34,7 @@ class Writer:
         """Has `function(*args, **kwargs)` called by the pool.
 
         Raises:
-            BaseException: the first error of an earlier job; `DiskFullError` for no space.
+            BaseException: the first error of an earlier job; `WriteError` for no space.
         """
         self._raise()
         while not self._room.acquire(timeout=0.1):  # a time-out lets Ctrl-C through
@@ -138,6 +73,7 @@ class Writer:
     def _raise(self) -> None:
         if self._error is None:
             return
-        if isinstance(self._error, OSError) and self._error.errno in _FULL:
-            raise plain_error(self._error, self._error.filename or "a file") from self._error
+        full = isinstance(self._error, OSError) and self._error.errno in _FULL
+        if full and not isinstance(self._error, WriteError):
+            raise WriteError(self._error.filename or "a file", self._error) from self._error
         raise self._error
