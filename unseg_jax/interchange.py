@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from unseg_jax.graphs import Graph
 
@@ -50,15 +51,16 @@ def to_jraph(graph: Graph, *, num_edges: int | None = None) -> jraph.GraphsTuple
     )
     batch, size, width = nodes.shape
     edges = (adjacency != 0) & mask[:, :, None] & mask[:, None, :]
-    traced = isinstance(edges, jax.core.Tracer)
-    found = None if traced else int(edges.sum())
-    if num_edges is None:
-        num_edges = edges.size if found is None else 1 << max(found - 1, 0).bit_length()
-    elif found is not None and found > num_edges:
-        raise ValueError(
-            f"num_edges={num_edges} is too small: these graphs have {found} edges; "
-            "pass at least that many."
-        )
+    if isinstance(edges, Tracer):
+        budget = edges.size if num_edges is None else num_edges
+    else:
+        found = int(edges.sum())
+        budget = 1 << max(found - 1, 0).bit_length() if num_edges is None else num_edges
+        if found > budget:
+            raise ValueError(
+                f"num_edges={num_edges} is too small: these graphs have {found} edges; "
+                "pass at least that many."
+            )
 
     total = batch * size
     # Where each node goes: real ones to the front, in order. The rest share the padding graph.
@@ -67,9 +69,9 @@ def to_jraph(graph: Graph, *, num_edges: int | None = None) -> jraph.GraphsTuple
     flat = jnp.zeros((total + 1, width), jnp.float32)
     flat = flat.at[place].add(jnp.where(real[:, None], nodes.reshape(total, width), 0.0))
 
-    counts = jnp.minimum(jnp.cumsum(edges.sum((1, 2))), num_edges)
-    index = jnp.nonzero(edges, size=num_edges, fill_value=0)
-    kept = jnp.arange(num_edges) < counts[-1]
+    counts = jnp.minimum(jnp.cumsum(edges.sum((1, 2))), budget)
+    index = jnp.nonzero(edges, size=budget, fill_value=0)
+    kept = jnp.arange(budget) < counts[-1]
     weights = jnp.where(kept, adjacency[index], 0.0).astype(jnp.float32)
     receivers, senders = (
         jnp.where(kept, place[index[0] * size + end], total).astype(jnp.int32) for end in index[1:]
@@ -82,7 +84,7 @@ def to_jraph(graph: Graph, *, num_edges: int | None = None) -> jraph.GraphsTuple
         senders=senders,
         receivers=receivers,
         n_node=_with_rest(node_counts, total + 1),
-        n_edge=_with_rest(edge_counts, num_edges),
+        n_edge=_with_rest(edge_counts, budget),
         globals=None,
     )
 
@@ -156,13 +158,13 @@ def _node_features(nodes: Any) -> np.ndarray:
     return np.asarray(nodes, np.float32)
 
 
-def _edge_weights(graphs: jraph.GraphsTuple) -> np.ndarray:
-    count = len(graphs.senders)
-    if graphs.edges is None:
+def _edge_weights(graphs: Any) -> np.ndarray:
+    count, weights = len(graphs.senders), graphs.edges
+    if weights is None:
         return np.ones(count, np.float32)
-    if not hasattr(graphs.edges, "shape") or graphs.edges.shape not in ((count,), (count, 1)):
+    if not hasattr(weights, "shape") or weights.shape not in ((count,), (count, 1)):
         raise ValueError(
             f"graphs.edges must be one weight an edge, of shape ({count},) or ({count}, 1): "
             "reduce the edge features to that first."
         )
-    return np.asarray(graphs.edges, np.float32).reshape(count)
+    return np.asarray(weights, np.float32).reshape(count)

@@ -70,12 +70,16 @@ def spectral_embedding(
         laplacian = jnp.eye(len(real)) * (1 + _SHIFT) - scale * weights * scale.T
         factor = jax.scipy.linalg.cho_factor(laplacian)
 
-        def product(block):
+        def invert(block):
             return _SHIFT * real[:, None] * jax.scipy.linalg.cho_solve(factor, block)
+
+        product = invert
     else:
 
-        def product(block):
+        def multiply(block):
             return 0.5 * (real[:, None] * block + scale * (weights @ (scale * block)))
+
+        product = multiply
 
     with jax.default_matmul_precision("highest"):
         start = jax.random.normal(key, (len(real), count)) * real[:, None]
