@@ -41,8 +41,14 @@ def to_jraph(graph: Graph, *, num_edges: int | None = None) -> jraph.GraphsTuple
     Raises:
         ValueError: `num_edges` is less than the number of edges (outside of `jax.jit`; inside,
             the edges in excess are left out, last graph first).
+        ImportError: jraph is not installed.
     """
-    import jraph
+    try:
+        import jraph
+    except ImportError:
+        raise ImportError(
+            "handing graphs to jraph needs the package jraph; pip install jraph"
+        ) from None
 
     nodes, adjacency, mask = jax.tree.map(
         lambda values, rank: values if values.ndim == rank + 1 else values[None],
