@@ -12,23 +12,25 @@ VENV ?= .venv
 PYTHON ?=
 DEMO ?= demo
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 TEST_EXTRAS := onnx,tfds,cluster,video,notebooks,test
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 # The newest Python of at least 3.11 that can make an environment; pyenv's are looked at as well.
-# A file that is the copy of pyproject.toml it was made from says that nothing is to be installed.
+# A copy of the pyproject.toml that was installed says that nothing is to be done; what is installed
+# for the tests does for the demonstration too.
 define environment
 if ! $(BIN)/python -c 'import sys, pip' 2> /dev/null; then
-	python=""
-	for candidate in $(PYTHON) python3.{15,14,13,12,11} \
-			$$HOME/.pyenv/versions/3.{15,14,13,12,11}*/bin/python3 python3; do
-		if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
-				2> /dev/null; then
+	python="$(PYTHON)"
+	newest=310
+	for candidate in python3.{11..19} $$HOME/.pyenv/versions/3.*/bin/python3 python3; do
+		[ -z "$(PYTHON)" ] || break
+		version=$$("$$candidate" -c 'import sys, venv, ensurepip; print("%d%02d" % sys.version_info[:2] if sys.version_info[3] == "final" else 0)' 2> /dev/null) || continue
+		if [ "$$version" -gt "$$newest" ]; then
+			newest="$$version"
 			python="$$candidate"
-			break
 		fi
 	done
 	if [ -z "$$python" ]; then
@@ -41,6 +43,7 @@ fi
 if ! cmp -s pyproject.toml $(VENV)/installed-$(1); then
 	echo "installing unseg_jax[$(2)] (once; takes minutes)"
 	$(PIP) --editable '.[$(2)]'
+	cp pyproject.toml $(VENV)/installed-demo
 	cp pyproject.toml $(VENV)/installed-$(1)
 fi
 endef
