@@ -14,6 +14,7 @@ import importlib.util
 import platform
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,14 @@ def write_summary(path: Path) -> dict[str, Any]:
     write_json(path / SUMMARY, summary)
     if importlib.util.find_spec("unseg_jax.bench.report") is not None:
         report = importlib.import_module("unseg_jax.bench.report")
-        report.write_report(path)
+        try:
+            report.write_report(path)
+        except Exception as error:  # the scores are safe, and the report can be made again
+            warnings.warn(
+                f"report.html was not written ({type(error).__name__}: {error}): make it again by "
+                f"python -m unseg_jax.bench report {path}",
+                stacklevel=2,
+            )
     return summary
 
 

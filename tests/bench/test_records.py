@@ -1,0 +1,110 @@
+"""The run's folder survives torn lines, second writers and other configs."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from unseg_jax.bench.errors import BenchError
+from unseg_jax.bench.records import RunFolder, read_records, shard_folder
+from unseg_jax.files import WriteError
+
+CONFIG = {"seed": 0, "methods": {"deepcut": {"epochs": 10}}, "batch_size": 8, "data": "here"}
+
+
+def record(id, error=None):
+    return {"id": id, "method": "deepcut", "iou": 0.5, "error": error}
+
+
+def ids(path):
+    return [entry["id"] for entry in read_records(path)]
+
+
+def test_records_are_appended_and_found_again(tmp_path):
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.append([record("a"), record("b")])
+    with RunFolder(tmp_path / "run", CONFIG, resume=True) as folder:
+        assert folder.finished == {"a": {"deepcut"}, "b": {"deepcut"}}
+        folder.append([record("c")])
+    assert ids(tmp_path / "run") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kept", [1, 20, 60, 89])
+def test_a_torn_line_is_cut_off(tmp_path, kept):
+    with RunFolder(tmp_path, CONFIG) as folder:
+        folder.append([record("a")])
+    path = tmp_path / "per_image.jsonl"
+    whole = path.read_bytes()
+    torn = (json.dumps({**record("b"), "padding": "x" * 100}) + "\n").encode()[:kept]
+    path.write_bytes(whole + torn)
+    assert ids(tmp_path) == ["a"]
+    with RunFolder(tmp_path, CONFIG, resume=True) as folder:
+        assert set(folder.finished) == {"a"}
+        folder.append([record("c")])
+    assert ids(tmp_path) == ["a", "c"]
+
+
+def test_a_run_is_neither_mixed_nor_lost(tmp_path):
+    with RunFolder(tmp_path, CONFIG) as folder:
+        folder.append([record("a")])
+    with pytest.raises(BenchError, match=r"holds a run already.*--resume"):
+        RunFolder(tmp_path, CONFIG)
+    other = {**CONFIG, "methods": {"deepcut": {"epochs": 20}}, "seed": 1}
+    with pytest.raises(BenchError, match=r"methods\.deepcut.epochs is 10 there and 20 here; seed"):
+        RunFolder(tmp_path, other, resume=True)
+    # Where the data lie and how large batches are changes nothing that is found.
+    with RunFolder(tmp_path, {**CONFIG, "data": "there", "batch_size": 2}, resume=True):
+        pass
+    assert ids(tmp_path) == ["a"]
+    with RunFolder(tmp_path, other, overwrite=True) as folder:
+        assert folder.finished == {}
+
+
+def test_a_second_writer_is_turned_away(tmp_path):
+    pytest.importorskip("fcntl")
+    with (
+        RunFolder(tmp_path, CONFIG),
+        pytest.raises(BenchError, match="another process is writing"),
+    ):
+        RunFolder(tmp_path, CONFIG, resume=True)
+
+
+def test_failures_can_be_forgotten(tmp_path):
+    with RunFolder(tmp_path, CONFIG) as folder:
+        folder.append([record("a"), record("b", "broken"), record("c")])
+    with RunFolder(tmp_path, CONFIG, resume=True, retry_failed=True) as folder:
+        assert set(folder.finished) == {"a", "c"}
+        folder.append([record("b")])
+    assert ids(tmp_path) == ["a", "c", "b"]
+
+
+def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
+    with RunFolder(tmp_path, CONFIG) as folder:
+        folder.append([record("a")])
+        write = os.write
+
+        def full(file, data):
+            write(file, bytes(data)[:10])
+            raise OSError(errno.ENOSPC, "no space")
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(WriteError, match=r"no space is left.*free some"):
+            folder.append([record("b"), record("c")])
+        monkeypatch.undo()
+        folder.append([record("d")])
+    assert ids(tmp_path) == ["a", "d"]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    with RunFolder(tmp_path, CONFIG) as folder:
+        folder.append([record("a")])
+    with open(tmp_path / "per_image.jsonl", "a") as file:
+        file.write("{nonsense}\n")
+    with pytest.raises(BenchError, match=r"line 2 of .*per_image\.jsonl is damaged"):
+        list(read_records(tmp_path))
+
+
+def test_shards_have_folders_of_their_own(tmp_path):
+    assert shard_folder(tmp_path, (0, 1)) == tmp_path
+    assert shard_folder(tmp_path, (3, 12)).name == "shard-03-of-12"

@@ -1,0 +1,396 @@
+"""Whole runs on a small data set with a small random backbone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unseg_jax.bench import BenchError, Settings, run
+from unseg_jax.bench import runner as runner_module
+from unseg_jax.bench.engine import Engine
+from unseg_jax.bench.finishing import Finisher
+from unseg_jax.bench.preparing import Preparer
+from unseg_jax.data import Dataset, Item
+from unseg_jax.metrics import dice, iou
+from unseg_jax.segmenter import Segmenter
+
+OVERRIDES = {"image_size": 48, "epochs": 4}
+TIMES = {"seconds", "shared_seconds"}
+
+
+def settings(data, weights, out, **changes):
+    given = {
+        "data": str(data),
+        "out": str(out),
+        "methods": ("deepcut", "deepcut-cc"),
+        "backbone": str(weights),
+        "batch_size": 4,
+        "overrides": OVERRIDES,
+        **changes,
+    }
+    return Settings(**given)
+
+
+def records(out):
+    lines = (out / "per_image.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def timeless(out):
+    """Records by image and method, without what differs from run to run."""
+    found = {}
+    for record in records(out):
+        key = record["id"], record["method"]
+        assert key not in found
+        found[key] = {name: value for name, value in record.items() if name not in TIMES}
+    return found
+
+
+def scores(summary):
+    """A summary without timing."""
+    timed = {"images_per_second", "device_seconds", "feature_seconds", "compile_seconds"}
+    methods = {
+        name: {key: value for key, value in found.items() if key not in timed}
+        for name, found in summary["methods"].items()
+    }
+    return methods, summary["paired"], summary["failures"], summary["config"]
+
+
+@pytest.fixture(scope="module")
+def whole(data, weights, tmp_path_factory):
+    """An undisturbed run, and its summary."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, run(settings(data, weights, out, save_masks=True), quiet=True)
+
+
+def test_summary_and_records_are_as_the_design_says(whole):
+    out, summary = whole
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert set(summary) >= {"methods", "config", "versions", "device", "seed", "backbone"}
+    assert summary["backbone"] == "tiny_patch8"
+    assert summary["complete"]
+    for found in summary["methods"].values():
+        assert found["protocol"] == "honest"
+        assert (found["images"], found["failed"]) == (10, 0)
+        assert found["images_per_second"] > 0
+        assert found["compile_seconds"] > 0
+    assert len(timeless(out)) == 20
+    assert 0 < summary["timing"]["device_busy"] <= 1
+
+
+def test_scores_are_those_of_the_segmenter(whole, data, weights):
+    out, summary = whole
+    paths = sorted((data / "images").iterdir())
+    segmenter = Segmenter("deepcut", backbone=weights, batch_size=4, **OVERRIDES)
+    found = segmenter([str(path) for path in paths])
+    truths = [np.asarray(Image.open(data / "masks" / path.name)) > 127 for path in paths]
+    ious = [iou(one.mask, truth) for one, truth in zip(found, truths, strict=True)]
+    dices = [dice(one.mask, truth) for one, truth in zip(found, truths, strict=True)]
+    assert summary["methods"]["deepcut"]["miou"] == pytest.approx(np.mean(ious), abs=2e-6)
+    assert summary["methods"]["deepcut"]["dice"] == pytest.approx(np.mean(dices), abs=2e-6)
+    saved = np.asarray(Image.open(out / "masks" / "deepcut" / "003.png")) > 127
+    np.testing.assert_array_equal(saved, found[3].mask)
+
+
+def test_published_is_never_below_honest(whole, data, weights, tmp_path):
+    changes = {"protocol": "published", "methods": ("deepcut",)}
+    summary = run(settings(data, weights, tmp_path / "run", **changes), quiet=True)
+    honest = {
+        id: found["iou"] for (id, name), found in timeless(whole[0]).items() if name == "deepcut"
+    }
+    published = {id: found["iou"] for (id, _), found in timeless(tmp_path / "run").items()}
+    assert summary["methods"]["deepcut"]["protocol"] == "published"
+    assert all(published[id] >= honest[id] for id in honest)
+    assert summary["methods"]["deepcut"]["flipped"] == sum(
+        published[id] > honest[id] for id in honest
+    )
+
+
+class Watched:
+    """An image or mask that notes when it is read."""
+
+    def __init__(self, path, log):
+        self.path, self.log, self.name = path, log, path.name
+
+    def read(self):
+        self.log.append((self.path.parent.name, self.path.stem))
+        return self.path.read_bytes()
+
+
+@pytest.mark.parametrize("protocol", ["honest", "unsegmedgat"])
+def test_honest_sees_no_truth_before_it_scores(data, weights, tmp_path, monkeypatch, protocol):
+    log = []
+    items = tuple(
+        Item(path.stem, Watched(path, log), Watched(data / "masks" / path.name, log))
+        for path in sorted((data / "images").iterdir())[:4]
+    )
+    monkeypatch.setattr(runner_module, "open_dataset", lambda *_, **__: Dataset("watched", items))
+    compute = Engine.run
+
+    def watched_run(self, pixels):
+        log.append(("device", ""))
+        return compute(self, pixels)
+
+    monkeypatch.setattr(Engine, "run", watched_run)
+    changes = {"methods": ("deepcut",), "protocol": protocol}
+    run(settings(data, weights, tmp_path / "run", **changes), quiet=True)
+    before = [kind for kind, _ in log[: log.index(("device", ""))]]
+    # The crop is made from the truth: this protocol does see it, and says so.
+    assert ("masks" in before) == (protocol == "unsegmedgat")
+    assert before.count("images") == 4
+    assert sum(kind == "masks" for kind, _ in log) >= 4
+
+
+def test_crop_segments_and_scores_the_true_box(data, weights, tmp_path):
+    changes = {"protocol": "published", "crop": True, "methods": ("deepcut",), "limit": 2}
+    run(settings(data, weights, tmp_path / "run", **changes), quiet=True)
+    for record in records(tmp_path / "run"):
+        truth = np.asarray(Image.open(data / "masks" / f"{record['id']}.png")) > 127
+        rows, columns = np.nonzero(truth)
+        left, top, right, bottom = record["crop"]
+        assert (left, top) == (max(columns.min() - 20, 0), max(rows.min() - 20, 0))
+        assert record["size"] == [bottom - top, right - left]
+
+
+def test_features_are_computed_once_for_methods_that_share_them(weights):
+    from unseg_jax.methods import METHODS, override
+
+    methods = [override(METHODS[name], **OVERRIDES) for name in ("deepcut", "deepcut-cc")]
+    other = override(METHODS["vit-kmeans"], image_size=32)
+    engine = Engine([*methods, other], backbone=str(weights), batch_size=2)
+    groups = [[s.method.name for s in group.segmenters] for group in engine._groups]
+    assert groups == [["deepcut", "deepcut-cc"], ["vit-kmeans"]]
+    assert engine.sizes == [(32, 32), (48, 48)]
+
+
+def broken_copy(data, folder):
+    shutil.copytree(data, folder)
+    (folder / "images" / "002.png").write_bytes(b"not an image")
+    (folder / "masks" / "007.png").write_bytes(b"")
+    return folder
+
+
+def test_failures_are_tried_twice_and_listed(whole, data, weights, tmp_path, monkeypatch):
+    tried = []
+    prepare = Preparer.__call__
+
+    def counted(self, item, thumbnail=False):
+        tried.append(item.id)
+        return prepare(self, item, thumbnail)
+
+    monkeypatch.setattr(Preparer, "__call__", counted)
+    broken = broken_copy(data, tmp_path / "data")
+    summary = run(settings(broken, weights, tmp_path / "run"), quiet=True)
+    assert sorted(tried) == sorted([f"{n:03d}" for n in range(10)] + ["002", "007"])
+    good = timeless(whole[0])
+    found = timeless(tmp_path / "run")
+    assert len(found) == 20
+    for key, record in found.items():
+        if key[0] in ("002", "007"):
+            assert record["error"]
+            assert record["attempts"] == 2
+            assert record["iou"] is None
+        else:
+            assert record == good[key]
+    deepcut = summary["methods"]["deepcut"]
+    assert (deepcut["images"], deepcut["failed"]) == (10, 2)
+    rest = [record["iou"] for (id, name), record in found.items() if name == "deepcut"]
+    assert deepcut["miou"] == pytest.approx(sum(filter(None, rest)) / 10, abs=1e-6)
+    assert {failure["id"] for failure in summary["failures"]} == {"002", "007"}
+    assert all("images/002.png" in f["error"] for f in summary["failures"] if f["id"] == "002")
+    # Once mended, only they are done again.
+    for kind, name in (("images", "002.png"), ("masks", "007.png")):
+        shutil.copy(data / kind / name, broken / kind / name)
+    tried.clear()
+    changes = {"resume": True, "retry_failed": True}
+    mended = run(settings(broken, weights, tmp_path / "run", **changes), quiet=True)
+    assert sorted(tried) == ["002", "007"]
+    assert mended["failures"] == []
+    assert mended["methods"]["deepcut"]["miou"] == whole[1]["methods"]["deepcut"]["miou"]
+
+
+def test_a_failure_of_a_moment_is_forgotten(whole, data, weights, tmp_path, monkeypatch):
+    prepare = Preparer.__call__
+    seen = set()
+
+    def shaky(self, item, thumbnail=False):
+        if item.id == "004" and item.id not in seen:
+            seen.add(item.id)
+            raise OSError("the network is away")
+        return prepare(self, item, thumbnail)
+
+    monkeypatch.setattr(Preparer, "__call__", shaky)
+    summary = run(settings(data, weights, tmp_path / "run"), quiet=True)
+    assert summary["failures"] == []
+    assert summary["methods"]["deepcut"]["miou"] == whole[1]["methods"]["deepcut"]["miou"]
+    attempts = {key: record["attempts"] for key, record in timeless(tmp_path / "run").items()}
+    assert {key[0] for key, count in attempts.items() if count == 2} == {"004"}
+
+
+def test_fail_fast_stops_at_once(data, weights, tmp_path):
+    broken = broken_copy(data, tmp_path / "data")
+    with pytest.raises(BenchError, match=r"002 failed: image .*002\.png.*--fail-fast"):
+        run(settings(broken, weights, tmp_path / "run", fail_fast=True), quiet=True)
+
+
+def test_resuming_does_only_what_is_left(whole, data, weights, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    # The third image has one of its two records, and a part of the other.
+    lines = {(r["id"], r["method"]): json.dumps(r) + "\n" for r in records(out)}
+    kept = [lines[id, name] for id in ("000", "001") for name in ("deepcut", "deepcut-cc")]
+    kept += [lines["002", "deepcut"], lines["002", "deepcut-cc"][:30]]
+    (out / "per_image.jsonl").write_text("".join(kept))
+    (out / "summary.json").unlink()
+    done = []
+    finish = Finisher.__call__
+
+    def counted(self, items, prepared, results, wanted):
+        done.extend((item.id, sorted(names)) for item, names in zip(items, wanted, strict=True))
+        return finish(self, items, prepared, results, wanted)
+
+    monkeypatch.setattr(Finisher, "__call__", counted)
+    changes = {"resume": True, "save_masks": True}
+    summary = run(settings(data, weights, out, **changes), quiet=True)
+    assert sorted(done)[0] == ("002", ["deepcut-cc"])
+    assert len(done) == 8
+    assert timeless(out) == timeless(whole[0])
+    assert scores(summary) == scores(whole[1])
+    done.clear()
+    assert scores(run(settings(data, weights, out, **changes), quiet=True)) == scores(whole[1])
+    assert done == []
+
+
+def test_another_config_is_refused(whole, data, weights):
+    changes = {"resume": True, "overrides": {**OVERRIDES, "epochs": 5}}
+    with pytest.raises(BenchError, match="epochs is 4 there and 5 here"):
+        run(settings(data, weights, whole[0], **changes), quiet=True)
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence(whole, data, weights, tmp_path, monkeypatch):
+    import errno
+
+    from unseg_jax.bench.records import RunFolder
+    from unseg_jax.files import WriteError
+
+    append = RunFolder.append
+    room = [4]
+
+    def full(self, lines):
+        room[0] -= len(lines)
+        if room[0] < 0:
+            raise WriteError(self.path, OSError(errno.ENOSPC, "no space left"))
+        append(self, lines)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", full)
+        with pytest.raises(BenchError, match=r"no space is left on the disk.*--resume"):
+            run(settings(data, weights, out, batch_size=1), quiet=True)
+    assert 0 < len(records(out)) < 20
+    summary = run(settings(data, weights, out, resume=True), quiet=True)
+    assert scores(summary)[0] == scores(whole[1])[0]
+
+
+def test_every_few_epochs_are_recorded_without_a_second_run(data, weights, tmp_path):
+    changes = {"every": 2, "methods": ("deepcut", "vit-kmeans"), "limit": 4}
+    summary = run(settings(data, weights, tmp_path / "long", **changes), quiet=True)
+    curve = summary["methods"]["deepcut"]["by_epoch"]
+    assert curve["epochs"] == [0, 2, 4]
+    assert curve["miou"][-1] == pytest.approx(summary["methods"]["deepcut"]["miou"], abs=2e-6)
+    # Half as many epochs end where the longer run was half-way.
+    changes |= {"every": 0, "overrides": {**OVERRIDES, "epochs": 2}, "methods": ("deepcut",)}
+    short = run(settings(data, weights, tmp_path / "short", **changes), quiet=True)
+    assert curve["miou"][1] == pytest.approx(short["methods"]["deepcut"]["miou"], abs=2e-6)
+    assert summary["methods"]["vit-kmeans"]["by_epoch"]["epochs"] == [0]
+
+
+def test_images_without_masks_are_segmented_and_not_scored(data, weights, tmp_path):
+    changes = {"methods": ("deepcut",), "save_masks": True, "limit": 3}
+    summary = run(settings(data / "images", weights, tmp_path / "run", **changes), quiet=True)
+    assert summary["methods"]["deepcut"]["miou"] is None
+    assert summary["methods"]["deepcut"]["images"] == 3
+    assert len(list((tmp_path / "run" / "masks" / "deepcut").iterdir())) == 3
+
+
+def command(data, weights, out, *more):
+    given = ["--data", data, "--backbone", weights, "--out", out, "--method", "deepcut,deepcut-cc"]
+    given += ["--image-size", 48, "--epochs", 4, "--batch-size", 1, *more]
+    return [sys.executable, "-m", "unseg_jax.bench", *map(str, given)]
+
+
+def wait_for_lines(path, count, process):
+    for _ in range(1200):
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    pytest.fail("the run wrote nothing")
+
+
+def test_killed_and_resumed_ends_as_if_undisturbed(whole, data, weights, tmp_path):
+    out = tmp_path / "run"
+    for lines in (2, 9):
+        more = ["--resume"] if lines > 2 else []
+        process = subprocess.Popen(
+            command(data, weights, out, *more),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        wait_for_lines(out / "per_image.jsonl", lines, process)
+        process.kill()
+        process.communicate()
+        assert not (out / "summary.json").exists()
+    done = subprocess.run(
+        command(data, weights, out, "--resume"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "honest" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    found, wanted = scores(summary), scores(whole[1])
+    assert found[:3] == wanted[:3]
+    assert timeless(out) == timeless(whole[0])
+    assert not list(out.glob("**/.*.part*"))
+
+
+def test_interrupted_says_how_to_go_on(data, weights, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(data, weights, out, "--set", "parts=0"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for_lines(out / "per_image.jsonl", 2, process)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("the run was done before it could be interrupted")
+    assert process.returncode == 130, errors
+    assert "--resume to go on" in errors
+    assert "Traceback" not in errors
+    assert not json.loads((out / "summary.json").read_text())["complete"]
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    def fails(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "unseg_jax.bench", "--out", str(tmp_path / "run"), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "did you mean 'deepcut'" in fails("--data", "nowhere", "--method", "depcut")
+    assert "nowhere was not found" in fails("--data", "nowhere")

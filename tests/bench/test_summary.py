@@ -1,0 +1,110 @@
+"""Summaries against means written out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from unseg_jax.bench.protocols import resolve_protocol
+from unseg_jax.bench.scoring import SCORES
+from unseg_jax.bench.summary import format_table, summarise
+from unseg_jax.methods import METHODS
+
+
+def config(names=("deepcut",), protocol="honest", images=4, every=0):
+    return {
+        "protocol": dataclasses.asdict(resolve_protocol(protocol)),
+        "methods": {name: dataclasses.asdict(METHODS[name]) for name in names},
+        "images": images,
+        "shard": [0, 1],
+        "seed": 0,
+        "every": every,
+        "backbone": "tiny",
+    }
+
+
+def record(id, iou, method="deepcut", **fields):
+    scores = dict.fromkeys(SCORES, iou)
+    return {"id": id, "method": method, **scores, "error": None, "seconds": 0.5, **fields}
+
+
+def failure(id, method="deepcut"):
+    return {"id": id, "method": method, **dict.fromkeys(SCORES), "error": "broken"}
+
+
+RECORDS = [record("a", 0.9), record("b", 0.5), failure("c"), record("d", 0.4)]
+
+
+def test_honest_counts_a_failure_as_nothing_found():
+    found = summarise(RECORDS, config())["methods"]["deepcut"]
+    assert found["miou"] == pytest.approx(1.8 / 4)
+    assert found["mae"] == pytest.approx((1.8 + 1.0) / 4)
+    assert found["median_iou"] == pytest.approx(0.45)
+    assert (found["images"], found["failed"], found["protocol"]) == (4, 1, "honest")
+    low, high = found["miou_interval"]
+    assert 0 <= low < found["miou"] < high <= 0.9
+
+
+def test_published_leaves_a_failure_out():
+    summary = summarise(RECORDS, config(protocol="published"))
+    found = summary["methods"]["deepcut"]
+    assert found["miou"] == pytest.approx(0.6)
+    assert (found["images"], found["failed"], found["protocol"]) == (4, 1, "published")
+    assert summary["failures"] == [{"id": "c", "method": "deepcut", "error": "broken"}]
+
+
+def test_each_image_counts_once():
+    summary = summarise([record("a", 0.1), *RECORDS], config())
+    assert summary["methods"]["deepcut"]["miou"] == pytest.approx(1.8 / 4)
+    assert summary["complete"]
+    assert not summarise(RECORDS[:3], config())["complete"]
+
+
+def test_order_of_records_does_not_matter():
+    assert summarise(RECORDS, config()) == summarise(RECORDS[::-1], config())
+
+
+def test_images_without_truth_have_no_score():
+    blank = [{**record("a", None)}, {**record("b", None)}]
+    found = summarise(blank, config(images=2))["methods"]["deepcut"]
+    assert found["miou"] is None
+    assert found["images"] == 2
+    assert "–" in format_table(summarise(blank, config(images=2)))
+
+
+def test_methods_are_compared_on_the_same_images():
+    names = ("deepcut", "vit-kmeans")
+    other = [
+        record(id, value, "vit-kmeans") for id, value in zip("abd", (0.8, 0.5, 0.6), strict=True)
+    ]
+    (pair,) = summarise(RECORDS + other, config(names, "published"))["paired"]
+    assert (pair["first"], pair["second"], pair["images"]) == (*names, 3)
+    assert pair["mean"] == pytest.approx(np.mean([0.1, 0.0, -0.2]), abs=1e-6)
+    assert (pair["wins"], pair["ties"], pair["losses"]) == (1, 1, 1)
+
+
+def test_many_methods_are_compared_with_the_best():
+    names = tuple(METHODS)[:12]
+    records = [
+        record(id, 0.05 * rank + 0.01 * place, name)
+        for rank, name in enumerate(names)
+        for place, id in enumerate("abcd")
+    ]
+    paired = summarise(records, config(names))["paired"]
+    assert {pair["first"] for pair in paired} == {names[-1]}
+    assert len(paired) == 11
+
+
+def test_epochs_give_a_curve_its_best_and_where_it_settles():
+    rows = [[0.1, 0.6, 0.505, 0.5], [0.3, 0.8, 0.505, 0.5]]
+    records = [
+        record(id, row[-1], iou_by_epoch=row, seconds=2.0)
+        for id, row in zip("ab", rows, strict=True)
+    ]
+    found = summarise(records, config(images=2, every=5))["methods"]["deepcut"]["by_epoch"]
+    assert found["epochs"] == [0, 5, 10, 15]
+    assert found["miou"] == pytest.approx([0.2, 0.7, 0.505, 0.5])
+    assert (found["best_epoch"], found["best_miou"]) == (5, pytest.approx(0.7))
+    assert found["converged_epoch"] == 10
+    # DeepCut runs 10 epochs in these 2 seconds.
+    assert found["converged_seconds"] == pytest.approx(2.0)
