@@ -21,6 +21,7 @@ _CONFIDENCE = 0.999
 _STEPS = 25
 _TOLERANCE = 1e-5
 _LEAST_DIAGONAL = 1e-5
+_LEAST_DIVISOR = np.finfo(np.float32).tiny
 
 
 def solve(
@@ -93,27 +94,28 @@ def _conjugate_gradients(grid: BilateralGrid, mass: np.ndarray, right: np.ndarra
     factor = (np.sqrt(_SMOOTHNESS) * grid.scale[column] / root).astype(np.float32)
     limit = _TOLERANCE**2 * _dot(right, right)
     lightest = diagonal.min()
-    change, direction = np.zeros_like(residual), residual.copy()
+    change, direction, buffer = np.zeros_like(residual), residual.copy(), np.empty_like(residual)
     energy = _dot(residual, residual)
-    active = energy > 0
     for _ in range(_STEPS):
         # The limit is on the residual of A itself, Σ d r²; most steps need not compute it.
         if (lightest * energy <= limit).any():
-            active = _dot(residual * root, residual * root) > limit
-            if not active.any():
+            resting = _dot(residual * root, residual * root) <= limit
+            if resting.all():
                 break
-        image = factor * direction
-        image = grid.neighbours @ image
+            residual[..., resting] = direction[..., resting] = 0
+            energy = _dot(residual, residual)
+        np.multiply(factor, direction, out=buffer)
+        image = grid.neighbours @ buffer
         image *= factor
         np.subtract(direction, image, out=image)
-        # A column at rest has its factors zero, so that nothing is divided by zero.
-        curvature = np.where(active, _dot(direction, image), 1)
-        length = np.where(active, energy / curvature, 0).astype(np.float32)
-        change += length * direction
+        # A column at rest has only zeros, and the least divisor keeps them.
+        length = energy / np.maximum(_dot(direction, image), _LEAST_DIVISOR)
+        np.multiply(direction, length, out=buffer)
+        change += buffer
         image *= length
         residual -= image
-        previous, energy = np.where(active, energy, 1), _dot(residual, residual)
-        direction *= np.where(active, energy / previous, 0).astype(np.float32)
+        previous, energy = energy, _dot(residual, residual)
+        direction *= energy / np.maximum(previous, _LEAST_DIVISOR)
         direction += residual
     return start + change / root
 

@@ -161,9 +161,14 @@ class _Index:
         # cell is the one asked for (Briggs and Torczon, 1993).
         self._table = np.empty(size, np.int32)
         order = np.arange(cells.size, dtype=np.int32)
-        self._table[cells] = order
-        kept = np.flatnonzero(self._table.take(cells) == order)
-        self.cells = cells.take(kept).astype(np.int64)
+        if size <= cells.size:
+            present = np.zeros(size, bool)
+            present[cells] = True
+            self.cells = np.flatnonzero(present)
+        else:
+            self._table[cells] = order
+            kept = np.flatnonzero(self._table.take(cells) == order)
+            self.cells = cells.take(kept).astype(np.int64)
         self._table[self.cells] = order[: self.cells.size]
         self.inverse = self._table.take(cells)
 
