@@ -212,8 +212,9 @@ def build_params(
         for part in (_PARTS if ".qkv." in leaf else (None,))
     }
     problems = []
+    rules = LAYOUTS[layout_of(tensors)]
     for name, tensor in tensors.items():
-        found = _find(name, LAYOUTS[layout_of(tensors)])
+        found = _find(name, rules)
         if found is None:
             problems.append(f"unexpected {name}")
             continue
@@ -237,12 +238,13 @@ def build_params(
             target[...] = value
         unfilled -= {(leaf, block, p) for p in (_PARTS if part is None else (part,))}
         unfilled.discard((leaf, block, None))
+    missing: dict[str, list[str]] = {}
     for leaf, block, part in sorted(unfilled, key=str):
-        problems.append(
-            f"missing {leaf}"
-            + ("" if block is None else f" of block {block}")
-            + ("" if part is None else f" ({part})")
-        )
+        parts = missing.setdefault(leaf + ("" if block is None else f" of block {block}"), [])
+        parts.extend([part] if part else [])
+    for leaf, parts in missing.items():
+        some = 0 < len(parts) < len(_PARTS)
+        problems.append(f"missing {leaf}" + (f" ({', '.join(parts)})" if some else ""))
     if problems:
         raise WeightsError(
             f"{where} does not fit the backbone ({len(problems)} problems; give weights of the "

@@ -1,0 +1,249 @@
+"""The transformer against the published extractor's values, and its contracts."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unseg_jax.backbones import Backbone, ViTConfig
+from unseg_jax.backbones.descriptors import log_bin
+from unseg_jax.backbones.layouts import build_params
+from unseg_jax.backbones.vit import FACETS, IMAGENET_MEAN, IMAGENET_STD, normalise_pixels
+
+TINY = ViTConfig(patch_size=8, width=48, depth=3, heads=3, grid=4)
+VERSION2 = ViTConfig(
+    patch_size=14,
+    width=64,
+    depth=2,
+    heads=2,
+    grid=3,
+    layer_scale=True,
+    position_offset=0.0,
+    normalised_tokens=True,
+    facet="token",
+)
+
+
+@pytest.fixture(scope="module")
+def values(golden):
+    return golden("vit_tiny_patch8")
+
+
+@pytest.fixture(scope="module")
+def tiny(values):
+    weights = {name[6:]: value for name, value in values.items() if name.startswith("param.")}
+    return Backbone("tiny", "golden", *build_params(weights, TINY, "golden"), TINY)
+
+
+def golden_pixels(values, size):
+    """The golden inputs are already normalised: undone here, as pixels in [0, 1] may be any."""
+    x = values[f"{size}.input"].transpose(0, 2, 3, 1)
+    return x * np.array(IMAGENET_STD, np.float32) + np.array(IMAGENET_MEAN, np.float32)
+
+
+@pytest.mark.parametrize("stride", [8, 4, 2])
+@pytest.mark.parametrize("size", ["32x32", "48x48", "64x40", "56x72"])
+def test_features_equal_the_published_extractor(tiny, values, size, stride):
+    pixels = golden_pixels(values, size)
+    names = [name for name in values if name.startswith(f"{size}.s{stride}.")]
+    assert len(names) >= 4
+
+    def every(params, pixels):
+        out = {}
+        for name in names:
+            facet, binned = re.fullmatch(r".*\.s\d\.(\w+?)(\.logbin)?", name).groups()
+            out[name] = tiny.features(
+                params, pixels, facet=facet, stride=stride, log_bin=binned is not None
+            )
+        return out
+
+    for name, features in jax.jit(every)(tiny.params, pixels).items():
+        assert features.dtype == jnp.float32
+        assert features.shape == values[name].shape
+        np.testing.assert_allclose(features, values[name], rtol=0, atol=1e-4, err_msg=name)
+
+
+def test_grid_counts_patches(tiny):
+    assert tiny.grid((32, 48)) == (4, 6)
+    assert tiny.grid((32, 48), 4) == (7, 11)
+    assert tiny.grid((33, 55), 2) == (13, 24)
+    with pytest.raises(ValueError, match=r"stride 3 does not divide the patch size 8"):
+        tiny.grid((32, 32), 3)
+    with pytest.raises(ValueError, match="smaller than one patch"):
+        tiny.grid((32, 7))
+
+
+def attention_by_hand(tiny, x, index):
+    """Softmax attention of a block, in NumPy float64, all tokens."""
+    leaf = {k: np.asarray(v, np.float64) for k, v in flat(tiny.params).items()}
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    y = (x - mean) / np.sqrt(variance + TINY.norm_epsilon)
+    y = y * leaf["blocks.norm1.scale"][index] + leaf["blocks.norm1.bias"][index]
+    qkv = y @ leaf["blocks.qkv.kernel"][index] + leaf["blocks.qkv.bias"][index]
+    queries, keys, _ = qkv.reshape(*x.shape[:2], 3, TINY.heads, -1).transpose(2, 0, 3, 1, 4)
+    logits = queries @ keys.swapaxes(-1, -2) / np.sqrt(queries.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def flat(state):
+    from flax import nnx
+
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def tokens_before(tiny, pixels, index):
+    """All tokens that enter a block, the class token too."""
+    from flax import nnx
+
+    model = nnx.merge(tiny.graphdef, tiny.params)
+    return np.asarray(model.run_blocks(model.tokens(pixels), index), np.float64)
+
+
+def test_class_attention_is_the_softmax_of_the_last_block(tiny, values):
+    pixels = golden_pixels(values, "32x32")
+    weights = attention_by_hand(tiny, tokens_before(tiny, pixels, 2), 2)
+    attention = tiny.class_attention(tiny.params, pixels)
+    assert attention.shape == (2, 16)
+    np.testing.assert_allclose(attention, weights[:, :, 0, 1:].mean(1), atol=1e-6)
+
+
+def test_attention_facet_is_each_patch_over_all_tokens(tiny, values):
+    pixels = golden_pixels(values, "32x32")
+    weights = attention_by_hand(tiny, tokens_before(tiny, pixels, 1), 1)
+    features = tiny.features(tiny.params, pixels, facet="attn", block=1)
+    expected = weights[:, :, 1:].transpose(0, 2, 3, 1).reshape(2, 16, 17 * 3)
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+
+
+def test_blocks_count_from_both_ends(tiny, pixels):
+    image = pixels(1, 32, 32, 3)
+    for positive, negative in ((0, -3), (1, -2), (2, -1)):
+        one = tiny.features(tiny.params, image, facet="token", block=positive)
+        other = tiny.features(tiny.params, image, facet="token", block=negative)
+        np.testing.assert_array_equal(one, other)
+    for block in (3, -4):
+        with pytest.raises(ValueError, match="there is no block"):
+            tiny.features(tiny.params, image, block=block)
+
+
+def test_settings_that_do_not_exist_are_refused(tiny, pixels):
+    image = pixels(1, 32, 32, 3)
+    with pytest.raises(ValueError, match="there is no facet 'keys'"):
+        tiny.features(tiny.params, image, facet="keys")
+    with pytest.raises(ValueError, match="log-bin"):
+        tiny.features(tiny.params, image, facet="attn", log_bin=True)
+
+
+def test_bytes_and_fractions_are_the_same_pixels(tiny, pixels):
+    image = pixels(1, 32, 40, 3)
+    fractions = image.astype(np.float32) / 255
+    np.testing.assert_allclose(
+        tiny.features(tiny.params, image),
+        tiny.features(tiny.params, fractions),
+        atol=1e-6,
+    )
+    expected = (fractions - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    np.testing.assert_allclose(normalise_pixels(jnp.asarray(image)), expected, atol=1e-6)
+
+
+def test_an_image_does_not_see_its_batch(tiny, pixels):
+    images = pixels(3, 32, 32, 3)
+    together = tiny.features(tiny.params, images)
+    alone = np.concatenate([tiny.features(tiny.params, image[None]) for image in images])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    np.testing.assert_allclose(
+        tiny.class_attention(tiny.params, images)[1],
+        tiny.class_attention(tiny.params, images[1:2])[0],
+        atol=1e-7,
+    )
+
+
+def test_pixels_beyond_the_last_whole_patch_do_not_count(tiny, pixels):
+    image = pixels(1, 37, 35, 3)
+    # Both have a 4 x 4 grid, but only square images keep the embedding as it is.
+    np.testing.assert_allclose(
+        tiny.features(tiny.params, image),
+        tiny.features(tiny.params, image[:, :36, :35]),
+        atol=1e-6,
+    )
+
+
+def test_tokens_of_version_2_end_with_the_final_normalisation(random_backbone, pixels):
+    backbone = random_backbone(VERSION2)
+    params, image = backbone.params, pixels(1, 42, 70, 3)
+    tokens = np.asarray(backbone.features(params, image))
+    assert tokens.shape == (1, 3 * 5, 64)
+    np.testing.assert_allclose(tokens.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(tokens.std(-1), 1, atol=1e-2)
+    inner = np.asarray(backbone.features(params, image, block=0))
+    assert np.abs(inner.std(-1) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("facet", FACETS)
+def test_bfloat16_stays_near_float32(random_backbone, pixels, facet):
+    backbone = random_backbone(VERSION2)
+    image = pixels(2, 42, 42, 3)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), backbone.params)
+    exact = np.asarray(backbone.features(backbone.params, image, facet=facet, block=1))
+    rounded = backbone.features(half, image, facet=facet, block=1)
+    assert rounded.dtype == jnp.float32
+    # bfloat16 keeps 8 bits: a few roundings of 2^-8 each.
+    assert np.abs(rounded - exact).max() <= 0.03 * np.abs(exact).max()
+
+
+def test_keys_need_nothing_that_comes_after_them(tiny, values):
+    """What the last block does after its keys is not even read."""
+    from flax import nnx
+
+    pixels = golden_pixels(values, "32x32")
+    used = {"norm1", "qkv"}
+    poisoned = nnx.from_flat_state(
+        [
+            (path, leaf if path[0] != "blocks" or path[1] in used else _poison_last(leaf))
+            for path, leaf in nnx.to_flat_state(tiny.params)
+        ]
+    )
+    np.testing.assert_array_equal(
+        tiny.features(poisoned, pixels, facet="key"),
+        tiny.features(tiny.params, pixels, facet="key"),
+    )
+    assert np.isnan(np.asarray(tiny.features(poisoned, pixels, facet="token"))).all()
+
+
+def _poison_last(leaf):
+    return leaf.replace(leaf[...].at[-1].set(jnp.nan))
+
+
+def test_settings_compile_once(tiny, pixels):
+    from unseg_jax.backbones import _features
+
+    before = _features._cache_size()
+    for seed in range(3):
+        tiny.features(tiny.params, pixels(2, 24, 24, 3) + np.uint8(seed), facet="query")
+    assert _features._cache_size() == before + 1
+
+
+def test_log_bins_of_a_grid_written_out():
+    """Bins of one patch, by loops: its neighbours, then the averages around it."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(1, 5 * 4, 2)).astype(np.float32)
+    got = np.asarray(log_bin(jnp.asarray(x), (5, 4))).reshape(5, 4, 17, 2)
+    grid = x.reshape(5, 4, 2)
+
+    def pooled(i, j):
+        return grid[max(0, i - 1) : i + 2, max(0, j - 1) : j + 2].mean((0, 1))
+
+    for y in range(5):
+        for c in range(4):
+            bins = []
+            for level, step in enumerate((1, 3)):
+                for i in (y - step, y, y + step):
+                    for j in (c - step, c, c + step):
+                        if level and (i, j) == (y, c):
+                            continue
+                        i_in, j_in = min(max(i, 0), 4), min(max(j, 0), 3)
+                        bins.append(pooled(i_in, j_in) if level else grid[i_in, j_in])
+            np.testing.assert_allclose(got[y, c], bins, atol=1e-6)
