@@ -1,5 +1,6 @@
 """What the unseg_jax worker can be asked; see `benchmarks.workers`."""
 
+import statistics
 import time
 from typing import Any
 
@@ -60,7 +61,8 @@ def prepare_head(
 def time_head(few: int, many: int, batch: int) -> float:
     """Seconds an epoch and image: a run of `many` epochs less one of `few`, by their difference.
 
-    What is done once an image (affinity, ÂX) is in both, and falls out.
+    What is done once an image (affinity, ÂX) is in both, and falls out. Each run is the median
+    of three.
     """
     name, images, clusters, dropout = _state["head"]
     method, overrides = HEADS[name]
@@ -83,9 +85,33 @@ def time_head(few: int, many: int, batch: int) -> float:
         if key not in _state:
             call()
             _state[key] = True
-        return common.timed(call)
+        return statistics.median(common.timed(call) for _ in range(3))
 
     return (run(many) - run(few)) / ((many - few) * batch)
+
+
+def time_loop(epochs: int) -> float:
+    """Seconds of a whole `cluster` call on the first image, from its features on."""
+    name, images, clusters, dropout = _state["head"]
+    method, overrides = HEADS[name]
+
+    def call():
+        found = us.cluster(
+            images[0],
+            method=method,
+            quirks="code",
+            epochs=epochs,
+            num_clusters=clusters,
+            dropout=dropout,
+            **overrides,
+        )
+        jax.block_until_ready(found)
+
+    key = ("warm loop", name, images.shape, epochs, clusters, dropout)
+    if key not in _state:
+        call()
+        _state[key] = True
+    return common.timed(call)
 
 
 # ---------------------------------------------------------------- the ViT and whole images
@@ -219,6 +245,19 @@ def segment_images(
     return seconds
 
 
+def stream_images(images: list[str], size: tuple[int, int], epochs: int) -> dict[str, Any]:
+    """Segments files in batches of 8, keeping none of the masks."""
+    segmenter = _segmenter(size, epochs, "float32", 8)
+    start = time.perf_counter()
+    count = sum(found.mask.size > 0 for found in segmenter.stream(images))
+    seconds = time.perf_counter() - start
+    return {
+        "images_per_second": common.round_to(count / seconds),
+        "memory_gib": common.peak_memory_gib(),
+        "compilations": segmenter.compilations,
+    }
+
+
 COMMANDS = {
     function.__name__: function
     for function in (
@@ -227,10 +266,12 @@ COMMANDS = {
         matmul_rate,
         prepare_head,
         time_head,
+        time_loop,
         load_vit,
         time_vit,
         save_features,
         segment_image,
         segment_images,
+        stream_images,
     )
 }

@@ -96,12 +96,16 @@ def export_onnx(out: str, height: int, width: int, batch: int) -> None:
         def __init__(self, vit):
             super().__init__()
             self.vit = vit
+            # The bicubic interpolation has no ONNX operator; its result is a constant here.
+            table = vit.positions(height // vit.patch, width // vit.patch).detach()
+            vit.positions = lambda *_: table
 
         def forward(self, pixels):
             return self.vit.keys(pixels)
 
     example = torch.zeros(batch, 3, height, width)
-    torch.onnx.export(Keys(_state["vit"]), (example,), out, dynamo=False, opset_version=17)
+    vit = torch_vit.load(_state["weights"])
+    torch.onnx.export(Keys(vit), (example,), out, dynamo=False, opset_version=17)
 
 
 # ---------------------------------------------------------------- whole images

@@ -1,0 +1,269 @@
+"""How unseg_jax scales: nodes, batch, clusters, epochs, images; memory, compilations, cold start.
+
+Weights are random: none of this depends on what they are.
+
+    python benchmarks/scaling.py [--parts nodes,batch,clusters,epochs,images,start]
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common
+from benchmarks.random_weights import random_state
+from benchmarks.workers import Worker
+
+WIDTH = 384
+NODES = (196, 400, 784, 1225, 1600, 2500, 3025, 4096)
+BATCHES = (1, 2, 4, 8, 16, 32)
+CLUSTERS = (2, 4, 8, 16, 32)
+EPOCHS = (10, 30, 100, 300)
+STRIDE_4 = 3025
+
+
+def main() -> None:
+    options = _parse()
+    parts = {
+        "nodes": _nodes,
+        "batch": _batches,
+        "clusters": _clusters,
+        "epochs": _epochs,
+        "stride_4": _stride_4,
+        "images": _images,
+        "start": _start,
+    }
+    result: dict = {"width": WIDTH, "parts": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "vit.npz"
+        np.savez(weights, **random_state())
+        with Worker(sys.executable, "benchmarks.jax_side") as side:
+            result["versions"] = {"jax side": side("environment")["versions"]}
+        for name in options.parts or parts:
+            result["parts"][name] = parts[name](options, weights)
+            print(f"{name}: {result['parts'][name]}", file=sys.stderr, flush=True)
+    print(table(result))
+    if not (options.quick and options.out is None):
+        common.write_result("scaling", result, options.out)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    known = ("nodes", "batch", "clusters", "epochs", "stride_4", "images", "start")
+    parser.add_argument("--parts", type=lambda text: text.split(","), help=", ".join(known))
+    parser.add_argument(
+        "--images",
+        type=lambda text: [int(number) for number in text.split(",")],
+        default=[50, 200],
+        help="how many images are segmented, several counts",
+    )
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="the two smallest of everything")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    for part in options.parts or ():
+        if part not in known:
+            parser.error(f"no part '{part}'; known are {', '.join(known)}.")
+    if options.quick:
+        options.repeats, options.images, options.image_size = 1, [8, 16], 64
+    return options
+
+
+def _epoch(options, *, head="deepcut", nodes=784, batch=1, clusters=None, few=5, many=25):
+    """Median seconds an epoch and image, and the peak memory of a process that did only that."""
+    with Worker(sys.executable, "benchmarks.jax_side") as side:
+        before = side("peak_memory")
+        side(
+            "prepare_head",
+            name=head,
+            nodes=nodes,
+            width=WIDTH,
+            batch=batch,
+            clusters=clusters,
+            dropout=None,
+        )
+        times = [side("time_head", few=few, many=many, batch=batch) for _ in range(options.repeats)]
+        return {
+            "epoch_seconds": common.round_to(statistics.median(times)),
+            "memory_gib": round(side("peak_memory") - before, 3),
+        }
+
+
+def _some(values, options):
+    return values[:2] if options.quick else values
+
+
+def _nodes(options, _):
+    found = {}
+    for nodes in _some(NODES, options):
+        # Differences of long runs where an epoch is short.
+        many = max(10, min(205, 160_000 // nodes))
+        found[nodes] = _epoch(options, nodes=nodes, many=many)
+    return found
+
+
+def _batches(options, _):
+    return {batch: _epoch(options, batch=batch) for batch in _some(BATCHES, options)}
+
+
+def _clusters(options, _):
+    found = {}
+    for clusters in _some(CLUSTERS, options):
+        found[clusters] = _epoch(options, clusters=clusters, few=10, many=110)
+    return found
+
+
+def _epochs(options, _):
+    """Seconds of a whole `cluster` call, graph and ÂX included."""
+    found = {}
+    with Worker(sys.executable, "benchmarks.jax_side") as side:
+        graph = {"nodes": 784, "width": WIDTH, "batch": 1, "clusters": None, "dropout": None}
+        side("prepare_head", name="deepcut", **graph)
+        for epochs in _some(EPOCHS, options):
+            times = [side("time_loop", epochs=epochs) for _ in range(options.repeats)]
+            found[epochs] = {"seconds": common.round_to(statistics.median(times))}
+    return found
+
+
+def _stride_4(options, _):
+    """UnSegGNet at its own stride of 4 pixels: 3025 nodes, 100 epochs, one image."""
+    nodes, epochs = (196, 10) if options.quick else (STRIDE_4, 100)
+    found = {}
+    for head in ("unseggnet", "unsegarmanet", "unsegmedgat"):
+        with Worker(sys.executable, "benchmarks.jax_side") as side:
+            graph = {"nodes": nodes, "width": WIDTH, "batch": 1, "clusters": 2, "dropout": None}
+            side("prepare_head", name=head, **graph)
+            seconds = side("time_loop", epochs=epochs)
+            found[head] = {
+                "nodes": nodes,
+                "epochs": epochs,
+                "seconds": common.round_to(seconds),
+                "process_memory_gib": side("peak_memory"),
+            }
+            if head == "unseggnet" and options.quick:
+                break
+    return found
+
+
+def _images(options, weights):
+    """Images a second from files to masks, memory and compilations, for growing numbers."""
+    from PIL import Image
+
+    found = {}
+    sizes = [(48, 64), (64, 48), (50, 50), (80, 40)]
+    with tempfile.TemporaryDirectory() as folder:
+        generator = np.random.default_rng(0)
+        paths = []
+        for index in range(max(options.images)):
+            height, width = (4 * side for side in sizes[index % len(sizes)])
+            pixels = generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            path = Path(folder) / f"{index:05d}.jpg"
+            picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+            picture.save(path, quality=80)
+            paths.append(str(path))
+        with Worker(sys.executable, "benchmarks.jax_side") as side:
+            side("load_vit", weights=weights)
+            size = [options.image_size] * 2
+            for count in [8, *sorted(options.images)]:
+                answer = side("stream_images", images=paths[:count], size=size, epochs=10)
+                found[count] = answer
+    return found
+
+
+def _start(options, weights):
+    """Seconds of imports, and from a new process to a first mask without and with a cache."""
+    environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
+    found = {}
+
+    def run(code: str, **settings: str) -> float:
+        command = [sys.executable, "-c", code]
+        return common.timed(
+            lambda: subprocess.run(
+                command, check=True, env={**environment, **settings}, capture_output=True
+            )
+        )
+
+    imports = {
+        "python": "pass",
+        "import jax": "import jax",
+        "import jax, flax.nnx, optax": "import jax, optax; from flax import nnx",
+        "import unseg_jax": "import unseg_jax",
+    }
+    for code in imports.values():
+        run(code)
+    sides = {name: (lambda code=code: run(code)) for name, code in imports.items()}
+    for name, times in common.alternate(sides, options.repeats + 2).items():
+        found[name] = common.round_to(statistics.median(times))
+    image = common.photographs()[0]
+    code = (
+        "import unseg_jax as us\n"
+        f"seg = us.Segmenter('deepcut', backbone={str(weights)!r}, batch_size=1, "
+        f"image_size={options.image_size})\n"
+        f"assert seg({str(image)!r})[0].mask.shape\n"
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        kept = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        found["first mask, no cache"] = common.round_to(run(code))
+        run(code, **kept)
+        again = [run(code, **kept) for _ in range(options.repeats)]
+        found["first mask, warm cache"] = common.round_to(statistics.median(again))
+    return found
+
+
+def table(result: dict) -> str:
+    """A small table a part."""
+    parts, blocks = result["parts"], []
+    for name, title in (("nodes", "N"), ("batch", "batch"), ("clusters", "K")):
+        if name in parts:
+            rows = [
+                ["epoch of one image"]
+                + [common.seconds(row["epoch_seconds"]) for row in parts[name].values()],
+                ["memory"] + [f"{row['memory_gib']:.2f} GiB" for row in parts[name].values()],
+            ]
+            blocks.append(common.table([title, *map(str, parts[name])], rows))
+    if "epochs" in parts:
+        row = ["one image, N = 784"] + [
+            common.seconds(r["seconds"]) for r in parts["epochs"].values()
+        ]
+        blocks.append(common.table(["epochs", *map(str, parts["epochs"])], [row]))
+    if "stride_4" in parts:
+        rows = [
+            [
+                f"{head}, {row['nodes']} nodes, {row['epochs']} epochs",
+                common.seconds(row["seconds"]),
+                f"{row['process_memory_gib']:.2f} GiB",
+            ]
+            for head, row in parts["stride_4"].items()
+        ]
+        blocks.append(common.table(["one image", "time", "memory of the process"], rows))
+    if "images" in parts:
+        rows = [
+            [
+                count,
+                f"{row['images_per_second']:.2f}",
+                f"{row['memory_gib']:.2f} GiB",
+                row["compilations"],
+            ]
+            for count, row in parts["images"].items()
+        ]
+        blocks.append(common.table(["images", "a second", "peak memory", "compilations"], rows))
+    if "start" in parts:
+        rows = [[name, common.seconds(value)] for name, value in parts["start"].items()]
+        blocks.append(common.table(["new process", "time"], rows))
+    return "\n\n".join(blocks)
+
+
+if __name__ == "__main__":
+    main()
