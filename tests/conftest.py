@@ -30,3 +30,33 @@ def golden(shared):
             return {name: archive[name] for name in archive.files}
 
     return load
+
+
+def _tiny_vit(width: int = 48, patch: int = 8, blocks: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 17, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    layers = {"norm1": (), "attn.qkv": (3, 1), "attn.proj": (1, 1), "norm2": ()}
+    layers |= {"mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+    for block in range(blocks):
+        for layer, factors in layers.items():
+            weight = tuple(factor * width for factor in factors) or (width,)
+            shapes[f"blocks.{block}.{layer}.weight"] = weight
+            shapes[f"blocks.{block}.{layer}.bias"] = weight[:1]
+    return {
+        name: rng.normal(scale=0.2, size=shape).astype(np.float32) for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """A random one-block ViT with patches of 8 pixels, as a file that `backbone=` takes."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(path, **_tiny_vit())
+    return path

@@ -1,0 +1,84 @@
+"""What `import unseg_jax` pulls in, and what happens where a package is missing."""
+
+import subprocess
+import sys
+
+import pytest
+
+NOT_AT_IMPORT = [
+    *("skimage", "scipy.sparse", "safetensors", "huggingface_hub", "typer", "tqdm", "jinja2"),
+    *("matplotlib", "jraph", "onnx", "torch", "tensorflow_datasets", "tensorflow", "ray"),
+    *("imageio", "av", "sklearn"),
+]
+
+# Stands in for a machine on which the named packages are not installed.
+BLOCK = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_pulls_in_nothing_heavy():
+    code = f"import unseg_jax, sys; print([n for n in {NOT_AT_IMPORT!r} if n in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_command_line_starts_without_what_only_some_commands_need():
+    names = [name for name in NOT_AT_IMPORT if name != "typer"]
+    code = f"import unseg_jax.cli, sys; print([n for n in {names!r} if n in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_core_works_without_extras(tmp_path):
+    names = ("jraph", "tensorflow_datasets", "onnx", "torch", "ray", "imageio", "av", "matplotlib")
+    code = BLOCK.format(names=set(names)) + (
+        "import numpy as np, unseg_jax\n"
+        "features = np.random.default_rng(0).normal(size=(12, 4)).astype('float32')\n"
+        "found = unseg_jax.cluster(features, epochs=1)\n"
+        "print(found.labels.shape, len(unseg_jax.list_methods()) > 20)\n"
+    )
+    assert python(code) == "(12,) True"
+
+
+@pytest.mark.parametrize(
+    ("missing", "call", "remedy"),
+    [
+        (
+            "jraph",
+            "import numpy as np\n"
+            "graph = unseg_jax.Graph(np.ones((2, 1)), np.ones((2, 2)), np.ones(2, bool))\n"
+            "graph.to_jraph()",
+            "pip install jraph",
+        ),
+        (
+            "tensorflow_datasets",
+            "from unseg_jax.data import open_dataset\nopen_dataset('tfds:oxford_iiit_pet')",
+            "unseg_jax[tfds]",
+        ),
+        ("onnx", "unseg_jax.load_backbone('PATH')", "unseg_jax[onnx]"),
+        ("torch", "unseg_jax.load_backbone('PATH')", "unseg_jax[reference]"),
+    ],
+    ids=["jraph", "tfds", "onnx", "torch"],
+)
+def test_missing_package_is_named_with_its_extra(tmp_path, missing, call, remedy):
+    path = tmp_path / {"onnx": "model.onnx", "torch": "model.pth"}.get(missing, "none")
+    path.write_bytes(b"not read")
+    code = BLOCK.format(names={missing}) + (
+        "import unseg_jax\n"
+        "try:\n"
+        + "".join(f"    {line}\n" for line in call.replace("PATH", str(path)).splitlines())
+        + "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    said = python(code)
+    assert remedy in said
