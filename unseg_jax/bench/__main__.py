@@ -13,12 +13,14 @@ from unseg_jax.bench import (
     Settings,
     format_table,
     run,
+    write_summary,
 )
 from unseg_jax.bench.settings import parse_shard, parse_size, parse_value
 
 _METHOD = "Settings of all methods (default: each method's own)"
 _RUN = "The run"
 
+tools = typer.Typer(add_completion=False)
 application = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
@@ -285,10 +287,36 @@ def _terminate(*_) -> None:
     raise KeyboardInterrupt
 
 
+@tools.command("merge")
+def merge_shards(
+    folder: Annotated[Path, typer.Argument(help="The --out of the shards.")],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Even if shards are missing or unfinished.")
+    ] = False,
+) -> None:
+    """Joins the shards of a run: records, masks, summary.json and report.html."""
+    from unseg_jax.bench.merge import merge
+
+    try:
+        _print(merge(folder, partial=partial), folder)
+    except (BenchError, ValueError, OSError) as error:
+        _stop(error, 1)
+
+
+@tools.command("report")
+def make_report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Makes summary.json and report.html again, from what the run has recorded."""
+    try:
+        _print(write_summary(folder), folder)
+    except (BenchError, ValueError, OSError) as error:
+        _stop(error, 1)
+
+
 def main() -> None:
     """Runs the command line; a polite kill (SIGTERM) ends a run as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
-    application()
+    chosen = tools if sys.argv[1:2] in (["merge"], ["report"]) else application
+    chosen(prog_name="python -m unseg_jax.bench")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""Runs in shards and on several devices find what one run on one device finds."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from unseg_jax.bench import BenchError, Settings, run
+from unseg_jax.bench.merge import merge
+
+TIMES = {"seconds", "shared_seconds"}
+
+
+def settings(data, weights, out, **changes):
+    overrides = {"image_size": 48, "epochs": 4}
+    given = {"methods": ("deepcut",), "batch_size": 4, "overrides": overrides, **changes}
+    return Settings(data=str(data), out=str(out), backbone=str(weights), **given)
+
+
+def timeless(out):
+    lines = [json.loads(line) for line in (out / "per_image.jsonl").read_text().splitlines()]
+    found = {
+        (line["id"], line["method"]): {k: v for k, v in line.items() if k not in TIMES}
+        for line in lines
+    }
+    assert len(found) == len(lines)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(data, weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, run(settings(data, weights, out), quiet=True)
+
+
+def test_merged_shards_are_the_whole(whole, data, weights, tmp_path):
+    out = tmp_path / "run"
+    for index in (0, 2):
+        run(settings(data, weights, out, shard=(index, 3), save_masks=True), quiet=True)
+    with pytest.raises(BenchError, match="lacks the shards 1 of 3"):
+        merge(out)
+    assert not merge(out, partial=True)["complete"]
+    run(settings(data, weights, out, shard=(1, 3), save_masks=True), quiet=True)
+    summary = merge(out)
+    assert summary["complete"]
+    assert timeless(out) == timeless(whole[0])
+    for name in ("miou", "dice", "images", "failed", "miou_interval"):
+        assert summary["methods"]["deepcut"][name] == whole[1]["methods"]["deepcut"][name]
+    assert len(list((out / "masks" / "deepcut").iterdir())) == 10
+    assert len(list((out / "thumbnails" / "image").iterdir())) == 10
+    assert summary["timing"]["images"] == 10
+    # Merging again changes nothing.
+    assert timeless(out) == timeless(whole[0])
+    assert merge(out) == summary
+
+
+def test_shards_of_other_settings_are_not_merged(data, weights, tmp_path):
+    run(settings(data, weights, tmp_path, shard=(0, 2), limit=4), quiet=True)
+    run(settings(data, weights, tmp_path, shard=(1, 2), limit=4, seed=1), quiet=True)
+    with pytest.raises(BenchError, match="seed is 0 there and 1 here"):
+        merge(tmp_path)
+
+
+def test_a_folder_without_shards_is_refused(tmp_path):
+    with pytest.raises(BenchError, match="holds no shards"):
+        merge(tmp_path)
+
+
+def test_several_devices_find_what_one_finds(whole, data, weights, tmp_path):
+    out = tmp_path / "run"
+    arguments = {
+        "data": data,
+        "backbone": weights,
+        "out": out,
+        "method": "deepcut,vit-kmeans",
+        "image-size": 48,
+        "epochs": 4,
+        "batch-size": 6,
+    }
+    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    flags += ["--foreground", "corner"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-m", "unseg_jax.bench", *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["device"].startswith("4 × ")
+    found = {key: record for key, record in timeless(out).items() if key[1] == "deepcut"}
+    for key, record in timeless(whole[0]).items():
+        # Losses are sums in another order; what they lead to is the same.
+        assert found[key].pop("loss") == pytest.approx(record.pop("loss"), rel=1e-5)
+        assert found[key].pop("confidence") == pytest.approx(record.pop("confidence"), rel=1e-4)
+        assert found[key] == record
