@@ -12,35 +12,10 @@ from unseg_jax.methods import resolve
 # (file, method, what the run set beside the method's own fields, loss tolerance)
 #
 # unseggnet_ncut_gcn_silu is chaotic after its 35th epoch: the published code itself, fed the same
-# edges in another order, leaves the recorded losses by up to 9e-3 there. Its losses are compared
-# up to that epoch and its labels at the end.
+# edges in eight other orders, leaves the recorded losses by up to 2e-2 there, and in four of them
+# ends with one node in the other cluster. Its losses are compared up to that epoch, and one node
+# may differ at the end.
 STEADY = {"unseggnet_ncut_gcn_silu": 35}
-RUNS = [
-    ("deepcut_ncut_k2", "deepcut", {"epochs": 10}, 1e-4),
-    ("deepcut_ncut_k4", "deepcut", {"epochs": 100}, 1e-4),
-    ("deepcut_cc_k10", "deepcut-cc", {"epochs": 20}, 1e-4),
-    (
-        "unseggnet_dmon_gcn_selu",
-        "unseggnet",
-        {"activation": "selu", "tau": 0.4, "epochs": 50},
-        1e-4,
-    ),
-    (
-        "unseggnet_ncut_gcn_silu",
-        "unseggnet",
-        {"affinity": "ncut", "loss": "ncut", "tau": 0.0, "epochs": 50},
-        1e-4,
-    ),
-    ("unsegarmanet_dmon_arma_selu", "unsegarmanet", {"activation": "selu", "tau": 0.4}, 1e-4),
-    (
-        "unsegarmanet_ncut_arma_silu",
-        "unsegarmanet",
-        {"affinity": "ncut", "loss": "ncut", "tau": 0.0},
-        1e-4,
-    ),
-    ("unsegmedgat_silu_gat", "unsegmedgat", {"epochs": 30}, 1e-3),
-    ("unsegmedgat_silu_gat3", "unsegmedgat-isic", {"epochs": 30}, 1e-3),
-]
 
 
 @pytest.fixture(params=RUNS, ids=[run[0] for run in RUNS])
@@ -92,7 +67,8 @@ def test_first_step(run):
 def _compare_run(result, values, tolerance):
     steady = values["steady"]
     np.testing.assert_allclose(result.losses[:steady], values["losses"][:steady], rtol=tolerance)
-    assert (np.asarray(result.labels) == values["labels"]).mean() >= 0.995
+    differing = np.sum(np.asarray(result.labels) != values["labels"])
+    assert differing <= (1 if steady else 0)
 
 
 def test_run(run):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from unseg_jax import graphs, head, losses
 from unseg_jax.graphs import Graph
@@ -177,29 +178,33 @@ def cluster_graph(
     prepared = head.prepare_head(method, graph)
     loss_of = make_loss(method, graph)
     optimiser = make_optimiser(method)
+    # One vector for all parameters: the update is one fused pass, and compiles in a fraction of
+    # the time that a few for every leaf would.
+    flat, unravel = ravel_pytree(params)
 
-    def objective(params, seeds):
+    def objective(flat, seeds):
         # Without dropout there are no seeds, and the pass is deterministic.
-        assignments = head.assign(params, prepared, method, seeds if seeds.size else None)
+        seeds = seeds if seeds.size else None
+        assignments = head.assign(unravel(flat), prepared, method, seeds)
         return loss_of(assignments), assignments
 
     def step(carry, seeds):
-        params, state, _ = carry
-        (loss, assignments), gradient = jax.value_and_grad(objective, has_aux=True)(params, seeds)
-        updates, state = optimiser.update(gradient, state, params)
+        flat, state, _ = carry
+        (loss, assignments), gradient = jax.value_and_grad(objective, has_aux=True)(flat, seeds)
+        updates, state = optimiser.update(gradient, state, flat)
         # Only `quirks="code"` reads the assignments of the last training pass.
         kept = assignments if method.quirks == "code" else None
-        return (optax.apply_updates(params, updates), state, kept), loss
+        return (optax.apply_updates(flat, updates), state, kept), loss
 
-    def predict(params):
-        return head.assign(params, prepared, method)
+    def predict(flat):
+        return head.assign(unravel(flat), prepared, method)
 
-    def label(params):
-        return jnp.argmax(predict(params), -1).astype(jnp.int32)
+    def label(flat):
+        return jnp.argmax(predict(flat), -1).astype(jnp.int32)
 
     seeds = dropout_seeds(key, method)
-    kept = predict(params) if method.quirks == "code" else None
-    carry = (params, optimiser.init(params), kept)
+    kept = predict(flat) if method.quirks == "code" else None
+    carry = (flat, optimiser.init(flat), kept)
     history = None
     if every:
         rounds = method.epochs // every
@@ -208,7 +213,7 @@ def cluster_graph(
             carry, span_losses = jax.lax.scan(step, carry, seeds)
             return carry, (span_losses, label(carry[0]))
 
-        first = label(params)
+        first = label(flat)
         spans = seeds[: rounds * every].reshape(rounds, every, seeds.shape[1])
         carry, (span_losses, span_labels) = jax.lax.scan(span, carry, spans)
         carry, rest_losses = jax.lax.scan(step, carry, seeds[rounds * every :])
@@ -216,9 +221,9 @@ def cluster_graph(
         history = jnp.concatenate([first[None], span_labels])
     else:
         carry, loss_history = jax.lax.scan(step, carry, seeds)
-    params, _, kept = carry
-    assignments = kept if method.quirks == "code" else predict(params)
-    return _finish(graph, assignments, loss_history, params, history)
+    flat, _, kept = carry
+    assignments = kept if method.quirks == "code" else predict(flat)
+    return _finish(graph, assignments, loss_history, unravel(flat), history)
 
 
 def make_loss(method: Method, graph: Graph):

@@ -128,7 +128,7 @@ def affinity(
             raise ValueError("spatial_decay needs the patch grid: pass grid=(height, width).")
         weights = weights * spatial_decay(grid, method.spatial_decay)
     if method.neighbours > 0:
-        weights = nearest_neighbours(weights, method.neighbours)
+        weights = nearest_neighbours(weights, method.neighbours, mask)
     return weights
 
 
@@ -139,7 +139,9 @@ def spatial_decay(grid: tuple[int, int], deviation: float) -> Float[Array, "n n"
     return jnp.exp(-squared.astype(jnp.float32) / (2 * deviation**2))
 
 
-def nearest_neighbours(weights: Float[Array, "n n"], count: int) -> Float[Array, "n n"]:
+def nearest_neighbours(
+    weights: Float[Array, "n n"], count: int, mask: Bool[Array, " n"] | None = None
+) -> Float[Array, "n n"]:
     """Keeps each node's `count` largest affinities (its own aside) and their mirror images.
 
     Entries equal to the smallest one kept are kept too. The diagonal stays as it is.
@@ -148,7 +150,9 @@ def nearest_neighbours(weights: Float[Array, "n n"], count: int) -> Float[Array,
     count = min(count, weights.shape[0] - 1)
     if count == 0:
         return jnp.where(own, weights, 0.0)
-    others = jnp.where(own, -jnp.inf, weights)
+    # Padding must not pass for a neighbour: its zero is larger than a negative affinity.
+    barred = own if mask is None else own | ~_pairs(mask)
+    others = jnp.where(barred, -jnp.inf, weights)
     least = jax.lax.top_k(others, count)[0][:, -1:]
     kept = others >= least
     return jnp.where(kept | kept.T | own, weights, 0.0)

@@ -104,10 +104,10 @@ def apply_head(
     """
     activation = layers.ACTIVATIONS[method.activation]
     mlp_activation = layers.ACTIVATIONS[method.mlp_activation or method.activation]
-    seeds = None if seeds is None else list(seeds)
+    left = None if seeds is None else list(seeds)
 
     def next_seed():
-        return None if seeds is None else seeds.pop()
+        return None if left is None else left.pop()
 
     total = None
     for branch in params["branches"]:

@@ -221,8 +221,10 @@ def _check(name: str, value: Any) -> None:
             raise ValueError(
                 f"image_size={value!r} must be a side in pixels or a pair (height, width)."
             )
-    if name == "branches" and not (value and all(value) and all(w > 0 for b in value for w in b)):
-        raise ValueError(f"branches={value!r} must name at least one positive width a branch.")
+    if name == "branches":
+        widths: Any = value
+        if not widths or not all(branch and min(branch) > 0 for branch in widths):
+            raise ValueError(f"branches={value!r} must name at least one positive width a branch.")
 
 
 def resolve(method: str | Method, **overrides: Any) -> Method:

@@ -6,6 +6,7 @@ decodes the next batch meanwhile and turns the last one's labels into masks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ import numpy as np
 from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.clustering import cluster_batch
 from unseg_jax.data.images import ImageError, load_image, resize_image
+from unseg_jax.data.loader import batches
 from unseg_jax.methods import Method, override, resolve
 from unseg_jax.postprocess import (
     foreground_labels,
@@ -30,7 +32,7 @@ from unseg_jax.postprocess import (
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, UInt8
 
-    from unseg_jax.data.images import ImageSource
+    from unseg_jax.data.images import Source
 
 _PUBLISHED_PATCH = 8
 
@@ -317,7 +319,7 @@ class Segmenter:
         self._nodes_program = jax.jit(segment_features, static_argnames=("method", "grid", "every"))
         self._features_program = jax.jit(self._run_features)
 
-    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> list[Segmentation]:
+    def __call__(self, images: Source | Iterable[Source]) -> list[Segmentation]:
         """Segments one image or many.
 
         Args:
@@ -336,24 +338,23 @@ class Segmenter:
             results.append(result)
         return results
 
-    def stream(
-        self, images: ImageSource | Iterable[ImageSource]
-    ) -> Iterator[Segmentation | ImageError]:
+    def stream(self, images: Source | Iterable[Source]) -> Iterator[Segmentation | ImageError]:
         """Segments images in order without holding them all; failures are yielded, not raised."""
         waiting = None
-        padded_to = 0
-        for batch in _batches(_as_iterable(images), self.batch_size, self._read):
-            good = [entry for entry in batch if not isinstance(entry[1], ImageError)]
-            result = None
-            if good:
-                # A partial batch is padded to the size that is compiled already.
-                size = max(padded_to, min(_power_of_two(len(good)), self.batch_size))
-                padded_to = max(padded_to, size) if len(batch) == self.batch_size else padded_to
-                result = self.run([entry[2] for entry in good], size=size)
-            # The device is at work on this batch while the host finishes the last one.
-            if waiting is not None:
-                yield from self._finish_batch(*waiting)
-            waiting = (batch, result)
+        full = False
+        entries = enumerate(_as_iterable(images))
+        with contextlib.closing(batches(entries, self._read, self.batch_size)) as loaded:
+            for batch in loaded:
+                pixels = [outcome.value[2] for outcome in batch if outcome.value is not None]
+                # A last, partial batch is padded to the size that is compiled already; a few
+                # images alone are not padded far, which on a CPU would cost time for nothing.
+                full = full or len(batch) == self.batch_size
+                size = self.batch_size if full else _power_of_two(len(batch))
+                result = self.run(pixels, size=size) if pixels else None
+                # The device is at work on this batch while the host finishes the last one.
+                if waiting is not None:
+                    yield from self._finish_batch(*waiting)
+                waiting = (batch, result)
         if waiting is not None:
             yield from self._finish_batch(*waiting)
 
@@ -482,20 +483,20 @@ class Segmenter:
 
     def _read(self, entry):
         index, source = entry
+        image = load_image(source)
         name = str(source) if isinstance(source, (str, Path)) else str(index)
-        try:
-            image = load_image(source)
-            return name, image, self.prepare(image)
-        except ImageError as error:
-            return name, error, None
+        return name, image, self.prepare(image)
 
     def _finish_batch(self, batch, result):
-        host = None if result is None else jax.device_get(result)
+        host: Any = None if result is None else jax.device_get(result)
         index = 0
-        for name, image, _ in batch:
-            if isinstance(image, ImageError):
-                yield image
+        for outcome in batch:
+            if outcome.value is None:
+                if not isinstance(outcome.error, ImageError):
+                    raise outcome.error
+                yield outcome.error
                 continue
+            name, image, _ = outcome.value
             try:
                 yield self.finish(host, index, image, name)
             except ImageError as error:
@@ -527,7 +528,7 @@ class Segmenter:
 
 
 def segment(
-    images: ImageSource | Iterable[ImageSource],
+    images: Source | Iterable[Source],
     method: str | Method = "deepcut",
     **options: Any,
 ) -> list[Segmentation]:
@@ -548,27 +549,6 @@ def _as_iterable(images) -> Iterable:
     if isinstance(images, np.ndarray) and images.dtype != object and images.ndim <= 3:
         return [images]
     return images
-
-
-def _batches(images, size, read):
-    """Batches of read images, the next one being read in threads while one is used."""
-    from concurrent.futures import ThreadPoolExecutor
-    from itertools import islice
-
-    entries = enumerate(images)
-    with ThreadPoolExecutor(max_workers=min(size, 4), thread_name_prefix="read") as pool:
-
-        def submit():
-            return [pool.submit(read, entry) for entry in islice(entries, size)]
-
-        ahead = submit()
-        try:
-            while ahead:
-                now, ahead = ahead, submit()
-                yield [future.result() for future in now]
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 def _power_of_two(count: int) -> int:
