@@ -167,7 +167,7 @@ def run_segmenter(segmenter: Any, images: Sequence[Any], out: Path, *, coco: boo
     """Segments files with a progress bar, says what failed and where the results are.
 
     Returns:
-        0 if all went well, 1 if some image could not be done.
+        0 if all went well, 1 if some image could not be done, 130 if the user stopped it.
     """
     from tqdm import tqdm
 
@@ -181,7 +181,12 @@ def run_segmenter(segmenter: Any, images: Sequence[Any], out: Path, *, coco: boo
                 say(entry.error)
             bar.update()
 
-        run = segment_files(segmenter, images, out, coco=coco, on_entry=show)
+        try:
+            run = segment_files(segmenter, images, out, coco=coco, on_entry=show)
+        except KeyboardInterrupt:
+            bar.close()
+            say(f"stopped; what was found in {bar.n} images is written to {out}.")
+            return 130
     print(
         f"{len(run.done)} of {len(run.entries)} images in {run.seconds:.1f} s, "
         f"{run.images_per_second:.2f} images a second (and {run.compile_seconds:.1f} s compiling)"
@@ -300,7 +305,7 @@ def guarded(command: Callable[[], int | None]) -> int:
     except SystemExit as exit:
         return int(exit.code or 0)
     except KeyboardInterrupt:
-        say("stopped; what was done until now is written.")
+        say("stopped.")
         return 130
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
