@@ -71,9 +71,9 @@ class Writer:
             self._error = future.exception()
 
     def _raise(self) -> None:
-        if self._error is None:
+        error = self._error
+        if error is None:
             return
-        full = isinstance(self._error, OSError) and self._error.errno in _FULL
-        if full and not isinstance(self._error, WriteError):
-            raise WriteError(self._error.filename or "a file", self._error) from self._error
-        raise self._error
+        if isinstance(error, OSError) and error.errno in _FULL and type(error) is not WriteError:
+            raise WriteError(error.filename or "a file", error) from error
+        raise error

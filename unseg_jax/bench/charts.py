@@ -1,0 +1,105 @@
+"""Charts of the report as SVG text: they take their colours from the page's style sheet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+COLOURS = 10
+"""Colours of the style sheet, `--series-0` and so on; further series are dashed."""
+
+BINS = 20
+
+
+def series_style(index: int) -> str:
+    """The CSS that a series' marks share."""
+    dashes = ("", "6 3", "2 3")[index // COLOURS % 3]
+    dash = f";stroke-dasharray:{dashes}" if dashes else ""
+    return f"--colour:var(--series-{index % COLOURS}){dash}"
+
+
+def histogram(values: Sequence[float], index: int) -> Markup:
+    """Bars of how many images have which IoU, with a line at the mean.
+
+    Args:
+        values: scores, 0..1.
+        index: of the series, for its colour.
+    """
+    width, height, floor = 240, 110, 92
+    counts, _ = np.histogram(np.clip(values, 0, 1), BINS, (0, 1))
+    tallest = max(int(counts.max()), 1)
+    step = width / BINS
+    bars = []
+    for position, count in enumerate(counts):
+        if not count:
+            continue
+        tall = max(80 * count / tallest, 1.5)
+        low, high = position / BINS, (position + 1) / BINS
+        bars.append(
+            f'<rect x="{position * step + 1:.1f}" y="{floor - tall:.1f}" '
+            f'width="{step - 2:.1f}" height="{tall:.1f}">'
+            f"<title>IoU {low:.2f} to {high:.2f}: {count} images</title></rect>"
+        )
+    mean = width * float(np.mean(values)) if len(values) else 0
+    labels = "".join(
+        f'<text x="{width * tick:.0f}" y="{height - 4}" text-anchor="{anchor}">{tick:g}</text>'
+        for tick, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
+    )
+    return Markup(
+        f'<svg class="chart histogram" viewBox="0 0 {width} {height}" role="img" '
+        f'style="{series_style(index)}" aria-label="Histogram of IoU">'
+        f'<g class="bars">{"".join(bars)}</g>'
+        f'<line class="axis" x1="0" x2="{width}" y1="{floor}" y2="{floor}"/>'
+        f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="8" y2="{floor}"/>{labels}</svg>'
+    )
+
+
+def curves(series: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> Markup:
+    """Mean IoU against the epoch, a line a method, its best epoch marked.
+
+    Args:
+        series: method → `by_epoch` of the summary.
+        order: all methods, which fixes the colours.
+    """
+    width, height, left, bottom = 720, 344, 44, 42
+    last = max((max(curve["epochs"], default=0) for curve in series.values()), default=0) or 1
+    top = max((max(curve["miou"], default=0) for curve in series.values()), default=0)
+    ceiling = min(1.0, 0.1 * np.ceil(10 * top + 1e-9)) or 1.0
+
+    def x(epoch: float) -> float:
+        return left + (width - left - 12) * epoch / last
+
+    def y(value: float) -> float:
+        return 10 + (height - bottom - 10) * (1 - value / ceiling)
+
+    parts = []
+    for tick in np.arange(0, ceiling + 1e-9, 0.1 if ceiling <= 0.6 else 0.2):
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - 12}" y1="{y(tick):.1f}" '
+            f'y2="{y(tick):.1f}"/>'
+            f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.1f}</text>'
+        )
+    for tick in sorted({round(last * quarter / 4) for quarter in range(5)}):
+        parts.append(
+            f'<text x="{x(tick):.1f}" y="{height - 22}" text-anchor="middle">{tick}</text>'
+        )
+    parts.append(f'<text x="{(left + width) / 2:.0f}" y="{height - 5}" text-anchor="middle">')
+    parts.append("epoch</text>")
+    for name, curve in series.items():
+        points = " ".join(
+            f"{x(epoch):.1f},{y(value):.1f}"
+            for epoch, value in zip(curve["epochs"], curve["miou"], strict=True)
+        )
+        best = f"{escape(name)}: best {curve['best_miou']:.3f} at epoch {curve['best_epoch']}"
+        parts.append(
+            f'<g style="{series_style(order.index(name))}"><polyline points="{points}">'
+            f"<title>{escape(name)}</title></polyline>"
+            f'<circle cx="{x(curve["best_epoch"]):.1f}" cy="{y(curve["best_miou"]):.1f}" r="4">'
+            f"<title>{best}</title></circle></g>"
+        )
+    return Markup(
+        f'<svg class="chart curves" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="Mean IoU against epoch; the table below has the numbers">'
+        f"{''.join(parts)}</svg>"
+    )

@@ -1,0 +1,282 @@
+"""`report.html` of a run: one file that needs no network, made from the run's folder alone."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unseg_jax.bench.protocols import Protocol
+from unseg_jax.bench.published import PublishedScore, published_scores
+from unseg_jax.bench.records import SUMMARY, read_config, read_records, read_sessions
+from unseg_jax.bench.scoring import SCORES, WORST
+from unseg_jax.bench.summary import summarise
+from unseg_jax.files import write_text
+
+REPORT = "report.html"
+
+# Of more images than this, an even choice is listed, so that the page stays quick to open;
+# tables and histograms always count all of them.
+_LISTED = 5000
+_COLUMNS = (
+    ("miou", "mIoU", "mean over images of intersection over union"),
+    ("miou_interval", "95 %", "bootstrap interval of the mean IoU"),
+    ("median_iou", "median IoU", "median over images"),
+    ("dice", "Dice", "mean Dice coefficient"),
+    ("pixel_accuracy", "accuracy", "share of pixels that are right"),
+    ("max_f", "max F", "F-measure, β² = 0.3"),
+    ("mae", "MAE", "mean absolute error; less is better"),
+    ("e_measure", "E", "enhanced alignment"),
+    ("s_measure", "S", "structure measure"),
+    ("corloc", "CorLoc", "share of images whose box has an IoU of at least 0.5"),
+    ("nmi", "NMI", "parts against the true regions"),
+    ("ari", "ARI", "parts against the true regions"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The per-image numbers that the page draws.
+
+    Attributes:
+        ids: of the images, sorted.
+        methods: names.
+        iou, dice: (methods, images); NaN where there is none.
+        errors: method → image id → what went wrong.
+    """
+
+    ids: tuple[str, ...]
+    methods: tuple[str, ...]
+    iou: np.ndarray
+    dice: np.ndarray
+    errors: Mapping[str, Mapping[str, str]]
+
+
+Thumbnails = Callable[[str, str], bytes | None]
+"""(kind, image id) → an encoded small picture, or None; kind is "image", "truth" or a method."""
+
+
+def write_report(folder: str | Path) -> Path:
+    """Makes `report.html` from `config.json`, `per_image.jsonl` and what else a run has written.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        BenchError: no run there, or one that cannot be read.
+        WriteError: the report cannot be written.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        summary = summarise(read_records(folder), config, read_sessions(folder))
+    scores = collect_scores(read_records(folder), list(config["methods"]))
+    path = folder / REPORT
+    write_text(path, render(summary, scores, folder_thumbnails(folder)))
+    return path
+
+
+def collect_scores(records: Iterable[Mapping[str, Any]], methods: Sequence[str]) -> Scores:
+    """The numbers of all records; of two with the same id and method the later one counts."""
+    rows: dict[str, list[list[float]]] = {}
+    errors: dict[str, dict[str, str]] = {method: {} for method in methods}
+    order = {method: index for index, method in enumerate(methods)}
+    for record in records:
+        index = order.get(record["method"])
+        if index is None:
+            continue
+        id = record["id"]
+        row = rows.setdefault(id, [[np.nan] * len(methods), [np.nan] * len(methods)])
+        for values, name in zip(row, ("iou", "dice"), strict=True):
+            value = record.get(name)
+            values[index] = np.nan if value is None else value
+        errors[record["method"]].pop(id, None)
+        if record.get("error"):
+            errors[record["method"]][id] = record["error"]
+    ids = tuple(sorted(rows))
+    table = np.array([rows[id] for id in ids], float).reshape(len(ids), 2, len(methods))
+    return Scores(ids, tuple(methods), table[:, 0].T, table[:, 1].T, errors)
+
+
+def folder_thumbnails(folder: Path) -> Thumbnails:
+    """Reads `thumbnails/image/ID.jpg`, `thumbnails/truth/ID.png`, `thumbnails/METHOD/ID.png`."""
+
+    def read(kind: str, id: str) -> bytes | None:
+        suffix = ".jpg" if kind == "image" else ".png"
+        try:
+            return (folder / "thumbnails" / kind / f"{id}{suffix}").read_bytes()
+        except OSError:
+            return None
+
+    return read
+
+
+def render(
+    summary: Mapping[str, Any],
+    scores: Scores,
+    thumbnails: Thumbnails = lambda kind, id: None,
+    published: Sequence[PublishedScore] | None = None,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        summary: as in `summary.json`.
+        scores: of the images.
+        thumbnails: gives the gallery its pictures; images without one are not in it.
+        published: numbers to show beside; those on the run's data set if None.
+    """
+    import jinja2
+
+    from unseg_jax.bench import charts
+
+    config = summary["config"]
+    if published is None:
+        published = published_scores(config.get("dataset", ""))
+    protocol = Protocol(**config["protocol"])
+    pictures, shown = _embed(scores, thumbnails)
+    listed = _listed(scores, set(shown))
+    curves = {
+        name: method["by_epoch"]
+        for name, method in summary["methods"].items()
+        if method.get("by_epoch")
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("unseg_jax.bench", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = _score
+    environment.globals |= {"series_style": charts.series_style}
+    return environment.get_template("report.html").render(
+        summary=summary,
+        config=config,
+        protocol=protocol,
+        columns=_columns(summary),
+        published=published,
+        rows=_rows(summary, published),
+        methods=scores.methods,
+        histograms=_histograms(summary, scores, protocol),
+        curves=charts.curves(curves, scores.methods) if curves else None,
+        by_epoch=curves,
+        data=_script(_data(scores, listed, shown)),
+        pictures=pictures,
+        listed=len(listed),
+        total=len(scores.ids),
+        config_text=json.dumps(config, indent=2, ensure_ascii=False),
+    )
+
+
+def _score(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, int | float) else str(value)
+
+
+def _columns(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Columns that any method has a number for."""
+    return [
+        column
+        for column in _COLUMNS
+        if any(_has(method.get(column[0])) for method in summary["methods"].values())
+    ]
+
+
+def _has(value: Any) -> bool:
+    return value[0] is not None if isinstance(value, list) else value is not None
+
+
+def _rows(
+    summary: Mapping[str, Any], published: Sequence[PublishedScore]
+) -> list[tuple[str, Mapping[str, Any] | None, PublishedScore | None]]:
+    """(name, measured here or None, published or None): each method before its papers."""
+    rows: list[tuple[str, Mapping[str, Any] | None, PublishedScore | None]] = []
+    for name, method in summary["methods"].items():
+        rows.append((name, method, None))
+        rows += [(name, None, score) for score in published if score.method == name]
+    rows += [
+        (score.system, None, score) for score in published if score.method not in summary["methods"]
+    ]
+    return rows
+
+
+def _histograms(
+    summary: Mapping[str, Any], scores: Scores, protocol: Protocol
+) -> list[tuple[str, Any, Mapping[str, Any]]]:
+    from unseg_jax.bench import charts
+
+    result = []
+    for index, name in enumerate(scores.methods):
+        values = scores.iou[index]
+        values = values[~np.isnan(values)]
+        if protocol.count_failures and len(values):
+            failures = np.full(len(scores.errors[name]), WORST[SCORES[0]])
+            values = np.concatenate([values, failures])
+        if len(values):
+            chart = charts.histogram(values.tolist(), index)
+            result.append((name, chart, summary["methods"][name]))
+    return result
+
+
+def _embed(scores: Scores, thumbnails: Thumbnails) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """Pictures of each image as text for a script element, and which image has which element."""
+    kinds = ("image", "truth", *scores.methods)
+    pictures, shown = [], {}
+    for id in scores.ids:
+        image = thumbnails("image", id)
+        if image is None:
+            continue
+        found = [image, *(thumbnails(kind, id) for kind in kinds[1:])]
+        shown[id] = len(pictures)
+        text = "|".join(base64.b64encode(one).decode() if one else "" for one in found)
+        pictures.append((f"picture-{shown[id]}", text))
+    return pictures, shown
+
+
+def _listed(scores: Scores, shown: set[str]) -> list[int]:
+    """Positions of the images in the page's data: those with pictures and an even choice."""
+    count = len(scores.ids)
+    if count <= _LISTED:
+        return list(range(count))
+    even = set(np.linspace(0, count - 1, _LISTED).astype(int).tolist())
+    return [index for index, id in enumerate(scores.ids) if index in even or id in shown]
+
+
+def _data(scores: Scores, listed: Sequence[int], shown: Mapping[str, int]) -> dict[str, Any]:
+    ids = [scores.ids[index] for index in listed]
+
+    def plain(values: np.ndarray) -> list[list[float | None]]:
+        return [
+            [None if np.isnan(value) else round(float(value), 4) for value in row[list(listed)]]
+            for row in values
+        ]
+
+    return {
+        "methods": scores.methods,
+        "ids": ids,
+        "iou": plain(scores.iou),
+        "dice": plain(scores.dice),
+        "pictures": [shown.get(id, -1) for id in ids],
+        "errors": {
+            name: {id: error for id, error in errors.items()}
+            for name, errors in scores.errors.items()
+            if errors
+        },
+    }
+
+
+def _script(value: Any) -> Any:
+    """JSON that can stand in a script element whatever its strings hold."""
+    from markupsafe import Markup
+
+    return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))

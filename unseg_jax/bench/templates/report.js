@@ -1,0 +1,252 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const find = (id) => document.getElementById(id);
+  const words = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
+
+  // Light and dark: the system's choice unless the button was used.
+  find("theme").addEventListener("click", () => {
+    const root = document.documentElement;
+    const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    const now = root.dataset.theme || system;
+    root.dataset.theme = now === "dark" ? "light" : "dark";
+  });
+
+  // Tables sort by their headings: numbers from the largest, text from A; blanks stay last.
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const headings = [...table.tHead.rows[0].cells];
+    headings.forEach((heading, column) => {
+      heading.querySelector("button").addEventListener("click", () => {
+        const text = heading.classList.contains("text");
+        const before = heading.getAttribute("aria-sort");
+        const up = before ? before === "descending" : text;
+        headings.forEach((other) => other.removeAttribute("aria-sort"));
+        heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const key = (row) => {
+          const cell = row.cells[column];
+          const value = cell.dataset.value ?? cell.textContent.trim();
+          if (text) return value === "–" ? null : value;
+          return value === "" || isNaN(parseFloat(value)) ? null : parseFloat(value);
+        };
+        const body = table.tBodies[0];
+        const rows = [...body.rows].map((row) => [key(row), row]);
+        rows.sort(([a], [b]) => {
+          if (a === null || b === null) return (a === null) - (b === null);
+          const order = text ? a.localeCompare(b) : a - b;
+          return up ? order : -order;
+        });
+        body.append(...rows.map(([, row]) => row));
+      });
+    });
+  }
+
+  find("papers")?.addEventListener("change", (event) => {
+    find("score-table").classList.toggle("papers-hidden", !event.target.checked);
+  });
+
+  // Pictures lie in script elements as base64, which costs nothing until they are shown.
+  const encoded = (index) => {
+    const place = data.pictures[index];
+    return place < 0 ? [] : find(`picture-${place}`).textContent.split("|");
+  };
+  const picture = (text, kind, className) => {
+    const image = new Image();
+    image.src = `data:image/${kind};base64,${text}`;
+    image.alt = "";
+    image.decoding = "async";
+    if (className) image.className = className;
+    return image;
+  };
+  const tile = (label, number, parts, error) => {
+    const box = document.createElement("div");
+    box.className = "tile";
+    const frame = document.createElement("div");
+    frame.className = parts.length ? "frame" : "frame missing";
+    if (parts.length > 1) frame.classList.add("found");
+    if (parts.length) frame.append(...parts);
+    else frame.textContent = error || "no mask";
+    const line = document.createElement("div");
+    line.className = "words";
+    const left = document.createElement("span");
+    left.textContent = label;
+    left.title = label;
+    const right = document.createElement("span");
+    right.textContent = number;
+    line.append(left, right);
+    box.append(frame, line);
+    return box;
+  };
+  const tiles = (index, shown, detailed) => {
+    const [image, truth, ...masks] = encoded(index);
+    const under = (mask) => [picture(image, "jpeg"), picture(mask, "png", "mask")];
+    const result = [tile("image", "", image ? [picture(image, "jpeg")] : [])];
+    if (truth) result.push(tile("truth", "", under(truth)));
+    for (const method of shown) {
+      const name = data.methods[method];
+      const iou = data.iou[method][index];
+      const dice = data.dice[method][index];
+      const number = iou === null ? "" : detailed
+        ? `IoU ${words(iou)}, Dice ${words(dice)}` : words(iou);
+      const error = data.errors[name]?.[data.ids[index]];
+      result.push(tile(name, number, masks[method] ? under(masks[method]) : [], error));
+    }
+    return result;
+  };
+
+  // The viewer: one image large, arrow keys go on in the gallery's order.
+  const viewer = find("viewer");
+  let order = [];
+  let position = 0;
+  const show = (at) => {
+    position = (at + order.length) % order.length;
+    const index = order[position];
+    find("viewer-title").textContent = data.ids[index];
+    const everything = data.methods.map((_, method) => method);
+    find("viewer-tiles").replaceChildren(...tiles(index, everything, true));
+  };
+  const open = (index) => {
+    if (!order.includes(index)) order = [index, ...order];
+    show(order.indexOf(index));
+    if (!viewer.open) viewer.showModal();
+  };
+  find("close").addEventListener("click", () => viewer.close());
+  find("previous").addEventListener("click", () => show(position - 1));
+  find("next").addEventListener("click", () => show(position + 1));
+  viewer.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") show(position - 1);
+    if (event.key === "ArrowRight") show(position + 1);
+  });
+  viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
+  viewer.addEventListener("close", () => cards.get(order[position])?.firstChild.focus());
+
+  // Method against method.
+  const chart = find("scatter-chart");
+  if (chart) {
+    const draw = () => {
+      const across = find("scatter-x").selectedIndex;
+      const up = find("scatter-y").selectedIndex;
+      const x = (value) => 50 + 395 * value;
+      const y = (value) => 410 - 395 * value;
+      let marks = "";
+      for (let tick = 0; tick <= 1.001; tick += 0.2) {
+        marks += `<line class="grid" x1="50" x2="445" y1="${y(tick)}" y2="${y(tick)}"/>`
+          + `<line class="grid" y1="15" y2="410" x1="${x(tick)}" x2="${x(tick)}"/>`
+          + `<text x="42" y="${y(tick) + 4}" text-anchor="end">${tick.toFixed(1)}</text>`
+          + `<text x="${x(tick)}" y="428" text-anchor="middle">${tick.toFixed(1)}</text>`;
+      }
+      marks += `<line class="mean" x1="50" y1="410" x2="445" y2="15"/>`;
+      let better = 0;
+      let worse = 0;
+      let equal = 0;
+      data.ids.forEach((id, index) => {
+        const a = data.iou[across][index];
+        const b = data.iou[up][index];
+        if (a === null || b === null) return;
+        if (b > a) better += 1; else if (b < a) worse += 1; else equal += 1;
+        marks += `<circle cx="${x(a).toFixed(1)}" cy="${y(b).toFixed(1)}" r="4" data-index="${index}"/>`;
+      });
+      chart.innerHTML = marks + `<text x="247" y="452" text-anchor="middle" class="across"></text>`
+        + `<text transform="rotate(-90 12 212)" x="12" y="212" text-anchor="middle" class="up"></text>`;
+      const names = [data.methods[across], data.methods[up]];
+      chart.querySelector(".across").textContent = `IoU of ${names[0]}`;
+      chart.querySelector(".up").textContent = `IoU of ${names[1]}`;
+      find("scatter-words").textContent =
+        `${names[1]} is better on ${better}, worse on ${worse}, equal on ${equal}.`;
+    };
+    find("scatter-x").addEventListener("change", draw);
+    find("scatter-y").addEventListener("change", draw);
+    chart.addEventListener("click", (event) => {
+      const index = event.target.dataset?.index;
+      if (index !== undefined) open(Number(index));
+    });
+    draw();
+  }
+
+  // The gallery: empty cards for all images, filled when they come near the screen.
+  const cards = new Map();
+  const list = find("cards");
+  if (!list) return;
+  const boxes = [...document.querySelectorAll("#shown input")];
+  const shown = () => (boxes.length
+    ? boxes.filter((box) => box.checked).map((box) => Number(box.value)) : [0]);
+  const filled = new Set();
+  const fill = (index) => {
+    const body = document.createElement("div");
+    body.className = "tiles";
+    body.append(...tiles(index, shown(), false));
+    const button = cards.get(index).firstChild;
+    button.querySelector(".tiles")?.remove();
+    button.append(body);
+    filled.add(index);
+  };
+  const watch = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      const index = Number(entry.target.dataset.index);
+      if (!filled.has(index)) fill(index);
+    }
+  }, { rootMargin: "400px" });
+  data.ids.forEach((id, index) => {
+    if (data.pictures[index] < 0) return;
+    const card = document.createElement("li");
+    card.dataset.index = index;
+    const button = document.createElement("button");
+    button.type = "button";
+    const line = document.createElement("div");
+    line.className = "name";
+    const name = document.createElement("b");
+    name.textContent = id;
+    const number = document.createElement("span");
+    line.append(name, number);
+    button.append(line);
+    button.addEventListener("click", () => open(index));
+    card.append(button);
+    cards.set(index, card);
+    watch.observe(card);
+  });
+  const arrange = () => {
+    const method = find("sort-method").selectedIndex;
+    const how = find("sort-order").value;
+    const wanted = find("find").value.trim().toLowerCase();
+    const spread = (index) => {
+      const values = data.iou.map((row) => row[index]).filter((value) => value !== null);
+      return values.length > 1 ? Math.max(...values) - Math.min(...values) : null;
+    };
+    const key = (index) => (how === "spread" ? spread(index) : data.iou[method][index]);
+    const keyed = [...cards.keys()]
+      .filter((index) => data.ids[index].toLowerCase().includes(wanted))
+      .map((index) => [key(index), index]);
+    if (how !== "name") {
+      keyed.sort(([a], [b]) => {
+        if (a === null || b === null) return (a === null) - (b === null);
+        return how === "worst" ? a - b : b - a;
+      });
+    }
+    order = keyed.map(([, index]) => index);
+    for (const [value, index] of keyed) {
+      const button = cards.get(index).firstChild;
+      const number = value === null || how === "name" ? "" : value.toFixed(3);
+      button.querySelector(".name span").textContent = number;
+      button.setAttribute("aria-label", `${data.ids[index]}${number && `, ${number}`}, enlarge`);
+    }
+    list.replaceChildren(...order.map((index) => cards.get(index)));
+    find("gallery-words").textContent =
+      `${order.length} of ${data.ids.length} images, IoU of ${data.methods[method]}`;
+  };
+  const redo = () => {
+    list.style.setProperty("--tiles", shown().length + (hasTruth ? 2 : 1));
+    const near = [...filled];
+    filled.clear();
+    near.forEach(fill);
+  };
+  const first = [...cards.keys()][0];
+  const hasTruth = first !== undefined && Boolean(encoded(first)[1]);
+  for (const id of ["sort-method", "sort-order"]) find(id).addEventListener("change", arrange);
+  find("find").addEventListener("input", arrange);
+  find("plain").addEventListener("change", (event) => {
+    document.body.classList.toggle("plain", event.target.checked);
+  });
+  boxes.forEach((box) => box.addEventListener("change", redo));
+  redo();
+  arrange();
+})();
