@@ -1,9 +1,12 @@
 """The bilateral solver against the published code's output and against a grid of dictionaries."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from unseg_jax.postprocess import bilateral_grid, refine, refine_labels
+from unseg_jax.postprocess import bilateral_grid, refine, refine_labels, refine_segmentation
 from unseg_jax.postprocess.bilateral import solve
 
 RNG = np.random.default_rng(0)
@@ -60,6 +63,18 @@ def test_published_output(golden, sigmas, suffix, quirks):
     assert soft.dtype == np.float32
     np.testing.assert_allclose(soft, values["soft" + suffix], rtol=0, atol=2e-5)
     assert (hard == values["hard" + suffix]).mean() >= 0.999
+
+
+@pytest.mark.parametrize(("sigmas", "suffix"), [((24, 4, 4), ""), ((11, 5, 5), "_11_5_5")])
+def test_the_benchmarks_opponent_is_the_published_code(golden, sigmas, suffix):
+    path = Path(__file__).parents[2] / "benchmarks" / "bilateral.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_bilateral", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    values = golden("bilateral_solver")
+    soft, hard = module.published(values["image"], values["mask"], *sigmas)
+    np.testing.assert_allclose(soft, values["soft" + suffix], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(hard, values["hard" + suffix])
 
 
 @pytest.mark.parametrize("grey", [False, True], ids=["colour", "grey"])
@@ -121,6 +136,17 @@ def test_edges_move_to_those_of_the_image():
     labels = refine_labels(image, np.where(rough, 7, 3).astype(np.uint8))
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, np.where(truth, 7, 3))
+
+
+def test_mask_and_labels_together():
+    image = picture(40, 50)
+    labels = RNG.integers(0, 3, (5, 5)).repeat(8, 0).repeat(10, 1)
+    mask, parts = refine_segmentation(image, labels == 2, labels, 6, 8, 8)
+    np.testing.assert_array_equal(mask, refine(image, labels == 2, 6, 8, 8)[1])
+    np.testing.assert_array_equal(parts, refine_labels(image, labels, 6, 8, 8))
+    mask, parts = refine_segmentation(image, labels == 2, labels == 2, 6, 8, 8)
+    np.testing.assert_array_equal(mask, refine(image, labels == 2, 6, 8, 8)[1])
+    np.testing.assert_array_equal(parts, mask)
 
 
 def test_one_label_one_colour_one_pixel():

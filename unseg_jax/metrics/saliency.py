@@ -181,8 +181,7 @@ def _moments(values: np.ndarray) -> tuple[int, float, float]:
         ones = np.count_nonzero(values)
         return values.size, ones / values.size, ones * (values.size - ones) / values.size
     mean = float(values.mean())
-    deviations = (values - mean).ravel()
-    return values.size, mean, float(deviations @ deviations)
+    return values.size, mean, float(np.square(values - mean).sum())
 
 
 def _object_score(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -226,7 +225,8 @@ def _similarity(prediction: np.ndarray, truth: np.ndarray) -> float:
     elif true_squares == 0:
         products = 0.0
     else:
-        products = float(prediction.ravel() @ (truth - true_mean).ravel())
+        # Σ (p − p̄)(t − t̄) = Σ_{t=1} p − p̄ Σ t, because t is 0 or 1.
+        products = float(np.sum(prediction, where=truth) - mean * np.count_nonzero(truth))
     scale = 1 / (size - 1 + _EPSILON)
     numerator = 4 * mean * true_mean * products * scale
     denominator = (mean**2 + true_mean**2) * (squares + true_squares) * scale

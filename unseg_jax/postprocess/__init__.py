@@ -1,6 +1,6 @@
 """From cluster labels on the patch grid to masks, boxes and edges at the size of the image."""
 
-from unseg_jax.postprocess.bilateral import refine, refine_labels
+from unseg_jax.postprocess.bilateral import refine, refine_labels, refine_segmentation
 from unseg_jax.postprocess.components import (
     bounding_box,
     component_boxes,
@@ -21,6 +21,7 @@ __all__ = [
     "object_box",
     "refine",
     "refine_labels",
+    "refine_segmentation",
     "scale_box",
     "upsample_labels",
 ]

@@ -152,8 +152,12 @@ def refine(
     soft = solve(grid, mask_or_soft)
     if soft.ndim == 3:
         return soft, soft.argmax(2).astype(np.int32)
+    return soft, _object(soft, quirks)
+
+
+def _object(soft: np.ndarray, quirks: str) -> np.ndarray:
     filled = fill_holes(soft > 0.5)
-    return soft, _second_region(filled) if quirks == "code" else largest_component(filled)
+    return _second_region(filled) if quirks == "code" else largest_component(filled)
 
 
 def _second_region(filled: np.ndarray) -> np.ndarray:
@@ -189,3 +193,38 @@ def refine_labels(
     classes = codes.reshape(labels.shape)[..., None] == np.arange(present.size)
     _, hard = refine(image, classes, sigma_spatial, sigma_luma, sigma_chroma)
     return present[hard]
+
+
+def refine_segmentation(
+    image: np.ndarray,
+    mask: np.ndarray,
+    labels: np.ndarray,
+    sigma_spatial: float = 24.0,
+    sigma_luma: float = 4.0,
+    sigma_chroma: float = 4.0,
+    *,
+    quirks: str = "paper",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Refines a mask and the labels that go with it, all of them on one grid in one solve.
+
+    Args:
+        image: (H, W, 3) RGB or (H, W) grey uint8.
+        mask: (H, W) bool.
+        labels: (H, W) non-negative integers, 0 = background.
+        sigma_spatial, sigma_luma, sigma_chroma: bandwidths in pixels and grey levels.
+        quirks: as in `refine`.
+
+    Returns:
+        The mask (H, W) bool as `refine` gives it, and the labels (H, W) int32 as `refine_labels`
+        does; with no more than two of them they are the mask.
+    """
+    labels = np.asarray(labels)
+    present, codes = np.unique(labels, return_inverse=True)
+    if present.size <= 2:
+        _, hard = refine(image, mask, sigma_spatial, sigma_luma, sigma_chroma, quirks=quirks)
+        return hard, hard.astype(np.int32)
+    classes = codes.reshape(labels.shape)[..., None] == np.arange(present.size)
+    targets = np.concatenate([np.asarray(mask, bool)[..., None], classes], 2)
+    soft = solve(build_grid(image, sigma_spatial, sigma_luma, sigma_chroma), targets)
+    refined = present[soft[..., 1:].argmax(2)].astype(np.int32)
+    return _object(soft[..., 0], quirks), refined
