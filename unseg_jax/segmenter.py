@@ -8,33 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone, load_backbone
-from unseg_jax.clustering import cluster_batch
 from unseg_jax.data.images import ImageError, load_image, resize_image
 from unseg_jax.data.loader import batches
-from unseg_jax.methods import Method, override, resolve
+from unseg_jax.methods import Method, resolve
 from unseg_jax.postprocess import (
-    foreground_labels,
     largest_component,
     object_box,
     upsample_labels,
 )
+from unseg_jax.program import (
+    PatchResult,
+    extract_features,
+    fit_to_backbone,
+    segment_features,
+    segment_pixels,
+)
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int, UInt8
+    from jaxtyping import Array, Float, UInt8
 
     from unseg_jax.data.images import Source
-
-_PUBLISHED_PATCH = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,209 +69,6 @@ class Segmentation:
     method: str
     backbone: str
     id: str
-
-
-class PatchResult(NamedTuple):
-    """What the device gives back for a batch; (h, w) is the grid that labels live on.
-
-    Attributes:
-        labels: (B, h, w) int32 after the foreground vote, 0 = background.
-        foreground: (B, h, w) bool.
-        num_clusters: (B,) int32 clusters in use.
-        losses: (B, epochs) float32.
-        confidence: (B,) float32 in 0..1.
-        finite: (B,) bool; False where features or assignments are not finite numbers.
-        history: (B, records, h, w) int32 voted labels at recorded epochs, or None.
-    """
-
-    labels: Int[Array, "b h w"]
-    foreground: Bool[Array, "b h w"]
-    num_clusters: Int[Array, " b"]
-    losses: Float[Array, "b e"]
-    confidence: Float[Array, " b"]
-    finite: Bool[Array, " b"]
-    history: Int[Array, "b r h w"] | None = None
-
-
-def fit_to_backbone(method: Method, backbone: Backbone, explicit: Iterable[str] = ()) -> Method:
-    """The method with its stride made to fit the backbone, unless stride is among `explicit`.
-
-    Published strides are stated for patches of 8 pixels: half a patch (4) stays half a patch.
-    """
-    patch = backbone.config.patch_size
-    if method.stride is None or "stride" in explicit or patch % method.stride == 0:
-        return method
-    wanted = method.stride * patch / _PUBLISHED_PATCH
-    divisors = [stride for stride in range(1, patch + 1) if patch % stride == 0]
-    fitting = max((stride for stride in divisors if stride <= wanted), default=1)
-    return override(method, stride=fitting)
-
-
-def extract_features(backbone: Backbone, method: Method, params: Any, pixels: Array) -> Array:
-    """(B, N, D) float32 features of a batch of pixels (B, H, W, 3), as the method wants them."""
-    return backbone.features(
-        params,
-        pixels,
-        facet=method.facet,
-        block=method.block,
-        stride=method.stride,
-        log_bin=method.log_bin,
-    )
-
-
-def segment_features(
-    features: Float[Array, "b n d"],
-    key: Array,
-    *,
-    method: Method,
-    grid: tuple[int, int],
-    adjacency: Float[Array, "b n n"] | None = None,
-    mask: Bool[Array, "b n"] | None = None,
-    index_map: Int[Array, "b h w"] | None = None,
-    class_attention: Float[Array, "b n"] | None = None,
-    params: Any = None,
-    every: int = 0,
-) -> tuple[PatchResult, Any]:
-    """From features to voted labels: a pure function, to be jitted with method, grid, every static.
-
-    Args:
-        features: (B, N, D).
-        key: of initial parameters and dropout.
-        method: static.
-        grid: (h, w) that labels live on; N = h·w unless `index_map` is given.
-        adjacency, mask: (B, N, N), (B, N) where nodes are not patches.
-        index_map: (B, h, w) the node of each cell; None where nodes are the cells.
-        class_attention: (B, N), for the rules that read it.
-        params: start of the heads (shared, or with a batch axis).
-        every: see `cluster`.
-
-    Returns:
-        The `PatchResult`, and the optimised parameters with a leading batch axis.
-    """
-    if mask is None:
-        mask = jnp.ones(features.shape[:2], bool)
-    patch_grid = grid if index_map is None else None
-    found = cluster_batch(
-        features, adjacency, mask, params, key, method=method, every=every, grid=patch_grid
-    )
-
-    def spread(labels, index_map):
-        return labels.reshape(grid) if index_map is None else labels[index_map]
-
-    def vote(labels, index_map, attention):
-        return foreground_labels(
-            spread(labels, index_map),
-            method.num_clusters,
-            method.foreground,
-            class_attention=None if attention is None else spread(attention, index_map),
-        )
-
-    voted = jax.vmap(vote)(found.labels, index_map, class_attention)
-    used = jax.nn.one_hot(found.labels, method.num_clusters, dtype=bool) & mask[..., None]
-    num_clusters = used.any(1).sum(-1).astype(jnp.int32)
-    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(found.assignments).all((1, 2))
-    foreground = voted > 0
-    if method.parts:
-        voted, num_clusters = _split(features, voted, key, method, grid, patch_grid)
-    history = None
-    if every:
-        over_time = jax.vmap(jax.vmap(vote, (0, None, None)))
-        history = over_time(found.history, index_map, class_attention)
-    result = PatchResult(
-        voted, foreground, num_clusters, found.losses, _confidence(found, mask), finite, history
-    )
-    return result, found.params
-
-
-def _split(features, voted, key, method, grid, patch_grid):
-    """DeepCut's second stage: foreground, and if asked background, are cut again on their own.
-
-    The sub-graphs are masks on the same nodes, so every image has the same shapes.
-    """
-    labels = jnp.where(voted > 0, 1, 0).reshape(features.shape[:2])
-
-    def stage(part, clusters, epochs, first):
-        inner = override(method, num_clusters=clusters, epochs=epochs, parts=0)
-        mask = labels == part
-        found = cluster_batch(features, None, mask, None, key, method=inner, grid=patch_grid)
-        ranked = jax.vmap(functools.partial(_rank, count=clusters))(found.labels, mask)
-        return jnp.where(mask, first + ranked, 0)
-
-    result = stage(1, method.parts, method.parts_epochs, 1)
-    if method.background_parts:
-        cut = stage(0, method.background_parts, method.background_epochs, method.parts)
-        # The largest part of the background keeps the number 0.
-        result += jnp.where(cut > method.parts, cut, 0)
-    count = method.parts + max(method.background_parts, 1)
-    used = jax.nn.one_hot(result, count, dtype=bool).any(1)
-    return result.reshape(-1, *grid), used.sum(-1).astype(jnp.int32)
-
-
-def _rank(labels, mask, count):
-    """Labels renumbered by descending size, counted over the mask."""
-    sizes = jnp.sum(jax.nn.one_hot(labels, count) * mask[:, None], 0)
-    order = jnp.argsort(-sizes, stable=True)
-    return jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count))[labels]
-
-
-def _confidence(found, mask):
-    if found.assignments.shape[-1] == 1:
-        return jnp.ones(found.assignments.shape[0])
-    top = jax.lax.top_k(found.assignments, 2)[0]
-    margin = jnp.where(mask, top[..., 0] - top[..., 1], 0.0)
-    return margin.sum(-1) / jnp.maximum(mask.sum(-1), 1)
-
-
-def make_segment_fn(
-    method: str | Method = "deepcut",
-    backbone: str | Path | Backbone = "auto",
-    *,
-    seed: int = 0,
-    dtype: str = "float32",
-    **overrides: Any,
-) -> tuple[Callable[[Any, Array], Array], Any]:
-    """The whole way from pixels to labels as one pure jitted function.
-
-    Args:
-        method: name or `Method`, of patches (superpixels are cut on the host: use `Segmenter`).
-        backbone: name, path to weights, or a `Backbone`.
-        seed: of initial parameters and dropout.
-        dtype: "float32" or "bfloat16", of the backbone.
-        **overrides: fields of `Method`.
-
-    Returns:
-        fn, params: `fn(params, pixels)` takes (B, H, W, 3) pixels, uint8 or float in [0, 1],
-        already resized, and gives (B, h, w) int32 labels, 0 = background. jit, vmap or shard it
-        as you like; params are the backbone's weights.
-
-    Raises:
-        ValueError: an unknown method, backbone or field, or a method without patches.
-    """
-    resolved = resolve(method, **overrides)
-    if resolved.nodes != "patches":
-        raise ValueError(
-            f"'{resolved.name}' works on {resolved.nodes}, which are cut on the host: "
-            "use Segmenter instead of make_segment_fn."
-        )
-    loaded = _load(backbone, resolved, dtype)
-    resolved = fit_to_backbone(resolved, loaded, overrides)
-
-    def segment(params, pixels):
-        result, _ = _segment_pixels(loaded, resolved, params, pixels, jax.random.key(seed))
-        return result.labels
-
-    return jax.jit(segment), loaded.params
-
-
-def _segment_pixels(backbone, method, params, pixels, key, every=0):
-    features = extract_features(backbone, method, params, pixels)
-    attention = None
-    if method.foreground in ("attention", "auto"):
-        attention = backbone.class_attention(params, pixels, stride=method.stride)
-    grid = backbone.grid(pixels.shape[1:3], method.stride)
-    return segment_features(
-        features, key, method=method, grid=grid, class_attention=attention, every=every
-    )
 
 
 class Segmenter:
@@ -463,7 +261,7 @@ class Segmenter:
         mask = upsample_labels(foreground, size)
         full = upsample_labels(labels, size)
         if self.method.refine == "bilateral":
-            mask, full = _refine(image, mask, full, self.method)
+            mask, full = self._refine(image, mask, full)
         losses = np.asarray(result.losses[index])
         return Segmentation(
             mask=mask,
@@ -503,8 +301,20 @@ class Segmenter:
                 yield error
             index += 1
 
+    def _refine(self, image, mask, labels):
+        from unseg_jax.postprocess.bilateral import refine, refine_labels
+
+        method = self.method
+        sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
+        if not mask.any() or mask.all():
+            return mask, labels
+        _, hard = refine(image, mask, *sigmas, quirks=method.quirks)
+        if labels.max() <= 1:
+            return hard, hard.astype(np.int32)
+        return hard, refine_labels(image, labels, *sigmas)
+
     def _run_pixels(self, params, pixels, *, every=0):
-        return _segment_pixels(self.backbone, self.method, params, pixels, self.key, every)[0]
+        return segment_pixels(self.backbone, self.method, params, pixels, self.key, every)[0]
 
     def _run_features(self, params, pixels):
         assert self.backbone is not None
@@ -536,6 +346,47 @@ def segment(
     return Segmenter(method, **options)(images)
 
 
+def make_segment_fn(
+    method: str | Method = "deepcut",
+    backbone: str | Path | Backbone = "auto",
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    **overrides: Any,
+) -> tuple[Callable[[Any, Array], Array], Any]:
+    """The whole way from pixels to labels as one pure jitted function.
+
+    Args:
+        method: name or `Method`, of patches (superpixels are cut on the host: use `Segmenter`).
+        backbone: name, path to weights, or a `Backbone`.
+        seed: of initial parameters and dropout.
+        dtype: "float32" or "bfloat16", of the backbone.
+        **overrides: fields of `Method`.
+
+    Returns:
+        fn, params: `fn(params, pixels)` takes (B, H, W, 3) pixels, uint8 or float in [0, 1],
+        already resized, and gives (B, h, w) int32 labels, 0 = background. jit, vmap or shard it
+        as you like; params are the backbone's weights.
+
+    Raises:
+        ValueError: an unknown method, backbone or field, or a method without patches.
+    """
+    resolved = resolve(method, **overrides)
+    if resolved.nodes != "patches":
+        raise ValueError(
+            f"'{resolved.name}' works on {resolved.nodes}, which are cut on the host: "
+            "use Segmenter instead of make_segment_fn."
+        )
+    loaded = _load(backbone, resolved, dtype)
+    resolved = fit_to_backbone(resolved, loaded, overrides)
+
+    def segment(params, pixels):
+        result, _ = segment_pixels(loaded, resolved, params, pixels, jax.random.key(seed))
+        return result.labels
+
+    return jax.jit(segment), loaded.params
+
+
 def _load(backbone, method: Method, dtype) -> Backbone:
     if isinstance(backbone, Backbone):
         return backbone
@@ -553,15 +404,3 @@ def _as_iterable(images) -> Iterable:
 
 def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
-
-
-def _refine(image, mask, labels, method):
-    from unseg_jax.postprocess.bilateral import refine
-
-    sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
-    classes = np.unique(labels)
-    _, hard = refine(image, mask, *sigmas)
-    if len(classes) <= 2:
-        return hard, np.where(hard, 1, 0).astype(np.int32)
-    soft = np.stack([refine(image, labels == value, *sigmas)[0] for value in classes])
-    return hard, classes[np.argmax(soft, 0)].astype(np.int32)
