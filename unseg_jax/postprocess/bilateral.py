@@ -11,6 +11,8 @@ The matrix is small and irregular and differs from image to image, which suits a
 on the host, not a compiled program of fixed shapes.
 """
 
+import dataclasses
+
 import numpy as np
 
 from unseg_jax.postprocess.bilateral_grid import CENTRE, BilateralGrid, build_grid
@@ -21,7 +23,6 @@ _CONFIDENCE = 0.999
 _STEPS = 25
 _TOLERANCE = 1e-5
 _LEAST_DIAGONAL = 1e-5
-_LEAST_DIVISOR = np.finfo(np.float32).tiny
 
 
 def solve(
@@ -61,61 +62,68 @@ def solve(
     else:
         mass = weights * grid.pixels
         right = [weights * np.bincount(grid.vertex, column, number) for column in columns]
-    # A single target stays a vector, which the products take faster than a matrix.
-    right = right[0] if len(right) == 1 else np.stack(right, 1)
-    found = _conjugate_gradients(grid, mass, right)
+    system = _scaled_system(grid, mass)
+    # One after the other on one system: products with a vector are faster than those with a
+    # matrix of a few columns by more than the sharing saves.
+    found = np.stack([_conjugate_gradients(system, column) for column in right], 1)
     found = np.clip(found, 0, 1).astype(np.float32)
     return found.take(grid.vertex, axis=0).reshape(targets.shape)
 
 
-def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Dot products of columns; einsum, because BLAS would start threads for it."""
-    return np.einsum("v...,v...->...", first, second)
+@dataclasses.dataclass(frozen=True)
+class _System:
+    """A = λ(D_m − D_n B D_n) + diag(c) with Jacobi's preconditioner, scaled by d^−½, d its
+    diagonal: D^−½ A D^−½ = I − f∘N f with f = √(λ/d) n, N the neighbours."""
+
+    grid: BilateralGrid
+    mass: np.ndarray
+    diagonal: np.ndarray
+    root: np.ndarray
+    factor: np.ndarray
 
 
-def _conjugate_gradients(grid: BilateralGrid, mass: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solves (λ(D_m − D_n B D_n) + diag(mass)) y = right, (V,) or (V, C), from the mean targets
-    right / mass; each column stops by itself.
-
-    With d the diagonal of that matrix, Jacobi's preconditioner is plain conjugate gradients on
-    D^−½ A D^−½ = I − g∘N g, g = √(λ/d) n, N the neighbours. Single precision does for those
-    steps, since what they compute is added to the mean targets; measured against double
-    precision the result stays within 1e-5.
-    """
-    column = (slice(None),) + (None,) * (right.ndim - 1)
+def _scaled_system(grid: BilateralGrid, mass: np.ndarray) -> _System:
     diagonal = _SMOOTHNESS * (grid.mass - CENTRE * grid.scale**2) + mass
     diagonal = np.maximum(diagonal, _LEAST_DIAGONAL)
-    root = np.sqrt(diagonal)[column]
-    start = right / np.maximum(mass, np.finfo(np.float64).tiny)[column]
-    stepped = grid.exact_neighbours @ (grid.scale[column] * start)
-    stepped *= _SMOOTHNESS * grid.scale[column]
-    residual = ((right - diagonal[column] * start + stepped) / root).astype(np.float32)
+    root = np.sqrt(diagonal)
+    factor = (np.sqrt(_SMOOTHNESS) * grid.scale / root).astype(np.float32)
+    return _System(grid, np.maximum(mass, np.finfo(np.float64).tiny), diagonal, root, factor)
 
-    factor = (np.sqrt(_SMOOTHNESS) * grid.scale[column] / root).astype(np.float32)
-    limit = _TOLERANCE**2 * _dot(right, right)
-    lightest = diagonal.min()
+
+def _dot(first: np.ndarray, second: np.ndarray) -> np.floating:
+    """Dot product; einsum, because BLAS would start threads for it."""
+    return np.einsum("v,v->", first, second)
+
+
+def _conjugate_gradients(system: _System, right: np.ndarray) -> np.ndarray:
+    """Solves A y = right (V,) from the mean targets right / mass.
+
+    Single precision does for the steps, since what they compute is added to the mean targets:
+    against double precision the result stays within 1e-5.
+    """
+    grid, root, factor = system.grid, system.root, system.factor
+    start = right / system.mass
+    stepped = _SMOOTHNESS * grid.scale * (grid.exact_neighbours @ (grid.scale * start))
+    residual = ((right - system.diagonal * start + stepped) / root).astype(np.float32)
+    limit, lightest = _TOLERANCE**2 * _dot(right, right), system.diagonal.min()
+
     change, direction, buffer = np.zeros_like(residual), residual.copy(), np.empty_like(residual)
     energy = _dot(residual, residual)
     for _ in range(_STEPS):
         # The limit is on the residual of A itself, Σ d r²; most steps need not compute it.
-        if (lightest * energy <= limit).any():
-            resting = _dot(residual * root, residual * root) <= limit
-            if resting.all():
-                break
-            residual[..., resting] = direction[..., resting] = 0
-            energy = _dot(residual, residual)
+        if lightest * energy <= limit and _dot(residual * root, residual * root) <= limit:
+            break
         np.multiply(factor, direction, out=buffer)
         image = grid.neighbours @ buffer
         image *= factor
         np.subtract(direction, image, out=image)
-        # A column at rest has only zeros, and the least divisor keeps them.
-        length = energy / np.maximum(_dot(direction, image), _LEAST_DIVISOR)
+        length = energy / _dot(direction, image)
         np.multiply(direction, length, out=buffer)
         change += buffer
         image *= length
         residual -= image
         previous, energy = energy, _dot(residual, residual)
-        direction *= energy / np.maximum(previous, _LEAST_DIVISOR)
+        direction *= energy / previous
         direction += residual
     return start + change / root
 
