@@ -48,6 +48,7 @@ class Worker:
                 env=settings,
             )
         except OSError as error:
+            self._errors.close()
             raise WorkerError(f"{python} cannot be run: {error.strerror}.") from error
 
     def __call__(self, command: str, **arguments: Any) -> Any:
@@ -82,6 +83,9 @@ class Worker:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self._errors.close()
 
     def __enter__(self) -> "Worker":

@@ -1,0 +1,172 @@
+"""Turns committed results into the tables of a Markdown file.
+
+A table lies between `<!-- table:NAME -->` and `<!-- /table -->`; whatever stands there is replaced
+by the table of benchmarks/results/NAME.json. `NAME` may also be
+
+* `versus_reference/quality`: the IoU part of that result;
+* `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
+  match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method.
+
+    python benchmarks/tables.py                 # README.md
+    python benchmarks/tables.py --check         # fails if a table is out of date
+    python benchmarks/tables.py --keep-summary runs/horses/summary.json --as horses
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import accelerator, common, optimisation, scaling, versus_reference, vit
+
+_MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="*", type=Path, default=[common.ROOT / "README.md"])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
+    parser.add_argument("--keep-summary", type=Path, help="a summary.json to keep as a result")
+    parser.add_argument("--as", dest="name", help="the name it is kept under")
+    options = parser.parse_args()
+    if options.keep_summary:
+        if not options.name:
+            parser.error("--keep-summary needs --as NAME.")
+        keep_summary(options.keep_summary, options.name)
+    stale = []
+    for path in options.files:
+        before = path.read_text()
+        after = fill(before)
+        if after != before:
+            stale.append(path.name)
+            if not options.check:
+                path.write_text(after)
+    if options.check and stale:
+        raise SystemExit(f"tables are out of date in {', '.join(stale)}; run benchmarks/tables.py.")
+
+
+def fill(text: str, results: Path = common.RESULTS) -> str:
+    """The text with every marked table made anew.
+
+    Raises:
+        SystemExit: a marked table whose result is missing or that nobody knows.
+    """
+    return _MARKED.sub(
+        lambda match: f"{match[1]}{render(match['name'], results)}\n{match[3]}", text
+    )
+
+
+def render(name: str, results: Path = common.RESULTS) -> str:
+    """The table of one result, with the line that says how it was made."""
+    family, _, part = name.partition("/")
+    if family == "bench":
+        return _bench(results / "bench", part or "*")
+    if family not in _TABLES:
+        raise SystemExit(f"no table '{name}'; known are bench, {', '.join(_TABLES)}.")
+    path = results / f"{family}.json"
+    if not path.is_file():
+        raise SystemExit(f"no result {path.name}: run python benchmarks/{family}.py first.")
+    result = json.loads(path.read_text())
+    body = _quality(result) if part == "quality" else _TABLES[family](result)
+    return f"{body}\n\n{provenance(result)}"
+
+
+def provenance(result: dict[str, Any]) -> str:
+    """Where, with what and how a result was measured."""
+    machine, found = result["machine"], {}
+    for side in result.get("versions", {}).values():
+        for package in ("jax", "torch", "torch-geometric"):
+            if package in side:
+                found.setdefault(package, side[package])
+    ours = result.get("versions", {}).get("jax side", {})
+    found |= {package: ours[package] for package in ("python", "jax") if package in ours}
+    listed = ", ".join(f"{package} {version}" for package, version in sorted(found.items()))
+    processor = result.get("device")
+    if processor in (None, "cpu"):
+        processor = f"{machine['cpu']}, {machine['cores']} cores"
+    return (
+        f"<sub>`{result['command']}` · {processor} · {listed} · commit {result['commit']}, "
+        f"{result['date']}</sub>"
+    )
+
+
+def _versus(result: dict[str, Any]) -> str:
+    blocks = [
+        f"**{name}**\n\n{versus_reference.table(measured)}"
+        for name, measured in result["settings"].items()
+    ]
+    if result.get("standins"):
+        names = ", ".join(result["standins"])
+        blocks.append(f"Stand-ins took the place of {names}, which the published files import.")
+    return "\n\n".join(blocks)
+
+
+def _quality(result: dict[str, Any]) -> str:
+    quality = result.get("quality")
+    if not quality:
+        raise SystemExit("versus_reference.json holds no comparison of masks.")
+    return f"{versus_reference.quality_table(quality)}\n\nFeatures: {quality['features']}."
+
+
+_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "versus_reference": _versus,
+    "optimisation": optimisation.table,
+    "scaling": scaling.table,
+    "vit": vit.table,
+    "accelerator": accelerator.table,
+}
+
+
+def _bench(folder: Path, pattern: str) -> str:
+    """One row a data set and method of the kept summaries."""
+    paths = sorted(folder.glob(f"{pattern}.json"))
+    if not paths:
+        raise SystemExit(f"no kept summary matches bench/{pattern}; see --keep-summary.")
+    rows, backbones, protocols = [], set(), set()
+    for path in paths:
+        summary = json.loads(path.read_text())
+        backbones.add(str(summary.get("backbone")))
+        for method, scores in summary["methods"].items():
+            protocols.add(scores["protocol"])
+            rows.append(
+                [
+                    path.stem,
+                    method,
+                    scores["protocol"],
+                    scores["images"],
+                    scores.get("failed", 0),
+                    f"{100 * scores['miou']:.1f}",
+                    f"{100 * scores['dice']:.1f}",
+                    f"{scores['images_per_second']:.2f}",
+                ]
+            )
+    header = ["data", "method", "protocol", "images", "failed", "mIoU", "Dice", "images/s"]
+    return f"{common.table(header, rows)}\n\nBackbone: {', '.join(sorted(backbones))}."
+
+
+def keep_summary(path: Path, name: str) -> None:
+    """Copies a run's summary among the results, without paths of this machine."""
+    summary = json.loads(path.read_text())
+    target = common.RESULTS / "bench" / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(_without_paths(summary), indent=1) + "\n")
+    print(f"kept {target.name}", file=sys.stderr)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "../")):
+        return Path(value).name
+    return value
+
+
+if __name__ == "__main__":
+    main()

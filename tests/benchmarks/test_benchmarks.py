@@ -1,0 +1,125 @@
+"""The parts of the benchmarks that numbers in the README rest on."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as listing
+from benchmarks import common, counts, tables
+from benchmarks.random_weights import random_state
+from benchmarks.workers import Worker, WorkerError
+
+
+def test_counts_of_gcn_written_out():
+    nodes, width, clusters = 784, 384, 2
+    count = counts.epoch("gcn", nodes, width, clusters)
+    graph = 2 * (2 * nodes * width * 64)  # ÂX·W, and (ÂX)ᵀ·G for W's gradient
+    hidden = 3 * (2 * nodes * 64 * 32)
+    last = 3 * (2 * nodes * 32 * clusters)
+    loss = 2 * nodes * nodes * clusters
+    assert count.operations == graph + hidden + last + loss
+
+
+def test_counts_grow_with_every_branch():
+    one = counts.epoch("gat", 100, 24, branches=((64, 64),))
+    two = counts.epoch("gat", 100, 24, branches=((64, 64), (128, 128)))
+    assert two.operations > 2 * one.operations
+    assert two.bytes > one.bytes
+
+
+def test_counts_of_the_vit():
+    # ViT-S has 21.3 M weights in its blocks; each is used twice (multiply, add) by each token.
+    tokens = 785
+    weights = 12 * (12 * 384**2)
+    attention = 12 * 2 * 2 * tokens**2 * 384
+    embedding = 2 * (tokens - 1) * 384 * 192
+    whole = 2 * tokens * weights + attention + embedding
+    assert counts.vit(tokens, keys_only=False) == whole
+    assert counts.vit(tokens) < whole
+
+
+def test_alternate_takes_turns_in_both_directions():
+    calls = []
+    sides = {name: (lambda name=name: calls.append(name) or len(calls)) for name in "abc"}
+    times = common.alternate(sides, 2)
+    assert calls == list("abccba")
+    assert times == {"a": [1, 6], "b": [2, 5], "c": [3, 4]}
+
+
+def test_features_make_the_graphs_that_they_promise():
+    features = common.clustered_features(300, 384)
+    gram = features @ features.T
+    assert (gram > 0).all()
+    norms = np.linalg.norm(features, axis=1)
+    cosine = gram / np.outer(norms, norms)
+    for threshold in (0.35, 0.5, 0.7):
+        assert 0.3 < (cosine >= threshold).mean() < 0.4
+
+
+def test_random_weights_fit_the_backbone(tmp_path):
+    from unseg_jax.backbones import load_backbone
+
+    np.savez(tmp_path / "vit.npz", **random_state(depth=2))
+    backbone = load_backbone(tmp_path / "vit.npz")
+    assert (backbone.config.width, backbone.config.depth, backbone.config.heads) == (384, 2, 6)
+    assert backbone.config.patch_size == 8
+
+
+def test_intersection_over_union():
+    mask, truth = np.zeros((2, 4, 4), bool)
+    assert common.intersection_over_union(mask, truth) == 1
+    mask[:2], truth[1:3] = True, True
+    assert common.intersection_over_union(mask, truth) == pytest.approx(1 / 3)
+
+
+def test_tables_are_filled_between_their_marks(tmp_path):
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    scores = {"protocol": "honest", "images": 4, "miou": 0.5, "dice": 0.6, "images_per_second": 2.0}
+    summary = {"methods": {"deepcut": scores}, "backbone": "dino_vits8"}
+    (folder / "horses.json").write_text(json.dumps(summary))
+    text = "before\n<!-- table:bench/horses -->\nold\n<!-- /table -->\nafter\n"
+    filled = tables.fill(text, tmp_path)
+    assert filled.startswith("before\n<!-- table:bench/horses -->\n| data | method |")
+    assert "| horses | deepcut | honest | 4 | 0 | 50.0 | 60.0 | 2.00 |" in filled
+    assert "old" not in filled
+    assert filled.endswith("<!-- /table -->\nafter\n")
+    assert tables.fill(filled, tmp_path) == filled
+
+
+def test_a_table_without_a_result_says_how_to_make_it(tmp_path):
+    with pytest.raises(SystemExit, match=r"run python benchmarks/vit.py first"):
+        tables.fill("<!-- table:vit -->\n<!-- /table -->", tmp_path)
+
+
+def test_kept_summaries_name_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"config": {"data": "/home/me/horses"}}))
+    tables.keep_summary(tmp_path / "summary.json", "horses")
+    kept = json.loads((tmp_path / "bench" / "horses.json").read_text())
+    assert kept == {"config": {"data": "horses"}}
+
+
+def test_committed_results_can_be_shown():
+    for path in sorted(common.RESULTS.glob("*.json")):
+        if path.stem in tables._TABLES:
+            assert tables.render(path.stem).count("|") > 10
+
+
+def test_workers_answer_and_report_failures(tmp_path):
+    import sys
+
+    with Worker(sys.executable, "benchmarks.onnx_side") as worker:
+        assert worker("environment")["versions"]["python"]
+        with pytest.raises(WorkerError, match="KeyError"):
+            worker("no such command")
+        assert worker("environment")["versions"]["numpy"] == np.__version__
+    with pytest.raises(WorkerError, match="cannot be run"):
+        Worker(str(tmp_path / "python"), "benchmarks.onnx_side")
+
+
+def test_every_script_says_what_it_measures():
+    found = listing.available()
+    assert {"versus_reference", "optimisation", "scaling", "vit", "accelerator"} <= found.keys()
+    assert all(found.values())
