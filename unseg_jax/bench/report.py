@@ -267,11 +267,7 @@ def _data(scores: Scores, listed: Sequence[int], shown: Mapping[str, int]) -> di
         "iou": plain(scores.iou),
         "dice": plain(scores.dice),
         "pictures": [shown.get(id, -1) for id in ids],
-        "errors": {
-            name: {id: error for id, error in errors.items()}
-            for name, errors in scores.errors.items()
-            if errors
-        },
+        "errors": {name: dict(errors) for name, errors in scores.errors.items() if errors},
     }
 
 

@@ -88,7 +88,8 @@
       const number = iou === null ? "" : detailed
         ? `IoU ${words(iou)}, Dice ${words(dice)}` : words(iou);
       const error = data.errors[name]?.[data.ids[index]];
-      result.push(tile(name, number, masks[method] ? under(masks[method]) : [], error));
+      const found = masks[method] && !error;
+      result.push(tile(name, number, found ? under(masks[method]) : [], error));
     }
     return result;
   };

@@ -1,0 +1,108 @@
+"""Folders of runs that never ran: records and pictures with known numbers, for the report."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unseg_jax.bench.records import CONFIG, RECORDS, SESSIONS, SUMMARY
+from unseg_jax.bench.scoring import SCORES, failure_record
+from unseg_jax.bench.settings import Settings, make_config
+from unseg_jax.bench.summary import summarise
+from unseg_jax.methods import resolve
+
+
+def encode(array: np.ndarray, kind: str) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _make_records(ids, ious, *, epochs=0, failed=()):
+    """Records of methods × images; `failed` holds (method, id) pairs."""
+    records = []
+    for method, row in ious.items():
+        for id, iou in zip(ids, row, strict=True):
+            if (method, id) in failed:
+                records.append(failure_record(id, method, f"image {id} is truncated."))
+                continue
+            record = dict.fromkeys(SCORES) | {"id": id, "method": method, "error": None}
+            if iou is not None:
+                record |= {"iou": float(iou), "dice": float(2 * iou / (1 + iou))}
+            if epochs:
+                record["iou_by_epoch"] = [float(iou) * e / epochs for e in range(epochs + 1)]
+            records.append(record)
+    return records
+
+
+def _make_folder(
+    folder: Path,
+    ids,
+    ious,
+    *,
+    protocol="honest",
+    dataset="isic2018",
+    notes=(),
+    epochs=0,
+    failed=(),
+    pictures=True,
+    with_summary=True,
+) -> Path:
+    """A finished run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings("somewhere", str(folder), tuple(ious), protocol, every=10 if epochs else 0)
+    config = make_config(
+        settings,
+        [resolve(name) for name in ious],
+        ids,
+        dataset=dataset,
+        notes=notes,
+        backbone="dino_vits8",
+        weights="0123456789abcdef",
+        shard=(0, 1),
+    )
+    records = _make_records(ids, ious, epochs=epochs, failed=failed)
+    session = {
+        "timing": {"images_per_second": 12.5, "device_busy": 0.95},
+        "versions": {"jax": "0.10.0"},
+        "device": "a device",
+    }
+    (folder / CONFIG).write_text(json.dumps(config))
+    (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / SESSIONS).write_text(json.dumps(session) + "\n")
+    if with_summary:
+        (folder / SUMMARY).write_text(json.dumps(summarise(records, config, [session])))
+    if pictures:
+        write_pictures(folder, ids, list(ious))
+    return folder
+
+
+def write_pictures(folder: Path, ids, methods) -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:48, :64]
+    for kind in ("image", "truth", *methods):
+        (folder / "thumbnails" / kind).mkdir(parents=True, exist_ok=True)
+    for id in ids:
+        colour = rng.integers(60, 250, 3)
+        radius = rng.uniform(8, 20)
+        mask = (rows - 24) ** 2 + (columns - 32) ** 2 < radius**2
+        picture = np.where(mask[..., None], colour, 255 - colour).astype(np.uint8)
+        (folder / "thumbnails" / "image" / f"{id}.jpg").write_bytes(encode(picture, "JPEG"))
+        for kind in ("truth", *methods):
+            shifted = np.roll(mask, rng.integers(-6, 7), axis=1)
+            (folder / "thumbnails" / kind / f"{id}.png").write_bytes(encode(shifted, "PNG"))
+
+
+@pytest.fixture(scope="session")
+def make_records():
+    """See `_make_records`."""
+    return _make_records
+
+
+@pytest.fixture(scope="session")
+def make_folder():
+    """See `_make_folder`."""
+    return _make_folder

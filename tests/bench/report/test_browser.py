@@ -1,0 +1,229 @@
+"""The report in a real browser: sorting, the gallery, keys, both themes, a phone."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from unseg_jax.bench.report import write_report
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+COUNT = 1000
+IDS = [f"photo-{index:04d}" for index in range(COUNT)]
+METHODS = ("deepcut", "vit-kmeans", "ncut-gcn")
+
+
+@pytest.fixture(scope="module")
+def ious():
+    rng = np.random.default_rng(0)
+    # No two alike, so that every order has one answer.
+    return {
+        name: (rng.permutation(COUNT) / COUNT + 0.0001 * index).round(4).tolist()
+        for index, name in enumerate(METHODS)
+    }
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, make_folder, ious):
+    folder = tmp_path_factory.mktemp("report")
+    failed = {("vit-kmeans", IDS[5])}
+    return write_report(make_folder(folder, IDS, ious, epochs=5, failed=failed))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, report):
+    """Opens the report; any script error or request but for the file itself fails the test."""
+    contexts, errors, requests = [], [], []
+
+    def open_report(width=1280, height=900, scheme="light"):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme
+        )
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(report.as_uri())
+        return page
+
+    yield open_report
+    for context in contexts:
+        context.close()
+    assert not errors
+    assert all(url.startswith(("file:", "data:")) for url in requests)
+
+
+def card_ids(page):
+    return page.locator("#cards li .name b").all_text_contents()
+
+
+def test_pictures_are_made_only_near_the_screen(open_page):
+    page = open_page()
+    assert page.locator("#cards li").count() == COUNT
+    before = page.locator("#cards img").count()
+    page.locator("#gallery").scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('#cards li img').length > 0")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#cards li:first-child img')]"
+        ".every((image) => image.naturalWidth === 64)"
+    )
+    after = page.locator("#cards img").count()
+    assert before <= after
+    assert 0 < after < 0.1 * COUNT * 9
+    page.locator("#cards li").nth(700).scroll_into_view_if_needed()
+    page.wait_for_function(
+        "document.querySelectorAll('#cards li')[700].querySelectorAll('img').length > 0"
+    )
+    assert page.locator("#cards img").count() < 0.2 * COUNT * 9
+
+
+def test_the_gallery_sorts_worst_and_best_first_by_any_method(open_page, ious):
+    page = open_page()
+    order = np.argsort(ious["deepcut"])
+    assert card_ids(page) == [IDS[index] for index in order]
+    page.select_option("#sort-order", "best")
+    assert card_ids(page) == [IDS[index] for index in order[::-1]]
+    page.select_option("#sort-method", "ncut-gcn")
+    page.select_option("#sort-order", "worst")
+    assert card_ids(page) == [IDS[index] for index in np.argsort(ious["ncut-gcn"])]
+    page.select_option("#sort-order", "spread")
+    table = np.array([ious[name] for name in METHODS])
+    table[1, 5] = np.nan
+    spread = np.nanmax(table, axis=0) - np.nanmin(table, axis=0)
+    found = [spread[IDS.index(id)] for id in card_ids(page)]
+    np.testing.assert_allclose(found, np.sort(spread)[::-1], atol=1e-4)
+    page.select_option("#sort-order", "name")
+    assert card_ids(page) == IDS
+    # The one image that failed under a method comes last there.
+    page.select_option("#sort-method", "vit-kmeans")
+    page.select_option("#sort-order", "worst")
+    assert card_ids(page)[-1] == IDS[5]
+
+
+def test_images_are_found_by_name_and_methods_can_be_hidden(open_page):
+    page = open_page()
+    page.fill("#find", "PHOTO-00")
+    assert sorted(card_ids(page)) == IDS[:100]
+    page.locator("#cards li").first.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('#cards li:first-child .tile').length === 5")
+    page.locator("#shown label", has_text="ncut-gcn").click()
+    page.wait_for_function("document.querySelectorAll('#cards li:first-child .tile').length === 4")
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(open_page, ious):
+    page = open_page()
+    rows = page.locator("#score-table tbody tr")
+    heading = page.locator("#score-table thead th", has_text="median IoU")
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "descending"
+
+    def column(index):
+        texts = [row.locator("td").nth(index).inner_text() for row in rows.all()]
+        return [float(text) for text in texts if text != "–"]
+
+    assert column(3) == sorted(column(3), reverse=True)
+    button = page.locator("#score-table thead th", has_text="mIoU").locator("button")
+    button.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    values = column(1)
+    assert values == sorted(values)
+    assert len(values) > len(METHODS)  # the published ones are sorted with them
+    page.locator("#papers").click()
+    assert sum(row.is_visible() for row in rows.all()) == len(METHODS)
+
+
+def test_the_viewer_is_used_by_keys_alone(open_page):
+    page = open_page()
+    order = card_ids(page)
+    page.locator("#cards button").first.focus()
+    page.keyboard.press("Enter")
+    title = page.locator("#viewer-title")
+    assert title.inner_text() == order[0]
+    assert page.locator("#viewer .tile").count() == 2 + len(METHODS)
+    assert "IoU 0.000, Dice 0.000" in page.locator("#viewer-tiles").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert title.inner_text() == order[1]
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert title.inner_text() == order[-1]
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+    assert page.evaluate("document.activeElement.closest('li')?.dataset.index") == str(
+        IDS.index(order[-1])
+    )
+
+
+def test_a_point_of_the_scatter_opens_its_image(open_page, ious):
+    page = open_page()
+    page.select_option("#scatter-y", "ncut-gcn")
+    first, second = np.array(ious["deepcut"]), np.array(ious["ncut-gcn"])
+    words = page.locator("#scatter-words").inner_text()
+    better, worse = int((second > first).sum()), int((second < first).sum())
+    assert words == (
+        f"ncut-gcn is better on {better}, worse on {worse}, equal on {COUNT - better - worse}."
+    )
+    assert page.locator("#scatter-chart circle").count() == COUNT
+    page.locator("#scatter-chart circle[data-index='17']").dispatch_event("click")
+    assert page.locator("#viewer-title").inner_text() == IDS[17]
+
+
+def test_a_failure_is_shown_in_place_of_its_mask(open_page):
+    page = open_page()
+    page.fill("#find", IDS[5])
+    page.locator("#cards button").first.click()
+    assert "is truncated" in page.locator("#viewer-tiles .missing").inner_text()
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 740), (820, 1180), (1600, 900)])
+def test_nothing_is_wider_than_the_screen(open_page, width, height):
+    page = open_page(width, height)
+    page.locator("#cards li").first.scroll_into_view_if_needed()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def luminance(page, variable):
+    text = page.evaluate(
+        f"getComputedStyle(document.documentElement).getPropertyValue('--{variable}').trim()"
+    )
+    channels = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_legible_in_both_themes_and_the_button_changes_them(open_page, scheme):
+    page = open_page(scheme=scheme)
+
+    def check(dark):
+        for ink in ("ink", "soft", "accent", "bad"):
+            for ground in ("page", "card", "tint"):
+                low, high = sorted([luminance(page, ink), luminance(page, ground)])
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+        assert (luminance(page, "page") < 0.2) == dark
+
+    check(scheme == "dark")
+    page.locator("#theme").click()
+    check(scheme != "dark")

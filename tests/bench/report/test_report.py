@@ -1,0 +1,265 @@
+"""The report says what the records say, names its protocol, and needs nothing but itself."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from unseg_jax.bench import charts
+from unseg_jax.bench.published import PUBLISHED, published_scores
+from unseg_jax.bench.report import collect_scores, write_report
+from unseg_jax.data import LAYOUTS
+from unseg_jax.methods import METHODS
+
+IDS = [f"image-{index}" for index in range(7)]
+IOUS = {
+    "deepcut": [0.1, 0.9, 0.5, 0.7, 0.3, 0.62, 0.0],
+    "vit-kmeans": [0.4, 0.8, 0.55, 0.2, 0.3, 0.61, 1.0],
+}
+
+
+class Page(HTMLParser):
+    """Tables as lists of rows of cell texts, scripts, and addresses that a page refers to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables, self.scripts, self.addresses, self.tags = [], {}, [], []
+        self._cell = self._script = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.addresses += [attributes[name] for name in ("src", "href") if name in attributes]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr" and self.tables:
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+        elif tag == "script":
+            self._script = attributes.get("id", "code")
+            self.scripts[self._script] = ""
+
+    def handle_data(self, data):
+        if self._cell is not None:
+            self._cell += data
+        if self._script is not None:
+            self.scripts[self._script] += data
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(" ".join(self._cell.split()))
+            self._cell = None
+        elif tag == "script":
+            self._script = None
+
+
+def page_of(folder) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def cells(table, row):
+    return dict(zip(table[0], next(cells for cells in table if cells[0] == row), strict=True))
+
+
+def test_the_table_holds_the_means_and_names_the_protocol(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS, dataset="a set of my own")
+    page = page_of(folder)
+    for name, values in IOUS.items():
+        row = cells(page.tables[0], name)
+        assert row["mIoU"] == f"{np.mean(values):.3f}"
+        assert row["median IoU"] == f"{np.median(values):.3f}"
+        assert row["protocol"] == "honest"
+        assert (row["images"], row["failed"]) == ("7", "0")
+    assert len(page.tables[0]) == 3
+
+
+def test_published_protocols_are_named_and_warned_of(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS, protocol="unsegmedgat")
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "published (crop + flip)" in text
+    assert "crop to the true box + 20 px, better of mask and inverted mask" in text
+    assert re.search(r"not comparable\s+with <em>honest</em>", text)
+
+
+def test_published_numbers_of_the_data_set_stand_beside(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS, dataset="isic2018")
+    rows = page_of(folder).tables[0]
+    papers = {row[0]: (row[2], row[1]) for row in rows if "published:" in row[0]}
+    assert len(papers) == len(published_scores("isic2018"))
+    name = next(name for name in papers if name.startswith("ViT-KMeans"))
+    assert papers[name] == (
+        "0.686",
+        "crop to the true box + 20 px, better of mask and inverted mask",
+    )
+    # ... right below the method that it belongs to.
+    order = [row[0] for row in rows]
+    assert order.index(name) == order.index("vit-kmeans") + 1
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "values"),
+    [
+        ("deepcut", "ECSSD", [0.746]),
+        ("unseggnet", "CUB", [0.7841]),
+        ("unsegarmanet", "ISIC-2018", [0.7872, 0.7316]),
+        ("unsegmedgat-c", "cvc-colondb", [0.651]),
+        ("tokencut", "duts", [0.576]),
+        ("dmon-arma", "EMDS-6", [0.453]),
+        ("ncut-arma", "isic2016", [0.623]),
+        ("deep-spectral", "kvasir", [0.588]),
+    ],
+)
+def test_published_numbers_are_those_of_the_papers(method, dataset, values):
+    found = [score.miou for score in published_scores(dataset) if score.method == method]
+    assert found == values
+
+
+def test_every_published_number_is_whole():
+    assert published_scores("a set of my own") == ()
+    assert len(PUBLISHED) == len({(s.system, s.dataset, s.source) for s in PUBLISHED})
+    for score in PUBLISHED:
+        assert 0.1 < score.miou < 0.9
+        assert score.dataset in LAYOUTS
+        assert score.method is None or score.method in METHODS
+        assert score.protocol
+        assert score.source
+
+
+def test_later_records_replace_earlier_ones(make_records):
+    records = make_records(["a", "b"], {"deepcut": [0.1, 0.2]}, failed={("deepcut", "b")})
+    records += make_records(["b"], {"deepcut": [0.7]})
+    records += make_records(["c"], {"another": [0.9]})
+    scores = collect_scores(records, ["deepcut"])
+    assert scores.ids == ("a", "b")
+    np.testing.assert_array_equal(scores.iou, [[0.1, 0.7]])
+    np.testing.assert_allclose(scores.dice, [[0.2 / 1.1, 1.4 / 1.7]])
+    assert scores.errors == {"deepcut": {}}
+
+
+def test_histograms_count_every_image_and_failures_as_zero(tmp_path, make_folder):
+    def counted(text):
+        charts = re.findall(r'<svg class="chart histogram".*?</svg>', text, re.DOTALL)
+        return [
+            {low: int(n) for low, n in re.findall(r"IoU (\d\.\d\d) to \d\.\d\d: (\d+) images", svg)}
+            for svg in charts
+        ]
+
+    failed = {("deepcut", "image-1")}
+    folder = make_folder(tmp_path / "honest", IDS, IOUS, failed=failed)
+    deepcut, kmeans = counted(write_report(folder).read_text(encoding="utf-8"))
+    assert sum(deepcut.values()) == sum(kmeans.values()) == len(IDS)
+    assert deepcut["0.00"] == 2
+    counts, edges = np.histogram(IOUS["vit-kmeans"], 20, (0, 1))
+    assert kmeans == {f"{e:.2f}": n for e, n in zip(edges[:-1], counts, strict=True) if n}
+    folder = make_folder(tmp_path / "published", IDS, IOUS, failed=failed, protocol="published")
+    deepcut, _ = counted(write_report(folder).read_text(encoding="utf-8"))
+    assert sum(deepcut.values()) == len(IDS) - 1
+
+
+def test_curves_are_drawn_to_scale():
+    series = {
+        "deepcut": {
+            "epochs": [0, 10, 20],
+            "miou": [0, 0.5, 0.4],
+            "best_epoch": 10,
+            "best_miou": 0.5,
+        }
+    }
+    svg = charts.curves(series, ["vit-kmeans", "deepcut"])
+    points = re.search(r'<polyline points="([^"]+)"', svg)[1].split()
+    x, y = np.array([[float(v) for v in point.split(",")] for point in points]).T
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.11)
+    assert (y[0] - y[2]) / (y[0] - y[1]) == pytest.approx(0.8, abs=0.01)
+    assert "--series-1" in svg
+    assert "best 0.500 at epoch 10" in svg
+
+
+def test_epochs_are_reported_where_they_were_recorded(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS, epochs=4)
+    page = page_of(folder)
+    table = next(table for table in page.tables if "best epoch" in table[0])
+    row = cells(table, "deepcut")
+    assert row["best epoch"] == "40"
+    assert row["best mIoU"] == f"{np.mean(IOUS['deepcut']):.3f}"
+
+
+def test_failures_are_listed_with_their_reason(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS, failed={("vit-kmeans", "image-3")})
+    tables = page_of(folder).tables
+    table = next(table for table in tables if table[0] == ["image", "method", "reason"])
+    assert table[1:] == [["image-3", "vit-kmeans", "image image-3 is truncated."]]
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS, epochs=4)
+    page = page_of(folder)
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "link" not in page.tags
+    text = write_report(folder).read_text(encoding="utf-8")
+    style = re.search(r"<style>.*?</style>", text, re.DOTALL)[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "fetch(" not in page.scripts["code"]
+
+
+def test_pictures_are_in_the_page_in_the_order_of_the_data(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS)
+    page = page_of(folder)
+    data = json.loads(page.scripts["data"])
+    assert data["ids"] == IDS
+    assert data["iou"] == [IOUS["deepcut"], IOUS["vit-kmeans"]]
+    for id, place in zip(data["ids"], data["pictures"], strict=True):
+        parts = [base64.b64decode(part) for part in page.scripts[f"picture-{place}"].split("|")]
+        kinds = ("image", "truth", "deepcut", "vit-kmeans")
+        for kind, part in zip(kinds, parts, strict=True):
+            suffix = "jpg" if kind == "image" else "png"
+            assert part == (folder / "thumbnails" / kind / f"{id}.{suffix}").read_bytes()
+
+
+def test_what_users_name_cannot_break_the_page(tmp_path, make_folder):
+    evil = "</script><img src=x onerror=alert(1)>"
+    ids = ["plain", evil]
+    folder = make_folder(
+        tmp_path,
+        ids,
+        {"deepcut": [0.5, 0.4]},
+        dataset=evil,
+        notes=[evil],
+        failed={("deepcut", evil)},
+        pictures=False,
+    )
+    page = page_of(folder)
+    assert "img" not in page.tags
+    assert json.loads(page.scripts["data"])["ids"] == sorted(ids)
+
+
+def test_images_without_truth_are_shown_without_scores(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, {"deepcut": [None] * len(IDS)})
+    page = page_of(folder)
+    assert "mIoU" in page.tables[0][0] or "images" in page.tables[0][0]
+    assert cells(page.tables[0], "deepcut")["images"] == "7"
+    assert set(json.loads(page.scripts["data"])["iou"][0]) == {None}
+
+
+def test_a_run_that_was_cut_short_says_so_and_needs_no_summary(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS, with_summary=False)
+    lines = (folder / "per_image.jsonl").read_text().splitlines(keepends=True)
+    (folder / "per_image.jsonl").write_text("".join(lines[:-2]) + '{"id": "torn')
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "This run is not complete" in text
+
+
+def test_of_very_many_images_an_even_choice_is_listed(tmp_path, make_folder):
+    ids = [f"{index:05d}" for index in range(7001)]
+    ious = {"deepcut": np.linspace(0, 1, 7001).tolist()}
+    folder = make_folder(tmp_path, ids, ious, pictures=False)
+    page = page_of(folder)
+    data = json.loads(page.scripts["data"])
+    assert len(data["ids"]) == 5000
+    assert (data["ids"][0], data["ids"][-1]) == ("00000", "07000")
+    assert cells(page.tables[0], "deepcut")["mIoU"] == "0.500"
