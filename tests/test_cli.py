@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from unseg_jax import cli
 from unseg_jax.coco import decode_rle
 from unseg_jax.gallery import Entry, ImageFile, Run, _Clock, find_images
 from unseg_jax.report import polyline
+from unseg_jax.tables import fill_methods
 from unseg_jax.visual import palette
 
 FAST = ["--image-size", "40x48", "--epochs", "60", "--batch-size", "2"]
@@ -186,6 +188,12 @@ def test_methods_as_markdown_and_json(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) + 2
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_readme_has_the_table_of_methods_as_it_is():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    assert fill_methods(text) == text
+    assert all(f"| {name} |" in text for name in unseg_jax.list_methods())
 
 
 def test_weights_list_names_every_backbone(capsys, monkeypatch, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from unseg_jax.methods import METHODS, Method, nearest
@@ -97,3 +99,27 @@ def format_table(rows: Sequence[dict[str, Any]], form: str = "text") -> str:
         [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in cells
     ]
     return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def fill_methods(text: str) -> str:
+    """A Markdown text with the table of methods made anew between its two marks.
+
+    Raises:
+        ValueError: no marks.
+    """
+    first, last = "<!-- methods -->\n", "<!-- /methods -->"
+    before, found, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not (found and end):
+        raise ValueError(f"there is no '{first.strip()}' with a '{last}' after it; add them.")
+    return before + first + format_table(method_rows(), "markdown") + "\n" + last + after
+
+
+def main() -> None:
+    """`python -m unseg_jax.tables FILE` writes the table of methods into a Markdown file."""
+    path = Path(sys.argv[1])
+    path.write_text(fill_methods(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
