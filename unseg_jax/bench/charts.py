@@ -84,8 +84,10 @@ def curves(series: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> Mar
         parts.append(
             f'<text x="{x(tick):.1f}" y="{height - 22}" text-anchor="middle">{tick}</text>'
         )
-    parts.append(f'<text x="{(left + width) / 2:.0f}" y="{height - 5}" text-anchor="middle">')
-    parts.append("epoch</text>")
+    parts.append(
+        f'<text class="unit" x="{(left + width) / 2:.0f}" y="{height - 5}" '
+        f'text-anchor="middle">epoch</text>'
+    )
     for name, curve in series.items():
         points = " ".join(
             f"{x(epoch):.1f},{y(value):.1f}"
