@@ -302,16 +302,13 @@ class Segmenter:
             index += 1
 
     def _refine(self, image, mask, labels):
-        from unseg_jax.postprocess.bilateral import refine, refine_labels
+        from unseg_jax.postprocess.bilateral import refine_segmentation
 
         method = self.method
         sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
         if not mask.any() or mask.all():
             return mask, labels
-        _, hard = refine(image, mask, *sigmas, quirks=method.quirks)
-        if labels.max() <= 1:
-            return hard, hard.astype(np.int32)
-        return hard, refine_labels(image, labels, *sigmas)
+        return refine_segmentation(image, mask, labels, *sigmas, quirks=method.quirks)
 
     def _run_pixels(self, params, pixels, *, every=0):
         return segment_pixels(self.backbone, self.method, params, pixels, self.key, every)[0]

@@ -1,0 +1,49 @@
+"""The shapes that annotations promise, checked at run time on every call of a small run.
+
+Annotations are only read by type checkers otherwise, so that importing the package does not pull
+in jaxtyping. A process of its own switches them on before the first import.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import typing
+import beartype, flax.nnx, jax, jaxtyping, optax, PIL.Image, scipy.sparse
+from jaxtyping import install_import_hook
+typing.TYPE_CHECKING = True  # from here on: only the package itself is still to come
+ROOMS = ["graphs", "layers", "head", "losses", "clustering", "program"]
+with install_import_hook([f"unseg_jax.{room}" for room in ROOMS], "beartype.beartype"):
+    import numpy as np
+    import unseg_jax as us
+    from unseg_jax import layers, program
+    from unseg_jax.methods import resolve
+
+rng = np.random.default_rng(0)
+features = jax.numpy.asarray(rng.normal(size=(2, 9, 5)), "float32")
+small = {"epochs": 2, "mlp_width": 4}
+heads = {"deepcut-cc": ((6,),), "unsegarmanet": ((4,),), "unsegmedgat": ((4,), (6, 6))}
+for method, widths in heads.items():
+    us.cluster(features, method=method, branches=widths, **small)
+us.cluster(features, method="deepcut", every=1, node_mask=jax.numpy.ones((2, 9), bool), **small)
+program.segment_features(
+    features, jax.random.key(0), method=resolve("deepcut", **small), grid=(3, 3)
+)
+try:
+    layers.gcn(layers.init_gcn(jax.random.key(0), 5, 4), features)
+except Exception as error:
+    print("refused:", type(error).__name__)
+"""
+
+
+def test_annotated_shapes_hold():
+    pytest.importorskip("jaxtyping")
+    pytest.importorskip("beartype")
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    # The wrong rank is refused: the checks were on.
+    assert "refused: TypeCheckError" in run.stdout
