@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import unseg_jax
-from unseg_jax import cli
+from unseg_jax import cli, console
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
 
@@ -250,7 +250,7 @@ def test_interrupt_says_what_is_kept(command, tmp_path, monkeypatch):
 
 
 def test_out_of_memory_says_what_to_make_smaller():
-    message = cli.explain(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
+    message = console.explain(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
     assert "--batch-size" in message
 
 
@@ -258,13 +258,13 @@ def test_bug_is_called_a_bug_and_can_be_looked_into(monkeypatch, capsys):
     def broken():
         raise KeyError("colour")
 
-    assert cli.guarded(broken) == 1
+    assert console.guarded(broken) == 1
     said = capsys.readouterr().err
     assert "KeyError" in said
-    assert cli.DEBUG_VARIABLE in said
-    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    assert console.DEBUG_VARIABLE in said
+    monkeypatch.setenv(console.DEBUG_VARIABLE, "1")
     with pytest.raises(KeyError):
-        cli.guarded(broken)
+        console.guarded(broken)
 
 
 def test_process_ends_with_the_code_and_without_a_traceback(tmp_path):

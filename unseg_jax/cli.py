@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from unseg_jax.console import enable_compilation_cache, guarded, say
 
 app = typer.Typer(
     name="unseg-jax",
@@ -26,8 +26,6 @@ weights_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(weights_app, name="weights")
-
-DEBUG_VARIABLE = "UNSEG_JAX_DEBUG"
 
 MethodOption = Annotated[
     str, typer.Option("--method", "-m", help="A name that `unseg-jax methods` prints.")
@@ -196,6 +194,58 @@ def run_segmenter(segmenter: Any, images: Sequence[Any], out: Path, *, coco: boo
 
 
 @app.command()
+def video(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A film, an animated GIF or WebP, or a folder.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A film, .gif, .webp, .apng, or a folder of PNGs.")
+    ] = Path("segmented.gif"),
+    method: MethodOption = "deepcut",
+    backbone: BackboneOption = "auto",
+    k: ClustersOption = None,
+    image_size: SizeOption = None,
+    stride: StrideOption = None,
+    epochs: EpochsOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 8,
+    dtype: DtypeOption = "float32",
+    compare: Annotated[
+        bool, typer.Option(help="Also segment each frame on its own, to compare the flicker.")
+    ] = True,
+    settings: SetOption = None,
+) -> None:
+    """Segments a video into parts that keep their colours from frame to frame."""
+    overrides = overrides_from(
+        settings, num_clusters=k, image_size=image_size, stride=stride, epochs=epochs
+    )
+    from unseg_jax.methods import resolve
+    from unseg_jax.video import segment_video
+
+    resolved = resolve(method, **overrides)
+    # Resolved already, except for the stride, which is fitted to the backbone unless it is given.
+    chosen = {"stride": resolved.stride} if "stride" in overrides else {}
+    enable_compilation_cache()
+    found = segment_video(
+        source,
+        out,
+        method=resolved,
+        backbone=backbone,
+        batch_size=batch_size,
+        seed=seed,
+        dtype=dtype,
+        compare=compare,
+        **chosen,
+    )
+    print(f"{found.frames} frames in {found.seconds:.1f} s, compilation included")
+    said = f"label flicker {100 * found.flicker:.2f} %"
+    if compare:
+        said += f", against {100 * found.fresh_flicker:.2f} % frame by frame"
+    print(said)
+    print(f"look at {out}")
+
+
+@app.command()
 def methods(
     form: Annotated[
         str, typer.Option("--format", help="How to print: text, markdown or json.")
@@ -244,37 +294,6 @@ def weights_convert(
     print(convert_weights(source, destination))
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs in our cache folder, so that a second run starts at once.
-
-    A cache that the user chose, or forbade, with JAX's own settings is left as it is.
-    """
-    import jax
-
-    from unseg_jax.backbones.files import cache_folder
-
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
-        return
-    folder = cache_folder() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a cache that cannot be kept is no reason to fail
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_compilation_cache_max_size", 1_000_000_000)
-
-
-def say(message: object) -> None:
-    """One line on standard error."""
-    print(f"unseg-jax: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
-
-
-class _Spoken(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; what goes wrong becomes one sentence and an exit code.
 
@@ -288,44 +307,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     command = None if arguments is None else list(arguments)
     return guarded(lambda: app(args=command, prog_name="unseg-jax"))
-
-
-def guarded(command: Callable[[], int | None]) -> int:
-    """Runs a command so that what the library reports is shown, and errors are sentences.
-
-    Returns:
-        The exit code; see `main`.
-    """
-    logger = logging.getLogger("unseg_jax")
-    handler = _Spoken()
-    logger.addHandler(handler)
-    level, logger.level = logger.level, logging.INFO
-    try:
-        return command() or 0
-    except SystemExit as exit:
-        return int(exit.code or 0)
-    except KeyboardInterrupt:
-        say("stopped.")
-        return 130
-    except Exception as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        say(explain(error))
-        return 1
-    finally:
-        logger.removeHandler(handler)
-        logger.level = level
-
-
-def explain(error: Exception) -> str:
-    """An error as one sentence for the user."""
-    text = str(error).strip()
-    if "RESOURCE_EXHAUSTED" in text:
-        return "the device has no memory left; use a smaller --batch-size or --image-size."
-    if isinstance(error, ValueError | ImportError | OSError) and text:
-        return text
-    kind = type(error).__name__
-    return f"{kind}: {text or 'no message'} (a bug; set {DEBUG_VARIABLE}=1 to see where)"
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ SETTINGS = {"image_size": 490, "epochs": 100, "refine": "bilateral"}
 
 def photographs() -> list[Path]:
     """The paths of `PHOTOGRAPHS` that the installed scikit-image holds."""
-    import skimage
+    from importlib.resources import files
 
-    folder = Path(skimage.__file__).parent / "data"
+    folder = Path(str(files("skimage"))) / "data"
     return [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
 
 
@@ -48,7 +48,8 @@ def run(out: Path, picture: Path | None = None) -> int:
     Returns:
         The exit code: 0 if all went well.
     """
-    from unseg_jax.cli import enable_compilation_cache, run_segmenter
+    from unseg_jax.cli import run_segmenter
+    from unseg_jax.console import enable_compilation_cache
     from unseg_jax.gallery import check_writable, find_images
     from unseg_jax.segmenter import Segmenter
 
@@ -92,7 +93,7 @@ def write_picture(out: Path, path: Path, columns: int = 4) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demonstration from the command line; returns the exit code."""
-    from unseg_jax.cli import guarded
+    from unseg_jax.console import guarded
 
     parser = argparse.ArgumentParser(
         prog="python -m unseg_jax.demo",
