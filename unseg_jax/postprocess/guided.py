@@ -1,0 +1,72 @@
+"""Edge-aware smoothing of a soft map by the guided filter (He, Sun and Tang, PAMI 2013).
+
+In every window the map is fitted by a linear function of the image's colours; the average of the
+fits over the windows of a pixel is the result. Unlike the bilateral solver it lets a map that
+crosses no edge be, which suits soft evidence of pale, smooth objects. Host side.
+"""
+
+import numpy as np
+
+
+def guided_filter(
+    image: np.ndarray, soft: np.ndarray, *, radius: int = 8, epsilon: float = 1e-3
+) -> np.ndarray:
+    """Smooths a map so that its edges follow those of the image.
+
+    Args:
+        image: (H, W, 3) RGB uint8, the guide.
+        soft: (H, W) floats.
+        radius: of the square windows, in pixels; a window has a side of 2·radius + 1.
+        epsilon: variance of colour (in [0, 1]²) below which a window counts as flat.
+
+    Returns:
+        (H, W) float32: mean(a)·I + mean(b), a = (Σ + ε 1)⁻¹ cov(I, soft) (Eq. 19 to 21).
+
+    Raises:
+        ValueError: a map of another size than the image's, or not finite.
+    """
+    soft = np.asarray(soft, np.float32)
+    if soft.shape != image.shape[:2] or image.shape[2:] != (3,):
+        raise ValueError(
+            f"a map of shape {soft.shape} does not lie on an RGB image of {image.shape}; "
+            "resize one to the other."
+        )
+    if not np.isfinite(soft).all():
+        raise ValueError("the guided filter's map must be finite, but some of it is not.")
+    guide = image.astype(np.float32) / 255
+    # Moments are taken about the middle of the range, where single precision loses least.
+    guide -= 0.5
+    mean_guide, mean_soft = _box(guide, radius), _box(soft, radius)
+    covariance = _box(guide * soft[..., None], radius) - mean_guide * mean_soft[..., None]
+    slope = _solve(guide, mean_guide, covariance, radius, epsilon)
+    offset = mean_soft - np.einsum("hwc,hwc->hw", slope, mean_guide)
+    return np.einsum("hwc,hwc->hw", _box(slope, radius), guide) + _box(offset, radius)
+
+
+def _solve(guide, mean, right, radius, epsilon):
+    """(Σ + ε 1)⁻¹ right at every pixel, Σ the windows' 3×3 covariance of colours, by cofactors."""
+
+    def entry(i, j):
+        moment = _box(guide[..., i] * guide[..., j], radius) - mean[..., i] * mean[..., j]
+        return moment + np.float32(epsilon) if i == j else moment
+
+    rr, rg, rb, gg, gb, bb = (entry(*ij) for ij in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)))
+    inverse = (
+        (gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg),
+        (rb * gb - rg * bb, rr * bb - rb * rb, rg * rb - rr * gb),
+        (rg * gb - rb * gg, rg * rb - rr * gb, rr * gg - rg * rg),
+    )
+    determinant = rr * inverse[0][0] + rg * inverse[0][1] + rb * inverse[0][2]
+    # Σ + ε 1 has no eigenvalue below ε; rounding must not pretend otherwise.
+    determinant = np.maximum(determinant, np.float32(epsilon) ** 3)
+    rows = [sum(row[c] * right[..., c] for c in range(3)) for row in inverse]
+    return np.stack(rows, -1) / determinant[..., None]
+
+
+def _box(values: np.ndarray, radius: int) -> np.ndarray:
+    """Mean over the square window around each pixel, the edge repeated outwards."""
+    from scipy.ndimage import uniform_filter
+
+    side = 2 * radius + 1
+    size = (side, side) + (1,) * (values.ndim - 2)
+    return uniform_filter(values, size=size, mode="nearest")
