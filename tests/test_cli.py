@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +287,21 @@ def test_shipped_photographs_are_in_the_wheel_of_scikit_image():
     shipped = {path.name for path in files("scikit-image") if path.parent.name == "data"}
     assert set(PHOTOGRAPHS) <= shipped
     assert len(photographs()) >= 6
+
+
+@pytest.mark.parametrize("chosen", ["", "mine"])
+def test_compiled_programs_are_kept_unless_the_user_has_another_place(tmp_path, chosen):
+    code = (
+        "import jax; from unseg_jax.console import enable_compilation_cache as enable; enable()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "jax.jit(lambda x: x * 2 + 1)(1.0).block_until_ready()"
+    )
+    environment = {**os.environ, "UNSEG_JAX_CACHE": str(tmp_path / "ours")}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / chosen)} if chosen else {}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    kept = tmp_path / (chosen or "ours/compiled")
+    assert any(path.name.endswith("cache") for path in kept.iterdir())
+    assert (tmp_path / "ours").exists() == (not chosen)
 
 
 def test_demo_writes_one_picture_of_all(run, tmp_path, monkeypatch):

@@ -224,7 +224,7 @@ def video(
 
     resolved = resolve(method, **overrides)
     # Resolved already, except for the stride, which is fitted to the backbone unless it is given.
-    chosen = {"stride": resolved.stride} if "stride" in overrides else {}
+    chosen: dict[str, Any] = {"stride": resolved.stride} if "stride" in overrides else {}
     enable_compilation_cache()
     found = segment_video(
         source,
