@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.bench.errors import BenchError
+from unseg_jax.bench.settings import Settings
 from unseg_jax.methods import Method
 from unseg_jax.segmenter import PatchResult, Segmenter, extract_features, segment_features
 
@@ -121,6 +122,23 @@ class Engine:
         self._params = None if loaded is None else self._replicate(loaded.params)
         self._groups = self._group()
         self._assign: dict[str, Callable] = {}
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Engine:
+        """What a run's settings ask for.
+
+        Raises:
+            ValueError: unknown methods or fields (also `WeightsError`).
+        """
+        return cls(
+            settings.resolve_methods(),
+            backbone=settings.backbone,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            dtype=settings.dtype,
+            every=settings.every,
+            explicit=tuple(settings.overrides),
+        )
 
     @property
     def methods(self) -> dict[str, Method]:

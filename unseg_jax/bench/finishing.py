@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from unseg_jax.bench.preparing import Prepared, load_truth, shrink_mask
 from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.scoring import failure_record, iou_by_epoch, make_record, orient
 from unseg_jax.data import ImageError, Item, MaskRule
-from unseg_jax.files import encode_png, write_bytes
+from unseg_jax.files import encode_png
 from unseg_jax.segmenter import Segmentation, Segmenter
 
 
@@ -27,16 +26,16 @@ class Finisher:
         protocol: how to score.
         rule: which mask values are foreground.
         every: epochs between recorded labels; 0 if there are none.
-        folder: of the run, for pictures.
         save_masks: whether to write masks.
+        write: called with a picture's path below the run's folder, and its content.
     """
 
     segmenters: Mapping[str, Segmenter]
     protocol: Protocol
     rule: MaskRule
     every: int
-    folder: Path
     save_masks: bool
+    write: Callable[[str, bytes], Any]
 
     def __call__(
         self,
@@ -111,19 +110,16 @@ class Finisher:
     def _write_thumbnails(self, item: Item, image: Prepared, truth: np.ndarray | None) -> None:
         if image.thumbnail is None:
             return
-        folder = self.folder / "thumbnails"
-        write_bytes(folder / "image" / f"{item.id}.jpg", image.thumbnail)
+        self.write(f"thumbnails/image/{item.id}.jpg", image.thumbnail)
         if truth is not None:
-            write_bytes(folder / "truth" / f"{item.id}.png", encode_png(shrink_mask(truth)))
+            self.write(f"thumbnails/truth/{item.id}.png", encode_png(shrink_mask(truth)))
 
     def _write_masks(
         self, item: Item, image: Prepared, found: Segmentation, truth: np.ndarray | None
     ) -> None:
         if self.save_masks:
-            write_bytes(
-                self.folder / "masks" / found.method / f"{item.id}.png", encode_png(found.mask)
-            )
+            self.write(f"masks/{found.method}/{item.id}.png", encode_png(found.mask))
         if image.thumbnail is not None:
             mask = found.mask if truth is None else orient(found.mask, truth, self.protocol.flip)[0]
-            path = self.folder / "thumbnails" / found.method / f"{item.id}.png"
-            write_bytes(path, encode_png(shrink_mask(mask)))
+            content = encode_png(shrink_mask(mask))
+            self.write(f"thumbnails/{found.method}/{item.id}.png", content)

@@ -84,6 +84,11 @@ class Preparer:
         )
 
 
+def stack_pixels(prepared: Sequence[Prepared]) -> dict[tuple[int, int], np.ndarray]:
+    """The pixels of a batch: by size, uint8 (B, height, width, 3)."""
+    return {size: np.stack([one.pixels[size] for one in prepared]) for size in prepared[0].pixels}
+
+
 def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
     """The true mask of an item, and whether it had to be resized.
 

@@ -12,7 +12,6 @@ import datetime
 import importlib.metadata
 import importlib.util
 import platform
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,23 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from unseg_jax.bench.engine import Engine
 from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.finishing import Finisher
-from unseg_jax.bench.preparing import Prepared, Preparer
+from unseg_jax.bench.ledger import ATTEMPTS, Ledger
+from unseg_jax.bench.preparing import Prepared, Preparer, stack_pixels
 from unseg_jax.bench.records import SUMMARY, RunFolder, read_records, read_sessions, shard_folder
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings, make_config
 from unseg_jax.bench.summary import summarise
 from unseg_jax.data import Dataset, ImageError, Item, Writer, batches, open_dataset
-from unseg_jax.files import WriteError, write_json
+from unseg_jax.files import WriteError, write_bytes, write_json
 
 # Scoring threads, and batches that may wait for them: enough never to hold the device up.
 _FINISHERS = 2
 _BEHIND = 4
-_ATTEMPTS = 2
 
 
 class Interrupted(BenchError):
@@ -86,6 +84,11 @@ class Job:
         return Preparer(engine.sizes, protocol, self.dataset.rule, refined, self.settings.draft)
 
     @property
+    def thumbnails(self) -> frozenset[str]:
+        """Ids of the images that get thumbnails."""
+        return frozenset(item.id for item in self.dataset.items[: self.settings.thumbnails])
+
+    @property
     def finisher(self) -> Finisher:
         """What turns results into records."""
         return Finisher(
@@ -93,8 +96,8 @@ class Job:
             self.settings.resolve_protocol(),
             self.dataset.rule,
             self.settings.every,
-            self.folder.path,
             self.settings.save_masks,
+            lambda path, content: write_bytes(self.folder.path / path, content),
         )
 
 
@@ -114,7 +117,7 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         WriteError: the disk is full, or the folder cannot be written.
     """
     settings.resolve_protocol()
-    methods = settings.resolve_methods()
+    settings.resolve_methods()
     dataset = open_dataset(
         settings.data,
         image_key=settings.image_key,
@@ -125,15 +128,7 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
     )
     shard = settings.shard or (jax.process_index(), jax.process_count())
     path = shard_folder(Path(settings.out), shard)
-    engine = Engine(
-        methods,
-        backbone=settings.backbone,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        dtype=settings.dtype,
-        every=settings.every,
-        explicit=tuple(settings.overrides),
-    )
+    engine = Engine.from_settings(settings)
     config = make_config(
         settings,
         engine.methods.values(),
@@ -192,113 +187,79 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
     total = done + len(job.items)
     timing = Timing()
     with tqdm(total=total, initial=done, unit="image", disable=quiet, smoothing=0.1) as bar:
+        fail_fast = job.settings.fail_fast
+        ledger = Ledger(job.folder, job.missing, fail_fast=fail_fast, advance=bar.update)
         try:
-            job.engine.shrink(len(job.items))
-            job.engine.compile(lambda name: bar.set_description(f"compiling {name}"))
-            bar.set_description("")
-            bar.unpause()
-            failures: dict[str, Item] = {}
-            items: Sequence[Item] = job.items
-            for attempt in range(1, _ATTEMPTS + 1):
-                last = attempt == _ATTEMPTS
-                failures = _pass(job, items, attempt, last, timing, bar)
-                items = list(failures.values())
-                if not items:
-                    break
+            if job.settings.cluster is not None:
+                from unseg_jax.bench.cluster import work_on_cluster
+
+                work_on_cluster(job, ledger, timing)
+            else:
+                _work_here(job, ledger, timing, bar)
         except KeyboardInterrupt:
             bar.close()
-            finished = int(bar.n)
             with contextlib.suppress(OSError):
                 _end_session(job, timing)
                 write_summary(job.folder.path)
             raise Interrupted(
-                f"stopped after {finished} of {total} images, which are kept: give the same "
+                f"stopped after {bar.n} of {total} images, which are kept: give the same "
                 f"command with --resume to go on."
             ) from None
     _end_session(job, timing)
 
 
-def _pass(
-    job: Job, items: Sequence[Item], attempt: int, last: bool, timing: Timing, bar: Any
-) -> dict[str, Item]:
-    """Works through items once; returns those that failed and are to be tried again."""
+def _work_here(job: Job, ledger: Ledger, timing: Timing, bar: Any) -> None:
+    """Does all items on the devices of this machine."""
+    job.engine.shrink(len(job.items))
+    job.engine.compile(lambda name: bar.set_description(f"compiling {name}"))
+    bar.set_description("")
+    bar.unpause()
+    items: Sequence[Item] = job.items
+    while items:
+        start = time.perf_counter()
+        try:
+            _pass(job, items, ledger, timing)
+        finally:
+            timing.wall += time.perf_counter() - start
+        items = ledger.next_attempt() if ledger.attempt < ATTEMPTS else ()
+
+
+def _pass(job: Job, items: Sequence[Item], ledger: Ledger, timing: Timing) -> None:
+    """Works through items once."""
     preparer, finisher, engine = job.preparer, job.finisher, job.engine
-    failures: dict[str, Item] = {}
-    lock = threading.Lock()
-    thumbnails = {item.id for item in job.dataset.items[: job.settings.thumbnails]}
+    thumbnails = job.thumbnails
 
     def prepare(item: Item) -> Prepared:
         return preparer(item, item.id in thumbnails)
 
-    def fail(item: Item, names: frozenset[str], error: str) -> list[dict[str, Any]]:
-        """Records of a failure, or none if there is another attempt."""
-        if job.settings.fail_fast:
-            raise BenchError(
-                f"{item.id} failed: {error} Leave --fail-fast out to go on without it."
-            )
-        if not last:
-            with lock:
-                failures[item.id] = item
-            return []
-        return [{**failure_record(item.id, name, error), "attempts": attempt} for name in names]
-
-    def settle(records: list[dict[str, Any]], batch: Sequence[Item], advance: int) -> None:
-        by_id = {item.id: item for item in batch}
-        kept = []
-        for record in records:
-            if record["error"] is None:
-                kept.append({**record, "attempts": attempt})
-            else:
-                name = frozenset([record["method"]])
-                kept += fail(by_id[record["id"]], name, record["error"])
-        _append(job.folder, kept)
-        # What is tried again is not done yet; a method's failure holds its image up.
-        bar.update(advance - sum(item.id in failures for item in batch))
-
     def finish(batch, prepared, results) -> None:
-        with _plain_errors():
-            wanted = [job.missing[item.id] for item in batch]
-            records = finisher(batch, prepared, results, wanted)
-            for record in records:
-                if record["error"] is None:
-                    # Should the image be tried again for another method, this one is done.
-                    id = record["id"]
-                    job.missing[id] = job.missing[id] - {record["method"]}
-            settle(records, batch, len(batch))
+        with plain_errors():
+            wanted = [ledger.missing(item) for item in batch]
+            ledger.settle(finisher(batch, prepared, results, wanted), batch)
 
     def give_up(outcomes) -> None:
-        with _plain_errors():
-            records = []
-            for outcome in outcomes:
-                error = _reason(outcome.error)
-                names = sorted(job.missing[outcome.item.id])
-                records += [failure_record(outcome.item.id, name, error) for name in names]
-            settle(records, [outcome.item for outcome in outcomes], len(outcomes))
+        with plain_errors():
+            records = [
+                failure_record(outcome.item.id, name, failure_reason(outcome.error))
+                for outcome in outcomes
+                for name in sorted(ledger.missing(outcome.item))
+            ]
+            ledger.settle(records, [outcome.item for outcome in outcomes])
 
-    start = time.perf_counter()
     loaded = batches(items, prepare, engine.batch_size, workers=job.settings.workers)
     with contextlib.closing(loaded), Writer(_FINISHERS, _BEHIND) as writer:
-        try:
-            for batch in _timed(loaded, timing):
-                bad = [outcome for outcome in batch if outcome.value is None]
-                good = [outcome for outcome in batch if outcome.value is not None]
-                if bad:
-                    writer.submit(give_up, bad)
-                if good:
-                    prepared = [outcome.value for outcome in good]
-                    pixels = {
-                        size: np.stack([one.pixels[size] for one in prepared])
-                        for size in engine.sizes
-                    }
-                    begin = time.perf_counter()
-                    results = engine.run(pixels)
-                    timing.device += time.perf_counter() - begin
-                    timing.images += len(good)
-                    writer.submit(finish, [outcome.item for outcome in good], prepared, results)
-            writer.close()
-        finally:
-            timing.wall += time.perf_counter() - start
-    return failures
+        for batch in _timed(loaded, timing):
+            bad = [outcome for outcome in batch if outcome.value is None]
+            good = [outcome for outcome in batch if outcome.value is not None]
+            if bad:
+                writer.submit(give_up, bad)
+            if good:
+                prepared = [outcome.value for outcome in good]
+                begin = time.perf_counter()
+                results = engine.run(stack_pixels(prepared))
+                timing.device += time.perf_counter() - begin
+                timing.images += len(good)
+                writer.submit(finish, [outcome.item for outcome in good], prepared, results)
 
 
 def _timed(batches: Iterator, timing: Timing) -> Iterator:
@@ -313,7 +274,7 @@ def _timed(batches: Iterator, timing: Timing) -> Iterator:
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Errors of the operating system in a writing thread, as one sentence each."""
     try:
         yield
@@ -323,12 +284,7 @@ def _plain_errors() -> Iterator[None]:
         ) from error
 
 
-def _append(folder: RunFolder, records: Sequence[dict[str, Any]]) -> None:
-    if records:
-        folder.append(records)
-
-
-def _reason(error: Exception | None) -> str:
+def failure_reason(error: Exception | None) -> str:
     """A failure in words; errors that no image can be blamed for are raised."""
     if isinstance(error, ImageError):
         return str(error)
