@@ -100,6 +100,10 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is found.")] = Path(
         "segmented"
     ),
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="What `unseg-jax fit` wrote; brings its own method."),
+    ] = None,
     method: MethodOption = "deepcut",
     backbone: BackboneOption = "auto",
     k: ClustersOption = None,
@@ -155,10 +159,27 @@ def segment(
     images = find_images(paths, recursive=recursive, out=out)
     check_writable(out)
     enable_compilation_cache()
-    segmenter = Segmenter(
-        method, backbone=backbone, batch_size=batch_size, seed=seed, dtype=dtype, **overrides
-    )
+    if model is not None:
+        segmenter = _fitted(model, backbone, dtype, method, overrides)
+    else:
+        segmenter = Segmenter(
+            method, backbone=backbone, batch_size=batch_size, seed=seed, dtype=dtype, **overrides
+        )
     raise typer.Exit(run_segmenter(segmenter, images, out, coco=json is not None))
+
+
+def _fitted(path: Path, backbone: str, dtype: str, method: str, overrides: dict[str, Any]) -> Any:
+    """The segmenter of a model that `fit` wrote, of which only the epochs can be chosen."""
+    others = [name for name in overrides if name != "epochs"]
+    others += ["method"] if method != "deepcut" else []
+    if others:
+        raise typer.BadParameter(
+            f"--model brings its own method; leave out {', '.join(others)}, or fit with them."
+        )
+    from unseg_jax.collective import load_model
+
+    chosen = None if backbone == "auto" else backbone
+    return load_model(path, backbone=chosen, dtype=dtype).segmenter(overrides.get("epochs"))
 
 
 def run_segmenter(segmenter: Any, images: Sequence[Any], out: Path, *, coco: bool = False) -> int:
@@ -191,6 +212,70 @@ def run_segmenter(segmenter: Any, images: Sequence[Any], out: Path, *, coco: boo
     )
     print(f"look at {out / REPORT}")
     return 1 if run.failed else 0
+
+
+@app.command()
+def fit(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of images, and images.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File for the model, .safetensors.")
+    ] = Path("model.safetensors"),
+    method: MethodOption = "collective",
+    backbone: BackboneOption = "auto",
+    k: ClustersOption = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=0, help="Training steps of the shared head.")
+    ] = None,
+    passes: Annotated[
+        int | None, typer.Option("--passes", min=0, help="Shared passes over the images.")
+    ] = None,
+    max_images: Annotated[
+        int, typer.Option("--max-images", min=1, help="Fit on so many, drawn at random.")
+    ] = 512,
+    image_size: SizeOption = None,
+    stride: StrideOption = None,
+    epochs: EpochsOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 8,
+    dtype: DtypeOption = "float32",
+    settings: SetOption = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
+    ] = False,
+) -> None:
+    """Fits one model on a set of unlabelled images; use it with `unseg-jax segment --model`."""
+    overrides = overrides_from(settings, image_size=image_size, stride=stride, epochs=epochs)
+    import jax
+
+    from unseg_jax import collective
+    from unseg_jax.gallery import check_writable, find_images
+    from unseg_jax.methods import resolve
+
+    resolve(method, **overrides)
+    images = find_images(paths, recursive=recursive)
+    check_writable(out.parent)
+    enable_compilation_cache()
+    model = collective.fit(
+        [image.path for image in images],
+        method=method,
+        num_clusters=k,
+        steps=steps,
+        passes=passes,
+        key=jax.random.key(seed),
+        backbone=backbone,
+        batch_size=batch_size,
+        max_images=max_images,
+        dtype=dtype,
+        **overrides,
+    )
+    for message in model.skipped:
+        say(message)
+    model.save(out)
+    print(f"{model.method.name} fitted on {model.images} images: {out}")
+    print(f"use it: unseg-jax segment PATH... --model {out}")
+    raise typer.Exit(1 if model.skipped else 0)
 
 
 @app.command()
