@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unseg_jax.backbones import Backbone, ViTConfig
+from unseg_jax.backbones import Backbone, ViTConfig, vit
 from unseg_jax.backbones.descriptors import log_bin
 from unseg_jax.backbones.layouts import build_params
 from unseg_jax.backbones.vit import FACETS, IMAGENET_MEAN, IMAGENET_STD, normalise_pixels
@@ -158,6 +158,16 @@ def test_an_image_does_not_see_its_batch(tiny, pixels):
         tiny.class_attention(tiny.params, images)[1],
         tiny.class_attention(tiny.params, images[1:2])[0],
         atol=1e-7,
+    )
+
+
+def test_many_tokens_give_the_same_head_by_head(tiny, pixels, monkeypatch):
+    image = pixels(2, 40, 32, 3)
+    together = tiny.features(tiny.params, image, facet="token")
+    monkeypatch.setattr(vit, "_TOKENS_AT_ONCE", 8)
+    jax.clear_caches()
+    np.testing.assert_allclose(
+        tiny.features(tiny.params, image, facet="token"), together, rtol=1e-5, atol=1e-5
     )
 
 

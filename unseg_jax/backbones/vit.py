@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Facet = Literal["key", "query", "value", "token", "attn"]
 FACETS: tuple[Facet, ...] = ("key", "query", "value", "token", "attn")
+# With more tokens (small strides), heads run in turn: their (T, T) weights would fill memory.
+_TOKENS_AT_ONCE = 4096
 _THIRDS = {"query": 0, "key": 1, "value": 2}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -220,6 +222,20 @@ class Block(nnx.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.transpose(2, 0, 3, 1, 4)
+        if tokens <= _TOKENS_AT_ONCE:
+            mixed = self._mix(queries, keys, values)
+        else:
+            parts = [jnp.moveaxis(part, 1, 0)[:, :, None] for part in (queries, keys, values)]
+            mixed = jax.lax.map(lambda head: self._mix(*head), parts)
+            mixed = jnp.moveaxis(mixed[:, :, 0], 0, 1)
+        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
+
+    def _mix(
+        self,
+        queries: Float[Array, "b k t c"],
+        keys: Float[Array, "b k t c"],
+        values: Float[Array, "b k t c"],
+    ) -> Float[Array, "b k t c"]:
         weights, total = self._exponentials(queries, keys)
         # Dividing the (T, c) product costs less than dividing the (T, T) weights.
         mixed = jnp.einsum(
@@ -228,8 +244,7 @@ class Block(nnx.Module):
             values,
             preferred_element_type=jnp.float32,
         )
-        mixed = (mixed / total).astype(x.dtype)
-        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
+        return (mixed / total).astype(values.dtype)
 
     def mlp(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         return self.fc2(gelu(self.fc1(self.norm2(x))))
