@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -257,3 +258,14 @@ def test_log_bins_of_a_grid_written_out():
                         i_in, j_in = min(max(i, 0), 4), min(max(j, 0), 3)
                         bins.append(pooled(i_in, j_in) if level else grid[i_in, j_in])
             np.testing.assert_allclose(got[y, c], bins, atol=1e-6)
+
+
+def test_images_run_in_turn_on_a_cpu_and_together_elsewhere(tiny, pixels):
+    """Read off the programs lowered for each platform; nothing needs to be there to run them."""
+    images = pixels(5, 32, 32, 3)
+    for platform, together in (("cpu", False), ("cuda", True)):
+        program = jax.export.export(jax.jit(tiny.features), platforms=[platform])
+        text = program(tiny.params, images).mlir_module()
+        # (images, heads, tokens, tokens) weights of the attention
+        assert ("tensor<5x3x17x17xf32>" in text) == together
+        assert ("tensor<1x3x17x17xf32>" in text) != together
