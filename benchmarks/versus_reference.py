@@ -52,6 +52,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--weights", help="a DINO ViT-S/8 .pth; default: random weights")
     parser.add_argument("--features", default="dinov2_vits14_focus", help="backbone for IoU")
     parser.add_argument("--no-quality", action="store_true", help="time only")
+    parser.add_argument("--no-speed", action="store_true", help="compare masks only")
     parser.add_argument("--limit", type=int, default=3, help="images that are timed")
     parser.add_argument("--quality-limit", type=int, default=40, help="images compared by IoU")
     parser.add_argument("--repeats", type=int, default=3, help="rounds over the images")
@@ -101,7 +102,7 @@ def _run(options: argparse.Namespace, scratch: Path) -> None:
             result["standins"] = torch_side("open_published", checkout=options.deepcut.resolve())
             print(_explain_standins(result["standins"]))
         result["settings"] = {}
-        for name, setting in SETTINGS.items():
+        for name, setting in SETTINGS.items() if not options.no_speed else ():
             setting = dict(setting, epochs=2) if options.quick else setting
             measured = _measure(options, setting, timed, torch_side, jax_side, scratch)
             result["settings"][name] = measured
@@ -109,13 +110,14 @@ def _run(options: argparse.Namespace, scratch: Path) -> None:
         if not options.no_quality:
             result["quality"] = _quality(options, images, torch_side, jax_side, scratch)
             if result["quality"]:
-                print(quality_table(result["quality"]))
+                print(quality_table(result["quality"]), flush=True)
         result["peak_memory_gib"] = {
             "torch side": torch_side("peak_memory"),
             "jax side": jax_side("peak_memory"),
         }
         torch_side("close")
-    if not (options.quick and options.out is None):
+    partial = options.quick or options.no_speed or options.no_quality
+    if options.out or not partial:
         common.write_result("versus_reference", result, options.out)
 
 
@@ -235,6 +237,7 @@ def _quality(options, images, torch_side, jax_side, scratch) -> dict:
         patch, side = 14, 224
         scores: dict[str, list[float]] = {}
         agreement: dict[str, list[float]] = {}
+        bfloat16: list[float] = []
         commands = {PYG: (torch_side, "segment_image"), OURS: (jax_side, "segment_image")}
         if options.deepcut:
             commands = {PUBLISHED: (torch_side, "segment_published"), **commands}
@@ -244,22 +247,31 @@ def _quality(options, images, torch_side, jax_side, scratch) -> dict:
             with Image.open(image) as opened:
                 resized = opened.resize((side, side), Image.Resampling.LANCZOS)
             np.save(scratch / "pixels.npy", np.asarray(resized)[None])
-            features = scratch / "features.npy"
-            jax_side(
-                "save_features",
-                pixels=scratch / "pixels.npy",
-                out=features,
-                facet="token",
-                grid=True,
-            )
+            features = {}
+            for dtype in ("float32", "bfloat16"):
+                features[dtype] = scratch / f"{dtype}.npy"
+                jax_side(
+                    "save_features",
+                    pixels=scratch / "pixels.npy",
+                    out=features[dtype],
+                    facet="token",
+                    grid=True,
+                    dtype=dtype,
+                )
             masks = {}
             # Two seeds of the reference show how far chance alone moves a mask.
-            asked = [(name, name, 0) for name in commands] + [("PyTorch + PyG again", PYG, 1)]
-            for name, key, seed in asked:
+            asked = [(name, name, "float32", 0) for name in commands]
+            asked += [
+                ("PyTorch + PyG, another seed", PYG, "float32", 1),
+                (OURS16, OURS, "bfloat16", 0),
+            ]
+            for name, key, dtype, seed in asked:
                 worker, command = commands[key]
                 out = scratch / "quality.npy"
-                worker(command, image=image, out=out, features=features, seed=seed, **setting)
+                nodes = features[dtype]
+                worker(command, image=image, out=out, features=nodes, seed=seed, **setting)
                 masks[name] = np.load(out)
+            bfloat16.append(_agreement(masks[OURS16], masks[OURS]))
             truth_path = _truth_of(path, options.masks)
             for name, mask in masks.items():
                 if truth_path:
@@ -273,14 +285,23 @@ def _quality(options, images, torch_side, jax_side, scratch) -> dict:
         return {}
     return {
         "features": f"{options.features}, tokens, {side}×{side}, patch {patch}",
-        "data": options.images.name if options.images else "photographs of scikit-image",
+        "data": _name_of(options.images),
         "images": len(chosen),
         "epochs": setting["epochs"],
         "miou": {name: round(statistics.mean(values), 4) for name, values in scores.items()},
+        "bfloat16_agreement": round(statistics.mean(bfloat16), 4),
         "agreement_with_pyg": {
             name: round(statistics.mean(values), 4) for name, values in agreement.items()
         },
     }
+
+
+def _name_of(folder: Path | None) -> str:
+    """A folder's name; that of the data set where the folder is only called images."""
+    if folder is None:
+        return "photographs of scikit-image"
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "images" else folder.name
 
 
 def _agreement(mask: np.ndarray, other: np.ndarray) -> float:
@@ -311,7 +332,11 @@ def quality_table(quality: dict) -> str:
         for name, value in quality["agreement_with_pyg"].items()
     ]
     header = [f"{quality['images']} images, {quality['data']}", "mIoU", "pixels cut as by PyG"]
-    return common.table(header, rows)
+    share = f"{100 * quality['bfloat16_agreement']:.2f} %"
+    return (
+        f"{common.table(header, rows)}\n\nbfloat16 and float32 features give the same label to "
+        f"{share} of pixels."
+    )
 
 
 if __name__ == "__main__":
