@@ -314,3 +314,40 @@ def test_demo_writes_one_picture_of_all(run, tmp_path, monkeypatch):
     demo.write_picture(tmp_path, tmp_path / "all.webp", columns=2)
     with Image.open(tmp_path / "all.webp") as picture:
         assert picture.size == (2 * 246 + 6, 2 * 186 + 6)
+
+
+def test_fitted_model_segments_what_the_api_does(photos, tiny_weights, tmp_path, capsys):
+    from unseg_jax.collective import load_model
+
+    model = tmp_path / "model.safetensors"
+    chosen = [str(photos / name) for name in ("one.png", "grey.png")]
+    arguments = ["--backbone", str(tiny_weights), "--image-size", "40", "--epochs", "1"]
+    arguments += ["--method", "deepcut", "--passes", "1", "--steps", "1", "--batch-size", "2"]
+    assert cli.main(["fit", *chosen, "--out", str(model), *arguments]) == 0
+    assert "fitted on 2 images" in capsys.readouterr().out
+    out = tmp_path / "found"
+    assert cli.main(["segment", chosen[0], "--model", str(model), "--out", str(out)]) == 0
+    found = load_model(model).segment(chosen[0])[0]
+    labels = np.asarray(Image.open(out / "one_labels.png"))
+    np.testing.assert_array_equal(labels, found.labels)
+
+
+def test_fitted_model_refuses_other_settings(photos, tmp_path, capsys):
+    arguments = ["--model", str(tmp_path / "any"), "--out", str(tmp_path / "out")]
+    assert cli.main(["segment", str(photos / "one.png"), *arguments, "--k", "3"]) == 2
+    assert "num_clusters" in capsys.readouterr().err
+
+
+def test_video_is_written_and_its_flicker_said(photos, tiny_weights, tmp_path, capsys):
+    with Image.open(photos / "one.png") as image:
+        frames = [image.crop((step, 0, step + 40, 40)) for step in range(3)]
+    source, out = tmp_path / "in.gif", tmp_path / "out.gif"
+    frames[0].save(source, save_all=True, append_images=frames[1:], duration=100)
+    arguments = ["--backbone", str(tiny_weights), "--image-size", "40", "--epochs", "2"]
+    assert cli.main(["video", str(source), "--out", str(out), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "3 frames" in printed
+    assert re.search(r"label flicker .* against .* frame by frame", printed)
+    with Image.open(out) as film:
+        assert film.n_frames == 3
+        assert film.size == (40, 40)
