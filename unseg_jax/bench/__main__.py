@@ -16,6 +16,7 @@ from unseg_jax.bench import (
     write_summary,
 )
 from unseg_jax.bench.settings import parse_shard, parse_size, parse_value
+from unseg_jax.console import enable_compilation_cache
 
 _METHOD = "Settings of all methods (default: each method's own)"
 _RUN = "The run"
@@ -316,6 +317,7 @@ def main() -> None:
     """Runs the command line; a polite kill (SIGTERM) ends a run as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
     chosen = tools if sys.argv[1:2] in (["merge"], ["report"]) else application
+    enable_compilation_cache()
     chosen(prog_name="python -m unseg_jax.bench")
 
 

@@ -12,8 +12,10 @@ import logging
 import os
 import pickle
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unseg_jax.bench.engine import Engine
@@ -110,6 +112,9 @@ def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Tim
     settings, engine = job.settings, job.engine
     thumbnails = job.thumbnails
     preparer = job.preparer
+    # Models are fitted by the driver, once.
+    paths = (job.folder.path / "models").glob("*.safetensors")
+    models = {path.name: path.read_bytes() for path in paths}
     rows = [{"item": pickle.dumps(item), "thumbnail": item.id in thumbnails} for item in items]
     blocks = min(_BLOCKS, -(-len(rows) // engine.batch_size))
     actors = max(1, min(settings.actors, blocks))
@@ -119,7 +124,7 @@ def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Tim
         .map(_Prepare(preparer))
         .map_batches(
             SegmentActor,
-            fn_constructor_args=(settings, engine.weights_digest(), job.dataset.rule),
+            fn_constructor_args=(settings, engine.weights_digest(), job.dataset.rule, models),
             batch_size=engine.batch_size,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=actors),
@@ -162,12 +167,15 @@ class _Prepare:
 class SegmentActor:
     """One worker with a backbone of its own: prepared images in, records out."""
 
-    def __init__(self, settings: Settings, digest: str, rule: MaskRule):
+    def __init__(
+        self, settings: Settings, digest: str, rule: MaskRule, models: Mapping[str, bytes]
+    ):
         """
         Args:
             settings: of the run.
             digest: of the driver's weights, which this worker must have too.
             rule: which mask values are foreground.
+            models: files of methods that learned from the whole set.
         """
         self.files: dict[str, bytes] = {}
         self.engine = Engine.from_settings(settings)
@@ -176,6 +184,10 @@ class SegmentActor:
                 f"the weights of '{settings.backbone}' on {socket.gethostname()} differ from the "
                 f"driver's: give all machines the same file."
             )
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in models.items():
+                (Path(folder) / name).write_bytes(content)
+            self.engine.fit([], Path(folder))
         self.engine.compile()
         self.finisher = Finisher(
             self.engine.segmenters,

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,8 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.settings import Settings
-from unseg_jax.methods import Method
-from unseg_jax.segmenter import PatchResult, Segmenter, extract_features, segment_features
+from unseg_jax.data import Source
+from unseg_jax.methods import Method, override
+from unseg_jax.segmenter import Segmenter, extract_features, segment_features
 
 _AXIS = "images"
 
@@ -31,32 +33,25 @@ class Timed:
     """What a method found in a batch.
 
     Attributes:
-        result: host arrays, without the batch's padding.
+        result: host arrays, without the batch's padding; what the method's segmenter finishes.
         seconds: of the device, for the method itself.
         shared_seconds: of the device, for the features that it shares with others.
     """
 
-    result: PatchResult
+    result: Any
     seconds: float
     shared_seconds: float
 
 
 @dataclasses.dataclass
 class _Group:
-    """Methods that share features."""
+    """Methods that share features, or one that goes its own way from pixels to results."""
 
-    segmenters: list[Segmenter]
+    names: list[str]
+    shares: bool
     extract: Callable | None = None
     attend: Callable | None = None
     compile_seconds: float = 0.0
-
-    @property
-    def lead(self) -> Segmenter:
-        return self.segmenters[0]
-
-    @property
-    def reads_attention(self) -> bool:
-        return any(_reads_attention(segmenter.method) for segmenter in self.segmenters)
 
 
 class Engine:
@@ -94,34 +89,30 @@ class Engine:
         count = len(self.devices)
         self.batch_size = -(-batch_size // count) * count
         self.every = every
-        loaded = None
-        if any(method.nodes == "patches" for method in methods):
-            loaded = (
-                backbone
-                if isinstance(backbone, Backbone)
-                else load_backbone(
-                    backbone,
-                    dtype=dtype,  # type: ignore[arg-type]
-                )
-            )
-        self.backbone = loaded
-        chosen = {"stride": True} if "stride" in explicit else {}
-        self.segmenters: dict[str, Segmenter] = {}
-        for method in methods:
-            overrides = {name: getattr(method, name) for name in chosen}
-            self.segmenters[method.name] = Segmenter(
-                method,
-                backbone=loaded or backbone,
-                batch_size=self.batch_size,
-                seed=seed,
-                dtype=dtype,
-                **overrides,
-            )
+        self.backbone = _load(methods, backbone, dtype)
+        self._explicit = tuple(field for field in explicit if field == "stride")
+        self._options = {"batch_size": self.batch_size, "seed": seed, "dtype": dtype}
+        self._unfitted = {method.name: method for method in methods if is_collective(method)}
+        self.segmenters: dict[str, Segmenter] = {
+            method.name: self._segmenter(method, backbone) for method in methods
+        }
         self.compile_seconds = dict.fromkeys(self.segmenters, 0.0)
         self._mesh = Mesh(np.array(self.devices), (_AXIS,)) if count > 1 else None
-        self._params = None if loaded is None else self._replicate(loaded.params)
+        self._params = None if self.backbone is None else self._replicate(self.backbone.params)
         self._groups = self._group()
         self._assign: dict[str, Callable] = {}
+
+    def _segmenter(self, method: Method, backbone: str | Backbone) -> Segmenter:
+        # What a set decides is for its model to say: until then any rule stands in.
+        plain = override(method, foreground="corner") if method.foreground == "set" else method
+        segmenter = Segmenter(
+            plain,
+            backbone=self.backbone or backbone,
+            **self._options,
+            **{field: getattr(method, field) for field in self._explicit},
+        )
+        segmenter.method = dataclasses.replace(segmenter.method, foreground=method.foreground)
+        return segmenter
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Engine:
@@ -164,6 +155,45 @@ class Engine:
             digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
         return digest.hexdigest()[:16]
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether a method needs the images at their own size after the device."""
+        methods = self.methods.values()
+        return any(method.refine != "none" or is_collective(method) for method in methods)
+
+    def fit(
+        self,
+        images: Sequence[Source],
+        folder: Path,
+        progress: Callable[[str], Any] = lambda name: None,
+    ) -> None:
+        """Fits the models of methods that learn from the whole set, or reads them again.
+
+        Args:
+            images: of the whole set.
+            folder: where models are kept, so that a resumed run has the same.
+            progress: called with the name of each method before its turn.
+        """
+        for name, method in self._unfitted.items():
+            from unseg_jax.collective import fit, load_model
+
+            path = folder / f"{name}.safetensors"
+            if path.exists():
+                model = load_model(path, backbone=self.backbone)
+            else:
+                progress(name)
+                model = fit(
+                    images,
+                    method=method,
+                    key=self.segmenters[name].key,
+                    backbone=self.backbone or "auto",
+                    batch_size=self.batch_size,
+                    **{field: getattr(method, field) for field in self._explicit},
+                )
+                model.save(path)
+            options = {"batch_size": self.batch_size, "seed": self._options["seed"]}
+            self.segmenters[name] = dataclasses.replace(model, **options).segmenter()
+
     def shrink(self, count: int) -> None:
         """Makes batches no larger than so many images, before `compile`: a small set is not
         padded far."""
@@ -177,13 +207,13 @@ class Engine:
             progress: called with the name of each method before its turn.
         """
         for group in self._groups:
-            progress(group.lead.method.name)
-            self._compile_features(group)
-            for segmenter in group.segmenters:
-                name = segmenter.method.name
+            progress(group.names[0])
+            if group.shares:
+                self._compile_features(group)
+            for name in group.names:
                 progress(name)
                 self.compile_seconds[name] = group.compile_seconds
-                self.compile_seconds[name] += self._compile_method(group, segmenter)
+                self.compile_seconds[name] += self._compile_method(group, name)
 
     def run(self, pixels: dict[tuple[int, int], np.ndarray]) -> dict[str, Timed]:
         """Runs every method on a batch; `compile` comes first.
@@ -199,7 +229,8 @@ class Engine:
         outcomes: dict[str, Timed] = {}
         try:
             for group in self._groups:
-                self._run_group(group, padded[group.lead.method.size], count, outcomes)
+                size = self.segmenters[group.names[0]].method.size
+                self._run_group(group, padded[size], count, outcomes)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -213,11 +244,10 @@ class Engine:
 
     def _group(self) -> list[_Group]:
         groups: dict[tuple, _Group] = {}
-        for segmenter in self.segmenters.values():
-            key = segmenter.method.feature_key
-            if segmenter.backbone is None:  # cut on the host, each method in its own way
-                key = (*key, segmenter.method.name)
-            groups.setdefault(key, _Group([])).segmenters.append(segmenter)
+        for name, segmenter in self.segmenters.items():
+            shares = segmenter.backbone is not None and name not in self._unfitted
+            key = segmenter.method.feature_key if shares else (name,)
+            groups.setdefault(key, _Group([], shares)).names.append(name)
         return list(groups.values())
 
     def _replicate(self, params: Any) -> Any:
@@ -249,9 +279,9 @@ class Engine:
         return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
 
     def _compile_features(self, group: _Group) -> None:
-        backbone, method = group.lead.backbone, group.lead.method
-        if backbone is None:
-            return
+        lead = self.segmenters[group.names[0]]
+        backbone, method = lead.backbone, lead.method
+        assert backbone is not None
 
         def extract(params, pixels):
             return extract_features(backbone, method, params, pixels)
@@ -261,13 +291,14 @@ class Engine:
 
         shapes = (self._params, self._shape((*method.size, 3), np.uint8))
         group.extract, group.compile_seconds = self._build(extract, shapes, params=True)
-        if group.reads_attention:
+        if any(_reads_attention(self.segmenters[name].method) for name in group.names):
             group.attend, seconds = self._build(attend, shapes, params=True)
             group.compile_seconds += seconds
 
-    def _compile_method(self, group: _Group, segmenter: Segmenter) -> float:
+    def _compile_method(self, group: _Group, name: str) -> float:
+        segmenter = self.segmenters[name]
         method = segmenter.method
-        if segmenter.backbone is None:
+        if not group.shares:
             blank = [np.zeros((*method.size, 3), np.uint8)] * self.batch_size
             start = time.perf_counter()
             jax.block_until_ready(segmenter.run(blank, every=self.every))
@@ -289,37 +320,56 @@ class Engine:
         nodes = rows * columns
         assert group.extract is not None
         width = jax.tree.leaves(group.extract.out_info)[0].shape[-1]  # type: ignore[attr-defined]
-        attention = self._shape((nodes,), np.float32) if group.reads_attention else None
+        attention = self._shape((nodes,), np.float32) if group.attend is not None else None
         shapes = (self._shape((nodes, width), np.float32), attention)
-        self._assign[method.name], seconds = self._build(assign, shapes, params=False)
+        self._assign[name], seconds = self._build(assign, shapes, params=False)
         return seconds
 
     def _run_group(self, group, pixels, count, outcomes) -> None:
-        if group.lead.backbone is None:
-            for segmenter in group.segmenters:
-                start = time.perf_counter()
-                result = jax.device_get(segmenter.run(list(pixels), every=self.every))
-                seconds = time.perf_counter() - start
-                outcomes[segmenter.method.name] = Timed(_cut(result, count), seconds, 0.0)
+        if not group.shares:
+            (name,) = group.names
+            start = time.perf_counter()
+            result = jax.device_get(self.segmenters[name].run(list(pixels), every=self.every))
+            seconds = time.perf_counter() - start
+            outcomes[name] = Timed(_cut(result, count), seconds, 0.0)
             return
         start = time.perf_counter()
         features = group.extract(self._params, pixels)
         attention = None if group.attend is None else group.attend(self._params, pixels)
         jax.block_until_ready((features, attention))
         shared = time.perf_counter() - start
-        for segmenter in group.segmenters:
-            name = segmenter.method.name
+        for name in group.names:
             start = time.perf_counter()
             result = jax.device_get(self._assign[name](features, attention))
             seconds = time.perf_counter() - start
             outcomes[name] = Timed(_cut(result, count), seconds, shared)
 
 
+def _load(methods: Sequence[Method], backbone: str | Backbone, dtype: Any) -> Backbone | None:
+    """The one backbone of all methods; None if none works on patches."""
+    wanted = {method.backbone for method in methods if method.nodes == "patches"}
+    if not wanted or isinstance(backbone, Backbone):
+        return backbone if isinstance(backbone, Backbone) else None
+    if backbone == "auto":
+        if len(wanted) > 1:
+            raise ValueError(
+                f"the methods have different backbones ({', '.join(sorted(wanted))}): choose one "
+                f"for all by --backbone, or run them one at a time."
+            )
+        (backbone,) = wanted
+    return load_backbone(backbone, dtype=dtype)
+
+
+def is_collective(method: Method) -> bool:
+    """Whether a method learns from the whole set before it segments an image."""
+    return method.collective_epochs > 0 or method.foreground == "set"
+
+
 def _reads_attention(method: Method) -> bool:
     return method.foreground in ("attention", "auto")
 
 
-def _cut(result: PatchResult, count: int) -> PatchResult:
+def _cut(result: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
 
 

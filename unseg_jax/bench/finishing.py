@@ -88,7 +88,7 @@ class Finisher:
                 record["split"] = item.split
             if image.crop is not None:
                 record["crop"] = image.crop
-            history = timed.result.history
+            history = getattr(timed.result, "history", None)
             if self.every and truth is not None and history is not None:
                 record["iou_by_epoch"] = iou_by_epoch(
                     history[index], truth, segmenter.method, self.protocol

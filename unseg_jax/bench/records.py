@@ -8,6 +8,7 @@ DIR/config.json       what the run is; a run with another config may not go on w
     report.html       likewise
     masks/METHOD/ID.png                            with --save-masks
     thumbnails/{image/ID.jpg,truth/ID.png,METHOD/ID.png}   of the first images, for the report
+    models/METHOD.safetensors                      of methods that learn from the whole set
     shard-I-of-N/     the same again, of one shard, until they are merged
 ```
 """
@@ -31,7 +32,7 @@ CONFIG, RECORDS, SESSIONS, SUMMARY = (
     "sessions.jsonl",
     "summary.json",
 )
-_OWN = (CONFIG, RECORDS, SESSIONS, SUMMARY, "report.html", "masks", "thumbnails")
+_OWN = (CONFIG, RECORDS, SESSIONS, SUMMARY, "report.html", "masks", "thumbnails", "models")
 
 
 def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:

@@ -80,8 +80,8 @@ class Job:
     def preparer(self) -> Preparer:
         """What turns items into pixels."""
         engine, protocol = self.engine, self.settings.resolve_protocol()
-        refined = any(method.refine != "none" for method in engine.methods.values())
-        return Preparer(engine.sizes, protocol, self.dataset.rule, refined, self.settings.draft)
+        rule, draft = self.dataset.rule, self.settings.draft
+        return Preparer(engine.sizes, protocol, rule, engine.reads_images, draft)
 
     @property
     def thumbnails(self) -> frozenset[str]:
@@ -190,6 +190,11 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
         fail_fast = job.settings.fail_fast
         ledger = Ledger(job.folder, job.missing, fail_fast=fail_fast, advance=bar.update)
         try:
+            job.engine.fit(
+                [item.image for item in job.dataset.items],
+                job.folder.path / "models",
+                lambda name: bar.set_description(f"fitting {name}"),
+            )
             if job.settings.cluster is not None:
                 from unseg_jax.bench.cluster import work_on_cluster
 

@@ -1,0 +1,50 @@
+"""Methods that learn from the whole set first: the model is kept, so that resuming finds it."""
+
+import json
+
+import pytest
+
+from unseg_jax.bench import Settings, run
+from unseg_jax.methods import METHODS
+
+pytest.importorskip("unseg_jax.collective")
+TIMES = {"seconds", "shared_seconds"}
+
+
+def records(out):
+    lines = [json.loads(line) for line in (out / "per_image.jsonl").read_text().splitlines()]
+    return {line["id"]: {k: v for k, v in line.items() if k not in TIMES} for line in lines}
+
+
+@pytest.mark.parametrize("method", ["unsegmedgat-c", "collective"])
+def test_a_set_is_learnt_once_and_resumed(data, weights, tmp_path, monkeypatch, method):
+    if method not in METHODS:
+        pytest.skip(f"there is no method '{method}'")
+    overrides = {"image_size": 48, "stride": 8, "epochs": 1, "collective_steps": 1}
+    if method == "unsegmedgat-c":
+        overrides["collective_epochs"] = 1
+    settings = {
+        "data": str(data),
+        "out": str(tmp_path / "run"),
+        "methods": (method,),
+        "backbone": str(weights),
+        "batch_size": 2,
+        "limit": 4,
+        "overrides": overrides,
+    }
+    summary = run(Settings(**settings), quiet=True)
+    assert summary["methods"][method]["failed"] == 0
+    assert (tmp_path / "run" / "models" / f"{method}.safetensors").exists()
+    whole = records(tmp_path / "run")
+    path = tmp_path / "run" / "per_image.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+
+    from unseg_jax import collective
+
+    def never(*_, **__):
+        raise AssertionError("the set is fitted again")
+
+    monkeypatch.setattr(collective, "fit", never)
+    again = run(Settings(**settings, resume=True), quiet=True)
+    assert records(tmp_path / "run") == whole
+    assert again["methods"][method]["miou"] == summary["methods"][method]["miou"]
