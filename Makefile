@@ -72,7 +72,7 @@ lint:
 
 types:
 	@$(call environment,test,$(TEST_EXTRAS))
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -195,8 +195,13 @@ def check_writable(out: str | os.PathLike) -> None:
         WriteError: it cannot be written to.
     """
     probe = Path(out, ".unseg_jax.probe")
-    write_bytes(probe, b"")
-    probe.unlink(missing_ok=True)
+    try:
+        write_bytes(probe, b"")
+        probe.unlink(missing_ok=True)
+    except WriteError as error:
+        if isinstance(error.__cause__, OSError):
+            raise WriteError(out, error.__cause__) from error
+        raise
 
 
 def segment_files(
