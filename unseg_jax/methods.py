@@ -17,7 +17,7 @@ Affinity = Literal["ncut", "cc", "dmon", "cosine", "colour"]
 Layer = Literal["gcn", "gat", "arma"]
 Activation = Literal["relu", "elu", "selu", "silu", "gelu"]
 Loss = Literal["ncut", "cc", "modularity"]
-Refine = Literal["none", "bilateral"]
+Refine = Literal["none", "bilateral", "guided"]
 Foreground = Literal["corner", "border", "centre", "attention", "set", "auto"]
 Quirks = Literal["paper", "code"]
 Collapse = Literal["nodes", "clusters"]
@@ -73,7 +73,7 @@ class Method:
         background_parts, background_epochs: the same for the background.
         foreground: how the foreground is told from the background.
         largest_component: whether the mask is only the largest 4-connected component.
-        refine: edge refinement of the mask.
+        refine: edge refinement of the mask; "guided" takes soft maps, as "collective" has them.
         sigma_spatial, sigma_luma, sigma_chroma: bandwidths of the bilateral grid, in pixels
             and in grey levels of YUV.
         quirks: "paper", or "code" to follow the published code bit for bit.
@@ -351,6 +351,18 @@ _ALL = (
         code=(("tau", 0.35), ("epochs", 55), ("learning_rate", 1e-4), ("edge_features", False)),
     ),
     dataclasses.replace(_MEDGAT, name="unsegmedgat-c", collective_epochs=5, epochs=5),
+    # Fitted on a set with `unseg_jax.fit`; alone it has no foreground.
+    Method(
+        "collective",
+        "this library: one head for a set of images",
+        image_size=392,
+        affinity="cosine",
+        tau=0.2,
+        dropout=0.0,
+        epochs=0,
+        foreground="set",
+        refine="guided",
+    ),
     Method(
         "mincutpool",
         "Bianchi et al., Spectral clustering with GNNs for graph pooling, ICML 2020",
