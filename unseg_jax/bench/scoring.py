@@ -56,6 +56,7 @@ def score(found: Segmentation, truth: np.ndarray, protocol: Protocol) -> dict[st
     mask, flipped = orient(found.mask, truth, protocol.flip)
     box = object_box(mask) if flipped else found.box
     true_box = object_box(truth)
+    regions = truth.view(np.uint8)  # numbers, which are counted several times faster than bools
     return {
         "iou": metrics.iou(mask, truth),
         "dice": metrics.dice(mask, truth),
@@ -65,8 +66,8 @@ def score(found: Segmentation, truth: np.ndarray, protocol: Protocol) -> dict[st
         "e_measure": metrics.e_measure(mask, truth),
         "s_measure": metrics.s_measure(mask, truth),
         "corloc": metrics.corloc(box, [] if true_box is None else [true_box]),
-        "nmi": metrics.nmi(found.labels, truth),
-        "ari": metrics.ari(found.labels, truth),
+        "nmi": metrics.nmi(found.labels, regions),
+        "ari": metrics.ari(found.labels, regions),
         "flipped": flipped,
     }
 
