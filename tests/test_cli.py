@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import unseg_jax
-from unseg_jax import cli
+from unseg_jax import cli, gallery
 from unseg_jax.coco import decode_rle
 from unseg_jax.gallery import Entry, ImageFile, Run, _Clock, find_images
 from unseg_jax.report import polyline
@@ -137,6 +137,18 @@ def test_report_shows_every_image_and_the_failure(run):
     assert "Not done" in page
     assert "http" not in page
     assert "<script" not in page
+
+
+def test_report_of_many_images_lists_those_it_does_not_show(
+    photos, tiny_weights, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gallery, "PICTURED", 1)
+    chosen = [str(photos / "one.png"), str(photos / "grey.png")]
+    arguments = ["--out", str(tmp_path), "--backbone", str(tiny_weights), *FAST]
+    assert cli.main(["segment", *chosen, *arguments]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/webp") == 3
+    assert 'href="grey_overlay.png"' in page
 
 
 def test_second_run_writes_the_same_files(run, photos, tiny_weights, tmp_path):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from unseg_jax.segmenter import Segmentation, Segmenter
 
 REPORT = "report.html"
+PICTURED = 400
+"""Images that the report shows; further ones are listed, lest memory and browsers choke."""
 COCO = "coco.json"
 _SUFFIXES = ("_mask.png", "_labels.png", "_overlay.png")
 # After these nothing else can be written either; other errors concern one file only.
@@ -63,7 +65,7 @@ class Entry:
         size: (height, width) of the image.
         coverage: share of the image that the mask covers, 0 to 1.
         parts: labels above 0 that are in use.
-        thumbnails: name → WebP bytes.
+        thumbnails: kind → WebP bytes, of the images that the report shows.
         annotations: COCO-style data set of this image alone, or None.
     """
 
@@ -245,7 +247,8 @@ def segment_files(
         found = segmenter.stream([image.path for image in images])
         with contextlib.closing(found):  # type: ignore[arg-type]
             for image, result in zip(images, found, strict=True):
-                waiting.append(writer.submit(_finish, image, result, out, coco))
+                pictured = len(entries) + len(waiting) < PICTURED
+                waiting.append(writer.submit(_finish, image, result, out, coco, pictured))
                 settle(16)
             settle(0)
     seconds = max(0.0, time.perf_counter() - start - clock.seconds)
@@ -260,12 +263,12 @@ def segment_files(
 
 
 def _finish(
-    image: ImageFile, result: Segmentation | ImageError, out: Path, coco: bool
+    image: ImageFile, result: Segmentation | ImageError, out: Path, coco: bool, pictured: bool
 ) -> Entry | WriteError:
     if isinstance(result, ImageError):
         return Entry(image, error=str(result))
     try:
-        return _write(image, result, out, coco)
+        return _write(image, result, out, coco, pictured)
     except ImageError as error:
         return Entry(image, error=str(error))
     except WriteError as error:
@@ -274,7 +277,7 @@ def _finish(
         return Entry(image, error=str(error))
 
 
-def _write(image: ImageFile, found: Segmentation, out: Path, coco: bool) -> Entry:
+def _write(image: ImageFile, found: Segmentation, out: Path, coco: bool, pictured: bool) -> Entry:
     pixels = load_image(image.path)
     # With two clusters the object is the mask, of which the labels may hold more pieces.
     in_parts = int(found.labels.max(initial=0)) > 1
@@ -290,6 +293,10 @@ def _write(image: ImageFile, found: Segmentation, out: Path, coco: bool) -> Entr
         annotations = coco_annotations(
             [image.path.name], [shown], scores=[found.confidence], boxes=boxes
         )
+    thumbnails = {}
+    if pictured:
+        shots = {"photograph": pixels, "overlay": picture, "labels": colour_labels(found.labels)}
+        thumbnails = {kind: _thumbnail(shot) for kind, shot in shots.items()}
     small = dataclasses.replace(found, mask=np.zeros((0, 0), bool), labels=np.zeros((0, 0), int))
     return Entry(
         image,
@@ -297,11 +304,7 @@ def _write(image: ImageFile, found: Segmentation, out: Path, coco: bool) -> Entr
         size=pixels.shape[:2],
         coverage=float(found.mask.mean()),
         parts=len(np.unique(found.labels[found.labels > 0])),
-        thumbnails={
-            "photograph": _thumbnail(pixels),
-            "overlay": _thumbnail(picture),
-            "labels": _thumbnail(colour_labels(found.labels)),
-        },
+        thumbnails=thumbnails,
         annotations=annotations,
     )
 
@@ -358,9 +361,9 @@ def compile_clock() -> Iterator[_Clock]:
 
     clock = _Clock()
 
-    def listen(event: str, start: float, end: float, **_: Any) -> None:
+    def listen(event: str, *span: Any, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            clock.spans.append((start, end))
+            clock.spans.append((float(span[0]), float(span[1])))
 
     monitoring.register_event_time_span_listener(listen)
     try:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from unseg_jax.gallery import Run
     from unseg_jax.segmenter import Segmenter
 
-_PICTURES = 400
-"""Images that are shown; of more, only the table row is, lest browsers choke on the page."""
-
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -139,8 +136,8 @@ def render_report(run: Run, segmenter: Segmenter) -> str:
         title=f"{segmenter.method.name}: {_count(len(run.done), 'image')} segmented",
         facts=_facts(run, segmenter),
         failed=run.failed,
-        shown=run.done[:_PICTURES],
-        others=run.done[_PICTURES:],
+        shown=[entry for entry in run.done if entry.thumbnails],
+        others=[entry for entry in run.done if not entry.thumbnails],
         encode=lambda data: base64.b64encode(data).decode(),
         link=lambda name, suffix: quote(os.fspath(name) + suffix),
         polyline=polyline,
