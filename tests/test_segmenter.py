@@ -178,3 +178,10 @@ def test_clusters_are_numbered_by_size_and_empty_ones_dropped(features):
         assert len(numbers) == count
         sizes = np.bincount(labels.ravel())[1:]
         assert (np.diff(sizes) <= 0).all()
+
+
+def test_tokencut_decides_its_own_foreground(backbone, images):
+    """Its seed says which side is the object; no corner may overrule it."""
+    (result,) = us.Segmenter("tokencut", backbone=backbone, image_size=112)(images[1])
+    assert result.mask[180:220, 280:320].mean() > 0.9
+    assert 0.1 < result.mask.mean() < 0.7

@@ -18,7 +18,7 @@ Layer = Literal["gcn", "gat", "arma"]
 Activation = Literal["relu", "elu", "selu", "silu", "gelu"]
 Loss = Literal["ncut", "cc", "modularity"]
 Refine = Literal["none", "bilateral", "guided"]
-Foreground = Literal["corner", "border", "centre", "attention", "set", "auto"]
+Foreground = Literal["corner", "border", "centre", "attention", "set", "auto", "own"]
 Quirks = Literal["paper", "code"]
 Collapse = Literal["nodes", "clusters"]
 
@@ -71,7 +71,8 @@ class Method:
         parts: clusters that the foreground is cut into in a second stage; 0 is one stage.
         parts_epochs: optimisation steps of that stage.
         background_parts, background_epochs: the same for the background.
-        foreground: how the foreground is told from the background.
+        foreground: how the foreground is told from the background (`unseg_jax.postprocess.vote`);
+            "own" where the algorithm decides that itself and gives the background label 0.
         largest_component: whether the mask is only the largest 4-connected component.
         refine: edge refinement of the mask; "guided" takes soft maps, as "collective" has them.
         sigma_spatial, sigma_luma, sigma_chroma: bandwidths of the bilateral grid, in pixels
@@ -412,6 +413,7 @@ _ALL = (
         "Wang et al., TokenCut, CVPR 2022",
         algorithm="tokencut",
         tau=0.2,
+        foreground="own",
         largest_component=True,
     ),
     Method(

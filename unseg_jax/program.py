@@ -109,6 +109,8 @@ def segment_features(
         return labels.reshape(grid) if index_map is None else labels[index_map]
 
     def vote(labels, index_map, attention):
+        if method.foreground == "own":
+            return spread(labels, index_map)
         return foreground_labels(
             spread(labels, index_map),
             method.num_clusters,
