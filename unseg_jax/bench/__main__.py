@@ -37,7 +37,7 @@ def bench(
             "set, or tfds:NAME[/CONFIG][:SPLIT]."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: Annotated[str, typer.Option(help="Folder of the run, or a URL that fsspec takes.")],
     method: Annotated[
         str, typer.Option(help="Names, separated by commas; 'grid' or 'all' for many.")
     ] = "deepcut",
@@ -202,7 +202,7 @@ def bench(
         }
         settings = Settings(
             data=data,
-            out=str(out),
+            out=out,
             methods=tuple(name.strip() for name in method.split(",") if name.strip()),
             protocol=protocol,
             crop=crop,
@@ -261,7 +261,7 @@ def _fields(given: list[str]) -> dict[str, Any]:
     return fields
 
 
-def _print(summary: dict[str, Any], out: Path) -> None:
+def _print(summary: dict[str, Any], out: str | Path) -> None:
     print(format_table(summary))
     timing = summary["timing"]
     if timing:

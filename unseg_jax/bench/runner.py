@@ -26,6 +26,7 @@ from unseg_jax.bench.finishing import Finisher
 from unseg_jax.bench.ledger import ATTEMPTS, Ledger
 from unseg_jax.bench.preparing import Prepared, Preparer, stack_pixels
 from unseg_jax.bench.records import SUMMARY, RunFolder, read_records, read_sessions, shard_folder
+from unseg_jax.bench.remote import is_remote, run_remote
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings, make_config
 from unseg_jax.bench.summary import summarise
@@ -118,6 +119,8 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
     """
     settings.resolve_protocol()
     settings.resolve_methods()
+    if is_remote(settings.out):
+        return run_remote(settings, quiet=quiet)
     dataset = open_dataset(
         settings.data,
         image_key=settings.image_key,
