@@ -344,6 +344,20 @@ def test_fitted_model_segments_what_the_api_does(photos, tiny_weights, tmp_path,
     np.testing.assert_array_equal(labels, found.labels)
 
 
+@pytest.mark.parametrize("method", ["collective", "unsegmedgat-c"])
+def test_methods_of_sets_are_fitted_on_what_is_given(
+    photos, tiny_weights, tmp_path, capsys, method
+):
+    chosen = [str(photos / name) for name in ("one.png", "grey.png", "two.png")]
+    arguments = ["--backbone", str(tiny_weights), "--image-size", "40", "--method", method]
+    arguments += ["--set", "collective_epochs=1"] if method == "unsegmedgat-c" else []
+    assert cli.main(["segment", *chosen, "--out", str(tmp_path), *arguments]) == 0
+    captured = capsys.readouterr()
+    assert f"fitting {method} on these 3 images" in captured.err
+    assert "3 of 3 images" in captured.out
+    assert (tmp_path / "grey_mask.png").is_file()
+
+
 def test_fitted_model_refuses_other_settings(photos, tmp_path, capsys):
     arguments = ["--model", str(tmp_path / "any"), "--out", str(tmp_path / "out")]
     assert cli.main(["segment", str(photos / "one.png"), *arguments, "--k", "3"]) == 2

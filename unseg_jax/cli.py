@@ -155,12 +155,29 @@ def segment(
     from unseg_jax.segmenter import Segmenter
 
     # Everything that can be wrong is looked at before the weights are loaded.
-    resolve(method, **overrides)
+    resolved = resolve(method, **overrides)
     images = find_images(paths, recursive=recursive, out=out)
     check_writable(out)
     enable_compilation_cache()
     if model is not None:
         segmenter = _fitted(model, backbone, dtype, method, overrides)
+    elif resolved.foreground == "set" or resolved.collective_epochs:
+        import jax
+
+        from unseg_jax.collective import fit
+
+        say(f"fitting {resolved.name} on these {len(images)} images; `unseg-jax fit` keeps a model")
+        segmenter = fit(
+            [image.path for image in images],
+            method=method,
+            # A graph head that no epoch would use need not be trained.
+            steps=None if resolved.epochs or resolved.collective_epochs else 0,
+            key=jax.random.key(seed),
+            backbone=backbone,
+            batch_size=batch_size,
+            dtype=dtype,
+            **overrides,
+        ).segmenter()
     else:
         segmenter = Segmenter(
             method, backbone=backbone, batch_size=batch_size, seed=seed, dtype=dtype, **overrides
