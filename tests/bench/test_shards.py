@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -98,3 +99,32 @@ def test_several_devices_find_what_one_finds(whole, data, weights, tmp_path):
         assert found[key].pop("loss") == pytest.approx(record.pop("loss"), rel=1e-5)
         assert found[key].pop("confidence") == pytest.approx(record.pop("confidence"), rel=1e-4)
         assert found[key] == record
+
+
+def test_processes_of_a_job_take_a_shard_each(whole, data, weights, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    script = """
+import sys
+import jax
+from unseg_jax.bench import Settings, run
+address, index, data, weights, out = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(index))
+overrides = {"image_size": 48, "epochs": 4}
+run(Settings(data, out, backbone=weights, batch_size=4, overrides=overrides), quiet=True)
+"""
+    arguments = [str(data), str(weights), str(tmp_path)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, address, str(index), *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert merge(tmp_path)["complete"]
+    assert timeless(tmp_path) == timeless(whole[0])

@@ -85,6 +85,15 @@ def bench(
         str | None,
         typer.Option(help="I/N: only every N-th image, from the I-th on.", rich_help_panel=_RUN),
     ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Join the other processes of this job (SLURM, MPI, Kubernetes) and take one "
+            "shard each, by jax.distributed.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     save_masks: Annotated[
         bool, typer.Option("--save-masks", help="Write every mask as PNG.", rich_help_panel=_RUN)
     ] = False,
@@ -229,6 +238,8 @@ def bench(
             cluster=cluster,
             actors=actors,
         )
+        if distributed:
+            _join_job()
         summary = run(settings, quiet=quiet)
         _print(summary, out)
         if summary["failures"]:
@@ -237,6 +248,18 @@ def bench(
         _stop(error, 130)
     except (BenchError, ValueError, ImportError, OSError) as error:
         _stop(error, 1)
+
+
+def _join_job() -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise BenchError(
+            f"--distributed found no job to join ({error}): start it under SLURM or MPI, or give "
+            f"--shard I/N."
+        ) from error
 
 
 def _split_foreground(given: list[str]) -> tuple[str | None, tuple[int, ...] | None]:
