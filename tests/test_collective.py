@@ -12,11 +12,11 @@ from scipy.linalg import eigh
 import unseg_jax as us
 from unseg_jax import evidence, shared_head
 from unseg_jax.clustering import cluster
-from unseg_jax.collective import CollectiveModel, fit, load_model, sharpen
+from unseg_jax.collective import CollectiveModel, fit, load_model
 from unseg_jax.methods import resolve
+from unseg_jax.set_segmenter import sharpen
 
 GRID = (10, 10)
-SMALL = {"image_size": 80, "backbone": None}
 
 
 def _squares(count=12, seed=0, frame=False, noise=0.2):
@@ -60,9 +60,11 @@ def test_evidence_finds_the_object_of_the_set(frame):
 
 def test_fit_head_is_the_same_under_a_key():
     features, _ = _squares(4)
-    heads = [evidence.fit_head(features, GRID, num_clusters=3, key=jax.random.key(7))[0]] * 2
-    heads.append(evidence.fit_head(features, GRID, num_clusters=3, key=jax.random.key(7))[0])
-    for first, second in zip(heads[0], heads[2], strict=True):
+    one, other = (
+        evidence.fit_head(features, GRID, num_clusters=3, key=jax.random.key(7))[0]
+        for _ in range(2)
+    )
+    for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(first, second)
 
 

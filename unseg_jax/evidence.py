@@ -271,7 +271,7 @@ def fit_head(
     for index, image in enumerate(features):
         x[index] = _project_one(jnp.asarray(image), projection)[0]
     centres = fit_centres(x.reshape(-1, x.shape[-1]), num_clusters, jax.random.fold_in(key, 1))
-    labels = np.asarray(nearest_centre(x.reshape(-1, x.shape[-1]), centres)).reshape(x.shape[:2])
+    labels = np.asarray(nearest_centre(jnp.asarray(x), centres))
     ratios = frame_clusters(labels, grid, num_clusters)
     frame = ratios > _FRAME_RATIO
     if frame[labels].mean() > 0.5:  # nothing would be left to segment

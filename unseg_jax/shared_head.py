@@ -8,7 +8,7 @@ per-image loop can go on from them. Both use the library's own head, losses and 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def train(
             params, state = carry
             loss, gradient = jax.value_and_grad(objective)(params, seeds)
             updates, state = optimiser.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), loss
+            return (cast("Params", optax.apply_updates(params, updates)), state), loss
 
         return jax.lax.scan(step, carry, seeds)
 
@@ -96,7 +96,10 @@ def distil(
     *,
     method: Method,
 ) -> tuple[Params, Any, Float[Array, ""]]:
-    """One step on a batch: cross-entropy to the margins' labels plus the graph loss.
+    """One step on a batch: cross-entropy to the margins' labels.
+
+    The graph loss has no part in it: its balance term asks for clusters of equal size, which
+    objects are not.
 
     Args:
         params, state: from `start`, or from the step before.
@@ -116,11 +119,10 @@ def distil(
             prepared = head.prepare_head(method, graph)
             logits = head.apply_head(params, prepared, method)
             wanted = jax.nn.sigmoid(_SHARPNESS * margins)
-            entropy = optax.sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], wanted)
-            return entropy.mean() + make_loss(method, graph)(jax.nn.softmax(logits))
+            return optax.sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], wanted).mean()
 
         return jax.lax.map(image, (nodes, cosines, margins)).mean()
 
     loss, gradient = jax.value_and_grad(objective)(params)
     updates, state = make_optimiser(method).update(gradient, state, params)
-    return optax.apply_updates(params, updates), state, loss
+    return cast("Params", optax.apply_updates(params, updates)), state, loss

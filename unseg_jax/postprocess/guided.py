@@ -68,5 +68,4 @@ def _box(values: np.ndarray, radius: int) -> np.ndarray:
     from scipy.ndimage import uniform_filter
 
     side = 2 * radius + 1
-    size = (side, side) + (1,) * (values.ndim - 2)
-    return uniform_filter(values, size=size, mode="nearest")
+    return uniform_filter(values, size=side, mode="nearest", axes=(0, 1))
