@@ -16,6 +16,32 @@ from unseg_jax.methods import resolve
 # ends with one node in the other cluster. Its losses are compared up to that epoch, and one node
 # may differ at the end.
 STEADY = {"unseggnet_ncut_gcn_silu": 35}
+RUNS = [
+    ("deepcut_ncut_k2", "deepcut", {"epochs": 10}, 1e-4),
+    ("deepcut_ncut_k4", "deepcut", {"epochs": 100}, 1e-4),
+    ("deepcut_cc_k10", "deepcut-cc", {"epochs": 20}, 1e-4),
+    (
+        "unseggnet_dmon_gcn_selu",
+        "unseggnet",
+        {"activation": "selu", "tau": 0.4, "epochs": 50},
+        1e-4,
+    ),
+    (
+        "unseggnet_ncut_gcn_silu",
+        "unseggnet",
+        {"affinity": "ncut", "loss": "ncut", "tau": 0.0, "epochs": 50},
+        1e-4,
+    ),
+    ("unsegarmanet_dmon_arma_selu", "unsegarmanet", {"activation": "selu", "tau": 0.4}, 1e-4),
+    (
+        "unsegarmanet_ncut_arma_silu",
+        "unsegarmanet",
+        {"affinity": "ncut", "loss": "ncut", "tau": 0.0},
+        1e-4,
+    ),
+    ("unsegmedgat_silu_gat", "unsegmedgat", {"epochs": 30}, 1e-3),
+    ("unsegmedgat_silu_gat3", "unsegmedgat-isic", {"epochs": 30}, 1e-3),
+]
 
 
 @pytest.fixture(params=RUNS, ids=[run[0] for run in RUNS])
