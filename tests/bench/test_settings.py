@@ -1,0 +1,71 @@
+"""What the command line says, and how it is understood."""
+
+import pytest
+
+from unseg_jax.bench import Settings
+from unseg_jax.bench.__main__ import _fields, _split_foreground
+from unseg_jax.bench.settings import GRID, parse_shard, parse_size, parse_value
+from unseg_jax.methods import METHODS
+
+
+def settings(*methods, **overrides):
+    return Settings("data", "out", methods=methods, overrides=overrides)
+
+
+def test_methods_are_named_one_by_one_or_together():
+    names = [method.name for method in settings("tokencut", "grid", "ncut-gcn").resolve_methods()]
+    assert names == ["tokencut", *GRID]
+    assert len(GRID) == 8
+    assert [method.name for method in settings("all").resolve_methods()] == list(METHODS)
+    with pytest.raises(ValueError, match="did you mean 'unseggnet'"):
+        settings("unsegnet").resolve_methods()
+    with pytest.raises(ValueError, match="no method is named"):
+        settings().resolve_methods()
+
+
+def test_overrides_reach_every_method():
+    for method in settings("deepcut", "unseggnet", epochs=3, image_size=(32, 48)).resolve_methods():
+        assert method.epochs == 3
+        assert method.size == (32, 48)
+    with pytest.raises(ValueError, match="no field 'epoch'; did you mean 'epochs'"):
+        settings("deepcut", epoch=3).resolve_methods()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("224", 224), ("224x336", (224, 336)), ("224, 336", (224, 336))]
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "a", "1x2x3", "-5"])
+def test_no_sizes(text):
+    with pytest.raises(ValueError, match="must be a side in pixels"):
+        parse_size(text)
+
+
+def test_shards():
+    assert parse_shard("0/1") == (0, 1)
+    assert parse_shard("3/12") == (3, 12)
+    for text in ("1/1", "4", "-1/2", "a/b"):
+        with pytest.raises(ValueError, match="must be I/N"):
+            parse_shard(text)
+
+
+def test_foreground_is_a_rule_or_values_of_the_mask():
+    assert _split_foreground(["border"]) == ("border", None)
+    assert _split_foreground(["1,3"]) == (None, (1, 3))
+    assert _split_foreground(["1", "centre"]) == ("centre", (1,))
+    assert _split_foreground([]) == (None, None)
+
+
+def test_any_field_can_be_set():
+    assert _fields(["parts=4", "log_bin=True", "branches=((64, 64),)", "loss=cc"]) == {
+        "parts": 4,
+        "log_bin": True,
+        "branches": ((64, 64),),
+        "loss": "cc",
+    }
+    assert parse_value("1e-3") == 0.001
+    with pytest.raises(ValueError, match="must read FIELD=VALUE"):
+        _fields(["parts"])
