@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from unseg_jax.bench import BenchError, Settings, run
+from unseg_jax.bench import engine as engine_module
 from unseg_jax.bench import runner as runner_module
 from unseg_jax.bench.engine import Engine
 from unseg_jax.bench.finishing import Finisher
@@ -159,15 +160,24 @@ def test_crop_segments_and_scores_the_true_box(data, weights, tmp_path):
         assert record["size"] == [bottom - top, right - left]
 
 
-def test_features_are_computed_once_for_methods_that_share_them(weights):
-    from unseg_jax.methods import METHODS, override
+def test_features_are_computed_once_for_methods_that_share_them(
+    data, weights, tmp_path, monkeypatch
+):
+    traced = []
+    extract = engine_module.extract_features
 
-    methods = [override(METHODS[name], **OVERRIDES) for name in ("deepcut", "deepcut-cc")]
-    other = override(METHODS["vit-kmeans"], image_size=32)
-    engine = Engine([*methods, other], backbone=str(weights), batch_size=2)
-    groups = [[s.method.name for s in group.segmenters] for group in engine._groups]
-    assert groups == [["deepcut", "deepcut-cc"], ["vit-kmeans"]]
-    assert engine.sizes == [(32, 32), (48, 48)]
+    def counted(backbone, method, params, pixels):
+        traced.append((method.name, pixels.shape[1:3]))
+        return extract(backbone, method, params, pixels)
+
+    monkeypatch.setattr(engine_module, "extract_features", counted)
+    methods = ("deepcut", "deepcut-cc", "vit-kmeans", "tokencut")
+    changes = {"methods": methods, "limit": 2, "overrides": {"epochs": 1, "image_size": 48}}
+    summary = run(settings(data, weights, tmp_path / "run", **changes), quiet=True)
+    assert traced == [("deepcut", (48, 48))]
+    assert {found["images"] for found in summary["methods"].values()} == {2}
+    # What is shared is counted for each, as if it ran alone.
+    assert len({found["feature_seconds"] for found in summary["methods"].values()}) == 1
 
 
 def broken_copy(data, folder):
