@@ -7,7 +7,7 @@ everything else (segmenter, two-stage, collective, video) vmaps or maps over.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +180,7 @@ def cluster_graph(
     optimiser = make_optimiser(method)
     # One vector for all parameters: the update is one fused pass, and compiles in a fraction of
     # the time that a few for every leaf would.
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = cast("tuple[Array, Any]", ravel_pytree(params))
 
     def objective(flat, seeds):
         # Without dropout there are no seeds, and the pass is deterministic.

@@ -182,7 +182,7 @@ def segment_pixels(
     attention = None
     if method.foreground in ("attention", "auto"):
         attention = backbone.class_attention(params, pixels, stride=method.stride)
-    grid = backbone.grid(pixels.shape[1:3], method.stride)
+    grid = backbone.grid((pixels.shape[1], pixels.shape[2]), method.stride)
     return segment_features(
         features, key, method=method, grid=grid, class_attention=attention, every=every
     )

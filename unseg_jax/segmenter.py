@@ -311,6 +311,7 @@ class Segmenter:
         return refine_segmentation(image, mask, labels, *sigmas, quirks=method.quirks)
 
     def _run_pixels(self, params, pixels, *, every=0):
+        assert self.backbone is not None
         return segment_pixels(self.backbone, self.method, params, pixels, self.key, every)[0]
 
     def _run_features(self, params, pixels):

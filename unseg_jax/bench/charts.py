@@ -74,7 +74,7 @@ def curves(series: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> Mar
         return 10 + (height - bottom - 10) * (1 - value / ceiling)
 
     parts = []
-    for tick in np.arange(0, ceiling + 1e-9, 0.1 if ceiling <= 0.6 else 0.2):
+    for tick in np.arange(0, ceiling + 1e-9, 0.1 if ceiling <= 0.6 else 0.2).tolist():
         parts.append(
             f'<line class="grid" x1="{left}" x2="{width - 12}" y1="{y(tick):.1f}" '
             f'y2="{y(tick):.1f}"/>'

@@ -56,7 +56,7 @@ def work_on_cluster(job: Job, ledger: Ledger, timing: Timing) -> None:
             start = time.perf_counter()
             try:
                 _pass(ray, job, items, ledger, timing)
-            except ray.exceptions.RayError as error:
+            except ray.exceptions.RayError as error:  # type: ignore[attr-defined]
                 raise BenchError(_say(error)) from error
             finally:
                 timing.wall += time.perf_counter() - start

@@ -74,7 +74,7 @@ class Engine:
         dtype: str = "float32",
         every: int = 0,
         explicit: Iterable[str] = (),
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ):
         """
         Args:

@@ -324,7 +324,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe_device(devices: Sequence[jax.Device]) -> str:
+def describe_device(devices: Sequence[Any]) -> str:
     """Kind and number of devices; of a CPU its name and cores."""
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":

@@ -134,7 +134,7 @@ def _summarise_method(column, protocol, config, method, compile_seconds) -> dict
     summary = {
         "miou": means.pop("iou"),
         **means,
-        "median_iou": _number(np.median(ious)) if ious.size else None,
+        "median_iou": _number(float(np.median(ious))) if ious.size else None,
         "miou_interval": [_number(low), _number(high)],
         "protocol": protocol.family,
         "protocol_label": protocol.label,

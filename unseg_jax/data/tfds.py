@@ -137,7 +137,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
     tfds = _tfds()
     try:
         try:
-            return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+            return tfds.core.read_only_builder.builder_from_files(  # type: ignore[attr-defined]
+                name, data_dir=data_dir
+            )
         except tfds.core.DatasetNotFoundError:
             builder = tfds.builder(
                 name, data_dir=data_dir, try_gcs=False, file_format="array_record"
