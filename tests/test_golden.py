@@ -76,7 +76,8 @@ def test_first_step(run):
 
     (loss, assignments), gradient = jax.value_and_grad(objective, has_aux=True)(params)
     np.testing.assert_allclose(assignments, values["s_first"], atol=1e-5)
-    np.testing.assert_allclose(loss, values["losses"][0], rtol=tolerance)
+    # The sum of a cut near −1 and a term near +1 is known to two or three of their last digits.
+    np.testing.assert_allclose(loss, values["losses"][0], rtol=tolerance, atol=3e-7)
     # Parameters that the published code never uses have no gradient in the file.
     named = {name: np.zeros_like(array) for name, array in _group(values, "init.").items()}
     theirs = us.params_from_pytorch(named | _group(values, "grad0."), method)
