@@ -320,6 +320,22 @@ def test_unreadable_images_are_left_out(tiny_weights, tmp_path):
         fit([tmp_path / "broken.png"], backbone=tiny_weights, image_size=64)
 
 
+def test_model_serves_where_a_segmenter_does(model, tmp_path):
+    """Files in, masks and a report out, as for any method."""
+    from PIL import Image
+
+    from unseg_jax.gallery import find_images, segment_files
+
+    for index, image in enumerate(_photographs(2)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    run = segment_files(model.segmenter(), find_images([tmp_path]), tmp_path / "out")
+    assert len(run.done) == 2
+    expected = model.segment(_photographs(1))[0].mask
+    written = np.asarray(Image.open(tmp_path / "out" / "0_mask.png")) > 127
+    np.testing.assert_array_equal(written, expected)
+    assert "collective" in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
