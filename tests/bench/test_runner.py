@@ -374,7 +374,7 @@ def test_killed_and_resumed_ends_as_if_undisturbed(whole, data, weights, tmp_pat
 def test_interrupted_says_how_to_go_on(data, weights, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command(data, weights, out, "--set", "parts=0"),
+        command(data, weights, out, "--quiet"),
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -386,6 +386,8 @@ def test_interrupted_says_how_to_go_on(data, weights, tmp_path):
         pytest.skip("the run was done before it could be interrupted")
     assert process.returncode == 130, errors
     assert "--resume to go on" in errors
+    done = len({record["id"] for record in records(out)})
+    assert f"stopped after {done} of 10 images" in errors
     assert "Traceback" not in errors
     assert not json.loads((out / "summary.json").read_text())["complete"]
 

@@ -47,6 +47,10 @@ class Ledger:
         """Methods that an image has no record of."""
         return self._missing[item.id]
 
+    def count_finished(self) -> int:
+        """Images that have all their records."""
+        return sum(not names for names in self._missing.values())
+
     def next_attempt(self) -> list[Item]:
         """Begins another attempt; returns the items that are to be tried again."""
         items = list(self.failures.values())

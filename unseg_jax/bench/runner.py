@@ -210,8 +210,8 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
                 _end_session(job, timing)
                 write_summary(job.folder.path)
             raise Interrupted(
-                f"stopped after {bar.n} of {total} images, which are kept: give the same "
-                f"command with --resume to go on."
+                f"stopped after {ledger.count_finished()} of {total} images, which are "
+                f"kept: give the same command with --resume to go on."
             ) from None
     _end_session(job, timing)
 
