@@ -108,6 +108,8 @@ def test_unknown_names_are_answered_with_the_nearest():
         us.Segmenter("deepcut", strid=8)
     with pytest.raises(ValueError, match="batch_size=0"):
         us.Segmenter("deepcut", batch_size=0)
+    with pytest.raises(ValueError, match="fit it first"):
+        us.Segmenter("collective")
 
 
 def test_non_finite_features_are_an_error(backbone, segmenter, images):
@@ -118,8 +120,9 @@ def test_non_finite_features_are_an_error(backbone, segmenter, images):
         segmenter.finish(result, 0, images[0], "x.png")
 
 
-def test_refined_edges_follow_the_picture(backbone, segmenter, found, images):
-    refined = us.Segmenter("deepcut", backbone=backbone, batch_size=2, refine="bilateral", **SMALL)
+@pytest.mark.parametrize("refine", ["bilateral", "guided"])
+def test_refined_edges_follow_the_picture(backbone, found, images, refine):
+    refined = us.Segmenter("deepcut", backbone=backbone, batch_size=2, refine=refine, **SMALL)
     (result,) = refined(images[1])
     overlap = us.metrics.iou(result.mask, found[1].mask)
     assert 0.7 < overlap < 1
@@ -185,3 +188,9 @@ def test_tokencut_decides_its_own_foreground(backbone, images):
     (result,) = us.Segmenter("tokencut", backbone=backbone, image_size=112)(images[1])
     assert result.mask[180:220, 280:320].mean() > 0.9
     assert 0.1 < result.mask.mean() < 0.7
+
+
+def test_methods_of_sets_are_fitted_on_the_images_given(backbone, images):
+    results = us.segment(images, "unsegmedgat-c", backbone=backbone, image_size=112, epochs=1)
+    assert [result.mask.shape for result in results] == [image.shape[:2] for image in images]
+    assert all(np.isfinite(result.loss) for result in results)

@@ -114,7 +114,7 @@ def segment(
     batch_size: BatchOption = 8,
     dtype: DtypeOption = "float32",
     refine: Annotated[
-        str | None, typer.Option("--refine", help="Refine edges: none or bilateral.")
+        str | None, typer.Option("--refine", help="Refine edges: none, bilateral or guided.")
     ] = None,
     foreground: Annotated[
         str | None,
@@ -161,7 +161,7 @@ def segment(
     enable_compilation_cache()
     if model is not None:
         segmenter = _fitted(model, backbone, dtype, method, overrides)
-    elif resolved.foreground == "set" or resolved.collective_epochs:
+    elif resolved.learns_from_set:
         import jax
 
         from unseg_jax.collective import fit

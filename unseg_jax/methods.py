@@ -74,7 +74,8 @@ class Method:
         foreground: how the foreground is told from the background (`unseg_jax.postprocess.vote`);
             "own" where the algorithm decides that itself and gives the background label 0.
         largest_component: whether the mask is only the largest 4-connected component.
-        refine: edge refinement of the mask; "guided" takes soft maps, as "collective" has them.
+        refine: edge refinement of the mask: by the bilateral solver, or by a guided filter (which
+            "collective" gives its soft maps to).
         sigma_spatial, sigma_luma, sigma_chroma: bandwidths of the bilateral grid, in pixels
             and in grey levels of YUV.
         quirks: "paper", or "code" to follow the published code bit for bit.
@@ -143,6 +144,11 @@ class Method:
             self.size,
             self.stride,
         )
+
+    @property
+    def learns_from_set(self) -> bool:
+        """Whether a model is fitted on a whole set of images before any one is segmented."""
+        return self.foreground == "set" or self.collective_epochs > 0
 
     @property
     def size(self) -> tuple[int, int]:

@@ -107,6 +107,8 @@ class Segmenter:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         self.method = resolve(method, **overrides)
+        if type(self) is Segmenter:
+            _check_alone(self.method)
         self.backbone: Backbone | None = None
         if self.method.nodes == "patches":
             self.backbone = _load(backbone, self.method, dtype)
@@ -260,8 +262,8 @@ class Segmenter:
         size = image.shape[:2]
         mask = upsample_labels(foreground, size)
         full = upsample_labels(labels, size)
-        if self.method.refine == "bilateral":
-            mask, full = self._refine(image, mask, full)
+        if self.method.refine != "none" and mask.any() and not mask.all():
+            mask, full = self._refine(image, foreground, mask, full)
         losses = np.asarray(result.losses[index])
         return Segmentation(
             mask=mask,
@@ -301,13 +303,17 @@ class Segmenter:
                 yield error
             index += 1
 
-    def _refine(self, image, mask, labels):
+    def _refine(self, image, foreground, mask, labels):
         from unseg_jax.postprocess.bilateral import refine_segmentation
 
         method = self.method
+        if method.refine == "guided":
+            from unseg_jax.set_segmenter import sharpen
+
+            mask = sharpen(image, np.where(foreground, 1.0, -1.0), method)
+            # Parts keep the edges between them; what the mask gains goes to the first part.
+            return mask, np.where(mask, np.maximum(labels, 1), 0).astype(np.int32)
         sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
-        if not mask.any() or mask.all():
-            return mask, labels
         return refine_segmentation(image, mask, labels, *sigmas, quirks=method.quirks)
 
     def _run_pixels(self, params, pixels, *, every=0):
@@ -340,8 +346,20 @@ def segment(
     method: str | Method = "deepcut",
     **options: Any,
 ) -> list[Segmentation]:
-    """Segments one image or many in one call; the options are those of `Segmenter`."""
-    return Segmenter(method, **options)(images)
+    """Segments one image or many in one call; the options are those of `Segmenter`.
+
+    Methods that learn from a whole set (`collective`, `unsegmedgat-c`) are fitted on the images
+    given first: see `unseg_jax.fit`.
+    """
+    resolved = resolve(method)
+    if resolved.learns_from_set:
+        from unseg_jax.collective import fit
+
+        sources = list(_as_iterable(images))
+        seed = options.pop("seed", 0)
+        model = fit(sources, method=resolved, key=jax.random.key(seed), **options)
+        return model.segment(sources)
+    return Segmenter(resolved, **options)(images)
 
 
 def make_segment_fn(
@@ -390,6 +408,14 @@ def _load(backbone, method: Method, dtype) -> Backbone:
         return backbone
     name = method.backbone if backbone == "auto" else backbone
     return load_backbone(name, dtype=dtype)
+
+
+def _check_alone(method: Method) -> None:
+    if method.foreground == "set":
+        raise ValueError(
+            f"'{method.name}' finds the foreground in a whole set: fit it first with "
+            f"unseg_jax.fit(images, method='{method.name}'), or call unseg_jax.segment."
+        )
 
 
 def _as_iterable(images) -> Iterable:

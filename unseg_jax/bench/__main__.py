@@ -163,7 +163,7 @@ def bench(
         float | None, typer.Option(help="All dropout rates.", rich_help_panel=_METHOD)
     ] = None,
     refine: Annotated[
-        str | None, typer.Option(help="none, bilateral.", rich_help_panel=_METHOD)
+        str | None, typer.Option(help="none, bilateral, guided.", rich_help_panel=_METHOD)
     ] = None,
     foreground: Annotated[
         list[str] | None,

@@ -362,7 +362,7 @@ def _load(methods: Sequence[Method], backbone: str | Backbone, dtype: Any) -> Ba
 
 def is_collective(method: Method) -> bool:
     """Whether a method learns from the whole set before it segments an image."""
-    return method.collective_epochs > 0 or method.foreground == "set"
+    return method.learns_from_set
 
 
 def _reads_attention(method: Method) -> bool:
