@@ -137,16 +137,21 @@ def _bench(folder: Path, pattern: str) -> str:
                 [
                     path.stem,
                     method,
-                    scores["protocol"],
+                    scores.get("protocol_label", scores["protocol"]),
                     scores["images"],
                     scores.get("failed", 0),
                     f"{100 * scores['miou']:.1f}",
+                    _interval(scores),
                     f"{100 * scores['dice']:.1f}",
-                    f"{scores['images_per_second']:.2f}",
                 ]
             )
-    header = ["data", "method", "protocol", "images", "failed", "mIoU", "Dice", "images/s"]
+    header = ["data", "method", "protocol", "images", "failed", "mIoU", "95 %", "Dice"]
     return f"{common.table(header, rows)}\n\nBackbone: {', '.join(sorted(backbones))}."
+
+
+def _interval(scores: dict[str, Any]) -> str:
+    bounds = scores.get("miou_interval") or ()
+    return "–".join(f"{100 * bound:.1f}" for bound in bounds if bound is not None)
 
 
 def keep_summary(path: Path, name: str) -> None:

@@ -116,7 +116,7 @@ class Segmenter:
         self.batch_size = batch_size
         self.key = jax.random.key(seed)
         self._program = jax.jit(self._run_pixels, static_argnames=("every",))
-        self._nodes_program = jax.jit(segment_features, static_argnames=("method", "grid", "every"))
+        self._nodes_program = jax.jit(self._run_nodes, static_argnames=("every",))
         self._features_program = jax.jit(self._run_features)
 
     def __call__(self, images: Source | Iterable[Source]) -> list[Segmentation]:
@@ -210,9 +210,6 @@ class Segmenter:
         """
         return self._nodes_program(
             features,
-            self.key,
-            method=self.method,
-            grid=self.grid,
             class_attention=class_attention,
             params=params,
             every=every,
@@ -320,6 +317,11 @@ class Segmenter:
         assert self.backbone is not None
         return segment_pixels(self.backbone, self.method, params, pixels, self.key, every)[0]
 
+    def _run_nodes(self, nodes, *, every=0, **given):
+        return segment_features(
+            nodes, self.key, method=self.method, grid=self.grid, every=every, **given
+        )
+
     def _run_features(self, params, pixels):
         assert self.backbone is not None
         return extract_features(self.backbone, self.method, params, pixels)
@@ -330,9 +332,6 @@ class Segmenter:
         regions = stack_regions([region_graph(image, self.method) for image in pixels])
         result, _ = self._nodes_program(
             regions.nodes,
-            self.key,
-            method=self.method,
-            grid=self.grid,
             adjacency=regions.adjacency,
             mask=regions.mask,
             index_map=regions.index_map,

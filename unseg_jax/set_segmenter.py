@@ -23,7 +23,7 @@ from unseg_jax.segmenter import PatchResult, Segmentation, Segmenter, segment_fe
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-    from unseg_jax.collective import CollectiveModel
+    from unseg_jax import collective
 
 # Side in pixels that edges are refined at: the window of the guided filter is in these pixels.
 _REFINE_SIDE = 256
@@ -48,7 +48,7 @@ class MarginResult(NamedTuple):
 class ModelSegmenter(Segmenter):
     """A `Segmenter` that starts from a model instead of from fresh parameters."""
 
-    def __init__(self, model: CollectiveModel, method: Method):
+    def __init__(self, model: collective.CollectiveModel, method: Method):
         super().__init__(
             dataclasses.replace(method, foreground="corner"),
             backbone=model.backbone,

@@ -76,13 +76,19 @@ def test_intersection_over_union():
 def test_tables_are_filled_between_their_marks(tmp_path):
     folder = tmp_path / "bench"
     folder.mkdir()
-    scores = {"protocol": "honest", "images": 4, "miou": 0.5, "dice": 0.6, "images_per_second": 2.0}
+    scores = {
+        "protocol": "honest",
+        "images": 4,
+        "miou": 0.5,
+        "dice": 0.6,
+        "miou_interval": [0.4, 0.61],
+    }
     summary = {"methods": {"deepcut": scores}, "backbone": "dino_vits8"}
     (folder / "horses.json").write_text(json.dumps(summary))
     text = "before\n<!-- table:bench/horses -->\nold\n<!-- /table -->\nafter\n"
     filled = tables.fill(text, tmp_path)
     assert filled.startswith("before\n<!-- table:bench/horses -->\n| data | method |")
-    assert "| horses | deepcut | honest | 4 | 0 | 50.0 | 60.0 | 2.00 |" in filled
+    assert "| horses | deepcut | honest | 4 | 0 | 50.0 | 40.0–61.0 | 60.0 |" in filled
     assert "old" not in filled
     assert filled.endswith("<!-- /table -->\nafter\n")
     assert tables.fill(filled, tmp_path) == filled
