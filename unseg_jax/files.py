@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image
+
+_PARTIAL = ".part"
+_LEFTOVER = re.compile(rf"\.[0-9a-f]{{12}}{re.escape(_PARTIAL)}(\..*)?")
 
 _REMEDIES = {
     errno.ENOSPC: "no space is left on the disk; free some, or write elsewhere",
@@ -55,7 +59,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     # The suffix is kept: libraries choose the format by it.
-    partial = path.with_name(f".{uuid.uuid4().hex[:12]}.part{path.suffix}")
+    partial = path.with_name(f".{uuid.uuid4().hex[:12]}{_PARTIAL}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -67,6 +71,22 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: str | os.PathLike, *, recursive: bool = True) -> None:
+    """Removes what a killed process has left half written; call it only as the sole writer.
+
+    Args:
+        folder: where `atomic` was writing; may be missing.
+        recursive: look into the folders below as well.
+    """
+    for found, folders, names in os.walk(folder):
+        for name in names:
+            if _LEFTOVER.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(found, name))
+        if not recursive:
+            folders.clear()
 
 
 def _write(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:

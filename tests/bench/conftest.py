@@ -94,3 +94,9 @@ def draw(folder, count=COUNT, seed=0):
 def data(tmp_path_factory):
     """Ten image and mask pairs."""
     return draw(tmp_path_factory.mktemp("data") / "ellipses")
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    """Sixty image and mask pairs: enough that a run has far to go when its first records appear."""
+    return draw(tmp_path_factory.mktemp("data") / "many", 60)

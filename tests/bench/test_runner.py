@@ -1,12 +1,10 @@
 """Whole runs on a small data set with a small random backbone."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -330,65 +328,103 @@ def test_images_without_masks_are_segmented_and_not_scored(data, weights, tmp_pa
     assert len(list((tmp_path / "run" / "masks" / "deepcut").iterdir())) == 3
 
 
-def command(data, weights, out, *more):
+def arguments(data, weights, out, *more):
     given = ["--data", data, "--backbone", weights, "--out", out, "--method", "deepcut,deepcut-cc"]
-    given += ["--image-size", 48, "--epochs", 4, "--batch-size", 1, *more]
-    return [sys.executable, "-m", "unseg_jax.bench", *map(str, given)]
+    given += ["--image-size", 48, "--epochs", 4, "--batch-size", 1, "--save-masks", *more]
+    return [str(value) for value in given]
 
 
-def wait_for_lines(path, count, process):
-    for _ in range(1200):
-        if path.exists() and path.read_bytes().count(b"\n") >= count:
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    pytest.fail("the run wrote nothing")
+# Runs the benchmark and sends the signal to itself at the n-th time that the moment comes.
+SIGNALLED = """
+import os
+import sys
+from unseg_jax import files
+from unseg_jax.bench import records
+from unseg_jax.bench.__main__ import main
+
+moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sys.argv[1:4] = []
+replace, write_all, append = os.replace, records._write_all, records.RunFolder.append
+
+
+def comes():
+    global count
+    count -= 1
+    if count == 0:
+        os.kill(os.getpid(), number)
+
+
+def mask_half_written(partial, path):
+    if "masks" in str(path):
+        comes()
+    replace(partial, path)
+
+
+def line_half_written(file, data):
+    write_all(file, data[: len(data) // 2])
+    comes()
+    write_all(file, data[len(data) // 2 :])
+
+
+def batch_recorded(self, lines):
+    append(self, lines)
+    comes()
+
+
+if moment == "mask half written":
+    files.os.replace = mask_half_written
+elif moment == "line half written":
+    records._write_all = line_half_written
+elif moment == "batch recorded":
+    records.RunFolder.append = batch_recorded
+main()
+"""
+
+
+def signalled(moment, count, number, given):
+    command = [sys.executable, "-c", SIGNALLED, moment, str(count), str(int(number)), *given]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_killed_and_resumed_ends_as_if_undisturbed(whole, data, weights, tmp_path):
     out = tmp_path / "run"
-    for lines in (2, 9):
-        more = ["--resume"] if lines > 2 else []
-        process = subprocess.Popen(
-            command(data, weights, out, *more),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        wait_for_lines(out / "per_image.jsonl", lines, process)
-        process.kill()
-        process.communicate()
+
+    def leftovers():
+        return list(out.glob("**/.*.part*"))
+
+    kills = [("mask half written", 3), ("line half written", 2), ("batch recorded", 2)]
+    for moment, count in kills:
+        given = arguments(data, weights, out, "--resume")
+        killed = signalled(moment, count, signal.SIGKILL, given)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert not (out / "summary.json").exists()
-    done = subprocess.run(
-        command(data, weights, out, "--resume"), capture_output=True, text=True, check=False
-    )
+        if moment == "mask half written":
+            assert leftovers()
+        if moment == "line half written":
+            assert not (out / "per_image.jsonl").read_text().endswith("\n")
+    assert 0 < (out / "per_image.jsonl").read_text().count("\n") < 20
+    done = signalled("never", 0, 0, arguments(data, weights, out, "--resume"))
     assert done.returncode == 0, done.stderr
     assert "honest" in done.stdout
     summary = json.loads((out / "summary.json").read_text())
     found, wanted = scores(summary), scores(whole[1])
     assert found[:3] == wanted[:3]
     assert timeless(out) == timeless(whole[0])
-    assert not list(out.glob("**/.*.part*"))
+    for name in ("deepcut/000.png", "deepcut-cc/009.png"):
+        mask = (out / "masks" / name).read_bytes()
+        assert mask == (whole[0] / "masks" / name).read_bytes()
+    assert not leftovers()
 
 
 def test_interrupted_says_how_to_go_on(data, weights, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        command(data, weights, out, "--quiet"),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    wait_for_lines(out / "per_image.jsonl", 2, process)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    if process.returncode == 0:
-        pytest.skip("the run was done before it could be interrupted")
-    assert process.returncode == 130, errors
-    assert "--resume to go on" in errors
+    given = arguments(data, weights, out, "--quiet")
+    stopped = signalled("batch recorded", 1, signal.SIGINT, given)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "--resume to go on" in stopped.stderr
     done = len({record["id"] for record in records(out)})
-    assert f"stopped after {done} of 10 images" in errors
-    assert "Traceback" not in errors
+    assert f"stopped after {done} of 10 images" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
     assert not json.loads((out / "summary.json").read_text())["complete"]
 
 

@@ -166,7 +166,10 @@ def test_the_writer_blocks_when_too_much_waits():
 
     producer = threading.Thread(target=produce)
     producer.start()
-    time.sleep(0.3)
+    deadline = time.monotonic() + 10
+    while len(taken) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.1)  # in which a fourth would be taken if nothing blocked
     assert taken == [0, 1, 2]
     gate.set()
     producer.join(timeout=5)

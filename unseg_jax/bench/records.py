@@ -24,7 +24,7 @@ from typing import Any
 
 from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.settings import check_same
-from unseg_jax.files import WriteError, atomic, write_json
+from unseg_jax.files import WriteError, atomic, remove_partials, write_json
 
 CONFIG, RECORDS, SESSIONS, SUMMARY = (
     "config.json",
@@ -32,7 +32,8 @@ CONFIG, RECORDS, SESSIONS, SUMMARY = (
     "sessions.jsonl",
     "summary.json",
 )
-_OWN = (CONFIG, RECORDS, SESSIONS, SUMMARY, "report.html", "masks", "thumbnails", "models")
+_FOLDERS = ("masks", "thumbnails", "models")
+_OWN = (CONFIG, RECORDS, SESSIONS, SUMMARY, "report.html", *_FOLDERS)
 
 
 def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
@@ -95,6 +96,11 @@ class RunFolder:
             self._file = _open_and_own(path / RECORDS)
         try:
             self._size = _mend(self._file)
+            # A killed process could not take its half-written pictures with it; nobody else
+            # writes here now, and folders of shards have owners of their own.
+            remove_partials(path, recursive=False)
+            for name in _FOLDERS:
+                remove_partials(path / name)
             self.finished = self._read_finished()
         except BaseException:
             os.close(self._file)
