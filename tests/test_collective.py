@@ -14,7 +14,7 @@ from unseg_jax import evidence, shared_head
 from unseg_jax.clustering import cluster
 from unseg_jax.collective import CollectiveModel, fit, load_model
 from unseg_jax.methods import resolve
-from unseg_jax.set_segmenter import sharpen
+from unseg_jax.set_segmenter import contrast, refine_margins, upsample_margins
 
 GRID = (10, 10)
 
@@ -353,7 +353,7 @@ def test_what_cannot_be_fitted(arguments, message):
         fit([])
 
 
-def test_sharpen_follows_the_image():
+def test_refined_margins_follow_the_image():
     """A patchy margin becomes the disc that is in the image, better than by interpolation."""
     rows, columns = np.mgrid[:256, :256]
     disc = (rows - 120) ** 2 + (columns - 130) ** 2 < 70**2
@@ -362,14 +362,26 @@ def test_sharpen_follows_the_image():
     margins = np.where(patches, 1.0, -1.0).astype(np.float32)
     method = resolve("collective")
 
+    def refined(margins, refine):
+        found = refine_margins(image, margins, dataclasses.replace(method, refine=refine))
+        return upsample_margins(found, image.shape[:2])
+
     def iou(mask):
         return (mask & disc).sum() / (mask | disc).sum()
 
-    plain = iou(sharpen(image, margins, dataclasses.replace(method, refine="none")))
+    plain = iou(refined(margins, "none"))
     for refine in ("guided", "bilateral"):
-        assert iou(sharpen(image, margins, dataclasses.replace(method, refine=refine))) > plain
-    assert iou(sharpen(image, margins, method)) > 0.97
-    assert not sharpen(image, -np.ones((16, 16), np.float32), method).any()
+        assert iou(refined(margins, refine)) > plain
+    assert iou(refined(margins, "guided")) > 0.97
+    assert not refined(-np.ones((16, 16), np.float32), "guided").any()
+
+
+def test_contrast_is_half_the_difference_of_inside_and_outside():
+    margins = np.array([[0.5, 3.0], [-0.25, -0.5]], np.float32)
+    # Means 0.75 (3 is clipped to 1) and −0.375.
+    assert contrast(margins) == pytest.approx((0.75 + 0.375) / 2)
+    assert contrast(np.where(margins > 0, 9.0, -9.0)) == 1
+    assert contrast(-np.abs(margins)) == contrast(np.abs(margins)) == 0
 
 
 @pytest.fixture(scope="module")

@@ -76,8 +76,7 @@ def test_first_step(run):
 
     (loss, assignments), gradient = jax.value_and_grad(objective, has_aux=True)(params)
     np.testing.assert_allclose(assignments, values["s_first"], atol=1e-5)
-    # The sum of a cut near −1 and a term near +1 is known to two or three of their last digits.
-    np.testing.assert_allclose(loss, values["losses"][0], rtol=tolerance, atol=3e-7)
+    np.testing.assert_allclose(loss, values["losses"][0], rtol=tolerance)
     # Parameters that the published code never uses have no gradient in the file.
     named = {name: np.zeros_like(array) for name, array in _group(values, "init.").items()}
     theirs = us.params_from_pytorch(named | _group(values, "grad0."), method)
@@ -85,9 +84,11 @@ def test_first_step(run):
     for (path, ours), expected in zip(
         jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(theirs), strict=True
     ):
-        # The last bias of a symmetric two-way softmax has a gradient of rounding errors: leaves
-        # that make up less than a hundredth of the gradient are held to that hundredth.
-        scale = max(np.linalg.norm(expected), 0.01 * whole)
+        # The last bias's gradient is the difference of nearly equal sums over all nodes. That of
+        # unseggnet_ncut_gcn_silu makes up 5e-4 of the gradient, and the file's own value is
+        # 1e-3 off the one computed in float64. Leaves that make up less than a fiftieth of the
+        # gradient are held to that fiftieth.
+        scale = max(np.linalg.norm(expected), 0.02 * whole)
         assert np.linalg.norm(ours - expected) <= 1e-4 * scale, jax.tree_util.keystr(path)
 
 

@@ -41,6 +41,35 @@ def _within_backward(saved, cotangent):
 within.defvjp(_within_forward, _within_backward)
 
 
+@jax.custom_vjp
+def between(
+    assignments: Float[Array, "n k"],
+    adjacency: Float[Array, "n n"],
+    degrees: Float[Array, " n"],
+) -> Float[Array, ""]:
+    """Tr(Sᵀ(D − W)S) of a symmetric W: the affinity that is cut.
+
+    Volume and inner affinity are nearly equal where clusters are soft. Their difference, taken
+    entry by entry, keeps the digits that the difference of their sums would lose, and so does
+    its gradient 2(D − W)S.
+    """
+    return jnp.sum(assignments * (degrees[:, None] * assignments - adjacency @ assignments))
+
+
+def _between_forward(assignments, adjacency, degrees):
+    product = degrees[:, None] * assignments - adjacency @ assignments
+    return jnp.sum(assignments * product), (assignments, product)
+
+
+def _between_backward(saved, cotangent):
+    assignments, product = saved
+    outer = cotangent * (assignments @ assignments.T)
+    return 2 * cotangent * product, -outer, jnp.diagonal(outer)
+
+
+between.defvjp(_between_forward, _between_backward)
+
+
 def ncut(
     assignments: Float[Array, "n k"],
     adjacency: Float[Array, "n n"],
@@ -66,11 +95,14 @@ def ncut(
     if degrees is None:
         degrees = adjacency.sum(-1)
     volume = jnp.sum(degrees[:, None] * jnp.square(assignments))
-    cut = -within(assignments, adjacency) / jnp.maximum(volume, _TINY)
+    # −Tr(SᵀWS) / Tr(SᵀDS) is −1 and this; without any edge both are taken as 0.
+    excess = between(assignments, adjacency, degrees) / jnp.maximum(volume, _TINY)
     overlap = assignments.T @ assignments
     count = assignments.shape[-1]
     target = jnp.eye(count) / jnp.sqrt(count)
-    return cut + _norm(overlap / jnp.maximum(_norm(overlap), _TINY) - target)
+    orthogonality = _norm(overlap / jnp.maximum(_norm(overlap), _TINY) - target)
+    # Both are near 1 at the start, and their difference near 0.
+    return excess + (orthogonality - jnp.where(volume > 0, 1.0, 0.0))
 
 
 def correlation_clustering(

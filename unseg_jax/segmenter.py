@@ -50,7 +50,8 @@ class Segmentation:
             right and bottom exclusive; None if the mask is empty.
         num_clusters: clusters that some patch belongs to.
         loss: the last of `losses`; NaN for baselines, which have none.
-        confidence: mean margin between the two likeliest clusters of a patch, in 0..1.
+        confidence: how clear the cut is, in 0..1: the mean margin between the two likeliest
+            clusters of a patch; of `collective`, how far apart inside and outside are.
         patch_labels: (h, w) int32, as `labels` on the grid of patches (or pixels of the resized
             image, for superpixel methods), before edge refinement.
         losses: (epochs,) float32.
@@ -305,9 +306,10 @@ class Segmenter:
 
         method = self.method
         if method.refine == "guided":
-            from unseg_jax.set_segmenter import sharpen
+            from unseg_jax.set_segmenter import refine_margins, upsample_margins
 
-            mask = sharpen(image, np.where(foreground, 1.0, -1.0), method)
+            refined = refine_margins(image, np.where(foreground, 1.0, -1.0), method)
+            mask = upsample_margins(refined, image.shape[:2])
             # Parts keep the edges between them; what the mask gains goes to the first part.
             return mask, np.where(mask, np.maximum(labels, 1), 0).astype(np.int32)
         sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)

@@ -35,13 +35,11 @@ class MarginResult(NamedTuple):
     Attributes:
         margins: (B, h, w) float32, above 0 is foreground.
         losses: (B, epochs) float32 of the per-image epochs.
-        confidence: (B,) float32 in 0..1.
         finite: (B,) bool, False where features are not finite numbers.
     """
 
     margins: Float[Array, "b h w"]
     losses: Float[Array, "b e"]
-    confidence: Float[Array, " b"]
     finite: Bool[Array, " b"]
 
 
@@ -75,7 +73,8 @@ class ModelSegmenter(Segmenter):
                 f"backbone '{self.backbone_name}', or use dtype='float32'."
             )
         margins = np.asarray(result.margins[index])
-        mask = sharpen(image, margins, self.method)
+        refined = refine_margins(image, margins, self.method)
+        mask = upsample_margins(refined, image.shape[:2])
         losses = np.asarray(result.losses[index])
         return Segmentation(
             mask=mask,
@@ -83,7 +82,7 @@ class ModelSegmenter(Segmenter):
             box=object_box(mask),
             num_clusters=len(np.unique(margins > 0)),
             loss=float(losses[-1]) if losses.size else float("nan"),
-            confidence=float(result.confidence[index]),
+            confidence=contrast(refined),
             patch_labels=(margins > 0).astype(np.int32),
             losses=losses,
             method=self.method.name,
@@ -103,10 +102,8 @@ def _run_evidence(model, method, features, grid, key) -> MarginResult:
         # The graph refines what the set decided: half of the say each.
         margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * found.assignments[..., 1] - 1)
         losses = found.losses
-    inside = margins > 0
-    mean = jnp.sum(jnp.where(inside, margins, 0.0), -1) / jnp.maximum(inside.sum(-1), 1)
     finite = jnp.isfinite(features).all((1, 2))
-    return MarginResult(margins.reshape(-1, *grid), losses, jnp.tanh(mean), finite)
+    return MarginResult(margins.reshape(-1, *grid), losses, finite)
 
 
 def _run_shared(model, method, features, grid, key, every):
@@ -133,31 +130,46 @@ def _run_shared(model, method, features, grid, key, every):
     )
 
 
-def sharpen(image: np.ndarray, margins: np.ndarray, method: Method) -> np.ndarray:
-    """Margins on patches to a mask at the image's own size.
+def refine_margins(image: np.ndarray, margins: np.ndarray, method: Method) -> np.ndarray:
+    """Margins on patches, clipped to ±1, with their edges moved to the image's.
 
     Args:
         image: (H, W, 3) uint8.
         margins: (h, w) float32, above 0 is foreground.
-        method: its `refine` is read: "guided" moves edges to the image's by the guided filter at
-            256×256, "bilateral" by the bilateral solver with its sigmas, "none" interpolates.
+        method: its `refine` is read: "guided" is the guided filter at 256×256, "bilateral" the
+            bilateral solver there with the method's sigmas; "none" leaves the margins on patches.
 
     Returns:
-        (H, W) bool.
+        (256, 256) float32, or (h, w) where there is nothing to refine; above 0 is foreground.
     """
     from unseg_jax.postprocess.bilateral import refine
     from unseg_jax.postprocess.guided import guided_filter
 
     margins = np.clip(margins, -1, 1)
     if method.refine == "none" or not (margins > 0).any():
-        return _interpolate(margins, image.shape[:2]) > 0
+        return margins
     side = (_REFINE_SIDE, _REFINE_SIDE)
     small, soft = resize_image(image, side), _interpolate(margins, side)
     if method.refine == "guided":
-        return _interpolate(guided_filter(small, soft), image.shape[:2]) > 0
+        return guided_filter(small, soft)
     sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
     solved, _ = refine(small, (soft + 1) / 2, *sigmas)
-    return _interpolate(solved - 0.5, image.shape[:2]) > 0
+    return (2 * solved - 1).astype(np.float32)
+
+
+def upsample_margins(margins: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(height, width) bool: where margins (h, w), interpolated bilinearly, are above 0."""
+    return _interpolate(margins, size) > 0
+
+
+def contrast(margins: np.ndarray) -> float:
+    """How clearly margins tell the object from the rest, 0..1: half the difference of their means
+    inside and outside of it, clipped to ±1; 0 where all are on one side."""
+    margins = np.clip(margins, -1, 1)
+    inside = margins > 0
+    if inside.all() or not inside.any():
+        return 0.0
+    return float(margins[inside].mean() - margins[~inside].mean()) / 2
 
 
 def _interpolate(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

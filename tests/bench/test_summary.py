@@ -53,6 +53,22 @@ def test_published_leaves_a_failure_out():
     assert summary["failures"] == [{"id": "c", "method": "deepcut", "error": "broken"}]
 
 
+def test_confidence_is_correlated_with_iou_by_ranks():
+    from scipy.stats import spearmanr
+
+    ious, confidences = [0.9, 0.5, 0.4, 0.4, 0.7], [0.8, 0.1, 0.3, 0.2, 0.2]
+    given = [
+        record(str(index), value, confidence=confidence)
+        for index, (value, confidence) in enumerate(zip(ious, confidences, strict=True))
+    ]
+    found = summarise([*given, failure("f")], config())["methods"]["deepcut"]
+    expected = spearmanr(ious, confidences).statistic
+    assert found["confidence_correlation"] == pytest.approx(expected, abs=1e-6)
+    # Nothing can be said of two images, or where all are equally sure.
+    for few in (given[:2], [record(str(index), index / 4, confidence=1.0) for index in range(4)]):
+        assert summarise(few, config())["methods"]["deepcut"]["confidence_correlation"] is None
+
+
 def test_each_image_counts_once():
     summary = summarise([record("a", 0.1), *RECORDS], config())
     assert summary["methods"]["deepcut"]["miou"] == pytest.approx(1.8 / 4)

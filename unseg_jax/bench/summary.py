@@ -25,6 +25,7 @@ class _Column:
         self.scores = {name: array("d") for name in SCORES}
         self.seconds = array("d")
         self.shared_seconds = array("d")
+        self.confidence = array("d")
         self.histories: dict[int, list[float]] = {}
         self.errors: dict[int, str] = {}
         self.flipped: dict[int, bool] = {}
@@ -34,13 +35,16 @@ class _Column:
         index = self.position.get(record["id"])
         if index is None:
             index = self.position[record["id"]] = len(self.seconds)
-            for values in (*self.scores.values(), self.seconds, self.shared_seconds):
+            numbers = (self.seconds, self.shared_seconds, self.confidence)
+            for values in (*self.scores.values(), *numbers):
                 values.append(np.nan)
         for name, values in self.scores.items():
             value = record.get(name)
             values[index] = np.nan if value is None else value
         self.seconds[index] = record.get("seconds") or 0.0
         self.shared_seconds[index] = record.get("shared_seconds") or 0.0
+        confidence = record.get("confidence")
+        self.confidence[index] = np.nan if confidence is None else confidence
         for store, name in (
             (self.histories, "iou_by_epoch"),
             (self.errors, "error"),
@@ -136,6 +140,7 @@ def _summarise_method(column, protocol, config, method, compile_seconds) -> dict
         **means,
         "median_iou": _number(float(np.median(ious))) if ious.size else None,
         "miou_interval": [_number(low), _number(high)],
+        "confidence_correlation": _rank_correlation(column.confidence, column.scores["iou"]),
         "protocol": protocol.family,
         "protocol_label": protocol.label,
         "images": len(column.position),
@@ -211,6 +216,17 @@ def _paired(columns: Mapping[str, _Column], protocol: Protocol) -> list[dict[str
             }
         )
     return result
+
+
+def _rank_correlation(confidences: Sequence[float], ious: Sequence[float]) -> float | None:
+    """Spearman's correlation of confidence with IoU, over the images that have both."""
+    from scipy.stats import rankdata
+
+    pairs = np.array([confidences, ious])
+    pairs = pairs[:, np.isfinite(pairs).all(0)]
+    if pairs.shape[1] < 3 or (pairs.min(1) == pairs.max(1)).any():
+        return None
+    return _number(np.corrcoef(rankdata(pairs, axis=1))[0, 1])
 
 
 def _mean(values: np.ndarray) -> float | None:
