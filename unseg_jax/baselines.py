@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 # TokenCut's weight of two patches that are not alike.
+_TOKENCUT_STEPS = 64
 _EPSILON = 1e-5
 # Region graphs of natural images all but fall apart (affinities down to 1e-200), which makes
 # their second eigenvector meaningless in any floating point; see `spectral_embedding`.
@@ -153,7 +154,8 @@ def tokencut(graph: Graph, method: Method, key: Array) -> Float[Array, "n k"]:
     cosines = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST)
     joined = jnp.where(cosines > method.tau, 1.0, _EPSILON)
     adjacency = jnp.where(mask[:, None] & mask, joined, 0.0)
-    vector = spectral_embedding(adjacency, mask, 1, key)[:, 0]
+    # Graphs that all but fall apart have several eigenvalues near the second one.
+    vector = spectral_embedding(adjacency, mask, 1, key, steps=_TOKENCUT_STEPS)[:, 0]
     above = vector > jnp.sum(vector) / jnp.maximum(mask.sum(), 1)
     seed = jnp.argmax(jnp.where(mask, jnp.abs(vector), -1.0))
     return _one_hot(above == above[seed], 2, mask)

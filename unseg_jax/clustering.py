@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from unseg_jax import graphs, head, losses
 from unseg_jax.graphs import Graph
 from unseg_jax.methods import Method, resolve
+from unseg_jax.optimiser import adamw
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -177,7 +178,7 @@ def cluster_graph(
     assert params is not None
     prepared = head.prepare_head(method, graph)
     loss_of = make_loss(method, graph)
-    optimiser = make_optimiser(method)
+    optimiser = make_optimiser(method, params, flat=True)
     # One vector for all parameters: the update is one fused pass, and compiles in a fraction of
     # the time that a few for every leaf would.
     flat, unravel = cast("tuple[Array, Any]", ravel_pytree(params))
@@ -244,9 +245,28 @@ def make_loss(method: Method, graph: Graph):
     )
 
 
-def make_optimiser(method: Method) -> optax.GradientTransformation:
-    """AdamW with PyTorch's defaults (β .9 and .999, ε 1e-8) and the method's rate and decay."""
-    return optax.adamw(method.learning_rate, weight_decay=method.weight_decay)
+def make_optimiser(
+    method: Method, params: Params, *, flat: bool = False
+) -> optax.GradientTransformation:
+    """AdamW with the method's rate and decay, for parameters shaped as the given ones.
+
+    Parameters that the method does not use are not decayed: PyTorch leaves alone what has no
+    gradient.
+
+    Args:
+        method: its `learning_rate`, `weight_decay` and `edge_features` are read.
+        params: of its head.
+        flat: the optimiser is for them as one vector, as `ravel_pytree` lays them out.
+    """
+    if method.layer != "gat" or method.edge_features:
+        return adamw(method.learning_rate, method.weight_decay)
+
+    def decay(path, leaf):
+        unused = getattr(path[-1], "key", None) in ("edge", "edge_kernel")
+        return jnp.full(jnp.shape(leaf), 0.0 if unused else method.weight_decay)
+
+    decays = jax.tree_util.tree_map_with_path(decay, params)
+    return adamw(method.learning_rate, ravel_pytree(decays)[0] if flat else decays)
 
 
 def init_key(key: Array) -> Array:

@@ -413,6 +413,8 @@ _ALL = (
         "Melas-Kyriazi et al., Deep Spectral Methods, CVPR 2022",
         algorithm="deep-spectral",
         foreground="border",
+        # The published code normalises the features first.
+        code=(("affinity", "cosine"),),
     ),
     Method(
         "tokencut",

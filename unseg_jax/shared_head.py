@@ -30,7 +30,7 @@ _SHARPNESS = 4.0
 def start(key: Array, method: Method, width: int) -> tuple[Params, Any]:
     """Fresh parameters for features of that width, and the state of their optimiser."""
     params = head.init_head(init_key(key), method, width)
-    return params, make_optimiser(method).init(params)
+    return params, make_optimiser(method, params).init(params)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "grid"))
@@ -56,7 +56,7 @@ def train(
     Returns:
         Parameters, optimiser state, and (B, steps) losses, each before its step.
     """
-    optimiser = make_optimiser(method)
+    optimiser = make_optimiser(method, params)
 
     def image(carry, inputs):
         features, seeds = inputs
@@ -124,5 +124,5 @@ def distil(
         return jax.lax.map(image, (nodes, cosines, margins)).mean()
 
     loss, gradient = jax.value_and_grad(objective)(params)
-    updates, state = make_optimiser(method).update(gradient, state, params)
+    updates, state = make_optimiser(method, params).update(gradient, state, params)
     return cast("Params", optax.apply_updates(params, updates)), state, loss

@@ -336,10 +336,25 @@ def make_report(folder: Annotated[Path, typer.Argument(help="A run's folder.")])
         _stop(error, 1)
 
 
+@tools.command("rescore")
+def rescore_masks(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, made with --save-masks.")],
+    protocol: Annotated[str, typer.Option(help="How to score its masks now.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the new scores to.")],
+) -> None:
+    """Scores the masks of a run under another protocol, without segmenting again."""
+    from unseg_jax.bench.rescore import rescore
+
+    try:
+        _print(rescore(folder, out, protocol), out)
+    except (BenchError, ValueError, OSError) as error:
+        _stop(error, 1)
+
+
 def main() -> None:
     """Runs the command line; a polite kill (SIGTERM) ends a run as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
-    chosen = tools if sys.argv[1:2] in (["merge"], ["report"]) else application
+    chosen = tools if sys.argv[1:2] in (["merge"], ["report"], ["rescore"]) else application
     enable_compilation_cache()
     chosen(prog_name="python -m unseg_jax.bench")
 

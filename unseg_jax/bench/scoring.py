@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,28 @@ def score(found: Segmentation, truth: np.ndarray, protocol: Protocol) -> dict[st
         truth: (H, W) bool.
         protocol: whether to flip.
     """
-    mask, flipped = orient(found.mask, truth, protocol.flip)
-    box = object_box(mask) if flipped else found.box
-    true_box = object_box(truth)
     regions = truth.view(np.uint8)  # numbers, which are counted several times faster than bools
+    return {
+        **score_mask(found.mask, found.box, truth, protocol),
+        "nmi": metrics.nmi(found.labels, regions),
+        "ari": metrics.ari(found.labels, regions),
+    }
+
+
+def score_mask(
+    mask: np.ndarray, box: Sequence[int] | None, truth: np.ndarray, protocol: Protocol
+) -> dict[str, Any]:
+    """Those of `SCORES` that need the mask alone, and whether it was inverted for them.
+
+    Args:
+        mask: (H, W) bool.
+        box: of its object.
+        truth: (H, W) bool.
+        protocol: whether to flip.
+    """
+    mask, flipped = orient(mask, truth, protocol.flip)
+    true_box = object_box(truth)
+    box = object_box(mask) if flipped or box is None else tuple(box)
     return {
         "iou": metrics.iou(mask, truth),
         "dice": metrics.dice(mask, truth),
@@ -66,8 +84,6 @@ def score(found: Segmentation, truth: np.ndarray, protocol: Protocol) -> dict[st
         "e_measure": metrics.e_measure(mask, truth),
         "s_measure": metrics.s_measure(mask, truth),
         "corloc": metrics.corloc(box, [] if true_box is None else [true_box]),
-        "nmi": metrics.nmi(found.labels, regions),
-        "ari": metrics.ari(found.labels, regions),
         "flipped": flipped,
     }
 
@@ -101,11 +117,11 @@ def make_record(
     return {
         "id": found.id,
         "method": found.method,
-        **{name: _rounded(value) for name, value in scores.items()},
+        **{name: rounded(value) for name, value in scores.items()},
         "box": found.box,
         "num_clusters": found.num_clusters,
-        "loss": _rounded(found.loss),
-        "confidence": _rounded(found.confidence),
+        "loss": rounded(found.loss),
+        "confidence": rounded(found.confidence),
         "size": list(found.mask.shape),
         "error": None,
     }
@@ -116,7 +132,7 @@ def failure_record(id: str, method: str, error: str) -> dict[str, Any]:
     return {"id": id, "method": method, **dict.fromkeys(SCORES), "error": error}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to 6 places, which is finer than a pixel of any image; NaN becomes null."""
     if isinstance(value, (float, np.floating)):
         return round(float(value), 6) if np.isfinite(value) else None
