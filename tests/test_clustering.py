@@ -1,5 +1,9 @@
 """The loop as users meet it: shapes, masks, keys, edges. (Numbers are in test_golden.)"""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,10 +152,12 @@ def test_parameters_may_be_shared_or_one_set_an_image(features):
 def test_recorded_labels_are_those_of_shorter_runs(features):
     method = small("gcn", epochs=7, dropout=0.2)
     result = us.cluster(features, method=method, every=3)
-    assert result.history.shape == (3, N)
+    # Epochs 0, 3, 6 and the last.
+    assert result.history.shape == (4, N)
     assert result.losses.shape == (7,)
     shorter = us.cluster(features, method=method, epochs=3)
     np.testing.assert_array_equal(result.history[1], shorter.labels)
+    np.testing.assert_array_equal(result.history[-1], result.labels)
     plain = us.cluster(features, method=method)
     np.testing.assert_allclose(result.losses, plain.losses, rtol=1e-5)
 
@@ -198,3 +204,53 @@ def test_knows_what_is_wrong(features):
 def test_cc_arma_does_not_exist():
     assert "cc-gat" in list_methods()
     assert "cc-arma" not in list_methods()
+
+
+SHARDED = """
+import jax, numpy as np
+import unseg_jax as us
+from jax.sharding import Mesh, PartitionSpec
+
+features = np.random.default_rng(0).normal(size=(4, 24, 8)).astype(np.float32)
+features[:, :12] += 1
+
+def labels(features):
+    found = us.cluster(features, epochs=10)
+    return found.assignments, found.losses
+
+mesh = Mesh(np.array(jax.devices()), ("images",))
+split = PartitionSpec("images")
+sharded = jax.shard_map(labels, mesh=mesh, in_specs=split, out_specs=split)
+for one, other in zip(jax.jit(labels)(features), jax.jit(sharded)(features)):
+    print(float(abs(one - other).max()))
+"""
+
+
+def test_the_users_own_shard_map_changes_nothing():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # Each image must be optimised on its own gradient, not on the sum over the devices.
+    assert max(map(float, done.stdout.split())) < 1e-6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named(features, value):
+    bad = np.array(features)
+    bad[2, 1] = value
+    with pytest.raises(ValueError, match="features hold 1 values that are not finite"):
+        us.cluster(bad, epochs=1)
+    affinity = np.ones((N, N), np.float32)
+    affinity[0, 1] = value
+    with pytest.raises(ValueError, match="adjacency hold 1 values"):
+        us.cluster(features, adjacency=affinity, epochs=1)
+    # What padded nodes hold does not matter.
+    mask = np.arange(N) != 2
+    found = us.cluster(bad, node_mask=mask, epochs=1)
+    assert np.isfinite(found.losses).all()

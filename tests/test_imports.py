@@ -29,8 +29,28 @@ def python(code: str) -> str:
 
 
 def test_import_pulls_in_nothing_heavy():
-    code = f"import unseg_jax, sys; print([n for n in {NOT_AT_IMPORT!r} if n in sys.modules])"
+    code = (
+        "import unseg_jax, sys\n"
+        "names = [getattr(unseg_jax, name) for name in unseg_jax.__all__]\n"
+        f"print([n for n in {NOT_AT_IMPORT!r} if n in sys.modules])"
+    )
     assert python(code) == "[]"
+
+
+def test_import_alone_waits_for_nothing():
+    code = "import unseg_jax, sys; print([n for n in ('jax', 'flax', 'optax') if n in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_every_public_name_is_there():
+    import unseg_jax
+
+    assert set(unseg_jax.__all__) <= set(dir(unseg_jax))
+    for name in unseg_jax.__all__:
+        value = getattr(unseg_jax, name)
+        assert getattr(value, "__name__", "").rpartition(".")[2] == name
+    with pytest.raises(AttributeError, match="no attribute 'segmant'"):
+        unseg_jax.segmant  # noqa: B018
 
 
 def test_command_line_starts_without_what_only_some_commands_need():

@@ -55,6 +55,11 @@ def test_finds_the_objects(found, images):
         assert result.mask[:, right - 1].any()
 
 
+def test_one_array_of_any_library_is_one_image(segmenter, found, images):
+    (result,) = segmenter(jnp.asarray(images[0]))
+    np.testing.assert_array_equal(result.mask, found[0].mask)
+
+
 def test_compiles_once_for_full_and_partial_batches(segmenter, found, images):
     assert len(found) == 3  # a full batch of two and a partial one
     assert segmenter.compilations == 1

@@ -340,10 +340,12 @@ def video(
         **chosen,
     )
     print(f"{found.frames} frames in {found.seconds:.1f} s, compilation included")
-    said = f"label flicker {100 * found.flicker:.2f} %"
-    if compare:
-        said += f", against {100 * found.fresh_flicker:.2f} % frame by frame"
-    print(said)
+    # One frame has nothing to flicker against.
+    if found.frames > 1:
+        said = f"label flicker {100 * found.flicker:.2f} %"
+        if compare:
+            said += f", against {100 * found.fresh_flicker:.2f} % frame by frame"
+        print(said)
     print(f"look at {out}")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from unseg_jax import graphs, head, losses
@@ -33,8 +34,8 @@ class Clustering(NamedTuple):
         labels: (…, N) int32, the most likely cluster, in 0..K−1.
         losses: (…, epochs) float32; losses[e] is taken before update e. (…, 0) for baselines.
         params: the optimised parameters of the head, with the same leading axes.
-        history: (…, epochs // every + 1, N) int32 labels at epochs 0, every, 2·every, …; None
-            unless `every` was given.
+        history: (…, 1 + ⌈epochs / every⌉, N) int32 labels at epochs 0, every, 2·every, … and
+            at the last one; None unless `every` was given.
     """
 
     assignments: Float[Array, "*b n k"]
@@ -84,7 +85,8 @@ def cluster(
         with `quirks="code"` from the last training pass, before the last update.
 
     Raises:
-        ValueError: an unknown method or field, or arrays of the wrong shape.
+        ValueError: an unknown method or field, arrays of the wrong shape, or values of real
+            nodes that are not finite.
     """
     method = resolve(
         method,
@@ -113,6 +115,8 @@ def cluster(
         node_mask = None if node_mask is None else jnp.asarray(node_mask)[None]
     _check_shape("adjacency", adjacency, (*features.shape[:2], features.shape[1]))
     _check_shape("node_mask", node_mask, features.shape[:2])
+    _check_finite("features", features, node_mask)
+    _check_finite("adjacency", adjacency, None)
     if node_mask is None:
         node_mask = jnp.ones(features.shape[:2], bool)
     key = jax.random.key(0) if key is None else key
@@ -182,6 +186,7 @@ def cluster_graph(
     # One vector for all parameters: the update is one fused pass, and compiles in a fraction of
     # the time that a few for every leaf would.
     flat, unravel = cast("tuple[Array, Any]", ravel_pytree(params))
+    flat = _varying_like(flat, graph.nodes)
 
     def objective(flat, seeds):
         # Without dropout there are no seeds, and the pass is deterministic.
@@ -220,6 +225,8 @@ def cluster_graph(
         carry, rest_losses = jax.lax.scan(step, carry, seeds[rounds * every :])
         loss_history = jnp.concatenate([span_losses.reshape(-1), rest_losses])
         history = jnp.concatenate([first[None], span_labels])
+        if method.epochs % every:
+            history = jnp.concatenate([history, label(carry[0])[None]])
     else:
         carry, loss_history = jax.lax.scan(step, carry, seeds)
     flat, _, kept = carry
@@ -281,6 +288,23 @@ def dropout_seeds(key: Array, method: Method) -> Array:
     return jax.random.bits(jax.random.fold_in(key, 1), shape, jnp.uint32)
 
 
+def _varying_like(array: Array, other: Array) -> Array:
+    """The array as each device's own where the other is, under the caller's `jax.shard_map`.
+
+    Parameters that are known to be the same on all devices would get the sum of the gradients of
+    all devices' images.
+    """
+    axes = _varying_axes(other) - _varying_axes(array)
+    return jax.lax.pcast(array, tuple(axes), to="varying") if axes else array
+
+
+def _varying_axes(array: Array) -> frozenset[str]:
+    kind: Any = jax.typeof(array)
+    # The name has changed between releases of JAX.
+    manual = getattr(kind, "mat", None)
+    return frozenset(manual.varying if manual is not None else getattr(kind, "vma", ()))
+
+
 def _finish(graph, assignments, loss_history, params, history):
     assignments = jnp.where(graph.mask[:, None], assignments, 0.0)
     labels = jnp.argmax(assignments, -1).astype(jnp.int32)
@@ -289,6 +313,20 @@ def _finish(graph, assignments, loss_history, params, history):
 
 def _has_batch_axis(params) -> bool:
     return params is not None and params["mlp"][-1]["bias"].ndim == 2
+
+
+def _check_finite(name, array, mask):
+    """Of arrays that have values: under `jax.jit` and its like there is nothing to look at."""
+    if any(isinstance(given, Tracer) for given in (array, mask)) or array is None:
+        return
+    finite = jnp.isfinite(array)
+    if mask is not None:
+        finite |= ~jnp.asarray(mask, bool)[..., None]
+    if not finite.all():
+        raise ValueError(
+            f"{name} hold {int((~finite).sum())} values that are not finite numbers; check the "
+            "weights that they come from, or mask those nodes by node_mask."
+        )
 
 
 def _check_shape(name, array, shape):

@@ -6,6 +6,8 @@ nothing asks for its name. A new method is a new `Method(...)`.
 
 import dataclasses
 import difflib
+import math
+import numbers
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -174,8 +176,28 @@ _CHOICES = {
 }
 _FIELDS = {field.name: field for field in dataclasses.fields(Method)}
 _FIXED = ("name", "source", "code")
-_COUNTS = ("epochs", "collective_epochs", "parts", "parts_epochs", "background_parts", "neighbours")
+# Fields that hold whole numbers, and the least that each may be.
+_LEAST = {
+    **dict.fromkeys(("epochs", "collective_epochs", "parts", "parts_epochs"), 0),
+    **dict.fromkeys(("background_parts", "background_epochs", "neighbours"), 0),
+    **dict.fromkeys(("stride", "heads", "stacks", "arma_layers", "mlp_width"), 1),
+    **dict.fromkeys(("num_clusters", "collective_steps"), 1),
+    "block": -(10**6),
+}
+# Fields that hold numbers, and what each must be above.
+_ABOVE = {
+    **dict.fromkeys(("alpha", "sigma_spatial", "sigma_luma", "sigma_chroma"), 0.0),
+    "tau": -math.inf,
+}
+# Likewise, and what each must not be below.
+_AT_LEAST = dict.fromkeys(("spatial_decay", "learning_rate", "weight_decay"), 0.0)
 _RATES = ("dropout", "layer_dropout")
+_SWITCHES = ("log_bin", "normalise", "edge_features", "shared", "largest_component")
+_CC_ARMA = (
+    "ARMA's propagation divides by the square roots of degrees, which the negative affinities of "
+    "correlation clustering leave undefined; take 'cc-gcn' or 'cc-gat', or, to propagate over the "
+    "positive affinities alone, 'cc-gcn' with layer='arma'."
+)
 
 
 def nearest(name: str, known) -> str:
@@ -203,35 +225,60 @@ def override(method: Method, **overrides: Any) -> Method:
         overrides.setdefault("layer_dropout", overrides["dropout"])
     if overrides.get("quirks") == "code" and method.quirks != "code":
         overrides = {**dict(method.code), **overrides}
-    if isinstance(overrides.get("image_size"), list):
-        overrides["image_size"] = tuple(overrides["image_size"])
-    if "branches" in overrides:
-        overrides["branches"] = tuple(tuple(widths) for widths in overrides["branches"])
+    overrides = {name: _plain(value) for name, value in overrides.items()}
     for name, value in overrides.items():
         _check(name, value)
     return dataclasses.replace(method, **overrides)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, and lists as tuples, which can be hashed."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    item = getattr(value, "item", None)
+    return item() if item is not None and isinstance(value, numbers.Number) else value
 
 
 def _check(name: str, value: Any) -> None:
     if name in _CHOICES and value not in _CHOICES[name]:
         choices = [choice for choice in _CHOICES[name] if choice is not None]
         raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}.")
-    if name == "num_clusters" and not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"num_clusters={value!r} must be a whole number of at least 1.")
-    if name in _COUNTS and not (isinstance(value, int) and value >= 0):
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 0.")
-    if name in _RATES and not 0 <= value < 1:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name in _LEAST and not (whole and value >= _LEAST[name]):
+        kind = "a whole number" if name == "block" else f"a whole number of at least {_LEAST[name]}"
+        raise ValueError(f"{name}={value!r} must be {kind}.")
+    number = (whole or isinstance(value, float)) and math.isfinite(value)
+    if name in _ABOVE and not (number and value > _ABOVE[name]):
+        kind = "a number" if _ABOVE[name] == -math.inf else f"a number above {_ABOVE[name]:g}"
+        raise ValueError(f"{name}={value!r} must be {kind}.")
+    if name in _AT_LEAST and not (number and value >= _AT_LEAST[name]):
+        raise ValueError(f"{name}={value!r} must be a number of at least {_AT_LEAST[name]:g}.")
+    if name in _RATES and not (number and 0 <= value < 1):
         raise ValueError(f"{name}={value!r} must lie in [0, 1).")
-    if name == "image_size":
-        sides = (value,) if isinstance(value, int) else value
-        if not all(isinstance(side, int) and side > 0 for side in sides) or len(sides) > 2:
-            raise ValueError(
-                f"image_size={value!r} must be a side in pixels or a pair (height, width)."
-            )
+    if name in _SWITCHES and not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False.")
+    if name == "image_size" and not (_is_count(value) or _are_counts(value, 2)):
+        raise ValueError(
+            f"image_size={value!r} must be a side in pixels or a pair (height, width)."
+        )
     if name == "branches":
-        widths: Any = value
-        if not widths or not all(branch and min(branch) > 0 for branch in widths):
-            raise ValueError(f"branches={value!r} must name at least one positive width a branch.")
+        branches: Any = value if isinstance(value, tuple) else ()
+        if not branches or not all(_are_counts(widths) for widths in branches):
+            raise ValueError(
+                f"branches={value!r} must name at least one positive width a branch, such as "
+                "((64, 64), (128,))."
+            )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_counts(value: Any, length: int | None = None) -> bool:
+    """Whether it is a tuple (of that length) of positive whole numbers."""
+    if not isinstance(value, tuple) or not value or length not in (None, len(value)):
+        return False
+    return all(_is_count(item) for item in value)
 
 
 def resolve(method: str | Method, **overrides: Any) -> Method:
@@ -241,6 +288,8 @@ def resolve(method: str | Method, **overrides: Any) -> Method:
         ValueError: an unknown name, field or value.
     """
     if isinstance(method, str):
+        if method == "cc-arma":
+            raise ValueError(f"there is no method 'cc-arma': {_CC_ARMA}")
         if method not in METHODS:
             raise ValueError(f"unknown method '{method}'; {nearest(method, METHODS)}")
         method = METHODS[method]

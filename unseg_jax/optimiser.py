@@ -37,25 +37,25 @@ def adamw(learning_rate: float, weight_decay: Any) -> optax.GradientTransformati
         zeros = jax.tree.map(jnp.zeros_like, params)
         return AdamWState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-    def update(gradient, state, params=None):
+    def update(updates, state, params=None):
         count = state.count + 1
-        steps = count.astype(jnp.float32)
-        first = -jnp.expm1(steps * math.log(_FIRST))
-        second = -jnp.expm1(steps * math.log(_SECOND))
-        mean = jax.tree.map(lambda m, g: _FIRST * m + (1 - _FIRST) * g, state.mean, gradient)
+        time = count.astype(jnp.float32)
+        first = -jnp.expm1(time * math.log(_FIRST))
+        second = -jnp.expm1(time * math.log(_SECOND))
+        mean = jax.tree.map(lambda m, g: _FIRST * m + (1 - _FIRST) * g, state.mean, updates)
         square = jax.tree.map(
-            lambda s, g: _SECOND * s + (1 - _SECOND) * jnp.square(g), state.square, gradient
+            lambda s, g: _SECOND * s + (1 - _SECOND) * jnp.square(g), state.square, updates
         )
 
         def change(m, s, p, decay):
             return -learning_rate * ((m / first) / (jnp.sqrt(s / second) + _EPSILON) + decay * p)
 
         if isinstance(weight_decay, (int, float)):
-            updates = jax.tree.map(
+            steps = jax.tree.map(
                 lambda m, s, p: change(m, s, p, weight_decay), mean, square, params
             )
         else:
-            updates = jax.tree.map(change, mean, square, params, weight_decay)
-        return updates, AdamWState(count, mean, square)
+            steps = jax.tree.map(change, mean, square, params, weight_decay)
+        return steps, AdamWState(count, mean, square)
 
     return optax.GradientTransformation(init, update)

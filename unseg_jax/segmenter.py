@@ -119,6 +119,7 @@ class Segmenter:
         self._program = jax.jit(self._run_pixels, static_argnames=("every",))
         self._nodes_program = jax.jit(self._run_nodes, static_argnames=("every",))
         self._features_program = jax.jit(self._run_features)
+        self._regions_programs: dict[tuple, Any] = {}
 
     def __call__(self, images: Source | Iterable[Source]) -> list[Segmentation]:
         """Segments one image or many.
@@ -143,7 +144,7 @@ class Segmenter:
         """Segments images in order without holding them all; failures are yielded, not raised."""
         waiting = None
         full = False
-        entries = enumerate(_as_iterable(images))
+        entries = enumerate(as_iterable(images))
         with contextlib.closing(batches(entries, self._read, self.batch_size)) as loaded:
             for batch in loaded:
                 pixels = [outcome.value[2] for outcome in batch if outcome.value is not None]
@@ -216,6 +217,28 @@ class Segmenter:
             every=every,
         )
 
+    def compile_regions(
+        self, pixels: list[np.ndarray], *, every: int = 0
+    ) -> tuple[Any, tuple, dict]:
+        """The compiled program for graphs of these images' regions, and what to call it with.
+
+        It is compiled once for each number of images and bucket of region counts, without being
+        run.
+        """
+        from unseg_jax.superpixels import region_graph, stack_regions
+
+        regions = stack_regions([region_graph(image, self.method) for image in pixels])
+        given = {
+            "adjacency": regions.adjacency,
+            "mask": regions.mask,
+            "index_map": regions.index_map,
+        }
+        key = (regions.nodes.shape, every)
+        if key not in self._regions_programs:
+            lowered = self._nodes_program.lower(regions.nodes, **given, every=every)
+            self._regions_programs[key] = lowered.compile()
+        return self._regions_programs[key], (regions.nodes,), given
+
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) that labels live on: patches, or pixels of the resized image."""
@@ -232,7 +255,8 @@ class Segmenter:
     def compilations(self) -> int:
         """How many programs were compiled so far."""
         programs = (self._program, self._nodes_program, self._features_program)
-        return sum(program._cache_size() for program in programs)  # type: ignore[attr-defined]
+        jitted = sum(program._cache_size() for program in programs)  # type: ignore[attr-defined]
+        return jitted + len(self._regions_programs)
 
     def finish(
         self, result: PatchResult, index: int, image: np.ndarray, id: str = ""
@@ -329,17 +353,8 @@ class Segmenter:
         return extract_features(self.backbone, self.method, params, pixels)
 
     def _run_regions(self, pixels, every):
-        from unseg_jax.superpixels import region_graph, stack_regions
-
-        regions = stack_regions([region_graph(image, self.method) for image in pixels])
-        result, _ = self._nodes_program(
-            regions.nodes,
-            adjacency=regions.adjacency,
-            mask=regions.mask,
-            index_map=regions.index_map,
-            every=every,
-        )
-        return result
+        program, arguments, given = self.compile_regions(pixels, every=every)
+        return program(*arguments, **given)[0]
 
 
 def segment(
@@ -356,7 +371,7 @@ def segment(
     if resolved.learns_from_set:
         from unseg_jax.collective import fit
 
-        sources = list(_as_iterable(images))
+        sources = list(as_iterable(images))
         seed = options.pop("seed", 0)
         model = fit(sources, method=resolved, key=jax.random.key(seed), **options)
         return model.segment(sources)
@@ -419,11 +434,14 @@ def _check_alone(method: Method) -> None:
         )
 
 
-def _as_iterable(images) -> Iterable:
+def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
+    """One image or many, as many."""
     if isinstance(images, (str, Path)) or hasattr(images, "convert"):
         return [images]
-    if isinstance(images, np.ndarray) and images.dtype != object and images.ndim <= 3:
-        return [images]
+    # Any array library's: NumPy's, JAX's, PyTorch's.
+    if hasattr(images, "dtype") and hasattr(images, "ndim"):
+        array = np.asarray(images)
+        return [array] if array.dtype != object and array.ndim <= 3 else array
     return images
 
 

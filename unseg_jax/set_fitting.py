@@ -20,7 +20,7 @@ from unseg_jax import evidence, shared_head
 from unseg_jax.clustering import cluster_batch
 from unseg_jax.data.images import ImageError, load_image
 from unseg_jax.data.loader import batches
-from unseg_jax.segmenter import Segmenter
+from unseg_jax.segmenter import Segmenter, as_iterable
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -41,10 +41,8 @@ def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Sou
         from unseg_jax.gallery import find_images
 
         sources = [image.path for image in find_images([images])]
-    elif isinstance(images, np.ndarray) and images.ndim < 4:
-        sources = [images]
     else:
-        sources = list(images)
+        sources = list(as_iterable(images))
     if not sources:
         raise ValueError("there are no images to fit; pass a folder or a list that has some.")
     return sources

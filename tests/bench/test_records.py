@@ -70,6 +70,22 @@ def test_a_second_writer_is_turned_away(tmp_path):
         RunFolder(tmp_path, CONFIG, resume=True)
 
 
+def test_a_run_at_work_is_not_overwritten(tmp_path):
+    pytest.importorskip("fcntl")
+    other = {**CONFIG, "seed": 1}
+    with RunFolder(tmp_path, CONFIG) as folder:
+        (tmp_path / "masks").mkdir()
+        with pytest.raises(BenchError, match="another process is writing"):
+            RunFolder(tmp_path, other, overwrite=True)
+        folder.append([record("a")])
+    assert ids(tmp_path) == ["a"]
+    assert (tmp_path / "masks").exists()
+    with RunFolder(tmp_path, other, overwrite=True) as folder:
+        folder.append([record("b")])
+    assert ids(tmp_path) == ["b"]
+    assert not (tmp_path / "masks").exists()
+
+
 def test_failures_can_be_forgotten(tmp_path):
     with RunFolder(tmp_path, CONFIG) as folder:
         folder.append([record("a"), record("b", "broken"), record("c")])

@@ -52,9 +52,14 @@ def test_merged_shards_are_the_whole(whole, data, weights, tmp_path):
     assert len(list((out / "masks" / "deepcut").iterdir())) == 10
     assert len(list((out / "thumbnails" / "image").iterdir())) == 10
     assert summary["timing"]["images"] == 10
-    # Merging again changes nothing.
-    assert timeless(out) == timeless(whole[0])
+    # Merging again changes nothing, and brings nothing of an earlier merge back.
+    mask = next((out / "masks" / "deepcut").iterdir())
+    content = mask.read_bytes()
+    mask.unlink()
+    mask.write_bytes(b"of an earlier run")
     assert merge(out) == summary
+    assert timeless(out) == timeless(whole[0])
+    assert mask.read_bytes() == content
 
 
 def test_shards_of_other_settings_are_not_merged(data, weights, tmp_path):

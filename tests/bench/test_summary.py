@@ -45,6 +45,33 @@ def test_honest_counts_a_failure_as_nothing_found():
     assert 0 <= low < found["miou"] < high <= 0.9
 
 
+def test_failures_without_a_truth_are_nobodys_zero():
+    unscored = {**failure("e"), "scored": False}
+    found = summarise([*RECORDS, unscored], config(images=5))["methods"]["deepcut"]
+    assert found["miou"] == pytest.approx(1.8 / 4)
+    assert (found["images"], found["failed"], found["scored"]) == (5, 2, 4)
+    blind = [{**record("a", None), "scored": False}, unscored]
+    found = summarise(blind, config(images=2))["methods"]["deepcut"]
+    assert (found["miou"], found["scored"], found["failed"]) == (None, 0, 1)
+
+
+def test_max_f_is_the_best_threshold_of_the_whole_set():
+    """Of masks there are two: the mask's own, and the one that takes every pixel."""
+    given = [record("a", 0.9, f_everything=0.3), record("b", 0.1, f_everything=0.8)]
+    found = summarise(given, config(images=2))["methods"]["deepcut"]
+    assert found["f_measure"] == pytest.approx(0.5)
+    assert found["max_f"] == pytest.approx(0.55)
+
+
+def test_the_last_epoch_is_recorded_though_it_is_no_multiple():
+    given = [record("a", 0.9, iou_by_epoch=[0.1, 0.5, 0.6, 0.9])]
+    settings = config(images=1, every=10)
+    settings["methods"]["deepcut"]["epochs"] = 25
+    curve = summarise(given, settings)["methods"]["deepcut"]["by_epoch"]
+    assert curve["epochs"] == [0, 10, 20, 25]
+    assert curve["best_epoch"] == 25
+
+
 def test_published_leaves_a_failure_out():
     summary = summarise(RECORDS, config(protocol="published"))
     found = summary["methods"]["deepcut"]
@@ -117,10 +144,12 @@ def test_epochs_give_a_curve_its_best_and_where_it_settles():
         record(id, row[-1], iou_by_epoch=row, seconds=2.0)
         for id, row in zip("ab", rows, strict=True)
     ]
-    found = summarise(records, config(images=2, every=5))["methods"]["deepcut"]["by_epoch"]
+    given = config(images=2, every=5)
+    given["methods"]["deepcut"]["epochs"] = 15
+    found = summarise(records, given)["methods"]["deepcut"]["by_epoch"]
     assert found["epochs"] == [0, 5, 10, 15]
     assert found["miou"] == pytest.approx([0.2, 0.7, 0.505, 0.5])
     assert (found["best_epoch"], found["best_miou"]) == (5, pytest.approx(0.7))
     assert found["converged_epoch"] == 10
-    # DeepCut runs 10 epochs in these 2 seconds.
-    assert found["converged_seconds"] == pytest.approx(2.0)
+    # 15 epochs take these 2 seconds.
+    assert found["converged_seconds"] == pytest.approx(2.0 * 10 / 15)

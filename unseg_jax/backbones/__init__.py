@@ -17,6 +17,7 @@ from unseg_jax.backbones.layouts import build_params, infer_config, strip_prefix
 from unseg_jax.backbones.vit import Facet, VisionTransformer, ViTConfig
 from unseg_jax.backbones.weights import (
     AUTO,
+    REMEDY,
     SOURCES,
     check_name,
     convert_weights,
@@ -167,7 +168,10 @@ def load_backbone(name_or_path: str | Path = AUTO, *, dtype: Dtype = "float32") 
     if name == AUTO:
         name, path = fetch_auto()
     elif name in SOURCES:
-        path = fetch(name)
+        try:
+            path = fetch(name)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; {REMEDY}") from error
     else:
         path = Path(name_or_path).expanduser()
         if not path.suffix and not path.exists():

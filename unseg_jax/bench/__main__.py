@@ -286,6 +286,8 @@ def _fields(given: list[str]) -> dict[str, Any]:
 
 def _print(summary: dict[str, Any], out: str | Path) -> None:
     print(format_table(summary))
+    for note in summary["config"]["notes"]:
+        print(f"note: {note}")
     timing = summary["timing"]
     if timing:
         print(
@@ -313,25 +315,34 @@ def _terminate(*_) -> None:
 
 @tools.command("merge")
 def merge_shards(
-    folder: Annotated[Path, typer.Argument(help="The --out of the shards.")],
+    folder: Annotated[str, typer.Argument(help="The --out of the shards, a folder or a URL.")],
     partial: Annotated[
         bool, typer.Option("--partial", help="Even if shards are missing or unfinished.")
     ] = False,
 ) -> None:
     """Joins the shards of a run: records, masks, summary.json and report.html."""
     from unseg_jax.bench.merge import merge
+    from unseg_jax.bench.remote import is_remote, merge_remote
 
     try:
-        _print(merge(folder, partial=partial), folder)
+        if is_remote(folder):
+            summary = merge_remote(folder, partial=partial)
+        else:
+            summary = merge(Path(folder), partial=partial)
+        _print(summary, folder)
     except (BenchError, ValueError, OSError) as error:
         _stop(error, 1)
 
 
 @tools.command("report")
-def make_report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+def make_report(
+    folder: Annotated[str, typer.Argument(help="A run's folder, or its URL.")],
+) -> None:
     """Makes summary.json and report.html again, from what the run has recorded."""
+    from unseg_jax.bench.remote import is_remote, report_remote
+
     try:
-        _print(write_summary(folder), folder)
+        _print(report_remote(folder) if is_remote(folder) else write_summary(Path(folder)), folder)
     except (BenchError, ValueError, OSError) as error:
         _stop(error, 1)
 

@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import pickle
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +86,11 @@ def _connected(ray: Any, settings: Settings) -> Iterator[None]:
         options["include_dashboard"] = False
     try:
         _knock(settings.cluster)
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        # Ray puts a handler of its own in, which ends the process with nothing written.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
     except Exception as error:  # a refused connection comes in several types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BenchError(
@@ -142,7 +148,6 @@ def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Tim
                 write_bytes(job.folder.path / path, content)
             ledger.settle(answer["records"], [by_id[id] for id in answer["ids"]])
         timing.device += answer["seconds"] / actors
-        timing.images += len(answer["ids"])
         for name, seconds in answer["compile_seconds"].items():
             engine.compile_seconds[name] = max(seconds, engine.compile_seconds[name])
 
@@ -205,7 +210,7 @@ class SegmentActor:
         prepared = [pickle.loads(value) for value in batch["prepared"]]
         names = frozenset(self.engine.segmenters)
         records = [
-            failure_record(item.id, name, value)
+            failure_record(item, name, value)
             for item, value in zip(items, prepared, strict=True)
             if isinstance(value, str)
             for name in sorted(names)

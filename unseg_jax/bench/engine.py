@@ -298,8 +298,12 @@ class Engine:
     def _compile_method(self, group: _Group, name: str) -> float:
         segmenter = self.segmenters[name]
         method = segmenter.method
+        blank = [np.zeros((*method.size, 3), np.uint8)] * self.batch_size
+        if method.nodes != "patches":
+            start = time.perf_counter()
+            segmenter.compile_regions(blank, every=self.every)
+            return time.perf_counter() - start
         if not group.shares:
-            blank = [np.zeros((*method.size, 3), np.uint8)] * self.batch_size
             start = time.perf_counter()
             jax.block_until_ready(segmenter.run(blank, every=self.every))
             first = time.perf_counter()

@@ -64,7 +64,7 @@ class Finisher:
         try:
             truth, resized = self._truth(item, image)
         except ImageError as error:
-            return [failure_record(item.id, name, str(error)) for name in sorted(names)]
+            return [failure_record(item, name, str(error)) for name in sorted(names)]
         self._write_thumbnails(item, image, truth)
         records = []
         # Only bilateral refinement reads the pixels; the others are told the size.
@@ -78,7 +78,7 @@ class Finisher:
             try:
                 found = segmenter.finish(timed.result, index, pixels, item.id)
             except ImageError as error:
-                records.append(failure_record(item.id, name, str(error)))
+                records.append(failure_record(item, name, str(error)))
                 continue
             record = make_record(found, truth, self.protocol)
             record["mask_resized"] = resized

@@ -60,8 +60,10 @@ def merge(path: Path, *, partial: bool = False) -> dict[str, Any]:
     sessions = [read_sessions(shard) for shard in shards]
     last = [session[-1] for session in sessions if session]
     write_text(path / SESSIONS, "".join(record_lines([_join(last)] if last else [])))
-    for shard in shards:
-        for kind in ("masks", "thumbnails"):
+    for kind in ("masks", "thumbnails"):
+        # Those of an earlier merge may be of shards that were run again since.
+        shutil.rmtree(path / kind, ignore_errors=True)
+        for shard in shards:
             if (shard / kind).is_dir():
                 shutil.copytree(shard / kind, path / kind, copy_function=_link, dirs_exist_ok=True)
     return write_summary(path)
@@ -87,14 +89,16 @@ def _check_complete(path, shards, configs, count) -> None:
 def _join(sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One session that stands for those of all shards, which ran beside one another."""
     timings = [session["timing"] for session in sessions]
+    # Times are those of the slowest shard.
     total: dict[str, float] = {
-        name: round(sum(timing[name] or 0 for timing in timings), 3)
-        for name in timings[0]
-        if name != "device_busy"
+        name: max(timing[name] or 0 for timing in timings) for name in timings[0]
     }
+    total["images"] = sum(timing["images"] for timing in timings)
     wall = max(total["wall_seconds"], 1e-9)
-    total["device_busy"] = round(total["device_seconds"] / wall, 4)
-    total["peak_memory_mb"] = max(timing["peak_memory_mb"] or 0 for timing in timings)
+    total["images_per_second"] = round(total["images"] / wall, 3)
+    busy = sum(timing["device_seconds"] for timing in timings)
+    whole = sum(timing["wall_seconds"] for timing in timings)
+    total["device_busy"] = round(busy / max(whole, 1e-9), 4)
     names = {name for session in sessions for name in session["compile_seconds"]}
     devices = sorted({session["device"] for session in sessions})
     return {

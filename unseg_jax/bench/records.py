@@ -33,7 +33,7 @@ CONFIG, RECORDS, SESSIONS, SUMMARY = (
     "summary.json",
 )
 _FOLDERS = ("masks", "thumbnails", "models")
-_OWN = (CONFIG, RECORDS, SESSIONS, SUMMARY, "report.html", *_FOLDERS)
+OWN = (CONFIG, RECORDS, SESSIONS, SUMMARY, "report.html", *_FOLDERS)
 
 
 def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
@@ -75,19 +75,25 @@ class RunFolder:
         """
         self.path = path
         self._lock = threading.Lock()
-        if overwrite:
-            _remove(path)
         present = (path / CONFIG).exists() or (path / RECORDS).exists()
-        if present and not resume:
+        if present and not (resume or overwrite):
             raise BenchError(
                 f"{path} holds a run already: go on with it by --resume, replace it by "
                 f"--overwrite, or choose another --out."
             )
-        if (path / CONFIG).exists():
-            check_same(read_config(path), config, str(path))
-        else:
-            write_json(path / CONFIG, config)
+        # Owned before anything is changed: another process may be at work here.
         self._file = _open_and_own(path / RECORDS)
+        try:
+            if overwrite:
+                _remove(path)
+                os.ftruncate(self._file, 0)
+            if (path / CONFIG).exists():
+                check_same(read_config(path), config, str(path))
+            else:
+                write_json(path / CONFIG, config)
+        except BaseException:
+            os.close(self._file)
+            raise
         if retry_failed:
             try:
                 _forget_failures(path)
@@ -240,8 +246,11 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def _remove(path: Path) -> None:
-    for name in _OWN:
+    """Removes a run but for its records' file, which stays the one that is owned."""
+    for name in OWN:
         target = path / name
+        if name == RECORDS:
+            continue
         if target.is_dir():
             shutil.rmtree(target)
         else:

@@ -220,8 +220,9 @@ def _histograms(
         values = scores.iou[index]
         values = values[~np.isnan(values)]
         if protocol.count_failures and len(values):
-            failures = np.full(len(scores.errors[name]), WORST[SCORES[0]])
-            values = np.concatenate([values, failures])
+            # Failed images that would have had a score.
+            failures = summary["methods"][name]["scored"] - len(values)
+            values = np.concatenate([values, np.full(max(failures, 0), WORST[SCORES[0]])])
         if len(values):
             chart = charts.histogram(values.tolist(), index)
             result.append((name, chart, summary["methods"][name]))

@@ -12,6 +12,8 @@ import datetime
 import importlib.metadata
 import importlib.util
 import platform
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -174,6 +176,8 @@ def write_summary(path: Path) -> dict[str, Any]:
         report = importlib.import_module("unseg_jax.bench.report")
         try:
             report.write_report(path)
+        except WriteError:
+            raise
         except Exception as error:  # the scores are safe, and the report can be made again
             warnings.warn(
                 f"report.html was not written ({type(error).__name__}: {error}): make it again by "
@@ -206,14 +210,32 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
                 _work_here(job, ledger, timing, bar)
         except KeyboardInterrupt:
             bar.close()
-            with contextlib.suppress(OSError):
+            timing.images = ledger.count_finished() - done
+            with undisturbed(), contextlib.suppress(OSError):
                 _end_session(job, timing)
                 write_summary(job.folder.path)
             raise Interrupted(
                 f"stopped after {ledger.count_finished()} of {total} images, which are "
                 f"kept: give the same command with --resume to go on."
             ) from None
+    timing.images = ledger.count_finished() - done
     _end_session(job, timing)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keeps an impatient second Ctrl-C from breaking off what the first one began."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _work_here(job: Job, ledger: Ledger, timing: Timing, bar: Any) -> None:
@@ -248,7 +270,7 @@ def _pass(job: Job, items: Sequence[Item], ledger: Ledger, timing: Timing) -> No
     def give_up(outcomes) -> None:
         with plain_errors():
             records = [
-                failure_record(outcome.item.id, name, failure_reason(outcome.error))
+                failure_record(outcome.item, name, failure_reason(outcome.error))
                 for outcome in outcomes
                 for name in sorted(ledger.missing(outcome.item))
             ]
@@ -266,7 +288,6 @@ def _pass(job: Job, items: Sequence[Item], ledger: Ledger, timing: Timing) -> No
                 begin = time.perf_counter()
                 results = engine.run(stack_pixels(prepared))
                 timing.device += time.perf_counter() - begin
-                timing.images += len(good)
                 writer.submit(finish, [outcome.item for outcome in good], prepared, results)
 
 

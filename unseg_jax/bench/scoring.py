@@ -9,6 +9,7 @@ import numpy as np
 
 from unseg_jax import metrics
 from unseg_jax.bench.protocols import Protocol
+from unseg_jax.data import Item
 from unseg_jax.methods import Method
 from unseg_jax.postprocess import largest_component, object_box, upsample_labels
 from unseg_jax.segmenter import Segmentation
@@ -17,7 +18,7 @@ SCORES = (
     "iou",
     "dice",
     "pixel_accuracy",
-    "max_f",
+    "f_measure",
     "mae",
     "e_measure",
     "s_measure",
@@ -29,6 +30,10 @@ SCORES = (
 
 WORST: Mapping[str, float] = {name: 1.0 if name == "mae" else 0.0 for name in SCORES}
 """What a failed image counts as under `honest`."""
+
+F_EVERYTHING = "f_everything"
+"""Name of the F-measure that a mask of all pixels would have, in `per_image.jsonl`. A data set's
+maxF is the larger mean of this and of "f_measure": the two thresholds that a bool mask has."""
 
 
 def orient(mask: np.ndarray, truth: np.ndarray, flip: bool) -> tuple[np.ndarray, bool]:
@@ -75,11 +80,14 @@ def score_mask(
     mask, flipped = orient(mask, truth, protocol.flip)
     true_box = object_box(truth)
     box = object_box(mask) if flipped or box is None else tuple(box)
+    f_curve = metrics.f_curve(mask, truth)
+    nothing = not (mask.any() or truth.any())
     return {
         "iou": metrics.iou(mask, truth),
         "dice": metrics.dice(mask, truth),
         "pixel_accuracy": metrics.pixel_accuracy(mask, truth),
-        "max_f": metrics.max_f(mask, truth),
+        "f_measure": 1.0 if nothing else float(f_curve[0]),
+        F_EVERYTHING: float(f_curve[-1]),
         "mae": metrics.mae(mask, truth),
         "e_measure": metrics.e_measure(mask, truth),
         "s_measure": metrics.s_measure(mask, truth),
@@ -113,7 +121,11 @@ def make_record(
     found: Segmentation, truth: np.ndarray | None, protocol: Protocol
 ) -> dict[str, Any]:
     """The record of an image that was segmented; scores are null without a truth."""
-    scores = dict.fromkeys((*SCORES, "flipped")) if truth is None else score(found, truth, protocol)
+    scores = (
+        dict.fromkeys((*SCORES, F_EVERYTHING, "flipped"))
+        if truth is None
+        else score(found, truth, protocol)
+    )
     return {
         "id": found.id,
         "method": found.method,
@@ -127,9 +139,16 @@ def make_record(
     }
 
 
-def failure_record(id: str, method: str, error: str) -> dict[str, Any]:
-    """The record of an image that failed."""
-    return {"id": id, "method": method, **dict.fromkeys(SCORES), "error": error}
+def failure_record(item: Item, method: str, error: str) -> dict[str, Any]:
+    """The record of an image that failed; `scored` says whether it would have had scores."""
+    scores = dict.fromkeys(SCORES)
+    return {
+        "id": item.id,
+        "method": method,
+        **scores,
+        "scored": item.mask is not None,
+        "error": error,
+    }
 
 
 def rounded(value: Any) -> Any:

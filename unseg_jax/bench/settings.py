@@ -177,6 +177,7 @@ def make_config(
         "seed": settings.seed,
         "every": settings.every,
         "draft": settings.draft,
+        "save_masks": settings.save_masks,
         "shard": list(shard),
         "batch_size": settings.batch_size,
     }

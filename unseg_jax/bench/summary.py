@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unseg_jax.bench.protocols import Protocol
-from unseg_jax.bench.scoring import SCORES, WORST
+from unseg_jax.bench.scoring import F_EVERYTHING, SCORES, WORST
 from unseg_jax.metrics import bootstrap_interval, paired_difference
 
 # With more methods than this, each is compared with the best one only.
@@ -22,12 +22,13 @@ class _Column:
 
     def __init__(self) -> None:
         self.position: dict[str, int] = {}
-        self.scores = {name: array("d") for name in SCORES}
+        self.scores = {name: array("d") for name in (*SCORES, F_EVERYTHING)}
         self.seconds = array("d")
         self.shared_seconds = array("d")
         self.confidence = array("d")
         self.histories: dict[int, list[float]] = {}
         self.errors: dict[int, str] = {}
+        self.unscored: set[int] = set()
         self.flipped: dict[int, bool] = {}
         self.resized: dict[int, bool] = {}
 
@@ -54,6 +55,14 @@ class _Column:
             store.pop(index, None)
             if record.get(name):
                 store[index] = record[name]
+        self.unscored.discard(index)
+        if not record.get("scored", True):
+            self.unscored.add(index)
+
+    @property
+    def failures(self) -> set[int]:
+        """Failed images that would have had scores."""
+        return self.errors.keys() - self.unscored
 
 
 def summarise(
@@ -114,15 +123,14 @@ def summarise(
 def _counted(column: _Column, name: str, protocol: Protocol) -> tuple[list[str], np.ndarray]:
     """Ids in order and their scores as the protocol counts them."""
     ids, values = [], []
-    scores = column.scores[name]
-    # Without a truth there are no scores at all, and a failure is nobody's 0.
-    scored = any(not np.isnan(value) for value in scores) or bool(column.errors)
+    scores, failures = column.scores[name], column.failures
     for id, position in sorted(column.position.items()):
         value = scores[position]
         if position in column.errors:
-            if not (protocol.count_failures and scored):
+            # Without a truth there is nothing to score, and a failure is nobody's 0.
+            if not (protocol.count_failures and position in failures):
                 continue
-            value = WORST[name]
+            value = WORST.get(name, 0.0)
         if not np.isnan(value):
             ids.append(id)
             values.append(value)
@@ -132,6 +140,8 @@ def _counted(column: _Column, name: str, protocol: Protocol) -> tuple[list[str],
 def _summarise_method(column, protocol, config, method, compile_seconds) -> dict[str, Any]:
     _, ious = _counted(column, "iou", protocol)
     means = {name: _mean(_counted(column, name, protocol)[1]) for name in SCORES}
+    f_measures = (means["f_measure"], _mean(_counted(column, F_EVERYTHING, protocol)[1]))
+    means["max_f"] = max((value for value in f_measures if value is not None), default=None)
     low, high = bootstrap_interval(ious, config["seed"])
     own, shared = _total(column.seconds), _total(column.shared_seconds)
     done = len(column.position) - len(column.errors)
@@ -165,9 +175,10 @@ def _by_epoch(column, protocol, every, epochs, own_seconds) -> dict[str, Any] | 
     rows = list(column.histories.values())
     length = min(len(row) for row in rows)
     total = np.sum([row[:length] for row in rows], 0)
-    count = len(rows) + (len(column.errors) if protocol.count_failures else 0)
+    count = len(rows) + (len(column.failures) if protocol.count_failures else 0)
     curve = total / count
-    recorded = [every * index for index in range(length)]
+    # The last record is of the last epoch, even if that is no multiple of `every`.
+    recorded = [min(every * index, epochs) for index in range(length)]
     settled = np.abs(curve - curve[-1]) <= _TOLERANCE
     moving = np.flatnonzero(~settled)
     converged = recorded[moving[-1] + 1] if moving.size else recorded[0]

@@ -12,6 +12,7 @@ from unseg_jax.bench.records import CONFIG, RECORDS, SESSIONS, SUMMARY
 from unseg_jax.bench.scoring import SCORES, failure_record
 from unseg_jax.bench.settings import Settings, make_config
 from unseg_jax.bench.summary import summarise
+from unseg_jax.data import Item
 from unseg_jax.methods import resolve
 
 
@@ -27,7 +28,9 @@ def _make_records(ids, ious, *, epochs=0, failed=()):
     for method, row in ious.items():
         for id, iou in zip(ids, row, strict=True):
             if (method, id) in failed:
-                records.append(failure_record(id, method, f"image {id} is truncated."))
+                records.append(
+                    failure_record(Item(id, id, id), method, f"image {id} is truncated.")
+                )
                 continue
             record = dict.fromkeys(SCORES) | {"id": id, "method": method, "error": None}
             if iou is not None:
@@ -56,7 +59,7 @@ def _make_folder(
     settings = Settings("somewhere", str(folder), tuple(ious), protocol, every=10 if epochs else 0)
     config = make_config(
         settings,
-        [resolve(name) for name in ious],
+        [resolve(name, epochs=10 * epochs or None) for name in ious],
         ids,
         dataset=dataset,
         notes=notes,
