@@ -5,7 +5,9 @@ by the table of benchmarks/results/NAME.json. `NAME` may also be
 
 * `versus_reference/quality`: the IoU part of that result;
 * `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
-  match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method.
+  match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method;
+* `methods/GLOB`: of those that match, one row a method and one column a data set, with mIoU under
+  `honest` and under `published`.
 
     python benchmarks/tables.py                 # README.md
     python benchmarks/tables.py --check         # fails if a table is out of date
@@ -66,8 +68,10 @@ def render(name: str, results: Path = common.RESULTS) -> str:
     family, _, part = name.partition("/")
     if family == "bench":
         return _bench(results / "bench", part or "*")
+    if family == "methods":
+        return _methods(results / "bench", part)
     if family not in _TABLES:
-        raise SystemExit(f"no table '{name}'; known are bench, {', '.join(_TABLES)}.")
+        raise SystemExit(f"no table '{name}'; known are bench, methods, {', '.join(_TABLES)}.")
     path = results / f"{family}.json"
     if not path.is_file():
         raise SystemExit(f"no result {path.name}: run python benchmarks/{family}.py first.")
@@ -143,10 +147,43 @@ def _bench(folder: Path, pattern: str) -> str:
                     f"{100 * scores['miou']:.1f}",
                     _interval(scores),
                     f"{100 * scores['dice']:.1f}",
+                    _correlation(scores.get("confidence_correlation")),
                 ]
             )
     header = ["data", "method", "protocol", "images", "failed", "mIoU", "95 %", "Dice"]
+    header += ["confidence ρ"]
     return f"{common.table(header, rows)}\n\nBackbone: {', '.join(sorted(backbones))}."
+
+
+def _methods(folder: Path, pattern: str) -> str:
+    """mIoU of each method on each data set, "honest / published" in a cell."""
+    cells: dict[str, dict[str, dict[str, float]]] = {}
+    names: dict[str, int] = {}
+    for path in sorted(folder.glob(f"{pattern}.json")):
+        summary = json.loads(path.read_text())
+        dataset = summary["config"]["dataset"]
+        for method, scores in summary["methods"].items():
+            names[dataset] = scores["images"]
+            cell = cells.setdefault(method, {}).setdefault(dataset, {})
+            cell[scores["protocol"]] = scores["miou"]
+    if not cells:
+        raise SystemExit(f"no kept summary matches bench/{pattern}; see --keep-summary.")
+    header = ["mIoU, honest / published", *(f"{name}, {n} images" for name, n in names.items())]
+    rows = [
+        [method, *(_both(row.get(name, {})) for name in names)] for method, row in cells.items()
+    ]
+    return common.table(header, rows)
+
+
+def _both(cell: dict[str, float]) -> str:
+    values = [cell.get(protocol) for protocol in ("honest", "published")]
+    if values == [None, None]:
+        return "–"
+    return " / ".join("–" if value is None else f"{100 * value:.1f}" for value in values)
+
+
+def _correlation(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _interval(scores: dict[str, Any]) -> str:

@@ -55,11 +55,6 @@ def test_finds_the_objects(found, images):
         assert result.mask[:, right - 1].any()
 
 
-def test_one_array_of_any_library_is_one_image(segmenter, found, images):
-    (result,) = segmenter(jnp.asarray(images[0]))
-    np.testing.assert_array_equal(result.mask, found[0].mask)
-
-
 def test_compiles_once_for_full_and_partial_batches(segmenter, found, images):
     assert len(found) == 3  # a full batch of two and a partial one
     assert segmenter.compilations == 1
@@ -199,3 +194,8 @@ def test_methods_of_sets_are_fitted_on_the_images_given(backbone, images):
     results = us.segment(images, "unsegmedgat-c", backbone=backbone, image_size=112, epochs=1)
     assert [result.mask.shape for result in results] == [image.shape[:2] for image in images]
     assert all(np.isfinite(result.loss) for result in results)
+
+
+def test_one_array_of_any_library_is_one_image(segmenter, found, images):
+    (result,) = segmenter(jnp.asarray(images[0]))
+    np.testing.assert_array_equal(result.mask, found[0].mask)

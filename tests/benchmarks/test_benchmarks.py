@@ -82,16 +82,37 @@ def test_tables_are_filled_between_their_marks(tmp_path):
         "miou": 0.5,
         "dice": 0.6,
         "miou_interval": [0.4, 0.61],
+        "confidence_correlation": 0.523,
     }
     summary = {"methods": {"deepcut": scores}, "backbone": "dino_vits8"}
     (folder / "horses.json").write_text(json.dumps(summary))
     text = "before\n<!-- table:bench/horses -->\nold\n<!-- /table -->\nafter\n"
     filled = tables.fill(text, tmp_path)
     assert filled.startswith("before\n<!-- table:bench/horses -->\n| data | method |")
-    assert "| horses | deepcut | honest | 4 | 0 | 50.0 | 40.0–61.0 | 60.0 |" in filled
+    assert "| horses | deepcut | honest | 4 | 0 | 50.0 | 40.0–61.0 | 60.0 | 0.52 |" in filled
     assert "old" not in filled
     assert filled.endswith("<!-- /table -->\nafter\n")
     assert tables.fill(filled, tmp_path) == filled
+
+
+def test_methods_stand_beside_one_another_under_both_protocols(tmp_path):
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    for name, protocol, miou in (
+        ("horses", "honest", 0.5),
+        ("horses", "published", 0.625),
+        ("polyps", "honest", 0.25),
+    ):
+        scores = {"deepcut": {"protocol": protocol, "images": 4, "miou": miou}}
+        if name == "horses":
+            scores["tokencut"] = {"protocol": protocol, "images": 4, "miou": miou / 2}
+        summary = {"methods": scores, "config": {"dataset": name}}
+        (folder / f"{name}-{protocol}-every.json").write_text(json.dumps(summary))
+    (folder / "other.json").write_text("{}")
+    table = tables.render("methods/*-every", tmp_path)
+    assert "| mIoU, honest / published | horses, 4 images | polyps, 4 images |" in table
+    assert "| deepcut | 50.0 / 62.5 | 25.0 / – |" in table
+    assert "| tokencut | 25.0 / 31.2 | – |" in table
 
 
 def test_a_table_without_a_result_says_how_to_make_it(tmp_path):
