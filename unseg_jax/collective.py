@@ -34,8 +34,8 @@ features centred by image.
 
 `confidence` is half the difference of the mean refined margin inside and outside of the mask. Its
 Spearman correlation with the IoU is .59, .66, .55 and .63 on these sets. The mean margin inside
-alone, on patches, has .27, .41, .67 and .67; the IoU of the masks at two thresholds, Otsu's ratio of
-variances and the expected IoU under a logistic of the margins each fall below .5 on two sets.
+alone, on patches, has .27, .41, .67 and .67; the IoU of the masks at two thresholds, Otsu's ratio
+of variances and the expected IoU under a logistic of the margins fall below .5 on two sets or more.
 """
 
 from __future__ import annotations

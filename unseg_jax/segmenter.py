@@ -51,7 +51,8 @@ class Segmentation:
         num_clusters: clusters that some patch belongs to.
         loss: the last of `losses`; NaN for baselines, which have none.
         confidence: how clear the cut is, in 0..1: the mean margin between the two likeliest
-            clusters of a patch; of `collective`, how far apart inside and outside are.
+            clusters of a patch; of `collective`, how far apart inside and outside are; 0 where
+            the mask is empty or takes the whole image.
         patch_labels: (h, w) int32, as `labels` on the grid of patches (or pixels of the resized
             image, for superpixel methods), before edge refinement.
         losses: (epochs,) float32.
@@ -293,7 +294,8 @@ class Segmenter:
             box=object_box(mask),
             num_clusters=int(result.num_clusters[index]),
             loss=float(losses[-1]) if losses.size else float("nan"),
-            confidence=float(result.confidence[index]),
+            # Where nothing was told apart, soft assignments may be as sure as they like.
+            confidence=float(result.confidence[index]) if mask.any() and not mask.all() else 0.0,
             patch_labels=labels,
             losses=losses,
             method=self.method.name,
