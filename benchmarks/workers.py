@@ -120,7 +120,9 @@ def torch_python(given: str | None) -> str | None:
     Raises:
         SystemExit: the one given lacks PyTorch or PyTorch Geometric.
     """
-    python = str(Path(given).expanduser()) if given else sys.executable
+    # A path is taken from here: workers run elsewhere. A link stays, or its environment is lost.
+    named = Path(given).expanduser() if given else Path(sys.executable)
+    python = str(named.absolute() if len(named.parts) > 1 else named)
     check = [python, "-c", "import torch, torch_geometric"]
     try:
         found = subprocess.run(check, capture_output=True, text=True, check=False)

@@ -182,7 +182,7 @@ def cluster_graph(
     prepared = head.prepare_head(method, graph)
     loss_of = make_loss(method, graph)
     optimiser = make_optimiser(method, params)
-    params = jax.tree.map(lambda leaf: _varying_like(leaf, graph.nodes), params)
+    start: Params = jax.tree.map(lambda leaf: _varying_like(leaf, graph.nodes), params)
 
     def objective(params, seeds):
         # Without dropout there are no seeds, and the pass is deterministic.
@@ -205,8 +205,8 @@ def cluster_graph(
         return jnp.argmax(predict(params), -1).astype(jnp.int32)
 
     seeds = dropout_seeds(key, method)
-    kept = predict(params) if method.quirks == "code" else None
-    carry = (params, optimiser.init(params), kept)
+    kept = predict(start) if method.quirks == "code" else None
+    carry = (start, optimiser.init(start), kept)
     history = None
     if every:
         rounds = method.epochs // every
@@ -215,7 +215,7 @@ def cluster_graph(
             carry, span_losses = jax.lax.scan(step, carry, seeds)
             return carry, (span_losses, label(carry[0]))
 
-        first = label(params)
+        first = label(start)
         spans = seeds[: rounds * every].reshape(rounds, every, seeds.shape[1])
         carry, (span_losses, span_labels) = jax.lax.scan(span, carry, spans)
         carry, rest_losses = jax.lax.scan(step, carry, seeds[rounds * every :])
@@ -225,9 +225,9 @@ def cluster_graph(
             history = jnp.concatenate([history, label(carry[0])[None]])
     else:
         carry, loss_history = jax.lax.scan(step, carry, seeds)
-    params, _, kept = carry
-    assignments = kept if method.quirks == "code" else predict(params)
-    return _finish(graph, assignments, loss_history, params, history)
+    found, _, kept = carry
+    assignments = kept if method.quirks == "code" else predict(found)
+    return _finish(graph, assignments, loss_history, found, history)
 
 
 def make_loss(method: Method, graph: Graph):
