@@ -25,6 +25,7 @@ CASES: dict[str, dict] = {
     "deepcut-cc": {"layer": "gcn", "branches": ((64,),), "clusters": 10, "nodes": 784},
     "unseggnet": {"layer": "gcn", "branches": ((64,),), "clusters": 2, "nodes": 784},
     "unsegarmanet": {"layer": "arma", "branches": ((64,),), "clusters": 2, "nodes": 784},
+    "unsegarmanet-ncut": {"layer": "arma", "branches": ((64,),), "clusters": 2, "nodes": 784},
     "unsegmedgat": {"layer": "gat", "branches": _GAT, "clusters": 2, "nodes": 784},
     "unseggnet at stride 4": {"layer": "gcn", "branches": ((64,),), "clusters": 2, "nodes": 3025},
 }
@@ -181,7 +182,14 @@ def _brief(measured):
 def table(result: dict) -> str:
     """One row a head: times of an epoch and image, ratios, the limit and how near it we are."""
     kinds = [kind for kind in KINDS if any(kind in h["epoch"] for h in result["heads"].values())]
-    header = ["epoch of one image", "N", *(TITLES[kind] for kind in kinds), "limit", "of limit"]
+    header = [
+        "epoch of one image",
+        "N",
+        "edges",
+        *(TITLES[kind] for kind in kinds),
+        "limit",
+        "of limit",
+    ]
     if "pyg" in kinds:
         header += ["× published", "× best dense"]
     rows = []
@@ -190,7 +198,8 @@ def table(result: dict) -> str:
         ours = [value for kind, value in medians.items() if kind.startswith("jax")]
         dense = [v for k, v in medians.items() if k.startswith(("dense", "compiled"))]
         best = min(ours)
-        row = [name, head["nodes"], *(common.seconds(medians.get(kind)) for kind in kinds)]
+        edges = "–" if head["edges"] is None else f"{100 * head['edges']:.0f} %"
+        row = [name, head["nodes"], edges, *(common.seconds(medians.get(kind)) for kind in kinds)]
         row += [
             common.seconds(head["limit_seconds"]),
             f"{100 * head['limit_seconds'] / best:.0f} %",
@@ -202,7 +211,8 @@ def table(result: dict) -> str:
     rates = result["rates"]
     note = (
         f"Limit: counted operations at {rates['operations_per_second'] / 1e9:.0f} GFLOP/s, the "
-        "rate of a large float32 product in the same run; element-wise work is not counted."
+        "rate of a large float32 product in the same run; element-wise work is not counted. Edges: "
+        "their share of all pairs, which only message passing gains by."
     )
     return f"{common.table(header, rows)}\n\n{note}"
 

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 Params = dict[str, Any]
 
-# Two graphs of more nodes do not fit a core's share of the cache.
-_PAIRED_NODES = 1024
-
 
 class Clustering(NamedTuple):
     """What `cluster` found; leading axes `…` are those of the features.
@@ -142,8 +139,7 @@ def cluster_batch(
     """Pure function behind `cluster`: a batch of graphs, each optimised on its own.
 
     On a CPU the graphs are taken in turn, since the working set of one fills the cache and its
-    products already use all cores; small ones of a GCN by two, since XLA leaves their
-    element-wise work to one core. Elsewhere they are vmapped.
+    products already use all cores; elsewhere they are vmapped.
     """
     if params is None and method.algorithm == "gnn":
         params = head.init_head(init_key(key), method, features.shape[-1])
@@ -157,10 +153,7 @@ def cluster_batch(
 
     arrays = (features, adjacency, mask, params if in_batch else None)
     if jax.default_backend() == "cpu":
-        batch, nodes = features.shape[:2]
-        # An odd batch would compile the loop a second time, for the one that is left.
-        paired = batch % 2 == 0 and nodes <= _PAIRED_NODES and method.layer == "gcn"
-        return jax.lax.map(one, arrays, batch_size=2 if paired else None)
+        return jax.lax.map(one, arrays)
     return jax.vmap(one)(arrays)
 
 
