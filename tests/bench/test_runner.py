@@ -337,11 +337,14 @@ def arguments(data, weights, out, *more):
 # Runs the benchmark and sends the signal to itself at the n-th time that the moment comes.
 SIGNALLED = """
 import os
+import signal
 import sys
 from unseg_jax import files
 from unseg_jax.bench import records
 from unseg_jax.bench.__main__ import main
 
+# A shell without job control starts what runs in its background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv[1:4] = []
 replace, write_all, append = os.replace, records._write_all, records.RunFolder.append
