@@ -130,3 +130,35 @@ def test_padding_rows_leave_dropout_as_it_is():
     x = jnp.ones((5, 3))
     padded = layers.dropout(jnp.ones((8, 3)), 0.5, jnp.uint32(3))
     np.testing.assert_array_equal(padded[:5], layers.dropout(x, 0.5, jnp.uint32(3)))
+
+
+@pytest.mark.parametrize("multiply", [layers.fixed_product, layers.product])
+def test_products_and_their_gradients(graph, multiply):
+    x, _ = graph
+    rng = np.random.default_rng(3)
+    kernel = rng.normal(size=(D, F)).astype(np.float32)
+    cotangent = rng.normal(size=(N, F)).astype(np.float32)
+    out, gradients = jax.vjp(multiply, x, kernel)
+    in_x, in_kernel = gradients(cotangent)
+    np.testing.assert_allclose(out, np.einsum("nd,df->nf", x, kernel), atol=1e-5)
+    np.testing.assert_allclose(in_x, np.einsum("nf,df->nd", cotangent, kernel), atol=1e-5)
+    np.testing.assert_allclose(in_kernel, np.einsum("nd,nf->df", x, cotangent), atol=1e-5)
+
+
+def test_propagation_and_its_gradients(graph):
+    x, weights = graph
+    cotangent = np.random.default_rng(4).normal(size=(N, D)).astype(np.float32)
+    out, gradients = jax.vjp(layers.propagate, weights, x)
+    in_weights, in_x = gradients(cotangent)
+    np.testing.assert_allclose(out, np.einsum("nm,md->nd", weights, x), atol=1e-5)
+    np.testing.assert_allclose(in_x, np.einsum("nm,nd->md", weights, cotangent), atol=1e-5)
+    np.testing.assert_allclose(in_weights, np.einsum("nd,md->nm", cotangent, x), atol=1e-5)
+
+
+def test_elu_and_its_gradient():
+    x = np.array([-100, -5, -1e-3, -1e-8, 0, 1e-8, 3], np.float32)
+    exact = x.astype(np.float64)
+    out, gradient = jax.vjp(layers.elu, x)
+    np.testing.assert_allclose(out, np.where(exact > 0, exact, np.expm1(exact)), atol=1.2e-7)
+    slope = np.where(exact > 0, 1, np.exp(np.minimum(exact, 0)))
+    np.testing.assert_allclose(gradient(jnp.ones(len(x)))[0], slope, atol=1.2e-7)

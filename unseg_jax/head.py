@@ -185,7 +185,9 @@ def _apply_branch(branch, prepared, method, next_seed):
                 seed=next_seed(),
             )
         elif method.layer == "arma":
-            propagated = prepared["propagated"] if depth == 0 else prepared["propagation"] @ x
+            propagated = prepared["propagated"]
+            if depth:
+                propagated = layers.propagate(prepared["propagation"], x)
             drawn = [next_seed() for _ in range(method.arma_layers)]
             x = layers.arma(
                 params,

@@ -20,10 +20,10 @@ Params = dict[str, Any]
 
 @jax.custom_vjp
 def elu(x: Array) -> Array:
-    """x where positive, else eˣ − 1 (Clevert et al., ICLR 2016).
+    """x where positive, else eˣ − 1, of any shape (Clevert et al., ICLR 2016).
 
-    `jax.nn.elu` takes `expm1`, which costs more on a CPU than the products around it and is
-    no closer than they are: the error of e**x - 1 is at most 6e-8.
+    `jax.nn.elu` takes `expm1`, which costs a GCN 8 % of its epoch on a CPU. The error of eˣ − 1,
+    about 1e-7, is that of the products around it.
     """
     return jnp.maximum(x, 0) + (jnp.exp(jnp.minimum(x, 0)) - 1)
 
@@ -34,6 +34,7 @@ def _elu_forward(x):
 
 
 elu.defvjp(_elu_forward, lambda out, cotangent: (cotangent * (jnp.minimum(out, 0) + 1),))
+
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -104,8 +105,11 @@ fixed_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _fixed_product
 
 @jax.custom_vjp
 def product(x: Float[Array, "n d"], kernel: Float[Array, "d f"]) -> Float[Array, "n f"]:
-    """x · kernel of a narrow x, whose kernel's gradient is taken as (gᵀ·x)ᵀ: faster than xᵀ·g on
-    XLA for CPU, which would make the one into the other if it could."""
+    """x · kernel where both change from epoch to epoch.
+
+    The kernel's gradient is taken as (gᵀ·x)ᵀ, which XLA for CPU is faster at than at xᵀ·g; the
+    barrier keeps it from making the one into the other.
+    """
     return x @ kernel
 
 
@@ -174,8 +178,8 @@ def gcn(
     if propagation is None:
         return fixed_product(x, kernel) + params["bias"]
     if kernel.shape[0] <= kernel.shape[1]:
-        return propagate(propagation, x) @ kernel + params["bias"]
-    return propagate(propagation, x @ kernel) + params["bias"]
+        return product(propagate(propagation, x), kernel) + params["bias"]
+    return propagate(propagation, product(x, kernel)) + params["bias"]
 
 
 # ---------------------------------------------------------------- GAT
@@ -323,9 +327,7 @@ def arma(
         # One product with the stacks' kernels along a diagonal: S times the operations of S small
         # ones, but no transposed copies, and still few beside those of L̂.
         mixed = product(out, jax.scipy.linalg.block_diag(*kernel))
-        out = propagate(propagation, mixed)
-        out = out + terms[t] + biases[t % own]
-        out = act(out)
+        out = act(propagate(propagation, mixed) + terms[t] + biases[t % own])
     return out.reshape(nodes, stacks, width).mean(1)
 
 
