@@ -18,6 +18,7 @@ from unseg_jax import graphs, head, losses
 from unseg_jax.graphs import Graph
 from unseg_jax.methods import Method, resolve
 from unseg_jax.optimiser import adamw
+from unseg_jax.parallel import map_images
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -119,9 +120,16 @@ def cluster(
     if node_mask is None:
         node_mask = jnp.ones(features.shape[:2], bool)
     key = jax.random.key(0) if key is None else key
-    result = _cluster_batch(
-        features, adjacency, node_mask, params, key, method=method, every=every, grid=grid
-    )
+
+    def run(batch):
+        features, adjacency, node_mask, own = batch
+        start = params if own is None else own
+        return _cluster_batch(
+            features, adjacency, node_mask, start, key, method=method, every=every, grid=grid
+        )
+
+    own = params if has_batch_axis(params) else None
+    result = map_images(run, (features, adjacency, node_mask, own))
     return jax.tree.map(lambda leaf: leaf[0], result) if single else result
 
 
@@ -138,12 +146,12 @@ def cluster_batch(
 ) -> Clustering:
     """Pure function behind `cluster`: a batch of graphs, each optimised on its own.
 
-    On a CPU the graphs are taken in turn, since the working set of one fills the cache and its
-    products already use all cores; elsewhere they are vmapped.
+    On a CPU the graphs are taken in turn, since the working set of one fills the cache (for several
+    at once there, see `unseg_jax.parallel`); elsewhere they are vmapped.
     """
     if params is None and method.algorithm == "gnn":
         params = head.init_head(init_key(key), method, features.shape[-1])
-    in_batch = _has_batch_axis(params)
+    in_batch = has_batch_axis(params)
 
     def one(arrays):
         features, adjacency, mask, own = arrays
@@ -303,7 +311,8 @@ def _finish(graph, assignments, loss_history, params, history):
     return Clustering(assignments, labels, loss_history, params, history)
 
 
-def _has_batch_axis(params) -> bool:
+def has_batch_axis(params: Params | None) -> bool:
+    """Whether parameters of a head are one set for each image of a batch."""
     return params is not None and params["mlp"][-1]["bias"].ndim == 2
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ import jax
 import numpy as np
 
 from unseg_jax.backbones import Backbone, load_backbone
+from unseg_jax.clustering import has_batch_axis
 from unseg_jax.data.images import ImageError, load_image, resize_image
 from unseg_jax.data.loader import batches
 from unseg_jax.methods import Method, resolve
+from unseg_jax.parallel import map_images, takes_images_apart
 from unseg_jax.postprocess import (
     largest_component,
     object_box,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
 
     from unseg_jax.data.images import Source
+    from unseg_jax.superpixels import Regions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,12 +78,14 @@ class Segmentation:
 
 
 class Segmenter:
-    """Segments images with one method and one backbone; compiled once a shape of batch.
+    """Segments images with one method and one backbone; compiled once a shape of batch, and on a
+    CPU once for all.
 
     Attributes:
         method: the resolved `Method`.
         backbone: the loaded `Backbone`; None for methods on superpixels or pixels.
-        batch_size: images on the device at a time.
+        batch_size: images given to the device at a time; a CPU works on as many at once as it has
+            cores.
         key: `jax.random.key` of initial parameters and dropout, the same for every image.
     """
 
@@ -98,7 +104,7 @@ class Segmenter:
             method: name of `list_methods()`, or a `Method`.
             backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's
                 own, which is the first of DINO ViT-S/8 and its stand-in to be had.
-            batch_size: images on the device at a time, at least 1.
+            batch_size: images given to the device at a time, at least 1.
             seed: of initial parameters and dropout.
             dtype: "float32" or "bfloat16", of the backbone; losses are always float32.
             **overrides: fields of `Method`.
@@ -150,7 +156,7 @@ class Segmenter:
             for batch in loaded:
                 pixels = [outcome.value[2] for outcome in batch if outcome.value is not None]
                 # A last, partial batch is padded to the size that is compiled already; a few
-                # images alone are not padded far, which on a CPU would cost time for nothing.
+                # images alone are not padded far.
                 full = full or len(batch) == self.batch_size
                 size = self.batch_size if full else _power_of_two(len(batch))
                 result = self.run(pixels, size=size) if pixels else None
@@ -174,16 +180,20 @@ class Segmenter:
 
         Args:
             pixels: up to `batch_size` arrays from `prepare`.
-            size: pad to this many images; padding is cut off the result lazily.
+            size: pad to this many images, unless a CPU takes them one by one; padding is cut off
+                the result lazily.
             every: record labels every so many epochs.
         """
-        size = size or len(pixels)
+        size = len(pixels) if size is None or takes_images_apart() else size
         padded = [*pixels, *[pixels[-1]] * (size - len(pixels))]
         if self.method.nodes != "patches":
             result = self._run_regions(padded, every)
         else:
             assert self.backbone is not None
-            result = self._program(self.backbone.params, np.stack(padded), every=every)
+            program = functools.partial(self._program, self.backbone.params, every=every)
+            result = map_images(program, np.stack(padded))
+        if size == len(pixels):
+            return result
         return jax.tree.map(lambda leaf: leaf[: len(pixels)], result)
 
     def features(self, pixels: np.ndarray) -> Float[Array, "b n d"]:
@@ -211,34 +221,42 @@ class Segmenter:
             params: where the heads start, shared or with a batch axis; None draws them.
             every: record labels every so many epochs.
         """
-        return self._nodes_program(
-            features,
-            class_attention=class_attention,
-            params=params,
-            every=every,
-        )
+        own = params if has_batch_axis(params) else None
+
+        def run(batch):
+            features, attention, own = batch
+            start = params if own is None else own
+            return self._nodes_program(
+                features, class_attention=attention, params=start, every=every
+            )
+
+        return map_images(run, (features, class_attention, own))
 
     def compile_regions(
         self, pixels: list[np.ndarray], *, every: int = 0
-    ) -> tuple[Any, tuple, dict]:
-        """The compiled program for graphs of these images' regions, and what to call it with.
+    ) -> tuple[Callable[[Regions], tuple[PatchResult, Any]], Regions]:
+        """The compiled program for graphs of these images' regions, and the graphs.
 
-        It is compiled once for each number of images and bucket of region counts, without being
-        run.
+        It is compiled once for each bucket of region counts (and number of images, where they are
+        not taken one by one), without being run.
         """
         from unseg_jax.superpixels import region_graph, stack_regions
 
+        def given(regions):
+            return {
+                "adjacency": regions.adjacency,
+                "mask": regions.mask,
+                "index_map": regions.index_map,
+            }
+
         regions = stack_regions([region_graph(image, self.method) for image in pixels])
-        given = {
-            "adjacency": regions.adjacency,
-            "mask": regions.mask,
-            "index_map": regions.index_map,
-        }
-        key = (regions.nodes.shape, every)
+        one = jax.tree.map(lambda leaf: leaf[:1], regions) if takes_images_apart() else regions
+        key = (one.nodes.shape, every)
         if key not in self._regions_programs:
-            lowered = self._nodes_program.lower(regions.nodes, **given, every=every)
+            lowered = self._nodes_program.lower(one.nodes, **given(one), every=every)
             self._regions_programs[key] = lowered.compile()
-        return self._regions_programs[key], (regions.nodes,), given
+        program = self._regions_programs[key]
+        return lambda regions: program(regions.nodes, **given(regions)), regions
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -355,8 +373,8 @@ class Segmenter:
         return extract_features(self.backbone, self.method, params, pixels)
 
     def _run_regions(self, pixels, every):
-        program, arguments, given = self.compile_regions(pixels, every=every)
-        return program(*arguments, **given)[0]
+        program, regions = self.compile_regions(pixels, every=every)
+        return map_images(program, regions)[0]
 
 
 def segment(

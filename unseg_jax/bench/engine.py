@@ -1,13 +1,15 @@
 """The device's side of a run: batches of pixels in, results of every method out.
 
 Methods that share `Method.feature_key` share one pass of the backbone. With several local
-devices the batch axis is split over them. Everything is compiled before the first batch, for one
-batch shape, so that compile time is known and no batch waits for it.
+devices the batch axis is split over them; a CPU takes the images of a batch one by one, several at
+once. Everything is compiled before the first batch, for one shape, so that compile time is known
+and no batch waits for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +25,7 @@ from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.settings import Settings
 from unseg_jax.data import Source
 from unseg_jax.methods import Method, override
+from unseg_jax.parallel import map_images, takes_images_apart
 from unseg_jax.segmenter import Segmenter, extract_features, segment_features
 
 _AXIS = "images"
@@ -225,7 +228,7 @@ class Engine:
             BenchError: the device has no memory left.
         """
         count = len(next(iter(pixels.values())))
-        padded = {size: _pad(array, self.batch_size) for size, array in pixels.items()}
+        padded = {size: _pad(array, max(self._lead, count)) for size, array in pixels.items()}
         outcomes: dict[str, Timed] = {}
         try:
             for group in self._groups:
@@ -276,7 +279,12 @@ class Engine:
         sharding = None
         if self._mesh is not None:
             sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
-        return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((self._lead, *shape), dtype, sharding=sharding)
+
+    @property
+    def _lead(self) -> int:
+        """How many images a program takes."""
+        return 1 if takes_images_apart() else self.batch_size
 
     def _compile_features(self, group: _Group) -> None:
         lead = self.segmenters[group.names[0]]
@@ -338,13 +346,16 @@ class Engine:
             outcomes[name] = Timed(_cut(result, count), seconds, 0.0)
             return
         start = time.perf_counter()
-        features = group.extract(self._params, pixels)
-        attention = None if group.attend is None else group.attend(self._params, pixels)
+        features = map_images(functools.partial(group.extract, self._params), pixels)
+        attention = None
+        if group.attend is not None:
+            attention = map_images(functools.partial(group.attend, self._params), pixels)
         jax.block_until_ready((features, attention))
         shared = time.perf_counter() - start
         for name in group.names:
             start = time.perf_counter()
-            result = jax.device_get(self._assign[name](features, attention))
+            found = map_images(_spread(self._assign[name]), (features, attention))
+            result = jax.device_get(found)
             seconds = time.perf_counter() - start
             outcomes[name] = Timed(_cut(result, count), seconds, shared)
 
@@ -371,6 +382,11 @@ def is_collective(method: Method) -> bool:
 
 def _reads_attention(method: Method) -> bool:
     return method.foreground in ("attention", "auto")
+
+
+def _spread(function: Callable) -> Callable:
+    """The function of a tuple of its arguments."""
+    return lambda arguments: function(*arguments)
 
 
 def _cut(result: Any, count: int) -> Any:
