@@ -1,15 +1,18 @@
 """Time of one epoch of every head: message passing, dense PyTorch, unseg_jax, and the limit.
 
 Graphs of N = 784 nodes with D = 384 features (ViT-S/8 at 224×224), and N = 3025 for one head, one
-image alone and batches of 8. All sides take turns in one run. The limit is what the counted
+image alone and batches of 8; dense PyTorch also as one single-threaded process a core, which share
+8 images and are all at work at once. All sides take turns in one run. The limit is what the counted
 operations need at the rate that the machine shows in the same run.
 
     python benchmarks/optimisation.py [--torch-python PATH] [--heads deepcut,unsegarmanet]
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,13 +32,15 @@ CASES: dict[str, dict] = {
     "unsegmedgat": {"layer": "gat", "branches": _GAT, "clusters": 2, "nodes": 784},
     "unseggnet at stride 4": {"layer": "gcn", "branches": ((64,),), "clusters": 2, "nodes": 3025},
 }
-KINDS = ("pyg", "dense", "compiled", "dense x8", "compiled x8", "jax", "jax x8")
+KINDS = ("pyg", "dense", "compiled", "dense x8", "compiled x8", "dense apart", "jax", "jax x8")
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 TITLES = {
     "pyg": "PyG, as published",
     "dense": "PyTorch dense",
     "compiled": "torch.compile",
     "dense x8": "PyTorch dense ×8",
     "compiled x8": "torch.compile ×8",
+    "dense apart": "PyTorch dense, a process a core",
     "jax": "unseg_jax",
     "jax x8": "unseg_jax ×8",
 }
@@ -50,13 +55,15 @@ def main() -> None:
     names = options.heads.split(",") if options.heads else list(CASES)
     jax_side = Worker(sys.executable, "benchmarks.jax_side")
     torch_side = Worker(python, "benchmarks.torch_side") if python else None
-    with jax_side:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax_side)
+        apart = _Apart(python, stack) if python else None
         result["versions"] = {"jax side": jax_side("environment")["versions"]}
         result["rates"] = _rates(jax_side, torch_side)
         if torch_side:
             result["versions"]["torch side"] = torch_side("environment")["versions"]
         for name in names:
-            measured = _measure(name, options, jax_side, torch_side, result["rates"])
+            measured = _measure(name, options, jax_side, torch_side, apart, result["rates"])
             result["heads"][name] = measured
             print(f"{name}: " + ", ".join(_brief(measured)), file=sys.stderr, flush=True)
         if torch_side:
@@ -84,6 +91,30 @@ def _parse() -> argparse.Namespace:
     return options
 
 
+class _Apart:
+    """PyTorch as one would run it over a data set: a process a core, and one thread each."""
+
+    def __init__(self, python: str, stack: contextlib.ExitStack):
+        count = min(common.machine()["cores"], 8)
+        self.workers = [
+            stack.enter_context(Worker(python, "benchmarks.torch_side", _ONE_THREAD))
+            for _ in range(count)
+        ]
+        self._pool = stack.enter_context(ThreadPoolExecutor(count))
+
+    def prepare(self, **graph) -> None:
+        list(self._pool.map(lambda worker: worker("prepare_head", **graph), self.workers))
+
+    def time_head(self, epochs: int) -> float:
+        """Seconds an epoch and image while all are at work."""
+        batch = max(1, 8 // len(self.workers))
+
+        def call(worker):
+            return worker("time_head", kind="dense", epochs=epochs, batch=batch)
+
+        return statistics.mean(self._pool.map(call, self.workers)) / len(self.workers)
+
+
 def _rates(jax_side, torch_side) -> dict[str, float]:
     """The best of both libraries: a product of float32 squares, and a copy, per second."""
     products = [jax_side("matmul_rate")]
@@ -108,7 +139,7 @@ def _numpy_copy_rate() -> float:
     return 2 * source.nbytes / min(times)
 
 
-def _measure(name, options, jax_side, torch_side, rates) -> dict:
+def _measure(name, options, jax_side, torch_side, apart, rates) -> dict:
     case = CASES[name]
     nodes = min(case["nodes"], 196) if options.quick else case["nodes"]
     large = nodes > 1500
@@ -141,6 +172,8 @@ def _measure(name, options, jax_side, torch_side, rates) -> dict:
         if not options.no_compile:
             sides["compiled"] = torch("compiled", epochs, 1)
         if not large:
+            apart.prepare(**graph)
+            sides["dense apart"] = lambda: apart.time_head(max(3, epochs // 2))
             sides["dense x8"] = torch("dense", max(3, epochs // 4), 8)
             if not options.no_compile:
                 sides["compiled x8"] = torch("compiled", max(3, epochs // 4), 8)
