@@ -30,6 +30,15 @@ PHOTOGRAPHS = (
     "retina.jpg",
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Flags of processors, the fastest first: what decides how fast products can be.
+_VECTORS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "sve": "SVE",
+    "asimd": "NEON",
+}
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -46,16 +55,25 @@ _PACKAGES = (
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores and the memory that this process may use."""
+    """The processor, its widest vectors, its cores and the memory that this process may use."""
     model = platform.processor() or platform.machine()
+    flags: set[str] = set()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                model = value.strip()
+            elif name.strip() in ("flags", "Features"):
+                flags = set(value.split())
+    vectors = next((title for flag, title in _VECTORS.items() if flag in flags), None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": model, "cores": cores, "memory_gib": round(memory / 2**30, 1)}
+    return {
+        "cpu": model,
+        "vectors": vectors,
+        "cores": cores,
+        "memory_gib": round(memory / 2**30, 1),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Turns committed results into the tables of a Markdown file.
 
 A table lies between `<!-- table:NAME -->` and `<!-- /table -->`; whatever stands there is replaced
-by the table of benchmarks/results/NAME.json. `NAME` may also be
+by the table of benchmarks/results/NAME.json, where NAME is that of a benchmark, or `vit-avx2` and
+the like for what it gave elsewhere. `NAME` may also be
 
 * `versus_reference/quality`: the IoU part of that result;
 * `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
@@ -70,13 +71,14 @@ def render(name: str, results: Path = common.RESULTS) -> str:
         return _bench(results / "bench", part or "*")
     if family == "methods":
         return _methods(results / "bench", part)
-    if family not in _TABLES:
+    benchmark = family.partition("-")[0]
+    if benchmark not in _TABLES:
         raise SystemExit(f"no table '{name}'; known are bench, methods, {', '.join(_TABLES)}.")
     path = results / f"{family}.json"
     if not path.is_file():
-        raise SystemExit(f"no result {path.name}: run python benchmarks/{family}.py first.")
+        raise SystemExit(f"no result {path.name}: run python benchmarks/{benchmark}.py first.")
     result = json.loads(path.read_text())
-    body = _quality(result) if part == "quality" else _TABLES[family](result)
+    body = _quality(result) if part == "quality" else _TABLES[benchmark](result)
     return f"{body}\n\n{provenance(result)}"
 
 
@@ -92,7 +94,8 @@ def provenance(result: dict[str, Any]) -> str:
     listed = ", ".join(f"{package} {version}" for package, version in sorted(found.items()))
     processor = result.get("device")
     if processor in (None, "cpu"):
-        processor = f"{machine['cpu']}, {machine['cores']} cores"
+        vectors = f", {machine['vectors']}" if machine.get("vectors") else ""
+        processor = f"{machine['cpu']}, {machine['cores']} cores{vectors}"
     return (
         f"<sub>`{result['command']}` · {processor} · {listed} · commit {result['commit']}, "
         f"{result['date']}</sub>"

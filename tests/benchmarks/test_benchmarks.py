@@ -130,7 +130,7 @@ def test_kept_summaries_name_no_folder_of_this_machine(tmp_path, monkeypatch):
 
 def test_committed_results_can_be_shown():
     for path in sorted(common.RESULTS.glob("*.json")):
-        if path.stem in tables._TABLES:
+        if path.stem.partition("-")[0] in tables._TABLES:
             assert tables.render(path.stem).count("|") > 10
 
 
