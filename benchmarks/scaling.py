@@ -1,16 +1,21 @@
 """How unseg_jax scales: nodes, batch, clusters, epochs, images; memory, compilations, cold start.
 
-Weights are random: none of this depends on what they are.
+Weights are random: none of this depends on what they are. With --parts, the other parts are kept
+from the result that is there, each with the commit that it was measured at.
 
     python benchmarks/scaling.py [--parts nodes,batch,clusters,epochs,images,start]
 """
 
 import argparse
+import contextlib
+import functools
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +45,7 @@ def main() -> None:
         "images": _images,
         "start": _start,
     }
-    result: dict = {"width": WIDTH, "parts": {}}
+    result: dict = {"width": WIDTH, "parts": {}, "measured": {}}
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "vit.npz"
         np.savez(weights, **random_state())
@@ -48,10 +53,30 @@ def main() -> None:
             result["versions"] = {"jax side": side("environment")["versions"]}
         for name in options.parts or parts:
             result["parts"][name] = parts[name](options, weights)
+            result["measured"][name] = (
+                f"{common.commit()}, {time.strftime('%Y-%m-%d', time.gmtime())}"
+            )
             print(f"{name}: {result['parts'][name]}", file=sys.stderr, flush=True)
+    if options.parts and not options.quick:
+        result = _with_other_parts(result, options.out or common.RESULTS / "scaling.json")
     print(table(result))
     if not (options.quick and options.out is None):
         common.write_result("scaling", result, options.out)
+
+
+def _with_other_parts(result: dict, path: Path) -> dict:
+    """The result with what an earlier run on the same kind of machine says of the other parts."""
+    if not path.is_file():
+        return result
+    earlier = json.loads(path.read_text())
+    if earlier["machine"] != common.machine():
+        return result
+    stamp = f"{earlier['commit']}, {earlier['date']}"
+    dates = dict.fromkeys(earlier["parts"], stamp) | earlier.get("measured", {})
+    return result | {
+        "parts": earlier["parts"] | result["parts"],
+        "measured": dates | result["measured"],
+    }
 
 
 def _parse() -> argparse.Namespace:
@@ -77,23 +102,27 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _epoch(options, *, head="deepcut", nodes=784, batch=1, clusters=None, few=5, many=25):
-    """Median seconds an epoch and image, and the peak memory of a process that did only that."""
-    with Worker(sys.executable, "benchmarks.jax_side") as side:
-        before = side("peak_memory")
-        side(
-            "prepare_head",
-            name=head,
-            nodes=nodes,
-            width=WIDTH,
-            batch=batch,
-            clusters=clusters,
-            dropout=None,
-        )
-        times = [side("time_head", few=few, many=many, batch=batch) for _ in range(options.repeats)]
+def _alternating(options, cases: dict[int, dict]) -> dict[int, dict]:
+    """Of each case the median seconds an epoch and image, and the peak memory of a process that
+    did only that; all take turns."""
+    with contextlib.ExitStack() as stack:
+        sides, before = {}, {}
+        for name, case in cases.items():
+            case = {"nodes": 784, "batch": 1, "clusters": None, "few": 10} | case
+            side = stack.enter_context(Worker(sys.executable, "benchmarks.jax_side"))
+            before[name] = (side, side("peak_memory"))
+            graph = {key: case[key] for key in ("nodes", "batch", "clusters")}
+            side("prepare_head", name="deepcut", width=WIDTH, dropout=None, **graph)
+            run = {key: case[key] for key in ("few", "many", "batch")}
+            sides[name] = functools.partial(side, "time_head", **run)
+            sides[name]()  # compiles, allocates
+        times = common.alternate(sides, options.repeats)
         return {
-            "epoch_seconds": common.round_to(statistics.median(times)),
-            "memory_gib": round(side("peak_memory") - before, 3),
+            name: {
+                "epoch_seconds": common.round_to(statistics.median(times[name])),
+                "memory_gib": round(side("peak_memory") - start, 3),
+            }
+            for name, (side, start) in before.items()
         }
 
 
@@ -102,23 +131,21 @@ def _some(values, options):
 
 
 def _nodes(options, _):
-    found = {}
-    for nodes in _some(NODES, options):
-        # Differences of long runs where an epoch is short.
-        many = max(10, min(205, 160_000 // nodes))
-        found[nodes] = _epoch(options, nodes=nodes, many=many)
-    return found
+    # Differences of long runs where an epoch is short.
+    many = {nodes: 10 + max(10, min(200, 160_000 // nodes)) for nodes in _some(NODES, options)}
+    return _alternating(options, {n: {"nodes": n, "many": many[n]} for n in many})
 
 
 def _batches(options, _):
-    return {batch: _epoch(options, batch=batch) for batch in _some(BATCHES, options)}
+    # As many epochs and images in all, but few enough that the runs stay comparable in length.
+    many = {batch: 10 + max(20, 400 // batch) for batch in _some(BATCHES, options)}
+    return _alternating(options, {b: {"batch": b, "many": many[b]} for b in many})
 
 
 def _clusters(options, _):
-    found = {}
-    for clusters in _some(CLUSTERS, options):
-        found[clusters] = _epoch(options, clusters=clusters, few=10, many=110)
-    return found
+    return _alternating(
+        options, {k: {"clusters": k, "many": 110} for k in _some(CLUSTERS, options)}
+    )
 
 
 def _epochs(options, _):
