@@ -46,6 +46,7 @@ def main() -> None:
         "start": _start,
     }
     result: dict = {"width": WIDTH, "parts": {}, "measured": {}}
+    today = time.strftime("%Y-%m-%d", time.gmtime())
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "vit.npz"
         np.savez(weights, **random_state())
@@ -53,9 +54,7 @@ def main() -> None:
             result["versions"] = {"jax side": side("environment")["versions"]}
         for name in options.parts or parts:
             result["parts"][name] = parts[name](options, weights)
-            result["measured"][name] = (
-                f"{common.commit()}, {time.strftime('%Y-%m-%d', time.gmtime())}"
-            )
+            result["measured"][name] = f"{common.commit()}, {today}"
             print(f"{name}: {result['parts'][name]}", file=sys.stderr, flush=True)
     if options.parts and not options.quick:
         result = _with_other_parts(result, options.out or common.RESULTS / "scaling.json")
@@ -74,6 +73,7 @@ def _with_other_parts(result: dict, path: Path) -> dict:
     stamp = f"{earlier['commit']}, {earlier['date']}"
     dates = dict.fromkeys(earlier["parts"], stamp) | earlier.get("measured", {})
     return result | {
+        **{field: earlier[field] for field in ("command", "commit", "date")},
         "parts": earlier["parts"] | result["parts"],
         "measured": dates | result["measured"],
     }
@@ -143,9 +143,8 @@ def _batches(options, _):
 
 
 def _clusters(options, _):
-    return _alternating(
-        options, {k: {"clusters": k, "many": 110} for k in _some(CLUSTERS, options)}
-    )
+    chosen = _some(CLUSTERS, options)
+    return _alternating(options, {count: {"clusters": count, "many": 110} for count in chosen})
 
 
 def _epochs(options, _):
@@ -289,6 +288,12 @@ def table(result: dict) -> str:
     if "start" in parts:
         rows = [[name, common.seconds(value)] for name, value in parts["start"].items()]
         blocks.append(common.table(["new process", "time"], rows))
+    stamp = f"{result.get('commit')}, {result.get('date')}"
+    later: dict[str, list[str]] = {}
+    for name, measured in result.get("measured", {}).items():
+        if "commit" in result and measured != stamp:
+            later.setdefault(measured, []).append(name)
+    blocks += [f"Measured again at {at}: {', '.join(names)}." for at, names in later.items()]
     return "\n\n".join(blocks)
 
 
