@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as listing
-from benchmarks import common, counts, tables
+from benchmarks import common, counts, scaling, tables
 from benchmarks.random_weights import random_state
 from benchmarks.workers import Worker, WorkerError
 
@@ -132,6 +132,30 @@ def test_committed_results_can_be_shown():
     for path in sorted(common.RESULTS.glob("*.json")):
         if path.stem.partition("-")[0] in tables._TABLES:
             assert tables.render(path.stem).count("|") > 10
+
+
+def test_parts_measured_again_join_the_others(tmp_path):
+    path = tmp_path / "scaling.json"
+    path.write_text(
+        json.dumps(
+            {
+                "machine": common.machine(),
+                "command": "whole",
+                "commit": "a",
+                "date": "2026-01-01",
+                "parts": {"epochs": {"10": {"seconds": 1.0}}, "batch": {}},
+            }
+        )
+    )
+    row = {"epoch_seconds": 1e-3, "memory_gib": 0.25}
+    again = {"parts": {"batch": {1: row}}, "measured": {"batch": "b, 2026-02-02"}}
+    joined = scaling._with_other_parts(again, path)
+    assert joined["parts"] == {"epochs": {"10": {"seconds": 1.0}}, "batch": {1: row}}
+    assert (joined["command"], joined["commit"]) == ("whole", "a")
+    assert "Measured again at b, 2026-02-02: batch." in scaling.table(joined)
+    elsewhere = json.loads(path.read_text()) | {"machine": {"cpu": "another"}}
+    path.write_text(json.dumps(elsewhere))
+    assert scaling._with_other_parts(again, path) == again
 
 
 def test_workers_answer_and_report_failures(tmp_path):
