@@ -32,6 +32,9 @@ def takes_images_apart() -> bool:
 def map_images(function: Callable[[Any], Result], batch: Any) -> Result:
     """function(batch), on a CPU as one call an image whose results are put together again.
 
+    The function is called on other threads, where JAX's context managers (`jax.debug_nans` and its
+    like) do not reach; `jax.config` does.
+
     Args:
         function: jitted or compiled; takes a tree as `batch` of any number of images, where
             `takes_images_apart` of one, and gives a tree of arrays with the same leading axis.
