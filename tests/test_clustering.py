@@ -177,6 +177,16 @@ def test_more_clusters_than_distinct_features():
     assert len(np.unique(result.labels)) <= 2
 
 
+def test_a_key_may_be_traced_where_features_are_not(features):
+    method = small("gcn", epochs=2)
+    batch = jnp.stack([features, 2 * features])
+    keys = jax.random.split(jax.random.key(3), 2)
+    mapped = jax.vmap(lambda key: us.cluster(batch, method=method, key=key).losses)(keys)
+    for key, losses in zip(keys, mapped, strict=True):
+        expected = us.cluster(batch, method=method, key=key).losses
+        np.testing.assert_allclose(losses, expected, atol=1e-5)
+
+
 def test_one_compilation_a_shape_and_method(features):
     method = small("gcn", epochs=3, mlp_width=5)
     before = clustering._cluster_batch._cache_size()

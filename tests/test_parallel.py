@@ -15,17 +15,17 @@ BATCH = np.arange(5 * 3, dtype=np.float32).reshape(5, 3)
 
 
 @jax.jit
-def double(batch):
+def double(factor, batch):
     values, offset, missing = batch
     assert missing is None
-    return {"sum": values.sum(-1) + offset, "twice": (2 * values,)}
+    return {"sum": values.sum(-1) + offset, "twice": (factor * values,)}
 
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
 def test_results_are_in_order(convert):
     assert takes_images_apart()
     offset = convert(np.array([1.0, 0.0, 5.0, 2.0, 7.0], np.float32))
-    found = map_images(double, (convert(BATCH), offset, None))
+    found = map_images(double, np.float32(2), (convert(BATCH), offset, None))
     np.testing.assert_array_equal(found["sum"], BATCH.sum(-1) + offset)
     np.testing.assert_array_equal(found["twice"][0], 2 * BATCH)
 
@@ -34,35 +34,44 @@ def test_one_program_for_batches_of_all_sizes():
     shapes = []
 
     @jax.jit
-    def program(values):
+    def program(more, values):
         shapes.append(values.shape)
-        return values + 1
+        return values + more
 
     for count in (5, 1, 3):
-        np.testing.assert_array_equal(map_images(program, BATCH[:count]), BATCH[:count] + 1)
+        found = map_images(program, 1.0, BATCH[:count])
+        np.testing.assert_array_equal(found, BATCH[:count] + 1)
     assert shapes == [(1, 3)]
 
 
-def test_inside_another_program_it_is_one_call():
+@pytest.mark.parametrize("traced", ["shared", "batch"])
+def test_under_a_transformation_it_is_one_call(traced):
     shapes = []
 
-    def program(values):
+    def program(more, values):
         shapes.append(values.shape)
-        return values + 1
+        return values + more
 
-    found = jax.jit(lambda values: map_images(program, values))(BATCH)
+    if traced == "shared":
+        found = jax.jit(lambda more: map_images(program, more, BATCH))(1.0)
+    else:
+        found = jax.jit(lambda values: map_images(program, 1.0, values))(BATCH)
     np.testing.assert_array_equal(found, BATCH + 1)
     assert shapes == [(5, 3)]
 
 
+def test_a_batch_of_none_is_one_call():
+    assert map_images(double, np.float32(2), (BATCH[:0], BATCH[:0, 0], None))["sum"].shape == (0,)
+
+
 def test_an_error_of_one_image_is_raised():
-    def program(values):
+    def program(_, values):
         if values[0, 0] == 9:
             raise ValueError("no such image")
         return values
 
     with pytest.raises(ValueError, match="no such image"):
-        map_images(program, BATCH)
+        map_images(program, None, BATCH)
 
 
 def test_several_devices_get_the_batch_whole():
@@ -70,7 +79,7 @@ def test_several_devices_get_the_batch_whole():
         "import numpy as np\n"
         "from unseg_jax.parallel import map_images, takes_images_apart\n"
         "assert not takes_images_apart()\n"
-        "print(map_images(lambda values: np.array(values.shape), np.ones((4, 2))))\n"
+        "print(map_images(lambda _, values: np.array(values.shape), None, np.ones((4, 2))))\n"
     )
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     found = subprocess.run(

@@ -121,15 +121,16 @@ def cluster(
         node_mask = jnp.ones(features.shape[:2], bool)
     key = jax.random.key(0) if key is None else key
 
-    def run(batch):
+    def run(shared, batch):
+        params, key = shared
         features, adjacency, node_mask, own = batch
         start = params if own is None else own
         return _cluster_batch(
             features, adjacency, node_mask, start, key, method=method, every=every, grid=grid
         )
 
-    own = params if has_batch_axis(params) else None
-    result = map_images(run, (features, adjacency, node_mask, own))
+    own, common = (params, None) if has_batch_axis(params) else (None, params)
+    result = map_images(run, (common, key), (features, adjacency, node_mask, own))
     return jax.tree.map(lambda leaf: leaf[0], result) if single else result
 
 

@@ -29,8 +29,8 @@ def takes_images_apart() -> bool:
     return jax.default_backend() == "cpu" and jax.local_device_count() == 1
 
 
-def map_images(function: Callable[[Any], Result], batch: Any) -> Result:
-    """function(batch), on a CPU as one call an image whose results are put together again.
+def map_images(function: Callable[[Any, Any], Result], shared: Any, batch: Any) -> Result:
+    """function(shared, batch), on a CPU as one call an image, the results put together again.
 
     The function is called on other threads, where JAX's context managers (`jax.debug_nans` and its
     like) do not reach; `jax.config` does.
@@ -38,6 +38,8 @@ def map_images(function: Callable[[Any], Result], batch: Any) -> Result:
     Args:
         function: jitted or compiled; takes a tree as `batch` of any number of images, where
             `takes_images_apart` of one, and gives a tree of arrays with the same leading axis.
+        shared: tree that every call gets whole. What is traced must be in here or in batch: under
+            a transformation of JAX there is one call, on the caller's thread.
         batch: tree of arrays whose leading axis are the images.
 
     Returns:
@@ -45,16 +47,18 @@ def map_images(function: Callable[[Any], Result], batch: Any) -> Result:
     """
     leaves = jax.tree.leaves(batch)
     count = len(leaves[0])
-    if count == 1 or not takes_images_apart() or any(isinstance(leaf, Tracer) for leaf in leaves):
-        return function(batch)
+    traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *jax.tree.leaves(shared)))
+    if count < 2 or traced or not takes_images_apart():
+        return function(shared, batch)
     # NumPy's slices are free; JAX's are one program for all.
     split = _split if all(isinstance(leaf, np.ndarray) for leaf in leaves) else _split_on_device
     images = split(batch)
     lanes = _lanes()
     # The first one alone: what has to be compiled is compiled once.
-    results = [lanes[0].submit(function, images[0]).result()]
+    results = [lanes[0].submit(function, shared, images[0]).result()]
     waiting = [
-        lanes[at % len(lanes)].submit(function, image) for at, image in enumerate(images[1:], 1)
+        lanes[at % len(lanes)].submit(function, shared, image)
+        for at, image in enumerate(images[1:], 1)
     ]
     results += [future.result() for future in waiting]
     return _join(results)

@@ -190,8 +190,8 @@ class Segmenter:
             result = self._run_regions(padded, every)
         else:
             assert self.backbone is not None
-            program = functools.partial(self._program, self.backbone.params, every=every)
-            result = map_images(program, np.stack(padded))
+            program = functools.partial(self._program, every=every)
+            result = map_images(program, self.backbone.params, np.stack(padded))
         if size == len(pixels):
             return result
         return jax.tree.map(lambda leaf: leaf[: len(pixels)], result)
@@ -221,16 +221,16 @@ class Segmenter:
             params: where the heads start, shared or with a batch axis; None draws them.
             every: record labels every so many epochs.
         """
-        own = params if has_batch_axis(params) else None
+        own, common = (params, None) if has_batch_axis(params) else (None, params)
 
-        def run(batch):
+        def run(common, batch):
             features, attention, own = batch
-            start = params if own is None else own
+            start = common if own is None else own
             return self._nodes_program(
                 features, class_attention=attention, params=start, every=every
             )
 
-        return map_images(run, (features, class_attention, own))
+        return map_images(run, common, (features, class_attention, own))
 
     def compile_regions(
         self, pixels: list[np.ndarray], *, every: int = 0
@@ -374,7 +374,7 @@ class Segmenter:
 
     def _run_regions(self, pixels, every):
         program, regions = self.compile_regions(pixels, every=every)
-        return map_images(program, regions)[0]
+        return map_images(lambda _, regions: program(regions), None, regions)[0]
 
 
 def segment(

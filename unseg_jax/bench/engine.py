@@ -9,7 +9,6 @@ and no batch waits for it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -258,8 +257,8 @@ class Engine:
             return jax.device_put(params, self.devices[0])
         return jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
 
-    def _build(self, function: Callable, shapes: tuple, *, params: bool) -> tuple[Callable, float]:
-        """Compiles a function of (params and) arrays with a leading batch axis."""
+    def _build(self, function: Callable, params: Any, batch: Any) -> tuple[Callable, float]:
+        """Compiles a function of parameters and of a tree of arrays with a leading batch axis."""
         if self._mesh is not None:
             split = PartitionSpec(_AXIS)
             # Each device maps over its own part of the batch; nothing is exchanged, so that
@@ -267,12 +266,12 @@ class Engine:
             function = jax.shard_map(
                 function,
                 mesh=self._mesh,
-                in_specs=(PartitionSpec(), split) if params else split,
+                in_specs=(PartitionSpec(), split),
                 out_specs=split,
                 check_vma=False,
             )
         start = time.perf_counter()
-        compiled = jax.jit(function).lower(*shapes).compile()
+        compiled = jax.jit(function).lower(params, batch).compile()
         return compiled, time.perf_counter() - start
 
     def _shape(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -297,10 +296,10 @@ class Engine:
         def attend(params, pixels):
             return backbone.class_attention(params, pixels, stride=method.stride)
 
-        shapes = (self._params, self._shape((*method.size, 3), np.uint8))
-        group.extract, group.compile_seconds = self._build(extract, shapes, params=True)
+        pixels = self._shape((*method.size, 3), np.uint8)
+        group.extract, group.compile_seconds = self._build(extract, self._params, pixels)
         if any(_reads_attention(self.segmenters[name].method) for name in group.names):
-            group.attend, seconds = self._build(attend, shapes, params=True)
+            group.attend, seconds = self._build(attend, self._params, pixels)
             group.compile_seconds += seconds
 
     def _compile_method(self, group: _Group, name: str) -> float:
@@ -318,7 +317,8 @@ class Engine:
             jax.block_until_ready(segmenter.run(blank, every=self.every))
             return max(0.0, first - start - (time.perf_counter() - first))
 
-        def assign(features, attention):
+        def assign(_, given):
+            features, attention = given
             return segment_features(
                 features,
                 segmenter.key,
@@ -333,8 +333,8 @@ class Engine:
         assert group.extract is not None
         width = jax.tree.leaves(group.extract.out_info)[0].shape[-1]  # type: ignore[attr-defined]
         attention = self._shape((nodes,), np.float32) if group.attend is not None else None
-        shapes = (self._shape((nodes, width), np.float32), attention)
-        self._assign[name], seconds = self._build(assign, shapes, params=False)
+        given = (self._shape((nodes, width), np.float32), attention)
+        self._assign[name], seconds = self._build(assign, None, given)
         return seconds
 
     def _run_group(self, group, pixels, count, outcomes) -> None:
@@ -346,15 +346,15 @@ class Engine:
             outcomes[name] = Timed(_cut(result, count), seconds, 0.0)
             return
         start = time.perf_counter()
-        features = map_images(functools.partial(group.extract, self._params), pixels)
+        features = map_images(group.extract, self._params, pixels)
         attention = None
         if group.attend is not None:
-            attention = map_images(functools.partial(group.attend, self._params), pixels)
+            attention = map_images(group.attend, self._params, pixels)
         jax.block_until_ready((features, attention))
         shared = time.perf_counter() - start
         for name in group.names:
             start = time.perf_counter()
-            found = map_images(_spread(self._assign[name]), (features, attention))
+            found = map_images(self._assign[name], None, (features, attention))
             result = jax.device_get(found)
             seconds = time.perf_counter() - start
             outcomes[name] = Timed(_cut(result, count), seconds, shared)
@@ -382,11 +382,6 @@ def is_collective(method: Method) -> bool:
 
 def _reads_attention(method: Method) -> bool:
     return method.foreground in ("attention", "auto")
-
-
-def _spread(function: Callable) -> Callable:
-    """The function of a tuple of its arguments."""
-    return lambda arguments: function(*arguments)
 
 
 def _cut(result: Any, count: int) -> Any:
