@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from unseg_jax.graphs import Graph, gcn_propagation
-from unseg_jax.interchange import to_jraph
+from unseg_jax.clustering.graphs import Graph, gcn_propagation
+from unseg_jax.interop.jraph import to_jraph
 
 DENSITIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 

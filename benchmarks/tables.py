@@ -7,6 +7,7 @@ the like for what it gave elsewhere. `NAME` may also be
 * `versus_reference/quality`: the IoU part of that result;
 * `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
   match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method;
+* `methods`: the registry, one row a method, as `unseg-jax methods` prints it;
 * `methods/GLOB`: of those that match, one row a method and one column a data set, with mIoU under
   `honest` and under `published`.
 
@@ -26,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import accelerator, common, optimisation, scaling, versus_reference, vit
+from unseg_jax.cli.tables import format_table, method_rows
 
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -69,6 +71,8 @@ def render(name: str, results: Path = common.RESULTS) -> str:
     family, _, part = name.partition("/")
     if family == "bench":
         return _bench(results / "bench", part or "*")
+    if name == "methods":
+        return format_table(method_rows(), "markdown")
     if family == "methods":
         return _methods(results / "bench", part)
     benchmark = family.partition("-")[0]

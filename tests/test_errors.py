@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import unseg_jax
-from unseg_jax import cli, console
+from unseg_jax.cli import console, main
+from unseg_jax.export import folder
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
 
@@ -25,7 +26,7 @@ def draw(path: Path, size=(40, 48), seed=0) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch):
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def command(tiny_weights, capsys, tmp_path):
 
     def run(*arguments, weights=tiny_weights, out=tmp_path / "out"):
         options = ["--out", out, "--backbone", weights, *FAST]
-        code = cli.main(["segment", *map(str, [*options, *arguments])])
+        code = main.main(["segment", *map(str, [*options, *arguments])])
         said = capsys.readouterr().err
         assert "Traceback" not in said
         return code, [line for line in said.splitlines() if line.startswith("unseg-jax:")]
@@ -238,12 +239,11 @@ def test_api_raises_the_first_failure_and_stream_goes_on(tiny_weights, tmp_path)
 
 
 def test_interrupt_says_what_is_kept(command, tmp_path, monkeypatch):
-    from unseg_jax import gallery
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gallery, "segment_files", stop)
+    monkeypatch.setattr(folder, "segment_files", stop)
     code, said = command(draw(tmp_path / "one.png"))
     assert code == 130
     assert "written" in said[-1]
@@ -271,7 +271,7 @@ def test_process_ends_with_the_code_and_without_a_traceback(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "unseg_jax.cli",
+        "unseg_jax.cli.main",
         "segment",
         str(tmp_path),
         "--method",

@@ -8,7 +8,7 @@ from PIL import Image
 from skimage import data as photographs
 
 import unseg_jax as us
-from unseg_jax import program
+from unseg_jax import pipeline
 
 SMALL = {"image_size": 112, "epochs": 20}
 
@@ -152,7 +152,7 @@ def features():
 
 def test_two_stages_cut_the_foreground_then_the_background(features):
     values, kinds = features
-    method = program.override(
+    method = pipeline.override(
         us.Segmenter("deepcut", backbone="dinov2_vits14_focus").method,
         epochs=60,
         parts=2,
@@ -161,7 +161,7 @@ def test_two_stages_cut_the_foreground_then_the_background(features):
         background_epochs=20,
         learning_rate=0.01,
     )
-    result, _ = program.segment_features(values, jax.random.key(0), method=method, grid=(6, 6))
+    result, _ = pipeline.segment_features(values, jax.random.key(0), method=method, grid=(6, 6))
     for labels, foreground in zip(result.labels, result.foreground, strict=True):
         np.testing.assert_array_equal(foreground, kinds > 0)
         labels = np.asarray(labels)
@@ -174,7 +174,7 @@ def test_two_stages_cut_the_foreground_then_the_background(features):
 def test_clusters_are_numbered_by_size_and_empty_ones_dropped(features):
     values, _ = features
     method = us.Segmenter("deepcut-cc", backbone="dinov2_vits14_focus").method
-    result, _ = program.segment_features(values, jax.random.key(0), method=method, grid=(6, 6))
+    result, _ = pipeline.segment_features(values, jax.random.key(0), method=method, grid=(6, 6))
     for labels, count in zip(result.labels, result.num_clusters, strict=True):
         labels = np.asarray(labels)
         numbers = np.unique(labels)

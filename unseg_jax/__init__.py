@@ -16,6 +16,8 @@ __all__ = [
     "Segmenter",
     "cluster",
     "fit",
+    "graphs",
+    "layers",
     "list_backbones",
     "list_methods",
     "load_backbone",
@@ -28,36 +30,49 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from unseg_jax import losses, metrics
+    from unseg_jax import metrics
+    from unseg_jax.api import segment
     from unseg_jax.backbones import Backbone, list_backbones, load_backbone
-    from unseg_jax.clustering import Clustering, cluster
-    from unseg_jax.collective import CollectiveModel, fit, load_model
-    from unseg_jax.data.images import ImageError
-    from unseg_jax.graphs import Graph
+    from unseg_jax.clustering import graphs, layers, losses
+    from unseg_jax.clustering.graphs import Graph
+    from unseg_jax.clustering.loop import Clustering, cluster
+    from unseg_jax.collective.fitting import fit
+    from unseg_jax.collective.model import CollectiveModel, load_model
+    from unseg_jax.errors import ImageError
+    from unseg_jax.interop.pytorch import params_from_pytorch
     from unseg_jax.methods import Method, list_methods
-    from unseg_jax.pytorch import params_from_pytorch
-    from unseg_jax.segmenter import Segmentation, Segmenter, make_segment_fn, segment
+    from unseg_jax.segmenter import Segmentation, Segmenter, make_segment_fn
 
-# Public name → the module that it is in. Modules are imported when a name of theirs is first
-# used: flax and optax take as long to import as JAX itself, and not every program needs them.
+# Public name → the module that holds it. A module is imported when one of its names is first used:
+# flax and optax take as long to import as JAX itself, and not every program needs them.
 _HOMES = {
+    "segment": "api",
     **dict.fromkeys(("Backbone", "list_backbones", "load_backbone"), "backbones"),
-    **dict.fromkeys(("Clustering", "cluster"), "clustering"),
-    **dict.fromkeys(("CollectiveModel", "fit", "load_model"), "collective"),
-    **dict.fromkeys(("Segmentation", "Segmenter", "make_segment_fn", "segment"), "segmenter"),
+    "Graph": "clustering.graphs",
+    **dict.fromkeys(("Clustering", "cluster"), "clustering.loop"),
+    "fit": "collective.fitting",
+    **dict.fromkeys(("CollectiveModel", "load_model"), "collective.model"),
+    "ImageError": "errors",
+    "params_from_pytorch": "interop.pytorch",
     **dict.fromkeys(("Method", "list_methods"), "methods"),
-    "ImageError": "data.images",
-    "Graph": "graphs",
-    "params_from_pytorch": "pytorch",
+    **dict.fromkeys(("Segmentation", "Segmenter", "make_segment_fn"), "segmenter"),
+}
+# Public modules, and where each lies.
+_MODULES = {
+    "graphs": "clustering.graphs",
+    "layers": "clustering.layers",
+    "losses": "clustering.losses",
+    "metrics": "metrics",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("losses", "metrics"):
-        return importlib.import_module(f"unseg_jax.{name}")
-    if name not in _HOMES:
+    if name in _MODULES:
+        value: Any = importlib.import_module(f"unseg_jax.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"unseg_jax.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module 'unseg_jax' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"unseg_jax.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

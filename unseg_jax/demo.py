@@ -48,9 +48,10 @@ def run(out: Path, picture: Path | None = None) -> int:
     Returns:
         The exit code: 0 if all went well.
     """
-    from unseg_jax.cli import run_segmenter
-    from unseg_jax.console import enable_compilation_cache
-    from unseg_jax.gallery import check_writable, find_images
+    from unseg_jax.cache import enable_compilation_cache
+    from unseg_jax.cli.main import run_segmenter
+    from unseg_jax.data.folders import find_images
+    from unseg_jax.files import check_writable
     from unseg_jax.segmenter import Segmenter
 
     images = find_images(photographs(), out=out)
@@ -73,8 +74,8 @@ def write_picture(out: Path, path: Path, columns: int = 4) -> None:
 
     from PIL import Image
 
+    from unseg_jax.export.drawing import contact_sheet
     from unseg_jax.files import write_bytes
-    from unseg_jax.visual import contact_sheet
 
     stems = [Path(name).stem for name in PHOTOGRAPHS]
     stems = [stem for stem in stems if (out / f"{stem}_overlay.png").is_file()]
@@ -93,7 +94,7 @@ def write_picture(out: Path, path: Path, columns: int = 4) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demonstration from the command line; returns the exit code."""
-    from unseg_jax.console import guarded
+    from unseg_jax.cli.console import guarded
 
     parser = argparse.ArgumentParser(
         prog="python -m unseg_jax.demo",

@@ -5,7 +5,6 @@ the operating system does in one step.
 """
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -18,34 +17,10 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from unseg_jax.errors import WriteError
+
 _PARTIAL = ".part"
 _LEFTOVER = re.compile(rf"\.[0-9a-f]{{12}}{re.escape(_PARTIAL)}(\..*)?")
-
-_REMEDIES = {
-    errno.ENOSPC: "no space is left on the disk; free some, or write elsewhere",
-    errno.EDQUOT: "the disk quota is used up; free some, or write elsewhere",
-    errno.EACCES: "permission is denied; choose another place, or change its permissions",
-    errno.EPERM: "permission is denied; choose another place, or change its permissions",
-    errno.EROFS: "the file system is read-only; choose another place",
-    errno.ENOTDIR: "part of the path is a file; choose another place",
-    errno.EISDIR: "a folder of that name is there; choose another name",
-    errno.EEXIST: "a file stands where a folder is to be; choose another place",
-    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-}
-
-
-class WriteError(OSError):
-    """A file that could not be written; the message names it and says what to do.
-
-    `errno` is that of the operating system: `errno.ENOSPC` is a full disk.
-    """
-
-    def __init__(self, path: str | os.PathLike, cause: OSError):
-        reason = _REMEDIES.get(cause.errno or 0, cause.strerror or str(cause))
-        super().__init__(cause.errno, f"cannot write {os.fspath(path)}: {reason}.")
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 @contextlib.contextmanager
@@ -163,3 +138,19 @@ def write_png(
         ValueError: an array that is none of these.
     """
     write_bytes(path, encode_png(array, palette))
+
+
+def check_writable(out: str | os.PathLike) -> None:
+    """Makes the folder and writes to it, so that a run fails at its start if at all.
+
+    Raises:
+        WriteError: it cannot be written to.
+    """
+    probe = Path(out, ".unseg_jax.probe")
+    try:
+        write_bytes(probe, b"")
+        probe.unlink(missing_ok=True)
+    except WriteError as error:
+        if isinstance(error.__cause__, OSError):
+            raise WriteError(out, error.__cause__) from error
+        raise

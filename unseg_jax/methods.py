@@ -5,12 +5,13 @@ nothing asks for its name. A new method is a new `Method(...)`.
 """
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_args
+
+from unseg_jax.errors import nearest
 
 Algorithm = Literal["gnn", "kmeans", "deep-spectral", "tokencut", "spectral-ncut"]
 Nodes = Literal["patches", "superpixels", "pixels"]
@@ -34,7 +35,7 @@ class Method:
         name: the registry name, or whatever the user calls a method of their own.
         source: the paper or report that the method comes from.
         algorithm: how nodes are assigned to clusters: "gnn" optimises a graph neural network
-            per image on `loss`; the others are the baselines of `unseg_jax.baselines`.
+            per image on `loss`; the others are the baselines of `unseg_jax.clustering.baselines`.
         nodes: what a node is: ViT patches, SLIC superpixels, or pixels of a reduced image.
         backbone: a name of `list_backbones()`, "auto", or a path to weights.
         facet: what the ViT gives out; None takes the backbone's own default.
@@ -42,7 +43,7 @@ class Method:
         log_bin: whether features are log-binned descriptors (17 times as wide).
         image_size: side in pixels, or (height, width), that images are resized to.
         stride: pixels between patches; None is the backbone's patch size.
-        affinity: how W is computed from the features (see `unseg_jax.graphs.affinity`).
+        affinity: how W is computed from the features (see `unseg_jax.clustering.graphs.affinity`).
         tau: threshold of the affinity; raw units for "ncut", cosine for "dmon" and "cosine".
         alpha: "cc" subtracts max(FFᵀ)/alpha.
         neighbours: keep each node's this many strongest edges (made symmetric); 0 keeps all.
@@ -55,7 +56,8 @@ class Method:
         heads: attention heads of "gat", concatenated.
         edge_features: whether "gat" sees the edge weights as 1-d edge features. (The published
             code of UnSegMedGAT hands them over in a place where they are ignored.)
-        stacks, arma_layers, shared: shape of "arma"; `shared` uses one weight for all its layers.
+        stacks, arma_layers: shape of "arma".
+        arma_shared: whether all layers of an "arma" stack have one weight.
         activation: after the graph part; also between and inside graph layers and in the
             multilayer perceptron, unless the next two say otherwise.
         inner_activation, mlp_activation: see `activation`.
@@ -81,7 +83,7 @@ class Method:
         sigma_spatial, sigma_luma, sigma_chroma: bandwidths of the bilateral grid, in pixels
             and in grey levels of YUV.
         quirks: "paper", or "code" to follow the published code bit for bit.
-        code: the fields in which the published code differs from the paper, as pairs.
+        code_overrides: the fields in which the published code differs from the paper, as pairs.
     """
 
     name: str
@@ -106,7 +108,7 @@ class Method:
     edge_features: bool = True
     stacks: int = 1
     arma_layers: int = 1
-    shared: bool = False
+    arma_shared: bool = False
     activation: Activation = "elu"
     inner_activation: Activation | None = None
     mlp_activation: Activation | None = None
@@ -132,7 +134,7 @@ class Method:
     sigma_luma: float = 4.0
     sigma_chroma: float = 4.0
     quirks: Quirks = "paper"
-    code: tuple[tuple[str, Any], ...] = ()
+    code_overrides: tuple[tuple[str, Any], ...] = ()
 
     @property
     def feature_key(self) -> tuple:
@@ -175,7 +177,7 @@ _CHOICES = {
     "collapse": get_args(Collapse),
 }
 _FIELDS = {field.name: field for field in dataclasses.fields(Method)}
-_FIXED = ("name", "source", "code")
+_FIXED = ("name", "source", "code_overrides")
 # Fields that hold whole numbers, and the least that each may be.
 _LEAST = {
     **dict.fromkeys(("epochs", "collective_epochs", "parts", "parts_epochs"), 0),
@@ -192,18 +194,12 @@ _ABOVE = {
 # Likewise, and what each must not be below.
 _AT_LEAST = dict.fromkeys(("spatial_decay", "learning_rate", "weight_decay"), 0.0)
 _RATES = ("dropout", "layer_dropout")
-_SWITCHES = ("log_bin", "normalise", "edge_features", "shared", "largest_component")
+_SWITCHES = ("log_bin", "normalise", "edge_features", "arma_shared", "largest_component")
 _CC_ARMA = (
     "ARMA's propagation divides by the square roots of degrees, which the negative affinities of "
     "correlation clustering leave undefined; take 'cc-gcn' or 'cc-gat', or, to propagate over the "
     "positive affinities alone, 'cc-gcn' with layer='arma'."
 )
-
-
-def nearest(name: str, known) -> str:
-    """A hint that ends an error about an unknown name: the nearest known one, or all of them."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean '{match[0]}'?" if match else "known are: " + ", ".join(sorted(known))
 
 
 def override(method: Method, **overrides: Any) -> Method:
@@ -224,7 +220,7 @@ def override(method: Method, **overrides: Any) -> Method:
     if "dropout" in overrides:
         overrides.setdefault("layer_dropout", overrides["dropout"])
     if overrides.get("quirks") == "code" and method.quirks != "code":
-        overrides = {**dict(method.code), **overrides}
+        overrides = {**dict(method.code_overrides), **overrides}
     overrides = {name: _plain(value) for name, value in overrides.items()}
     for name, value in overrides.items():
         _check(name, value)
@@ -324,7 +320,12 @@ _MEDGAT = Method(
     sigma_spatial=11.0,
     sigma_luma=5.0,
     sigma_chroma=5.0,
-    code=(("tau", 0.5), ("epochs", 55), ("learning_rate", 1e-4), ("edge_features", False)),
+    code_overrides=(
+        ("tau", 0.5),
+        ("epochs", 55),
+        ("learning_rate", 1e-4),
+        ("edge_features", False),
+    ),
 )
 
 
@@ -359,7 +360,7 @@ _ALL = (
         image_size=280,
         inner_activation="relu",
         largest_component=True,
-        code=(("largest_component", False),),
+        code_overrides=(("largest_component", False),),
     ),
     Method(
         "deepcut-cc",
@@ -369,7 +370,7 @@ _ALL = (
         loss="cc",
         num_clusters=10,
         largest_component=True,
-        code=(("largest_component", False),),
+        code_overrides=(("largest_component", False),),
     ),
     Method(
         "unseggnet",
@@ -381,7 +382,7 @@ _ALL = (
         activation="silu",
         loss="modularity",
         epochs=100,
-        code=(("branches", ((64,),)), ("epochs", 20), ("collapse", "clusters")),
+        code_overrides=(("branches", ((64,),)), ("epochs", 20), ("collapse", "clusters")),
     ),
     Method(
         "unsegarmanet",
@@ -396,7 +397,7 @@ _ALL = (
         layer_dropout=0.4,
         loss="modularity",
         epochs=100,
-        code=(("epochs", 20), ("collapse", "clusters")),
+        code_overrides=(("epochs", 20), ("collapse", "clusters")),
     ),
     _MEDGAT,
     dataclasses.replace(
@@ -404,7 +405,12 @@ _ALL = (
         name="unsegmedgat-isic",
         branches=((32,), (64,), (128,)),
         epochs=300,
-        code=(("tau", 0.35), ("epochs", 55), ("learning_rate", 1e-4), ("edge_features", False)),
+        code_overrides=(
+            ("tau", 0.35),
+            ("epochs", 55),
+            ("learning_rate", 1e-4),
+            ("edge_features", False),
+        ),
     ),
     dataclasses.replace(_MEDGAT, name="unsegmedgat-c", collective_epochs=5, epochs=5),
     # Fitted on a set with `unseg_jax.fit`; alone it has no foreground.
@@ -463,7 +469,7 @@ _ALL = (
         algorithm="deep-spectral",
         foreground="border",
         # The published code normalises the features first.
-        code=(("affinity", "cosine"),),
+        code_overrides=(("affinity", "cosine"),),
     ),
     Method(
         "tokencut",

@@ -17,29 +17,27 @@ import jax
 import numpy as np
 
 from unseg_jax.backbones import Backbone, load_backbone
-from unseg_jax.clustering import has_batch_axis
-from unseg_jax.data.images import ImageError, load_image, resize_image
+from unseg_jax.clustering.loop import has_batch_axis
+from unseg_jax.data.images import as_iterable, load_image, resize_image
 from unseg_jax.data.loader import batches
+from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method, resolve
 from unseg_jax.parallel import map_images, takes_images_apart
-from unseg_jax.postprocess import (
-    largest_component,
-    object_box,
-    upsample_labels,
-)
-from unseg_jax.program import (
+from unseg_jax.pipeline import (
     PatchResult,
     extract_features,
     fit_to_backbone,
     segment_features,
     segment_pixels,
 )
+from unseg_jax.postprocess import largest_component, object_box, upsample_labels
+from unseg_jax.postprocess.margins import refine_margins, upsample_margins
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
 
+    from unseg_jax.clustering.superpixels import Regions
     from unseg_jax.data.images import Source
-    from unseg_jax.superpixels import Regions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,54 +75,42 @@ class Segmentation:
     id: str
 
 
-class Segmenter:
-    """Segments images with one method and one backbone; compiled once a shape of batch, and on a
+class BatchSegmenter:
+    """Runs a method over batches of images, read ahead of the device and finished behind it.
+
+    `Segmenter` starts each image from fresh parameters; `collective.applying.ModelSegmenter` from
+    a model that was fitted on a set. Programs are compiled once for each shape of batch, and on a
     CPU once for all.
 
     Attributes:
-        method: the resolved `Method`.
+        method: the `Method`, with a stride that fits the backbone.
         backbone: the loaded `Backbone`; None for methods on superpixels or pixels.
         batch_size: images given to the device at a time; a CPU works on as many at once as it has
             cores.
-        key: `jax.random.key` of initial parameters and dropout, the same for every image.
+        seed: random seed of initial parameters and dropout, the same for every image.
+        key: `jax.random.key` of that seed.
     """
 
     def __init__(
-        self,
-        method: str | Method = "deepcut",
-        *,
-        backbone: str | Path | Backbone = "auto",
-        batch_size: int = 8,
-        seed: int = 0,
-        dtype: str = "float32",
-        **overrides: Any,
+        self, method: Method, backbone: Backbone | None, *, batch_size: int = 8, seed: int = 0
     ):
         """
         Args:
-            method: name of `list_methods()`, or a `Method`.
-            backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's
-                own, which is the first of DINO ViT-S/8 and its stand-in to be had.
+            method: as `load_for` gives it.
+            backbone: as `load_for` gives it.
             batch_size: images given to the device at a time, at least 1.
-            seed: of initial parameters and dropout.
-            dtype: "float32" or "bfloat16", of the backbone; losses are always float32.
-            **overrides: fields of `Method`.
+            seed: random seed of initial parameters and dropout.
 
         Raises:
-            ValueError: an unknown method, backbone or field, or a value out of range.
+            ValueError: a batch size below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
-        self.method = resolve(method, **overrides)
-        if type(self) is Segmenter:
-            _check_alone(self.method)
-        self.backbone: Backbone | None = None
-        if self.method.nodes == "patches":
-            self.backbone = _load(backbone, self.method, dtype)
-            self.method = fit_to_backbone(self.method, self.backbone, overrides)
-        self.batch_size = batch_size
+        self.method, self.backbone = method, backbone
+        self.batch_size, self.seed = batch_size, seed
         self.key = jax.random.key(seed)
-        self._program = jax.jit(self._run_pixels, static_argnames=("every",))
-        self._nodes_program = jax.jit(self._run_nodes, static_argnames=("every",))
+        self._program = jax.jit(self._run_pixels, static_argnames=("record_every",))
+        self._nodes_program = jax.jit(self._run_nodes, static_argnames=("record_every",))
         self._features_program = jax.jit(self._run_features)
         self._regions_programs: dict[tuple, Any] = {}
 
@@ -174,7 +160,7 @@ class Segmenter:
         return resize_image(image, self.method.size)
 
     def run(
-        self, pixels: list[np.ndarray], *, size: int | None = None, every: int = 0
+        self, pixels: list[np.ndarray], *, size: int | None = None, record_every: int = 0
     ) -> PatchResult:
         """Runs prepared images on the device; returns before it is done.
 
@@ -182,15 +168,15 @@ class Segmenter:
             pixels: up to `batch_size` arrays from `prepare`.
             size: pad to this many images, unless a CPU takes them one by one; padding is cut off
                 the result lazily.
-            every: record labels every so many epochs.
+            record_every: record labels every so many epochs.
         """
         size = len(pixels) if size is None or takes_images_apart() else size
         padded = [*pixels, *[pixels[-1]] * (size - len(pixels))]
         if self.method.nodes != "patches":
-            result = self._run_regions(padded, every)
+            result = self._run_regions(padded, record_every)
         else:
             assert self.backbone is not None
-            program = functools.partial(self._program, every=every)
+            program = functools.partial(self._program, record_every=record_every)
             result = map_images(program, self.backbone.params, np.stack(padded))
         if size == len(pixels):
             return result
@@ -211,7 +197,7 @@ class Segmenter:
         *,
         class_attention: Float[Array, "b n"] | None = None,
         params: Any = None,
-        every: int = 0,
+        record_every: int = 0,
     ) -> tuple[PatchResult, Any]:
         """From shared features to a `PatchResult` and the optimised parameters of each image.
 
@@ -219,7 +205,7 @@ class Segmenter:
             features: (B, N, D) of the method's own size and stride.
             class_attention: (B, N), for the foreground rules that read it.
             params: where the heads start, shared or with a batch axis; None draws them.
-            every: record labels every so many epochs.
+            record_every: record labels every so many epochs.
         """
         own, common = (params, None) if has_batch_axis(params) else (None, params)
 
@@ -227,20 +213,20 @@ class Segmenter:
             features, attention, own = batch
             start = common if own is None else own
             return self._nodes_program(
-                features, class_attention=attention, params=start, every=every
+                features, class_attention=attention, params=start, record_every=record_every
             )
 
         return map_images(run, common, (features, class_attention, own))
 
     def compile_regions(
-        self, pixels: list[np.ndarray], *, every: int = 0
+        self, pixels: list[np.ndarray], *, record_every: int = 0
     ) -> tuple[Callable[[Regions], tuple[PatchResult, Any]], Regions]:
         """The compiled program for graphs of these images' regions, and the graphs.
 
         It is compiled once for each bucket of region counts (and number of images, where they are
         not taken one by one), without being run.
         """
-        from unseg_jax.superpixels import region_graph, stack_regions
+        from unseg_jax.clustering.superpixels import region_graph, stack_regions
 
         def given(regions):
             return {
@@ -251,9 +237,9 @@ class Segmenter:
 
         regions = stack_regions([region_graph(image, self.method) for image in pixels])
         one = jax.tree.map(lambda leaf: leaf[:1], regions) if takes_images_apart() else regions
-        key = (one.nodes.shape, every)
+        key = (one.nodes.shape, record_every)
         if key not in self._regions_programs:
-            lowered = self._nodes_program.lower(one.nodes, **given(one), every=every)
+            lowered = self._nodes_program.lower(one.nodes, **given(one), record_every=record_every)
             self._regions_programs[key] = lowered.compile()
         program = self._regions_programs[key]
         return lambda regions: program(regions.nodes, **given(regions)), regions
@@ -346,56 +332,98 @@ class Segmenter:
             index += 1
 
     def _refine(self, image, foreground, mask, labels):
-        from unseg_jax.postprocess.bilateral import refine_segmentation
-
         method = self.method
         if method.refine == "guided":
-            from unseg_jax.set_segmenter import refine_margins, upsample_margins
-
             refined = refine_margins(image, np.where(foreground, 1.0, -1.0), method)
             mask = upsample_margins(refined, image.shape[:2])
             # Parts keep the edges between them; what the mask gains goes to the first part.
             return mask, np.where(mask, np.maximum(labels, 1), 0).astype(np.int32)
+        from unseg_jax.postprocess.bilateral import refine_segmentation
+
         sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
         return refine_segmentation(image, mask, labels, *sigmas, quirks=method.quirks)
 
-    def _run_pixels(self, params, pixels, *, every=0):
+    def _run_pixels(self, params, pixels, *, record_every=0):
         assert self.backbone is not None
-        return segment_pixels(self.backbone, self.method, params, pixels, self.key, every)[0]
+        return segment_pixels(self.backbone, self.method, params, pixels, self.key, record_every)[0]
 
-    def _run_nodes(self, nodes, *, every=0, **given):
+    def _run_nodes(self, nodes, *, record_every=0, **given):
         return segment_features(
-            nodes, self.key, method=self.method, grid=self.grid, every=every, **given
+            nodes, self.key, method=self.method, grid=self.grid, record_every=record_every, **given
         )
 
     def _run_features(self, params, pixels):
         assert self.backbone is not None
         return extract_features(self.backbone, self.method, params, pixels)
 
-    def _run_regions(self, pixels, every):
-        program, regions = self.compile_regions(pixels, every=every)
+    def _run_regions(self, pixels, record_every):
+        program, regions = self.compile_regions(pixels, record_every=record_every)
         return map_images(lambda _, regions: program(regions), None, regions)[0]
 
 
-def segment(
-    images: Source | Iterable[Source],
-    method: str | Method = "deepcut",
-    **options: Any,
-) -> list[Segmentation]:
-    """Segments one image or many in one call; the options are those of `Segmenter`.
+class Segmenter(BatchSegmenter):
+    """Segments images one by one: every image starts from the same fresh parameters."""
 
-    Methods that learn from a whole set (`collective`, `unsegmedgat-c`) are fitted on the images
-    given first: see `unseg_jax.fit`.
+    def __init__(
+        self,
+        method: str | Method = "deepcut",
+        *,
+        backbone: str | Path | Backbone = "auto",
+        batch_size: int = 8,
+        seed: int = 0,
+        dtype: str = "float32",
+        **overrides: Any,
+    ):
+        """
+        Args:
+            method: name of `list_methods()`, or a `Method`.
+            backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's
+                own, which is DINO ViT-S/8 where it can be fetched, else its stand-in.
+            batch_size: images given to the device at a time, at least 1.
+            seed: random seed of initial parameters and dropout.
+            dtype: "float32" or "bfloat16", of the backbone; losses are always float32.
+            **overrides: fields of `Method`.
+
+        Raises:
+            ValueError: an unknown method, backbone or field, or a value out of range.
+        """
+        resolved = resolve(method, **overrides)
+        if resolved.foreground == "set":
+            raise ValueError(
+                f"'{resolved.name}' finds the foreground in a whole set: fit it first with "
+                f"unseg_jax.fit(images, method='{resolved.name}'), or call unseg_jax.segment."
+            )
+        fitted, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
+        super().__init__(fitted, loaded, batch_size=batch_size, seed=seed)
+
+
+def load_for(
+    method: Method,
+    backbone: str | Path | Backbone = "auto",
+    *,
+    dtype: str = "float32",
+    explicit: Iterable[str] = (),
+) -> tuple[Method, Backbone | None]:
+    """The backbone for a method, and the method with a stride that fits it.
+
+    Args:
+        method: resolved.
+        backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's own.
+        dtype: "float32" or "bfloat16", of the backbone.
+        explicit: fields that the user chose; a stride among them is kept as it is.
+
+    Returns:
+        The method, and the backbone; None for methods on superpixels or pixels.
+
+    Raises:
+        ValueError: an unknown backbone or dtype, or weights that cannot be read.
     """
-    resolved = resolve(method)
-    if resolved.learns_from_set:
-        from unseg_jax.collective import fit
-
-        sources = list(as_iterable(images))
-        seed = options.pop("seed", 0)
-        model = fit(sources, method=resolved, key=jax.random.key(seed), **options)
-        return model.segment(sources)
-    return Segmenter(resolved, **options)(images)
+    if method.nodes != "patches":
+        return method, None
+    if not isinstance(backbone, Backbone):
+        name = method.backbone if backbone == "auto" else backbone
+        backbone = load_backbone(name, dtype=dtype)  # type: ignore[arg-type]
+    return fit_to_backbone(method, backbone, explicit), backbone
 
 
 def make_segment_fn(
@@ -429,40 +457,14 @@ def make_segment_fn(
             f"'{resolved.name}' works on {resolved.nodes}, which are cut on the host: "
             "use Segmenter instead of make_segment_fn."
         )
-    loaded = _load(backbone, resolved, dtype)
-    resolved = fit_to_backbone(resolved, loaded, overrides)
+    resolved, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
+    assert loaded is not None
 
     def segment(params, pixels):
         result, _ = segment_pixels(loaded, resolved, params, pixels, jax.random.key(seed))
         return result.labels
 
     return jax.jit(segment), loaded.params
-
-
-def _load(backbone, method: Method, dtype) -> Backbone:
-    if isinstance(backbone, Backbone):
-        return backbone
-    name = method.backbone if backbone == "auto" else backbone
-    return load_backbone(name, dtype=dtype)
-
-
-def _check_alone(method: Method) -> None:
-    if method.foreground == "set":
-        raise ValueError(
-            f"'{method.name}' finds the foreground in a whole set: fit it first with "
-            f"unseg_jax.fit(images, method='{method.name}'), or call unseg_jax.segment."
-        )
-
-
-def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
-    """One image or many, as many."""
-    if isinstance(images, (str, Path)) or hasattr(images, "convert"):
-        return [images]
-    # Any array library's: NumPy's, JAX's, PyTorch's.
-    if hasattr(images, "dtype") and hasattr(images, "ndim"):
-        array = np.asarray(images)
-        return [array] if array.dtype != object and array.ndim <= 3 else array
-    return images
 
 
 def _power_of_two(count: int) -> int:

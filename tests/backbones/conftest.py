@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from unseg_jax.backbones import Backbone, VisionTransformer, ViTConfig, load_backbone
-from unseg_jax.backbones.errors import WeightsError
 from unseg_jax.backbones.focus import download_wheel
+from unseg_jax.errors import WeightsError
 
 
 def random_state_dict(config: ViTConfig, seed: int = 0) -> dict[str, np.ndarray]:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from unseg_jax.backbones import ViTConfig, WeightsError, focus, get_weights, weights
-from unseg_jax.backbones.files import read_tensors
 from unseg_jax.backbones.layouts import build_params
+from unseg_jax.backbones.readers import read_tensors
 from unseg_jax.backbones.vit import normalise_pixels
 
 onnx = pytest.importorskip("onnx")

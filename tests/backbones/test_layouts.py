@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from unseg_jax.backbones import ViTConfig, WeightsError, convert_weights, load_backbone
-from unseg_jax.backbones.files import read_tensors
 from unseg_jax.backbones.layouts import build_params, strip_prefixes
+from unseg_jax.backbones.readers import read_tensors
 
 VERSION1 = ViTConfig(patch_size=8, width=128, depth=2, heads=2, grid=3)
 VERSION2 = ViTConfig(

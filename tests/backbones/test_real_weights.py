@@ -10,8 +10,8 @@ from flax import nnx
 from PIL import Image
 
 from unseg_jax.backbones import VisionTransformer, WeightsError, get_weights
-from unseg_jax.backbones.files import read_tensors
 from unseg_jax.backbones.layouts import build_params, strip_prefixes
+from unseg_jax.backbones.readers import read_tensors
 from unseg_jax.backbones.weights import SOURCES, cached_path
 
 PHOTOGRAPH = "UNSEG_JAX_COCO_39769"

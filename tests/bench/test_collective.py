@@ -5,6 +5,7 @@ import json
 import pytest
 
 from unseg_jax.bench import Settings, run
+from unseg_jax.collective import model
 from unseg_jax.methods import METHODS
 
 pytest.importorskip("unseg_jax.collective")
@@ -39,12 +40,10 @@ def test_a_set_is_learnt_once_and_resumed(data, weights, tmp_path, monkeypatch, 
     path = tmp_path / "run" / "per_image.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
 
-    from unseg_jax import collective
-
     def never(*_, **__):
         raise AssertionError("the set is fitted again")
 
-    monkeypatch.setattr(collective, "fit", never)
+    monkeypatch.setattr(model, "fit", never)
     again = run(Settings(**settings, resume=True), quiet=True)
     assert records(tmp_path / "run") == whole
     assert again["methods"][method]["miou"] == summary["methods"][method]["miou"]

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.ledger import Ledger
 from unseg_jax.bench.records import RunFolder, read_records
 from unseg_jax.data import Item
+from unseg_jax.errors import BenchError
 
 BOTH = frozenset({"one", "two"})
 ITEMS = [Item(id, f"{id}.png") for id in "abc"]

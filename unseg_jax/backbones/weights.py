@@ -15,15 +15,11 @@ import urllib.request
 from pathlib import Path
 
 from unseg_jax.backbones import focus
-from unseg_jax.backbones.errors import WeightsError
-from unseg_jax.backbones.files import (
-    cache_folder,
-    check_sha256,
-    read_tensors,
-    write_safetensors,
-)
 from unseg_jax.backbones.layouts import build_params, infer_config, strip_prefixes
+from unseg_jax.backbones.readers import read_tensors, write_safetensors
 from unseg_jax.backbones.vit import ViTConfig
+from unseg_jax.cache import cache_folder, check_sha256
+from unseg_jax.errors import WeightsError
 
 logger = logging.getLogger("unseg_jax")
 
@@ -258,7 +254,7 @@ def get_weights(name: str = AUTO) -> Path:
 def check_name(name: str) -> None:
     """Raises ValueError, with the nearest known name, for an unknown backbone."""
     if name not in SOURCES:
-        from unseg_jax.methods import nearest
+        from unseg_jax.errors import nearest
 
         raise ValueError(
             f"there is no backbone '{name}' and no such file; {nearest(name, (AUTO, *SOURCES))}"

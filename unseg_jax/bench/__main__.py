@@ -7,16 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from unseg_jax.bench import (
-    BenchError,
-    Interrupted,
-    Settings,
-    format_table,
-    run,
-    write_summary,
-)
-from unseg_jax.bench.settings import parse_shard, parse_size, parse_value
-from unseg_jax.console import enable_compilation_cache
+from unseg_jax.bench import BenchError, Interrupted, Settings, format_table, run, write_summary
+from unseg_jax.bench.settings import parse_shard
+from unseg_jax.cache import enable_compilation_cache
+from unseg_jax.cli.options import parse_size, parse_value
 
 _METHOD = "Settings of all methods (default: each method's own)"
 _RUN = "The run"
@@ -60,8 +54,8 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the backbone.")] = "float32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images on the device at a time.")] = 8,
     seed: Annotated[int, typer.Option(help="Of initial parameters and dropout.")] = 0,
-    every: Annotated[
-        int, typer.Option(min=0, help="Record IoU every so many epochs; 0 never.")
+    record_every: Annotated[
+        int, typer.Option("--every", min=0, help="Record IoU every so many epochs; 0 never.")
     ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=_RUN)
@@ -225,7 +219,7 @@ def bench(
             seed=seed,
             dtype=dtype,
             overrides={name: value for name, value in overrides.items() if value is not None},
-            every=every,
+            record_every=record_every,
             resume=resume or retry_failed,
             retry_failed=retry_failed,
             overwrite=overwrite,
@@ -321,8 +315,8 @@ def merge_shards(
     ] = False,
 ) -> None:
     """Joins the shards of a run: records, masks, summary.json and report.html."""
-    from unseg_jax.bench.merge import merge
-    from unseg_jax.bench.remote import is_remote, merge_remote
+    from unseg_jax.bench.merge import merge, merge_remote
+    from unseg_jax.bench.remote import is_remote
 
     try:
         if is_remote(folder):
@@ -339,7 +333,8 @@ def make_report(
     folder: Annotated[str, typer.Argument(help="A run's folder, or its URL.")],
 ) -> None:
     """Makes summary.json and report.html again, from what the run has recorded."""
-    from unseg_jax.bench.remote import is_remote, report_remote
+    from unseg_jax.bench.remote import is_remote
+    from unseg_jax.bench.report import report_remote
 
     try:
         _print(report_remote(folder) if is_remote(folder) else write_summary(Path(folder)), folder)

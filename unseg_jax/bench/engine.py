@@ -20,12 +20,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unseg_jax.backbones import Backbone, load_backbone
-from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.settings import Settings
 from unseg_jax.data import Source
-from unseg_jax.methods import Method, override
+from unseg_jax.errors import BenchError
+from unseg_jax.methods import Method
 from unseg_jax.parallel import map_images, takes_images_apart
-from unseg_jax.segmenter import Segmenter, extract_features, segment_features
+from unseg_jax.pipeline import extract_features, segment_features
+from unseg_jax.segmenter import BatchSegmenter, load_for
 
 _AXIS = "images"
 
@@ -74,7 +75,7 @@ class Engine:
         batch_size: int = 8,
         seed: int = 0,
         dtype: str = "float32",
-        every: int = 0,
+        record_every: int = 0,
         explicit: Iterable[str] = (),
         devices: Sequence[Any] | None = None,
     ):
@@ -83,19 +84,20 @@ class Engine:
             methods: with different names.
             backbone: name, path, or loaded.
             batch_size, seed, dtype: as for `Segmenter`.
-            every: record labels every so many epochs.
+            record_every: record labels every so many epochs.
             explicit: fields that the user chose, which are not fitted to the backbone.
             devices: None takes all local ones.
         """
         self.devices = list(devices or jax.local_devices())
         count = len(self.devices)
         self.batch_size = -(-batch_size // count) * count
-        self.every = every
+        self.record_every = record_every
         self.backbone = _load(methods, backbone, dtype)
         self._explicit = tuple(field for field in explicit if field == "stride")
-        self._options = {"batch_size": self.batch_size, "seed": seed, "dtype": dtype}
+        self._options = {"batch_size": self.batch_size, "seed": seed}
+        self._dtype = dtype
         self._unfitted = {method.name: method for method in methods if is_collective(method)}
-        self.segmenters: dict[str, Segmenter] = {
+        self.segmenters: dict[str, BatchSegmenter] = {
             method.name: self._segmenter(method, backbone) for method in methods
         }
         self.compile_seconds = dict.fromkeys(self.segmenters, 0.0)
@@ -104,17 +106,11 @@ class Engine:
         self._groups = self._group()
         self._assign: dict[str, Callable] = {}
 
-    def _segmenter(self, method: Method, backbone: str | Backbone) -> Segmenter:
-        # What a set decides is for its model to say: until then any rule stands in.
-        plain = override(method, foreground="corner") if method.foreground == "set" else method
-        segmenter = Segmenter(
-            plain,
-            backbone=self.backbone or backbone,
-            **self._options,
-            **{field: getattr(method, field) for field in self._explicit},
+    def _segmenter(self, method: Method, backbone: str | Backbone) -> BatchSegmenter:
+        fitted, loaded = load_for(
+            method, self.backbone or backbone, dtype=self._dtype, explicit=self._explicit
         )
-        segmenter.method = dataclasses.replace(segmenter.method, foreground=method.foreground)
-        return segmenter
+        return BatchSegmenter(fitted, loaded, **self._options)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Engine:
@@ -129,7 +125,7 @@ class Engine:
             batch_size=settings.batch_size,
             seed=settings.seed,
             dtype=settings.dtype,
-            every=settings.every,
+            record_every=settings.record_every,
             explicit=tuple(settings.overrides),
         )
 
@@ -177,7 +173,8 @@ class Engine:
             progress: called with the name of each method before its turn.
         """
         for name, method in self._unfitted.items():
-            from unseg_jax.collective import fit, load_model
+            from unseg_jax.collective.fitting import fit
+            from unseg_jax.collective.model import load_model
 
             path = folder / f"{name}.safetensors"
             if path.exists():
@@ -193,8 +190,7 @@ class Engine:
                     **{field: getattr(method, field) for field in self._explicit},
                 )
                 model.save(path)
-            options = {"batch_size": self.batch_size, "seed": self._options["seed"]}
-            self.segmenters[name] = dataclasses.replace(model, **options).segmenter()
+            self.segmenters[name] = dataclasses.replace(model, **self._options).segmenter()
 
     def shrink(self, count: int) -> None:
         """Makes batches no larger than so many images, before `compile`: a small set is not
@@ -308,13 +304,13 @@ class Engine:
         blank = [np.zeros((*method.size, 3), np.uint8)] * self.batch_size
         if method.nodes != "patches":
             start = time.perf_counter()
-            segmenter.compile_regions(blank, every=self.every)
+            segmenter.compile_regions(blank, record_every=self.record_every)
             return time.perf_counter() - start
         if not group.shares:
             start = time.perf_counter()
-            jax.block_until_ready(segmenter.run(blank, every=self.every))
+            jax.block_until_ready(segmenter.run(blank, record_every=self.record_every))
             first = time.perf_counter()
-            jax.block_until_ready(segmenter.run(blank, every=self.every))
+            jax.block_until_ready(segmenter.run(blank, record_every=self.record_every))
             return max(0.0, first - start - (time.perf_counter() - first))
 
         def assign(_, given):
@@ -325,7 +321,7 @@ class Engine:
                 method=method,
                 grid=segmenter.grid,
                 class_attention=attention if _reads_attention(method) else None,
-                every=self.every,
+                record_every=self.record_every,
             )[0]
 
         rows, columns = segmenter.grid
@@ -341,7 +337,9 @@ class Engine:
         if not group.shares:
             (name,) = group.names
             start = time.perf_counter()
-            result = jax.device_get(self.segmenters[name].run(list(pixels), every=self.every))
+            result = jax.device_get(
+                self.segmenters[name].run(list(pixels), record_every=self.record_every)
+            )
             seconds = time.perf_counter() - start
             outcomes[name] = Timed(_cut(result, count), seconds, 0.0)
             return

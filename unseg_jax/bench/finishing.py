@@ -14,7 +14,7 @@ from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.scoring import failure_record, iou_by_epoch, make_record, orient
 from unseg_jax.data import ImageError, Item, MaskRule
 from unseg_jax.files import encode_png
-from unseg_jax.segmenter import Segmentation, Segmenter
+from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Finisher:
         segmenters: by method.
         protocol: how to score.
         rule: which mask values are foreground.
-        every: epochs between recorded labels; 0 if there are none.
+        record_every: epochs between recorded labels; 0 if there are none.
         save_masks: whether to write masks.
         write: called with a picture's path below the run's folder, and its content.
     """
 
-    segmenters: Mapping[str, Segmenter]
+    segmenters: Mapping[str, BatchSegmenter]
     protocol: Protocol
     rule: MaskRule
-    every: int
+    record_every: int
     save_masks: bool
     write: Callable[[str, bytes], Any]
 
@@ -89,7 +89,7 @@ class Finisher:
             if image.crop is not None:
                 record["crop"] = image.crop
             history = getattr(timed.result, "history", None)
-            if self.every and truth is not None and history is not None:
+            if self.record_every and truth is not None and history is not None:
                 record["iou_by_epoch"] = iou_by_epoch(
                     history[index], truth, segmenter.method, self.protocol
                 )

@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.records import RunFolder
 from unseg_jax.data import Item
+from unseg_jax.errors import BenchError
 
 ATTEMPTS = 2
 """How often an image is tried before its failure is recorded."""

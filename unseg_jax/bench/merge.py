@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.errors import BenchError
+from unseg_jax.bench.config import check_same
 from unseg_jax.bench.records import (
     CONFIG,
     RECORDS,
@@ -17,10 +17,11 @@ from unseg_jax.bench.records import (
     read_sessions,
     record_lines,
 )
-from unseg_jax.bench.runner import write_summary
-from unseg_jax.bench.settings import check_same
+from unseg_jax.bench.remote import Remote, local_copy
+from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.summary import summarise
-from unseg_jax.files import WriteError, atomic, write_json, write_text
+from unseg_jax.errors import BenchError, WriteError
+from unseg_jax.files import atomic, write_json, write_text
 
 
 def merge(path: Path, *, partial: bool = False) -> dict[str, Any]:
@@ -121,3 +122,22 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def merge_remote(url: str, *, partial: bool = False) -> dict[str, Any]:
+    """`unseg_jax.bench.merge.merge` of the shards at a URL.
+
+    Raises:
+        BenchError: as `merge` does, or the place cannot be opened or refuses.
+    """
+    with local_copy(url) as folder:
+        whole = Remote(url, folder)
+        shards = whole.shards()
+        for shard in shards:
+            shard.pull()
+        summary = merge(folder, partial=partial)
+        whole.clear()  # an earlier merge, all of which is made again from the shards
+        for shard in shards:
+            whole.copy_masks(shard)
+        whole.push(last=True)
+    return summary

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from unseg_jax.methods import nearest
+from unseg_jax.errors import nearest
 from unseg_jax.postprocess import bounding_box
 
 Family = Literal["honest", "published"]

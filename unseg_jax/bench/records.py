@@ -22,9 +22,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.errors import BenchError
-from unseg_jax.bench.settings import check_same
-from unseg_jax.files import WriteError, atomic, remove_partials, write_json
+from unseg_jax.bench.config import check_same
+from unseg_jax.errors import BenchError, WriteError
+from unseg_jax.files import atomic, remove_partials, write_json
 
 CONFIG, RECORDS, SESSIONS, SUMMARY = (
     "config.json",

@@ -9,18 +9,14 @@ Each job copies its own shard's folder alone: its siblings are writing theirs.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fnmatch
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from unseg_jax.bench.errors import BenchError
-from unseg_jax.bench.records import OWN, RECORDS, shard_folder
-from unseg_jax.bench.settings import Settings
-from unseg_jax.files import WriteError
+from unseg_jax.bench.records import OWN, RECORDS
+from unseg_jax.errors import BenchError, WriteError
 
 _PARTS = f"{RECORDS}.parts"
 _SECONDS = 30.0
@@ -33,69 +29,8 @@ def is_remote(out: str) -> bool:
     return "://" in out
 
 
-def run_remote(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
-    """`unseg_jax.bench.run` with its folder at a URL.
-
-    Raises:
-        BenchError: fsspec or the driver of the place is missing, or the place refuses.
-    """
-    import jax
-
-    from unseg_jax.bench.runner import run
-
-    shard = settings.shard or (jax.process_index(), jax.process_count())
-    with _folder_of(settings.out) as folder:
-        remote = Remote(settings.out, folder, shard_folder(Path(), shard).name)
-        if settings.overwrite:
-            remote.clear()
-        else:
-            remote.pull()
-        if settings.retry_failed:
-            remote.forget_parts()
-        with remote.pushing():
-            return run(dataclasses.replace(settings, out=str(folder)), quiet=quiet)
-
-
-def merge_remote(url: str, *, partial: bool = False) -> dict[str, Any]:
-    """`unseg_jax.bench.merge.merge` of the shards at a URL.
-
-    Raises:
-        BenchError: as `merge` does, or the place cannot be opened or refuses.
-    """
-    from unseg_jax.bench.merge import merge
-
-    with _folder_of(url) as folder:
-        whole = Remote(url, folder)
-        shards = whole.shards()
-        for shard in shards:
-            shard.pull()
-        summary = merge(folder, partial=partial)
-        whole.clear()  # an earlier merge, all of which is made again from the shards
-        for shard in shards:
-            whole.copy_masks(shard)
-        whole.push(last=True)
-    return summary
-
-
-def report_remote(url: str) -> dict[str, Any]:
-    """`unseg_jax.bench.write_summary` of the run at a URL.
-
-    Raises:
-        BenchError: no run there, or the place cannot be opened or refuses.
-    """
-    from unseg_jax.bench.runner import write_summary
-
-    with _folder_of(url) as folder:
-        remote = Remote(url, folder)
-        remote.pull()
-        summary = write_summary(folder)
-        # Not the last time: the run may be going on, with more records than were pulled.
-        remote.push()
-    return summary
-
-
 @contextlib.contextmanager
-def _folder_of(url: str) -> Iterator[Path]:
+def local_copy(url: str) -> Iterator[Path]:
     """A temporary folder, for which errors name the URL that it stands for."""
     with tempfile.TemporaryDirectory(prefix="unseg-jax-") as folder:
         try:

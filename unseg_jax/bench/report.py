@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import numpy as np
 from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.published import PublishedScore, published_scores
 from unseg_jax.bench.records import SUMMARY, read_config, read_records, read_sessions
+from unseg_jax.bench.remote import Remote, local_copy
 from unseg_jax.bench.scoring import SCORES, WORST
 from unseg_jax.bench.summary import summarise
-from unseg_jax.files import write_text
+from unseg_jax.errors import WriteError
+from unseg_jax.files import write_json, write_text
 
 REPORT = "report.html"
 
@@ -277,3 +280,40 @@ def _script(value: Any) -> Any:
     from markupsafe import Markup
 
     return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))
+
+
+def write_summary(path: Path) -> dict[str, Any]:
+    """Makes `summary.json` and `report.html` from a run's records.
+
+    Raises:
+        BenchError: no run there.
+        WriteError: they cannot be written.
+    """
+    summary = summarise(read_records(path), read_config(path), read_sessions(path))
+    write_json(path / SUMMARY, summary)
+    try:
+        write_report(path)
+    except WriteError:
+        raise
+    except Exception as error:  # the scores are safe, and the report can be made again
+        warnings.warn(
+            f"report.html was not written ({type(error).__name__}: {error}): make it again by "
+            f"python -m unseg_jax.bench report {path}",
+            stacklevel=2,
+        )
+    return summary
+
+
+def report_remote(url: str) -> dict[str, Any]:
+    """`unseg_jax.bench.write_summary` of the run at a URL.
+
+    Raises:
+        BenchError: no run there, or the place cannot be opened or refuses.
+    """
+    with local_copy(url) as folder:
+        remote = Remote(url, folder)
+        remote.pull()
+        summary = write_summary(folder)
+        # Not the last time: the run may be going on, with more records than were pulled.
+        remote.push()
+    return summary

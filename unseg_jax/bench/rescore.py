@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.preparing import load_truth
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
 from unseg_jax.bench.records import (
@@ -20,9 +19,10 @@ from unseg_jax.bench.records import (
     read_sessions,
     record_lines,
 )
-from unseg_jax.bench.runner import write_summary
+from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.scoring import rounded, score_mask
 from unseg_jax.data import Dataset, Item, default_workers, open_dataset
+from unseg_jax.errors import BenchError
 from unseg_jax.files import write_json, write_text
 
 

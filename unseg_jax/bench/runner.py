@@ -9,99 +9,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
-import importlib.util
-import platform
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from unseg_jax.bench.config import make_config
 from unseg_jax.bench.engine import Engine
-from unseg_jax.bench.errors import BenchError
-from unseg_jax.bench.finishing import Finisher
+from unseg_jax.bench.job import Job, Timing, failure_reason, plain_errors
 from unseg_jax.bench.ledger import ATTEMPTS, Ledger
-from unseg_jax.bench.preparing import Prepared, Preparer, stack_pixels
-from unseg_jax.bench.records import SUMMARY, RunFolder, read_records, read_sessions, shard_folder
-from unseg_jax.bench.remote import is_remote, run_remote
+from unseg_jax.bench.machine import describe_device, versions
+from unseg_jax.bench.preparing import Prepared, stack_pixels
+from unseg_jax.bench.records import RunFolder, shard_folder
+from unseg_jax.bench.remote import Remote, is_remote, local_copy
+from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.scoring import failure_record
-from unseg_jax.bench.settings import Settings, make_config
-from unseg_jax.bench.summary import summarise
-from unseg_jax.data import Dataset, ImageError, Item, Writer, batches, open_dataset
-from unseg_jax.files import WriteError, write_bytes, write_json
+from unseg_jax.bench.settings import Settings
+from unseg_jax.data import Item, Writer, batches, open_dataset
+from unseg_jax.errors import Interrupted
 
 # Scoring threads, and batches that may wait for them: enough never to hold the device up.
 _FINISHERS = 2
 _BEHIND = 4
-
-
-class Interrupted(BenchError):
-    """The user stopped the run; the message says how to go on."""
-
-
-@dataclasses.dataclass
-class Timing:
-    """Where the wall time of a session went, in seconds."""
-
-    wall: float = 0.0
-    device: float = 0.0
-    waiting: float = 0.0
-    images: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        """With the shares that are printed."""
-        wall = max(self.wall, 1e-9)
-        return {
-            "wall_seconds": round(self.wall, 3),
-            "device_seconds": round(self.device, 3),
-            "device_busy": round(self.device / wall, 4),
-            "overhead_seconds": round(self.wall - self.device, 3),
-            "waiting_for_images_seconds": round(self.waiting, 3),
-            "images": self.images,
-            "images_per_second": round(self.images / wall, 3),
-            "peak_memory_mb": _peak_memory(),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A run that is set up: what there is to do, and with what."""
-
-    settings: Settings
-    dataset: Dataset
-    engine: Engine
-    folder: RunFolder
-    items: tuple[Item, ...]
-    missing: dict[str, frozenset[str]]
-
-    @property
-    def preparer(self) -> Preparer:
-        """What turns items into pixels."""
-        engine, protocol = self.engine, self.settings.resolve_protocol()
-        rule, draft = self.dataset.rule, self.settings.draft
-        return Preparer(engine.sizes, protocol, rule, engine.reads_images, draft)
-
-    @property
-    def thumbnails(self) -> frozenset[str]:
-        """Ids of the images that get thumbnails."""
-        return frozenset(item.id for item in self.dataset.items[: self.settings.thumbnails])
-
-    @property
-    def finisher(self) -> Finisher:
-        """What turns results into records."""
-        return Finisher(
-            self.engine.segmenters,
-            self.settings.resolve_protocol(),
-            self.dataset.rule,
-            self.settings.every,
-            self.settings.save_masks,
-            lambda path, content: write_bytes(self.folder.path / path, content),
-        )
 
 
 def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
@@ -161,32 +94,6 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
     return write_summary(path)
 
 
-def write_summary(path: Path) -> dict[str, Any]:
-    """Makes `summary.json` and, where reports can be made, `report.html` from a run's records.
-
-    Raises:
-        BenchError: no run there.
-        WriteError: they cannot be written.
-    """
-    from unseg_jax.bench.records import read_config
-
-    summary = summarise(read_records(path), read_config(path), read_sessions(path))
-    write_json(path / SUMMARY, summary)
-    if importlib.util.find_spec("unseg_jax.bench.report") is not None:
-        report = importlib.import_module("unseg_jax.bench.report")
-        try:
-            report.write_report(path)
-        except WriteError:
-            raise
-        except Exception as error:  # the scores are safe, and the report can be made again
-            warnings.warn(
-                f"report.html was not written ({type(error).__name__}: {error}): make it again by "
-                f"python -m unseg_jax.bench report {path}",
-                stacklevel=2,
-            )
-    return summary
-
-
 def _work(job: Job, *, done: int, quiet: bool) -> None:
     """Does all pending items, failed ones twice, and leaves a line on how it went."""
     from tqdm import tqdm
@@ -203,7 +110,7 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
                 lambda name: bar.set_description(f"fitting {name}"),
             )
             if job.settings.cluster is not None:
-                from unseg_jax.bench.cluster import work_on_cluster
+                from unseg_jax.bench.on_ray import work_on_cluster
 
                 work_on_cluster(job, ledger, timing)
             else:
@@ -302,27 +209,6 @@ def _timed(batches: Iterator, timing: Timing) -> Iterator:
         yield batch
 
 
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors of the operating system in a writing thread, as one sentence each."""
-    try:
-        yield
-    except WriteError as error:
-        raise BenchError(
-            f"{error} What is done is kept: give the same command with --resume."
-        ) from error
-
-
-def failure_reason(error: Exception | None) -> str:
-    """A failure in words; errors that no image can be blamed for are raised."""
-    if isinstance(error, ImageError):
-        return str(error)
-    if isinstance(error, (OSError, MemoryError)):
-        return f"{type(error).__name__}: {error}"
-    assert error is not None
-    raise error
-
-
 def _end_session(job: Job, timing: Timing) -> None:
     job.folder.add_session(
         {
@@ -335,39 +221,20 @@ def _end_session(job: Job, timing: Timing) -> None:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of what the numbers depend on."""
-    names = ("unseg_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+def run_remote(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
+    """`unseg_jax.bench.run` with its folder at a URL.
 
-
-def describe_device(devices: Sequence[Any]) -> str:
-    """Kind and number of devices; of a CPU its name and cores."""
-    kind = devices[0].device_kind
-    if devices[0].platform == "cpu":
-        from unseg_jax.data import default_workers
-
-        kind = f"{_cpu_name()}, {default_workers()} cores"
-    return kind if len(devices) == 1 else f"{len(devices)} × {kind}"
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _peak_memory() -> float | None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kibibytes, macOS bytes.
-    return round(peak / (2**20 if platform.system() == "Darwin" else 2**10), 1)
+    Raises:
+        BenchError: fsspec or the driver of the place is missing, or the place refuses.
+    """
+    shard = settings.shard or (jax.process_index(), jax.process_count())
+    with local_copy(settings.out) as folder:
+        remote = Remote(settings.out, folder, shard_folder(Path(), shard).name)
+        if settings.overwrite:
+            remote.clear()
+        else:
+            remote.pull()
+        if settings.retry_failed:
+            remote.forget_parts()
+        with remote.pushing():
+            return run(dataclasses.replace(settings, out=str(folder)), quiet=quiet)

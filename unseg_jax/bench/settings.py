@@ -1,15 +1,12 @@
 """What a run is asked to do: `Settings`, the methods it names, and the config that is compared."""
 
-import ast
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from unseg_jax.bench.errors import BenchError
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
-from unseg_jax.methods import METHODS, Method, nearest, resolve
+from unseg_jax.errors import nearest
+from unseg_jax.methods import METHODS, Method, resolve
 
 GRID = tuple(
     f"{loss}-{layer}"
@@ -20,8 +17,6 @@ GRID = tuple(
 """The course project's grid of losses and layers, as `--method grid`."""
 
 _ALIASES = {"all": tuple(METHODS), "grid": GRID}
-# These change how fast a run goes or where its data lie, not what it finds.
-_FREE = ("data", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Settings:
         limit, split, image_key, mask_key, foreground_values: see `open_dataset`.
         backbone, batch_size, seed, dtype: see `unseg_jax.Segmenter`.
         overrides: fields of `Method`, for all methods.
-        every: record the labels every so many epochs; 0 never.
+        record_every: record the labels every so many epochs; 0 never.
         resume: go on with the run in `out`.
         retry_failed: on resuming, try the listed failures again.
         overwrite: throw away the run in `out`.
@@ -67,7 +62,7 @@ class Settings:
     seed: int = 0
     dtype: str = "float32"
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    every: int = 0
+    record_every: int = 0
     resume: bool = False
     retry_failed: bool = False
     overwrite: bool = False
@@ -103,27 +98,6 @@ def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
     return resolve(name, **overrides)
 
 
-def parse_value(text: str) -> Any:
-    """A field's value from the command line: a Python literal, else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def parse_size(text: str) -> int | tuple[int, int]:
-    """An image size from the command line: "224", or "H,W" or "HxW".
-
-    Raises:
-        ValueError: anything else.
-    """
-    parts = text.lower().replace("x", ",").split(",")
-    if not all(part.strip().isdigit() for part in parts) or len(parts) > 2:
-        raise ValueError(f"image size '{text}' must be a side in pixels or HEIGHTxWIDTH.")
-    sides = tuple(int(part) for part in parts)
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
 def parse_shard(text: str) -> tuple[int, int]:
     """ "I/N" with 0 ≤ I < N.
 
@@ -134,77 +108,3 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"shard '{text}' must be I/N with I from 0 to N - 1, such as 0/4.")
     return int(index), int(count)
-
-
-def make_config(
-    settings: Settings,
-    methods: Iterable[Method],
-    ids: Iterable[str],
-    *,
-    dataset: str,
-    notes: Iterable[str],
-    backbone: str,
-    weights: str,
-    shard: tuple[int, int],
-) -> dict[str, Any]:
-    """What a run is, as JSON: two runs with the same config find the same.
-
-    Args:
-        settings: as given.
-        methods: fitted to the backbone.
-        ids: of all images, before sharding.
-        dataset: its name.
-        notes: on the data set.
-        backbone: name of the loaded one.
-        weights: digest of its parameters.
-        shard: (I, N).
-    """
-    ids = list(ids)
-    config = {
-        "data": settings.data,
-        "dataset": dataset,
-        "notes": list(notes),
-        "images": len(ids),
-        "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
-        "split": settings.split,
-        "limit": settings.limit,
-        "foreground_values": settings.foreground_values,
-        "protocol": dataclasses.asdict(settings.resolve_protocol()),
-        "methods": {method.name: dataclasses.asdict(method) for method in methods},
-        "backbone": backbone,
-        "weights_sha256": weights,
-        "dtype": settings.dtype,
-        "seed": settings.seed,
-        "every": settings.every,
-        "draft": settings.draft,
-        "save_masks": settings.save_masks,
-        "shard": list(shard),
-        "batch_size": settings.batch_size,
-    }
-    return json.loads(json.dumps(config))
-
-
-def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:
-    """Raises BenchError that says in what two configs differ, if they do."""
-    differences = list(_differences(old, new))
-    if differences:
-        shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
-        raise BenchError(
-            f"the run in {where} has another config ({shown}): resume it with its own options, "
-            f"or choose another --out."
-        )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if name or key not in _FREE:
-                inner = f"{name}.{key}" if name else key
-                yield from _differences(old.get(key), new.get(key), inner)
-    elif old != new:
-        yield f"{name} is {_short(old)} there and {_short(new)} here"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

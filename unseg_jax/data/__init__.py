@@ -1,7 +1,7 @@
 """Images and masks from disk to arrays, ahead of the device; results to disk, behind it."""
 
+from unseg_jax.data.dataset import Dataset, Item
 from unseg_jax.data.images import (
-    ImageError,
     MaskRule,
     Picture,
     Source,
@@ -14,15 +14,9 @@ from unseg_jax.data.images import (
 )
 from unseg_jax.data.layouts import LAYOUTS
 from unseg_jax.data.loader import Outcome, batches, default_workers
-from unseg_jax.data.sources import (
-    Dataset,
-    DatasetError,
-    Item,
-    folder_pairs,
-    list_file,
-    open_dataset,
-)
+from unseg_jax.data.sources import folder_pairs, list_file, open_dataset
 from unseg_jax.data.writer import Writer
+from unseg_jax.errors import DatasetError, ImageError
 
 __all__ = [
     "LAYOUTS",

@@ -7,13 +7,15 @@ one `ImageError` that names the image and says what to do.
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from unseg_jax.errors import ImageError
 
 Source = Any
 """What images and masks are read from: a path, a PIL image, an array, the bytes of an encoded
@@ -34,10 +36,6 @@ _UPRIGHT = {
 _DRAFT_MARGIN = 2
 # Lossless masks whose largest value lies below this hold class numbers, not grey levels.
 _LARGEST_LABEL = 15
-
-
-class ImageError(ValueError):
-    """An image or mask that cannot be used; the message names it and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,3 +374,14 @@ def _mask_values(image: Image.Image, stored: bool) -> tuple[np.ndarray, int]:
     if orientation in _UPRIGHT:
         values = np.ascontiguousarray(_UPRIGHT[orientation](values))
     return values, largest_label
+
+
+def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
+    """One image or many, as many."""
+    if isinstance(images, (str, Path)) or hasattr(images, "convert"):
+        return [images]
+    # Any array library's: NumPy's, JAX's, PyTorch's.
+    if hasattr(images, "dtype") and hasattr(images, "ndim"):
+        array = np.asarray(images)
+        return [array] if array.dtype != object and array.ndim <= 3 else array
+    return images

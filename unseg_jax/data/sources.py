@@ -11,61 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.data.images import DEFAULT_RULE, MaskRule, Source
+from unseg_jax.data.dataset import Dataset, Item
+from unseg_jax.data.folders import IMAGE_SUFFIXES, image_files
+from unseg_jax.data.images import MaskRule
 from unseg_jax.data.layouts import LAYOUTS, Layout, Part
-from unseg_jax.methods import nearest
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
-    *(".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
-)
-"""Suffixes, in lower case, of the files in a folder that count as images."""
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be read as it lies; the message says what to change."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """An image and, where there is one, its mask; neither is decoded yet.
-
-    Attributes:
-        id: unique in its data set, and fit for a file name.
-        image: see `unseg_jax.data.images.Source`.
-        mask: the same, or None: such an image is segmented and not scored.
-        split: name of the split, or None.
-    """
-
-    id: str
-    image: Source
-    mask: Source | None = None
-    split: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Items with what is needed to read and to cite them.
-
-    Attributes:
-        name: what reports call it.
-        items: in a fixed order (sorted by id, or as a list file has them).
-        rule: which mask values are foreground.
-        notes: what a reader of the scores should know, a sentence each.
-    """
-
-    name: str
-    items: tuple[Item, ...]
-    rule: MaskRule = DEFAULT_RULE
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def scored(self) -> int:
-        """Number of items that have a mask."""
-        return sum(item.mask is not None for item in self.items)
+from unseg_jax.errors import DatasetError, nearest
 
 
 def open_dataset(
@@ -232,22 +182,10 @@ def _only(dataset: Dataset, split: str | None) -> Dataset:
     return dataclasses.replace(dataset, items=items)
 
 
-def _files(folder: Path, recursive: bool = False) -> list[Path]:
-    """Image files, sorted, without hidden ones (such as macOS's `._name.jpg`)."""
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(
-        path
-        for path in found
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
-
-
 def _by_stem(folder: Path) -> dict[str, Path]:
     """Image files by stem, in the order of their stems."""
     paths: dict[str, Path] = {}
-    for path in _files(folder):
+    for path in image_files(folder):
         if path.stem in paths:
             raise DatasetError(
                 f"{folder} holds both {paths[path.stem].name} and {path.name}: files pair by "
@@ -295,8 +233,10 @@ def _layout_items(layout: Layout, folder: Path) -> tuple[Item, ...]:
 def _part_items(folder: Path, part: Part) -> list[Item]:
     """Pairs by the path below the part's folders, its stem with the part's suffix."""
     roots = folder / part.images, folder / part.masks
-    images = _files(roots[0], recursive=True)
-    masks = {path.relative_to(roots[1]).with_suffix(""): path for path in _files(roots[1], True)}
+    images = image_files(roots[0], recursive=True)
+    masks = {
+        path.relative_to(roots[1]).with_suffix(""): path for path in image_files(roots[1], True)
+    }
     keys = [path.relative_to(roots[0]).with_suffix("") for path in images]
     # Masks may also carry their image's bare stem, as in copies that people hand on.
     found = [masks.get(key.with_name(key.name + part.suffix)) or masks.get(key) for key in keys]

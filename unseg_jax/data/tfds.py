@@ -6,9 +6,9 @@ import os
 import re
 from typing import Any
 
+from unseg_jax.data.dataset import Dataset, Item
 from unseg_jax.data.images import DEFAULT_RULE, MaskRule
-from unseg_jax.data.sources import Dataset, DatasetError, Item
-from unseg_jax.methods import nearest
+from unseg_jax.errors import DatasetError, nearest
 
 _SPEC = re.compile(
     r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<version>\d+\.[\d*]+\.[\d*]+))?(?::(?P<split>.+))?"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from unseg_jax.files import WriteError
+from unseg_jax.errors import WriteError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

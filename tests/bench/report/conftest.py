@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unseg_jax.bench.config import make_config
 from unseg_jax.bench.records import CONFIG, RECORDS, SESSIONS, SUMMARY
 from unseg_jax.bench.scoring import SCORES, failure_record
-from unseg_jax.bench.settings import Settings, make_config
+from unseg_jax.bench.settings import Settings
 from unseg_jax.bench.summary import summarise
 from unseg_jax.data import Item
 from unseg_jax.methods import resolve
@@ -56,7 +57,9 @@ def _make_folder(
 ) -> Path:
     """A finished run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = Settings("somewhere", str(folder), tuple(ious), protocol, every=10 if epochs else 0)
+    settings = Settings(
+        "somewhere", str(folder), tuple(ious), protocol, record_every=10 if epochs else 0
+    )
     config = make_config(
         settings,
         [resolve(name, epochs=10 * epochs or None) for name in ious],

@@ -1,0 +1,376 @@
+"""The command line on small images and a small random backbone: what it writes and prints."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseg_jax
+from unseg_jax.cli import main
+from unseg_jax.data.folders import ImageFile, find_images
+from unseg_jax.export import folder
+from unseg_jax.export.coco import decode_rle
+from unseg_jax.export.drawing import palette
+from unseg_jax.export.folder import _Clock
+from unseg_jax.export.report import polyline
+from unseg_jax.export.run import Entry, Run
+
+FAST = ["--image-size", "40x48", "--epochs", "60", "--batch-size", "2"]
+FAST += ["--set", "learning_rate=0.01", "--set", "dropout=0"]
+FAST_FIELDS = {"image_size": (40, 48), "epochs": 60, "batch_size": 2}
+FAST_FIELDS |= {"learning_rate": 0.01, "dropout": 0}
+
+
+def draw(path, size=(40, 48), seed=0):
+    """A bright ellipse on dark noise."""
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    inside = ((y - height / 2) / (height / 4)) ** 2 + ((x - width / 2) / (width / 4)) ** 2 < 1
+    pixels = np.random.default_rng(seed).integers(0, 60, (height, width, 3))
+    pixels[inside] += np.array([180, 120, 60])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """Tests neither read nor fill the compilation cache of the user."""
+    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Four images, of which two share a stem; one broken one; and a file that is no image."""
+    folder = tmp_path_factory.mktemp("photos")
+    draw(folder / "one.png", seed=1)
+    draw(folder / "two.png", (64, 40), seed=2)
+    draw(folder / "two.jpg", (32, 56), seed=3)
+    draw(folder / "grey.png", seed=4)
+    Image.open(folder / "grey.png").convert("L").save(folder / "grey.png")
+    content = draw(folder / "broken.jpg", (200, 200)).read_bytes()
+    (folder / "broken.jpg").write_bytes(content[: len(content) // 2])
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos, tiny_weights, tmp_path_factory):
+    """One run over them: the output folder, the exit code, what was printed."""
+    out = tmp_path_factory.mktemp("found") / "inner"
+    printed, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
+        arguments = [str(photos), "--out", str(out), "--backbone", str(tiny_weights), *FAST]
+        code = main.main(["segment", *arguments, "--json", "coco"])
+    return out, code, printed.getvalue(), complained.getvalue()
+
+
+GOOD = {"one": "one.png", "two_png": "two.png", "two_jpg": "two.jpg", "grey": "grey.png"}
+
+
+def test_broken_image_is_named_and_the_others_are_done(run):
+    _, code, printed, complained = run
+    assert code == 1
+    sentences = [line for line in complained.split("\n") if "broken.jpg" in line]
+    assert len(sentences) == 1
+    assert re.search("truncated.*again", sentences[0])
+    assert "Traceback" not in complained
+    assert "4 of 5 images" in printed
+    assert re.search(r"\d images a second", printed)
+
+
+def test_each_image_has_its_files_and_nothing_else_lies_there(run):
+    out = run[0]
+    expected = {f"{name}_{kind}.png" for name in GOOD for kind in ("mask", "labels", "overlay")}
+    assert {path.name for path in out.iterdir()} == expected | {"report.html", "coco.json"}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_files_hold_what_the_api_finds(run, photos, tiny_weights, name):
+    out = run[0]
+    found = unseg_jax.segment(photos / GOOD[name], backbone=tiny_weights, **FAST_FIELDS)[0]
+    mask = np.asarray(Image.open(out / f"{name}_mask.png"))
+    assert set(np.unique(mask)) <= {0, 255}
+    np.testing.assert_array_equal(mask == 255, found.mask)
+    labels = Image.open(out / f"{name}_labels.png")
+    np.testing.assert_array_equal(np.asarray(labels), found.labels)
+    np.testing.assert_array_equal(
+        np.asarray(labels.convert("RGB")), palette(int(found.labels.max()) + 1)[found.labels]
+    )
+    overlay = np.asarray(Image.open(out / f"{name}_overlay.png"))
+    image = np.asarray(Image.open(photos / GOOD[name]).convert("RGB"))
+    assert overlay.shape == image.shape
+    assert (overlay != image).any() == found.mask.any()
+
+
+def test_coco_holds_masks_and_boxes(run, photos):
+    out = run[0]
+    coco = json.loads((out / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == sorted(GOOD.values())
+    names = {file: name for name, file in GOOD.items()}
+    identifiers = [annotation["id"] for annotation in coco["annotations"]]
+    assert identifiers == list(range(1, len(identifiers) + 1))
+    assert identifiers
+    for annotation in coco["annotations"]:
+        image = coco["images"][annotation["image_id"] - 1]
+        mask = np.asarray(Image.open(out / f"{names[image['file_name']]}_mask.png")) == 255
+        np.testing.assert_array_equal(decode_rle(annotation["segmentation"]), mask)
+        rows, columns = np.nonzero(mask)
+        left, top, width, height = annotation["bbox"]
+        assert (left, top) == (columns.min(), rows.min())
+        assert (left + width, top + height) == (columns.max() + 1, rows.max() + 1)
+
+
+def test_report_shows_every_image_and_the_failure(run):
+    page = (run[0] / "report.html").read_text()
+    for name in GOOD:
+        assert f'href="{name}_overlay.png"' in page
+    assert page.count("data:image/webp") == 3 * len(GOOD)
+    assert "broken.jpg" in page
+    assert "Not done" in page
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_report_of_many_images_lists_those_it_does_not_show(
+    photos, tiny_weights, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(folder, "PICTURED", 1)
+    chosen = [str(photos / "one.png"), str(photos / "grey.png")]
+    arguments = ["--out", str(tmp_path), "--backbone", str(tiny_weights), *FAST]
+    assert main.main(["segment", *chosen, *arguments]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/webp") == 3
+    assert 'href="grey_overlay.png"' in page
+
+
+def test_second_run_writes_the_same_files(run, photos, tiny_weights, tmp_path):
+    out = tmp_path / "again"
+    chosen = [str(photos / "one.png"), str(photos / "grey.png")]
+    arguments = ["--backbone", str(tiny_weights), *FAST]
+    for _ in range(2):
+        assert main.main(["segment", *chosen, "--out", str(out), *arguments]) == 0
+    for name in ("one_mask.png", "grey_labels.png"):
+        assert (out / name).read_bytes() == (run[0] / name).read_bytes()
+    assert not (out / "coco.json").exists()
+
+
+def test_parts_and_other_fields_reach_the_method(photos, tiny_weights, tmp_path, capsys):
+    arguments = [str(photos / "one.png"), "--out", str(tmp_path), *FAST, "--json", "coco"]
+    arguments += ["--backbone", str(tiny_weights), "--parts", "3", "--set", "parts_epochs=60"]
+    arguments += ["--set", "activation=relu", "--foreground", "centre", "--seed", "3"]
+    code = main.main(["segment", *arguments])
+    assert code == 0, capsys.readouterr().err
+    found = unseg_jax.segment(
+        photos / "one.png",
+        backbone=tiny_weights,
+        parts=3,
+        parts_epochs=60,
+        activation="relu",
+        foreground="centre",
+        seed=3,
+        **FAST_FIELDS,
+    )[0]
+    labels = np.asarray(Image.open(tmp_path / "one_labels.png"))
+    np.testing.assert_array_equal(labels, found.labels)
+    coco = json.loads((tmp_path / "coco.json").read_text())
+    numbers = {annotation["category_id"] for annotation in coco["annotations"]}
+    assert found.labels.max() > 1
+    assert numbers == set(np.unique(found.labels)) - {0}
+
+
+def test_methods_prints_every_method(capsys):
+    assert main.main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == unseg_jax.list_methods()
+    columns = {"name", "source", "backbone", "size", "stride", "affinity", "layers", "loss"}
+    assert columns | {"epochs"} <= set(lines[0].split())
+
+
+def test_methods_as_markdown_and_json(capsys):
+    assert main.main(["methods", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == unseg_jax.list_methods()
+    assert rows[0]["epochs"] == "10"
+    assert main.main(["methods", "--format", "markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(rows) + 2
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_weights_list_names_every_backbone(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("UNSEG_JAX_CACHE", str(tmp_path))
+    assert main.main(["weights", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == unseg_jax.list_backbones()
+    assert lines[-1].split()[1] == "no"
+    (tmp_path / "dinov2_vits14_focus.safetensors").write_bytes(b"")
+    main.main(["weights", "list"])
+    assert capsys.readouterr().out.splitlines()[-1].split()[1] == "yes"
+
+
+def test_weights_get_prints_where_they_are(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("UNSEG_JAX_CACHE", str(tmp_path))
+    path = tmp_path / "dinov2_vits14_focus.safetensors"
+    path.write_bytes(b"")
+    assert main.main(["weights", "get", "dinov2_vits14_focus"]) == 0
+    assert capsys.readouterr().out.strip() == str(path)
+
+
+def test_weights_convert_keeps_every_tensor(tiny_weights, tmp_path, capsys):
+    target = tmp_path / "tiny.safetensors"
+    assert main.main(["weights", "convert", str(tiny_weights), str(target)]) == 0
+    from safetensors.numpy import load_file
+
+    converted = load_file(target)
+    with np.load(tiny_weights) as original:
+        assert converted.keys() == set(original.files)
+        for name, tensor in converted.items():
+            np.testing.assert_array_equal(tensor, original[name])
+
+
+def names(images):
+    return [image.name for image in images]
+
+
+def test_names_are_stems_unless_shared(tmp_path):
+    paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png", "b/y.png", "b/X.gif")]
+    for path in paths:
+        draw(path)
+    assert names(find_images(paths)) == ["x_png", "x_jpg", "b_x", "y", "X_gif"]
+    assert names(find_images([tmp_path / "b"])) == ["X_gif", "x_png", "y"]
+    assert names(find_images([paths[0], paths[0], tmp_path / "a"])) == ["x_png", "x_jpg"]
+
+
+def test_names_never_clash_even_by_design(tmp_path):
+    paths = [tmp_path / name for name in ("x/x.png", "y/x/x.png", "z/x/x.png", "x_png.png")]
+    for path in paths:
+        draw(path)
+    found = names(find_images(paths))
+    assert len({name.casefold() for name in found}) == len(paths)
+    assert found[-1] == "x_png"
+
+
+def test_folders_are_searched_in_depth_only_when_asked(tmp_path):
+    draw(tmp_path / "top.png")
+    draw(tmp_path / "inner" / "low.png")
+    draw(tmp_path / "inner" / ".hidden" / "no.png")
+    draw(tmp_path / "out" / "top_mask.png")
+    assert names(find_images([tmp_path])) == ["top"]
+    assert names(find_images([tmp_path], recursive=True, out=tmp_path / "out")) == ["top", "low"]
+
+
+def test_compile_clock_counts_nested_and_repeated_spans_once():
+    clock = _Clock()
+    clock.spans = [(5.0, 6.0), (0.0, 3.0), (1.0, 2.0), (2.5, 4.0), (5.0, 6.0)]
+    assert clock.seconds == pytest.approx(5.0)
+
+
+def test_speed_leaves_out_failures():
+    entries = (Entry(ImageFile(None, "a")), Entry(ImageFile(None, "b"), error="no"))
+    assert Run(entries, 2.0, 9.0).images_per_second == pytest.approx(0.5)
+
+
+def test_polyline_falls_with_the_loss():
+    points = [tuple(map(float, point.split(","))) for point in polyline([3.0, 2.0, 1.0]).split()]
+    assert points == [(0.0, 1.0), (50.0, 15.0), (100.0, 29.0)]
+    assert polyline([1.0]) == ""
+    assert polyline([1.0, np.nan]) == ""
+
+
+def test_shipped_photographs_are_in_the_wheel_of_scikit_image():
+    from importlib.metadata import files
+
+    from unseg_jax.demo import PHOTOGRAPHS, photographs
+
+    shipped = {path.name for path in files("scikit-image") if path.parent.name == "data"}
+    assert set(PHOTOGRAPHS) <= shipped
+    assert len(photographs()) >= 6
+
+
+@pytest.mark.parametrize("chosen", ["", "mine"])
+def test_compiled_programs_are_kept_unless_the_user_has_another_place(tmp_path, chosen):
+    code = (
+        "import jax; from unseg_jax.console import enable_compilation_cache as enable; enable()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "jax.jit(lambda x: x * 2 + 1)(1.0).block_until_ready()"
+    )
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"UNSEG_JAX_CACHE": str(tmp_path / "ours")}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / chosen)} if chosen else {}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    kept = tmp_path / (chosen or "ours/compiled")
+    assert any(path.name.endswith("cache") for path in kept.iterdir())
+    assert (tmp_path / "ours").exists() == (not chosen)
+
+
+def test_demo_writes_one_picture_of_all(run, tmp_path, monkeypatch):
+    from unseg_jax import demo
+
+    for name in ("one", "grey"):
+        for kind in ("overlay", "labels"):
+            shutil.copy(run[0] / f"{name}_{kind}.png", tmp_path)
+    monkeypatch.setattr(demo, "PHOTOGRAPHS", ("one.png", "grey.png", "missing.png"))
+    demo.write_picture(tmp_path, tmp_path / "all.webp", columns=2)
+    with Image.open(tmp_path / "all.webp") as picture:
+        assert picture.size == (2 * 246 + 6, 2 * 186 + 6)
+
+
+def test_fitted_model_segments_what_the_api_does(photos, tiny_weights, tmp_path, capsys):
+    from unseg_jax.collective.model import load_model
+
+    model = tmp_path / "model.safetensors"
+    chosen = [str(photos / name) for name in ("one.png", "grey.png")]
+    arguments = ["--backbone", str(tiny_weights), "--image-size", "40", "--epochs", "1"]
+    arguments += ["--method", "deepcut", "--passes", "1", "--steps", "1", "--batch-size", "2"]
+    assert main.main(["fit", *chosen, "--out", str(model), *arguments]) == 0
+    assert "fitted on 2 images" in capsys.readouterr().out
+    out = tmp_path / "found"
+    assert main.main(["segment", chosen[0], "--model", str(model), "--out", str(out)]) == 0
+    found = load_model(model).segment(chosen[0])[0]
+    labels = np.asarray(Image.open(out / "one_labels.png"))
+    np.testing.assert_array_equal(labels, found.labels)
+
+
+@pytest.mark.parametrize("method", ["collective", "unsegmedgat-c"])
+def test_methods_of_sets_are_fitted_on_what_is_given(
+    photos, tiny_weights, tmp_path, capsys, method
+):
+    chosen = [str(photos / name) for name in ("one.png", "grey.png", "two.png")]
+    arguments = ["--backbone", str(tiny_weights), "--image-size", "40", "--method", method]
+    arguments += ["--set", "collective_epochs=1"] if method == "unsegmedgat-c" else []
+    assert main.main(["segment", *chosen, "--out", str(tmp_path), *arguments]) == 0
+    captured = capsys.readouterr()
+    assert f"fitting {method} on these 3 images" in captured.err
+    assert "3 of 3 images" in captured.out
+    assert (tmp_path / "grey_mask.png").is_file()
+
+
+def test_fitted_model_refuses_other_settings(photos, tmp_path, capsys):
+    arguments = ["--model", str(tmp_path / "any"), "--out", str(tmp_path / "out")]
+    assert main.main(["segment", str(photos / "one.png"), *arguments, "--k", "3"]) == 2
+    assert "num_clusters" in capsys.readouterr().err
+
+
+def test_video_is_written_and_its_flicker_said(photos, tiny_weights, tmp_path, capsys):
+    with Image.open(photos / "one.png") as image:
+        frames = [image.crop((step, 0, step + 40, 40)) for step in range(3)]
+    source, out = tmp_path / "in.gif", tmp_path / "out.gif"
+    frames[0].save(source, save_all=True, append_images=frames[1:], duration=100)
+    arguments = ["--backbone", str(tiny_weights), "--image-size", "40", "--epochs", "2"]
+    assert main.main(["video", str(source), "--out", str(out), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "3 frames" in printed
+    assert re.search(r"label flicker .* against .* frame by frame", printed)
+    with Image.open(out) as film:
+        assert film.n_frames == 3
+        assert film.size == (40, 40)

@@ -1,0 +1,188 @@
+"""Baselines against scikit-learn, SciPy and the papers' formulas written out in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from sklearn import cluster as sklearn_cluster
+from sklearn.metrics import adjusted_rand_score
+
+from unseg_jax.clustering.baselines import ALGORITHMS, deep_spectral, kmeans
+from unseg_jax.clustering.graphs import build_graph
+from unseg_jax.methods import METHODS, resolve
+
+NAMES = ("vit-kmeans", "deep-spectral", "tokencut", "spectral-ncut")
+
+
+def blobs(nodes=48, clusters=3, width=8, spread=0.6, seed=0):
+    random = np.random.default_rng(seed)
+    owner = np.sort(random.integers(clusters, size=nodes))
+    centres = 2 * random.normal(size=(clusters, width))
+    noise = spread * random.normal(size=(nodes, width))
+    return (centres[owner] + noise).astype(np.float32), owner
+
+
+def method_named(name, **overrides):
+    """The registered method on a graph of features, whatever its own nodes are."""
+    if METHODS[name].affinity == "colour":
+        overrides.setdefault("affinity", "cosine")
+    return resolve(name, **overrides)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def assign(features, mask, key, method):
+    graph = build_graph(features, method, mask)
+    return ALGORITHMS[method.algorithm](graph, method, key)
+
+
+def labels_of(features, method, mask=None, seed=0):
+    mask = jnp.ones(len(features), bool) if mask is None else jnp.asarray(mask)
+    assignments = np.asarray(assign(jnp.asarray(features), mask, jax.random.key(seed), method))
+    assert assignments.shape == (len(features), method.num_clusters)
+    assert assignments.dtype == np.float32
+    np.testing.assert_array_equal(assignments.sum(1), np.asarray(mask))
+    np.testing.assert_array_equal(assignments.max(1), np.asarray(mask))
+    return assignments.argmax(1)
+
+
+def same_division(labels, expected):
+    return adjusted_rand_score(labels, expected) == 1.0
+
+
+def test_every_algorithm_has_a_method():
+    found = {method.algorithm for method in METHODS.values()} - {"gnn"}
+    assert found == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("clusters", [2, 5])
+def test_kmeans_is_as_good_as_scikit_learns(clusters):
+    features, _ = blobs(200, 6, spread=1.5)
+    assignments = np.asarray(
+        kmeans(jnp.asarray(features), jnp.ones(200, bool), clusters, jax.random.key(0))
+    )
+    centres = (assignments.T @ features) / assignments.sum(0)[:, None]
+    inertia = ((features - assignments @ centres) ** 2).sum()
+    theirs = sklearn_cluster.KMeans(clusters, n_init=10, random_state=0).fit(features)
+    assert inertia <= 1.01 * theirs.inertia_
+
+
+def test_kmeans_keeps_precision_far_from_the_origin():
+    features, owner = blobs(spread=0.1)
+    far = features + 1000
+    found = kmeans(jnp.asarray(far), jnp.ones(len(far), bool), 3, jax.random.key(0))
+    assert same_division(np.asarray(found).argmax(1), owner)
+
+
+def test_deep_spectral_is_the_second_eigenvector_cut_at_zero():
+    features, _ = blobs(spread=1.5)
+    weights = np.maximum(features @ features.T, 0).astype(np.float64)
+    degrees = weights.sum(1)
+    laplacian = np.eye(len(weights)) - weights / np.sqrt(np.outer(degrees, degrees))
+    expected = np.linalg.eigh(laplacian)[1][:, 1] > 0
+    assert same_division(labels_of(features, resolve("deep-spectral")), expected)
+
+
+def test_deep_spectral_adds_the_colour_affinity():
+    features = np.ones((6, 4), np.float32)
+    colour = scipy.linalg.block_diag(np.ones((4, 4)), np.ones((2, 2))).astype(np.float32)
+    method = resolve("deep-spectral")
+    graph = build_graph(jnp.asarray(features), method)
+    found = deep_spectral(graph, method, jax.random.key(0), colour=jnp.asarray(colour))
+    assert same_division(np.asarray(found).argmax(1), [0, 0, 0, 0, 1, 1])
+
+
+def test_tokencut_is_its_paper_in_numpy():
+    features, _ = blobs(clusters=2, spread=1.5, seed=3)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    joined = np.where(unit @ unit.T > 0.2, 1.0, 1e-5)
+    degrees = np.diag(joined.sum(1))
+    vector = scipy.linalg.eigh(degrees - joined, degrees, subset_by_index=[1, 1])[1][:, 0]
+    expected = vector > vector.mean()
+    if not expected[np.argmax(np.abs(vector))]:
+        expected = ~expected
+    np.testing.assert_array_equal(labels_of(features, resolve("tokencut")), expected)
+
+
+def test_tokencut_says_that_it_divides_in_two():
+    with pytest.raises(ValueError, match="num_clusters=3"):
+        labels_of(blobs()[0], resolve("tokencut", num_clusters=3))
+
+
+def test_spectral_ncut_finds_the_least_cut_of_its_eigenvector():
+    features, _ = blobs(clusters=2, spread=1.2, seed=1)
+    method = method_named("spectral-ncut")
+    weights = np.asarray(build_graph(jnp.asarray(features), method).adjacency, np.float64)
+    smoothed = weights + 1e-3 * weights.sum() / len(weights) ** 2
+    degrees = np.diag(smoothed.sum(1))
+    vector = scipy.linalg.eigh(degrees - smoothed, degrees)[1][:, 1]
+
+    def normalised_cut(side):
+        cut = weights[side][:, ~side].sum()
+        return cut / weights[side].sum() + cut / weights[~side].sum()
+
+    best = min(normalised_cut(vector > value) for value in np.sort(vector)[:-1])
+    found = labels_of(features, method) == 1
+    assert normalised_cut(found) <= 1.02 * best
+
+
+@pytest.mark.parametrize("name", ["vit-kmeans", "deep-spectral", "spectral-ncut"])
+def test_more_clusters_than_two(name):
+    features, owner = blobs(spread=0.2)
+    labels = labels_of(features, method_named(name, num_clusters=3))
+    assert same_division(labels, owner)
+    if name == "spectral-ncut":
+        weights = np.asarray(build_graph(jnp.asarray(features), method_named(name)).adjacency)
+        weights = np.maximum(weights, 1e-4)  # scikit-learn warns of graphs in several pieces
+        theirs = sklearn_cluster.SpectralClustering(
+            3, affinity="precomputed", random_state=0
+        ).fit_predict(weights)
+        assert same_division(labels, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_nothing(name):
+    features, _ = blobs(40, clusters=2, spread=0.3, seed=2)
+    method = method_named(name)
+    padded = np.concatenate([features, np.full((8, 8), 7.0, np.float32)])
+    mask = np.arange(48) < 40
+    assert same_division(labels_of(padded, method, mask)[:40], labels_of(features, method))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_its_images(name):
+    method = method_named(name)
+    features = np.stack([blobs(clusters=2, spread=0.3, seed=seed)[0] for seed in range(2)])
+    run = jax.jit(
+        jax.vmap(functools.partial(assign, method=method), in_axes=(0, None, None)),
+    )
+    batch = run(jnp.asarray(features), jnp.ones(48, bool), jax.random.key(0))
+    for index in range(2):
+        labels = np.asarray(batch[index]).argmax(1)
+        assert same_division(labels, labels_of(features[index], method))
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_degenerate_images(name, clusters):
+    """One colour, nothing at all, one node, fewer distinct rows than clusters."""
+    if name == "tokencut" and clusters != 2:
+        pytest.skip("tokencut divides in two")
+    method = method_named(name, num_clusters=clusters)
+    two_rows = np.ones((6, 3), np.float32)
+    two_rows[3:] = (1, -1, 0)
+    for features in (np.ones((6, 3), np.float32), np.zeros((6, 3), np.float32), two_rows):
+        labels_of(features, method)
+    labels_of(two_rows, method, np.arange(6) < 1)
+    labels_of(two_rows, method, np.zeros(6, bool))
+    if clusters == 2:
+        labels_of(np.ones((1, 3), np.float32), method)
+        assert same_division(labels_of(two_rows, method), [0, 0, 0, 1, 1, 1])
+
+
+def test_the_same_key_gives_the_same_answer():
+    features, _ = blobs(200, 6, spread=1.5)
+    method = resolve("vit-kmeans", num_clusters=5)
+    np.testing.assert_array_equal(labels_of(features, method), labels_of(features, method))

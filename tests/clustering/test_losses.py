@@ -1,0 +1,120 @@
+"""Losses against NumPy written out, masked against compacted, and at their edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unseg_jax.clustering import losses
+
+N, K = 9, 3
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(1)
+    assignments = rng.dirichlet(np.ones(K), size=N)
+    weights = rng.uniform(size=(N, N))
+    return assignments.astype(np.float32), (weights + weights.T).astype(np.float32)
+
+
+def ncut(s, w):
+    degrees = np.diag(w.sum(1))
+    overlap = s.T @ s
+    cut = -np.trace(s.T @ w @ s) / np.trace(s.T @ degrees @ s)
+    target = np.eye(s.shape[1]) / np.sqrt(s.shape[1])
+    return cut + np.linalg.norm(overlap / np.linalg.norm(overlap) - target)
+
+
+def clustering(s, w):
+    return -np.sum(w * (s @ s.T))
+
+
+def modularity(s, w):
+    degrees, twice_edges = w.sum(1), w.sum()
+    b = w - np.outer(degrees, degrees) / twice_edges
+    collapse = np.sqrt(s.shape[1]) / len(s) * np.linalg.norm(s.sum(0))
+    return -np.trace(s.T @ b @ s) / twice_edges + collapse - 1
+
+
+def modularity_code(s, w):
+    degrees, edges = w.sum(1), w.sum()
+    b = w - np.outer(degrees, degrees) / (2 * edges)
+    collapse = np.sqrt(np.linalg.norm(np.eye(s.shape[1]))) / len(s) * np.linalg.norm(s.sum(1))
+    return -np.trace(s.T @ b @ s) / (2 * edges) + collapse - 1
+
+
+def modularity_quirks(assignments, adjacency, mask=None):
+    return losses.modularity(assignments, adjacency, mask=mask, quirks="code", collapse="clusters")
+
+
+CASES = [
+    (losses.ncut, ncut),
+    (losses.correlation_clustering, clustering),
+    (losses.modularity, modularity),
+    (modularity_quirks, modularity_code),
+]
+IDS = ["ncut", "cc", "modularity", "modularity-code"]
+
+
+@pytest.mark.parametrize(("ours", "formula"), CASES, ids=IDS)
+def test_value_is_the_formula(case, ours, formula):
+    s, w = case
+    expected = formula(s.astype(float), w.astype(float))
+    np.testing.assert_allclose(ours(s, w), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ours", "formula"), CASES, ids=IDS)
+def test_gradient_is_that_of_the_formula(case, ours, formula):
+    s, w = (array.astype(float) for array in case)
+    gradient = np.asarray(jax.grad(ours)(*case))
+    for index in [(0, 0), (3, 2), (8, 1)]:
+        step = np.zeros_like(s)
+        step[index] = 1e-5
+        slope = (formula(s + step, w) - formula(s - step, w)) / 2e-5
+        np.testing.assert_allclose(gradient[index], slope, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("ours", "formula"), CASES, ids=IDS)
+def test_masked_is_compacted(case, ours, formula):
+    s, w = case
+    mask = np.array([1, 1, 0, 1, 1, 1, 0, 1, 0], bool)
+    padded = np.where(mask[:, None] & mask, w, 0)
+    masked = ours(s, padded, mask=jnp.asarray(mask))
+    np.testing.assert_allclose(masked, ours(s[mask], w[mask][:, mask]), rtol=1e-5)
+    gradient = jax.grad(ours)(s, padded, mask=jnp.asarray(mask))
+    assert not np.asarray(gradient)[~mask].any()
+    np.testing.assert_allclose(
+        gradient[mask], jax.grad(ours)(s[mask], w[mask][:, mask]), rtol=1e-3, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("ours", [case[0] for case in CASES], ids=IDS)
+@pytest.mark.parametrize(
+    ("assignments", "weights"),
+    [
+        (np.ones((1, 1)), np.ones((1, 1))),
+        (np.full((4, 2), 0.5), np.zeros((4, 4))),
+        (np.eye(2)[[0, 0, 0, 0]], np.ones((4, 4))),
+    ],
+    ids=["one node", "no edges", "one cluster"],
+)
+def test_gradients_are_finite_at_the_edges(ours, assignments, weights):
+    arguments = jnp.asarray(assignments, jnp.float32), jnp.asarray(weights, jnp.float32)
+    value, gradient = jax.value_and_grad(ours)(*arguments)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+def test_within_differentiates_in_the_weights_too(case):
+    s, w = case
+    np.testing.assert_allclose(jax.grad(losses.within, 1)(s, w), s @ s.T, rtol=1e-5)
+
+
+def test_perfect_halves_reach_the_least_cut():
+    weights = np.kron(np.eye(2), np.ones((3, 3))).astype(np.float32)
+    halves = np.repeat(np.eye(2), 3, axis=0).astype(np.float32)
+    np.testing.assert_allclose(losses.ncut(halves, weights), -1.0, atol=1e-6)
+    np.testing.assert_allclose(
+        losses.modularity(halves, weights), -0.5 + np.sqrt(2) / 6 * np.sqrt(18) - 1, atol=1e-6
+    )

@@ -1,0 +1,412 @@
+"""One model for a set: on made-up features with known answers, and on real photographs."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import eigh
+
+import unseg_jax as us
+from unseg_jax.clustering.loop import cluster
+from unseg_jax.collective import evidence, shared_head
+from unseg_jax.collective.fitting import fit
+from unseg_jax.collective.model import CollectiveModel, load_model
+from unseg_jax.methods import resolve
+from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+
+GRID = (10, 10)
+
+
+def _squares(count=12, seed=0, frame=False, noise=0.2):
+    """Features of images with a square object at a random place, and the truth; with `frame`
+    a third material surrounds the picture."""
+    rng = np.random.default_rng(seed)
+    material = np.linalg.qr(rng.normal(size=(24, 24)))[0][:4]
+    features, truth = [], []
+    for _ in range(count):
+        mask = np.zeros(GRID, bool)
+        top, left = rng.integers(2, 5, 2)
+        mask[top : top + 3, left : left + 3] = True
+        kind = mask.astype(int)
+        if frame:
+            surround = np.ones(GRID, bool)
+            surround[1:-1, 1:-1] = False
+            kind[surround] = 2
+        image = material[kind.ravel()] + material[3] * 0.5
+        features.append(image + noise * rng.normal(size=image.shape) / np.sqrt(24))
+        truth.append(mask.ravel())
+    return np.array(features, np.float32), np.array(truth)
+
+
+def _margins(head, features):
+    return np.asarray(jax.vmap(lambda one: evidence.score(head, one)[0])(jnp.asarray(features)))
+
+
+@pytest.mark.parametrize("frame", [False, True])
+def test_evidence_finds_the_object_of_the_set(frame):
+    features, truth = _squares(frame=frame)
+    head, found = evidence.fit_scorer(features, GRID, num_clusters=4, key=jax.random.key(0))
+    new, new_truth = _squares(6, seed=0, frame=frame)
+    np.testing.assert_array_equal(_margins(head, features) > 0, truth)
+    np.testing.assert_array_equal(_margins(head, new) > 0, new_truth)
+    kinds = {entry["found"] for entry in found}
+    assert kinds == ({"frame"} if frame else set()) | {"foreground", "background"}
+    for entry in found:
+        if entry["found"] == "foreground":
+            assert entry["border_ratio"] == 0
+
+
+def test_fit_scorer_is_the_same_under_a_key():
+    features, _ = _squares(4)
+    one, other = (
+        evidence.fit_scorer(features, GRID, num_clusters=3, key=jax.random.key(7))[0]
+        for _ in range(2)
+    )
+    for first, second in zip(one, other, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_partition_is_the_second_eigenvector():
+    """Against SciPy's generalised eigenvectors of (D - W, D)."""
+    features, _ = _squares(1, noise=0.05)
+    rows = features[0] / np.linalg.norm(features[0], axis=1, keepdims=True)
+    valid = np.ones(100, bool)
+    ours = np.asarray(evidence.image_evidence(jnp.asarray(rows), jnp.asarray(valid), GRID))
+    weights = rows @ rows.T
+    weights = np.where(weights < 0.2, 1e-5, weights).astype(np.float64)
+    degrees = np.diag(weights.sum(1))
+    vector = eigh(degrees - weights, degrees)[1][:, 1]
+    border = np.asarray(evidence.border_of(jnp.ones(GRID, bool))).ravel()
+    vector = -vector if vector[border].mean() > vector.mean() else vector
+    unlike = -rows @ rows[border].mean(0)
+    expected = sum((cue - cue.mean()) / cue.std() for cue in (vector, unlike))
+    np.testing.assert_allclose(ours, expected, atol=2e-3)
+
+
+def test_evidence_with_frame_equals_that_of_the_rest():
+    """Whatever stands in invalid patches changes nothing."""
+    features, _ = _squares(1)
+    _, whole = evidence.project(
+        jnp.asarray(features[0]),
+        evidence.fit_projection(features, 20, np.random.default_rng(0)),
+    )
+    valid = np.ones(GRID, bool)
+    valid[0] = valid[:, -1] = False
+    other = jnp.where(valid.ravel()[:, None], whole, jnp.roll(whole, 1, 1))
+    first, second = (
+        np.asarray(evidence.image_evidence(rows, jnp.asarray(valid.ravel()), GRID))
+        for rows in (whole, other)
+    )
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    assert (first[~valid.ravel()] == 0).all()
+
+
+def test_otsu_against_scikit_image():
+    from skimage.filters import threshold_otsu
+
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.3, 0.7):
+        values = np.where(rng.random(4000) < share, rng.normal(3, 0.5, 4000), rng.normal(size=4000))
+        values = values.astype(np.float32)
+        ours = float(evidence.otsu(jnp.asarray(values), jnp.ones(4000, bool)))
+        bin_width = np.ptp(values) / 64
+        assert abs(ours - threshold_otsu(values, 64)) <= bin_width
+        padded = jnp.concatenate([jnp.asarray(values), jnp.full(50, 99.0)])
+        masked = float(evidence.otsu(padded, jnp.arange(4050) < 4000))
+        assert masked == ours
+    assert np.isinf(evidence.otsu(jnp.zeros(3), jnp.zeros(3, bool)))
+    assert np.isfinite(evidence.otsu(jnp.ones(3), jnp.ones(3, bool)))
+
+
+@pytest.mark.parametrize("case", ["equal", "one_image", "one_colour_each"])
+def test_features_without_contrast_give_finite_margins(case):
+    rng = np.random.default_rng(0)
+    features = {
+        "equal": np.ones((3, 100, 8)),
+        "one_image": rng.normal(size=(1, 100, 8)),
+        "one_colour_each": np.repeat(rng.normal(size=(3, 1, 8)), 100, 1),
+    }[case].astype(np.float32)
+    head, _ = evidence.fit_scorer(features, GRID, num_clusters=4, key=jax.random.key(0))
+    assert np.isfinite(_margins(head, features)).all()
+
+
+def test_shared_training_of_one_image_is_the_per_image_loop():
+    """A pass over one image with as many steps as epochs is `cluster` on it."""
+    features, _ = _squares(1)
+    method = resolve("deepcut", dropout=0.0, epochs=6)
+    key = jax.random.key(3)
+    params, state = shared_head.start(key, method, 24)
+    seeds = shared_head.draw_seeds(key, method, 1, 6)
+    trained, _, losses = shared_head.train(
+        params, state, jnp.asarray(features), seeds, method=method, grid=GRID
+    )
+    alone = cluster(features[0], method=method, key=key)
+    np.testing.assert_allclose(losses[0], alone.losses, rtol=1e-5)
+    for first, second in zip(jax.tree.leaves(trained), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def _photographs(count=4):
+    """Made-up photographs: a bright square on a noisy ground."""
+    rng = np.random.default_rng(1)
+    images = []
+    for _ in range(count):
+        image = rng.integers(0, 60, (64, 72, 3)).astype(np.uint8)
+        top, left = rng.integers(12, 30, 2)
+        image[top : top + 24, left : left + 24] += np.uint8(180)
+        images.append(image)
+    return images
+
+
+@pytest.fixture(scope="module")
+def model(tiny_weights) -> CollectiveModel:
+    return fit(_photographs(), backbone=tiny_weights, image_size=64, num_clusters=3, steps=3)
+
+
+def test_fit_and_segment(model):
+    images = _photographs(3)
+    found = model.segment(images)
+    for image, result in zip(images, found, strict=True):
+        assert result.mask.shape == image.shape[:2]
+        assert result.mask.dtype == bool
+        assert 0 <= result.confidence <= 1
+        assert result.losses.shape == (0,)
+        assert result.method == "collective"
+        np.testing.assert_array_equal(result.labels, result.mask)
+    assert len(model.foreground) == 3
+    assert model.images == 4
+    # One image alone gives what it gives in a batch.
+    np.testing.assert_array_equal(model.segment(images[1])[0].mask, found[1].mask)
+
+
+def test_segment_goes_on_from_the_shared_weights(model):
+    images = _photographs(2)
+    found = model.segment(images, epochs=4)
+    assert [result.losses.shape for result in found] == [(4,), (4,)]
+    assert all(np.isfinite(result.losses).all() for result in found)
+
+
+def test_save_and_load(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    loaded = load_model(path, backbone=model.backbone)
+    assert loaded.method == model.method
+    assert loaded.foreground == model.foreground
+    assert loaded.images == model.images
+    images = _photographs(2)
+    for epochs in (0, 2):
+        before, after = model.segment(images, epochs=epochs), loaded.segment(images, epochs=epochs)
+        for first, second in zip(before, after, strict=True):
+            np.testing.assert_array_equal(first.mask, second.mask)
+            np.testing.assert_array_equal(first.losses, second.losses)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_is_safetensors_with_json(model, tmp_path):
+    """Read with the format's own layout: a length, a JSON header, numbers; no pickle."""
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    facts = header["__metadata__"]
+    assert json.loads(facts["method"])["name"] == "collective"
+    assert json.loads(facts["foreground"]) == list(model.foreground)
+    begin, end = header["evidence/weights"]["data_offsets"]
+    stored = np.frombuffer(content[8 + length :][begin:end], np.float32)
+    assert model.evidence is not None
+    np.testing.assert_array_equal(stored, model.evidence.weights)
+
+
+def test_loading_something_else(tmp_path):
+    from safetensors.numpy import save_file
+
+    text = tmp_path / "text.safetensors"
+    text.write_text("nothing of the kind")
+    with pytest.raises(ValueError, match="cannot read the model"):
+        load_model(text)
+    other = tmp_path / "other.safetensors"
+    save_file({"a": np.zeros(3)}, other)
+    with pytest.raises(ValueError, match="not a model"):
+        load_model(other)
+
+
+@pytest.mark.parametrize("foreground", ["corner", "set"])
+def test_shared_passes_of_a_published_method(tiny_weights, tmp_path, foreground):
+    settings = {"image_size": 64, "stride": 8, "branches": ((8,),), "epochs": 2}
+    model = fit(
+        _photographs(3),
+        method="unsegmedgat-c",
+        backbone=tiny_weights,
+        passes=2,
+        steps=2,
+        batch_size=2,
+        foreground=foreground,
+        **settings,
+    )
+    assert model.evidence is None
+    assert model.method.collective_epochs == 2
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    loaded = load_model(path, backbone=model.backbone)
+    found = model.segment(_photographs(3))
+    again = loaded.segment(_photographs(3))
+    for first, second in zip(found, again, strict=True):
+        assert first.losses.shape == (2,)
+        np.testing.assert_array_equal(first.mask, second.mask)
+    assert model.segment(_photographs(1), epochs=0)[0].losses.shape == (0,)
+    assert {entry["found"] for entry in model.foreground} == {"foreground", "background"}
+
+
+def test_shared_passes_do_not_hold_the_set(tiny_weights):
+    """Images are read again in each pass (and once for the vote), a batch at a time."""
+    images, reads = _photographs(5), []
+
+    class Source:
+        def __init__(self, index):
+            self.index = index
+
+        def read(self):
+            reads.append(self.index)
+            return images[self.index]
+
+    settings = {"image_size": 64, "stride": 8, "branches": ((8,),)}
+    fit(
+        [Source(index) for index in range(5)],
+        method="unsegmedgat-c",
+        backbone=tiny_weights,
+        passes=2,
+        steps=1,
+        batch_size=2,
+        **settings,
+    )
+    assert sorted(reads) == sorted([*range(5)] * 3)
+
+
+def test_max_images_bounds_what_is_read(tiny_weights):
+    reads = []
+
+    class Source:
+        def read(self):
+            reads.append(0)
+            return _photographs(1)[0]
+
+    model = fit(
+        [Source() for _ in range(9)],
+        backbone=tiny_weights,
+        image_size=64,
+        num_clusters=2,
+        max_images=4,
+        steps=0,
+    )
+    assert len(reads) == model.images == 4
+    with pytest.raises(ValueError, match="graph head"):
+        model.segment(_photographs(1), epochs=1)
+
+
+def test_unreadable_images_are_left_out(tiny_weights, tmp_path):
+    from PIL import Image
+
+    for index, image in enumerate(_photographs(3)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    model = fit(tmp_path, backbone=tiny_weights, image_size=64, num_clusters=2, steps=0)
+    assert model.images == 3
+    assert len(model.skipped) == 1
+    assert "broken.png" in model.skipped[0]
+    with pytest.raises(us.ImageError, match="broken"):
+        fit([tmp_path / "broken.png"], backbone=tiny_weights, image_size=64)
+
+
+def test_model_serves_where_a_segmenter_does(model, tmp_path):
+    """Files in, masks and a report out, as for any method."""
+    from PIL import Image
+
+    from unseg_jax.data.folders import find_images
+    from unseg_jax.export.folder import segment_files
+
+    for index, image in enumerate(_photographs(2)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    run = segment_files(model.segmenter(), find_images([tmp_path]), tmp_path / "out")
+    assert len(run.done) == 2
+    expected = model.segment(_photographs(1))[0].mask
+    written = np.asarray(Image.open(tmp_path / "out" / "0_mask.png")) > 127
+    np.testing.assert_array_equal(written, expected)
+    assert "collective" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "tokencut"}, "no head"),
+        ({"method": "slic-ncut"}, "no head"),
+        ({"method": "colective"}, "did you mean 'collective'"),
+        ({"max_images": 0}, "max_images"),
+        ({"steps": -1}, "steps"),
+    ],
+)
+def test_what_cannot_be_fitted(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit(_photographs(1), **arguments)
+    with pytest.raises(ValueError, match="no images"):
+        fit([])
+
+
+def test_refined_margins_follow_the_image():
+    """A patchy margin becomes the disc that is in the image, better than by interpolation."""
+    rows, columns = np.mgrid[:256, :256]
+    disc = (rows - 120) ** 2 + (columns - 130) ** 2 < 70**2
+    image = np.where(disc[..., None], [200, 80, 60], [40, 90, 160]).astype(np.uint8)
+    patches = disc.reshape(16, 16, 16, 16).mean((1, 3)) > 0.5
+    margins = np.where(patches, 1.0, -1.0).astype(np.float32)
+    method = resolve("collective")
+
+    def refined(margins, refine):
+        found = refine_margins(image, margins, dataclasses.replace(method, refine=refine))
+        return upsample_margins(found, image.shape[:2])
+
+    def iou(mask):
+        return (mask & disc).sum() / (mask | disc).sum()
+
+    plain = iou(refined(margins, "none"))
+    for refine in ("guided", "bilateral"):
+        assert iou(refined(margins, refine)) > plain
+    assert iou(refined(margins, "guided")) > 0.97
+    assert not refined(-np.ones((16, 16), np.float32), "guided").any()
+
+
+def test_contrast_is_half_the_difference_of_inside_and_outside():
+    margins = np.array([[0.5, 3.0], [-0.25, -0.5]], np.float32)
+    # Means 0.75 (3 is clipped to 1) and −0.375.
+    assert contrast(margins) == pytest.approx((0.75 + 0.375) / 2)
+    assert contrast(np.where(margins > 0, 9.0, -9.0)) == 1
+    assert contrast(-np.abs(margins)) == contrast(np.abs(margins)) == 0
+
+
+@pytest.fixture(scope="module")
+def real_backbone():
+    try:
+        return us.load_backbone("dinov2_vits14_focus")
+    except Exception as error:
+        pytest.skip(f"no real weights here: {error}")
+
+
+def test_real_photographs(real_backbone):
+    """Four photographs have little in common, and still an object is found in each."""
+    from skimage import data
+
+    images = [data.chelsea(), data.astronaut(), data.coffee(), data.rocket()]
+    model = fit(images, backbone=real_backbone, steps=0)
+    cat, astronaut, cup, rocket = (result.mask for result in model.segment(images))
+    # The cat's face, the astronaut's face, the cup and the rocket.
+    assert cat[100:200, 100:200].mean() > 0.9
+    assert astronaut[80:130, 200:250].mean() > 0.9
+    assert cup[100:300, 250:330].mean() > 0.9
+    assert rocket[220:380, 318:322].mean() > 0.5
+    for mask in (cat, astronaut, cup, rocket):
+        assert 0.005 < mask.mean() < 0.7
+        assert not mask[:10, -10:].any()
+    assert rocket.mean() < 0.1

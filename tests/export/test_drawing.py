@@ -1,0 +1,257 @@
+"""Pictures, COCO-style JSON and files that are written whole or not at all."""
+
+import errno
+import itertools
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import color
+
+from unseg_jax import files
+from unseg_jax.export import coco, drawing
+
+DISC = (np.mgrid[:60, :80][0] - 30) ** 2 + (np.mgrid[:60, :80][1] - 41) ** 2 < 500
+LABELS = np.where(DISC, 1, 0) + np.where(DISC & (np.arange(80) > 45), 1, 0)
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+
+
+def colour_blind(colours: np.ndarray, kind: str) -> np.ndarray:
+    """Colours as seen without one kind of cone (Machado et al., 2009), in linear RGB."""
+    matrices = {
+        "full": np.eye(3),
+        "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+        "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        "tritan": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+    }
+    scaled = colours / 255
+    linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.asarray(matrices[kind]).T, 0, 1)
+    return np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("kind", ["full", "protan", "deutan", "tritan"])
+def test_colours_can_be_told_apart(kind):
+    lab = color.rgb2lab(colour_blind(drawing.palette(13).astype(float), kind)[None])[0]
+    for one, other in itertools.combinations(lab, 2):
+        assert np.linalg.norm(one - other) > 13
+
+
+def test_colours_are_stable_and_distinct():
+    many = drawing.palette(200)
+    assert many.shape == (200, 3)
+    assert many.dtype == np.uint8
+    assert len(np.unique(many, axis=0)) == 200
+    for count in (0, 1, 5, 12, 13, 14, 50):
+        np.testing.assert_array_equal(drawing.palette(count), many[:count])
+
+
+def test_coloured_labels():
+    coloured = drawing.colour_labels(LABELS)
+    np.testing.assert_array_equal(coloured, drawing.palette(3)[LABELS])
+    np.testing.assert_array_equal(drawing.colour_labels(DISC), drawing.palette(2)[DISC.astype(int)])
+    with pytest.raises(ValueError, match="pass integers or bools"):
+        drawing.colour_labels(LABELS.astype(float))
+
+
+def test_overlay_tints_only_the_foreground():
+    kept = IMAGE.copy()
+    tinted = drawing.overlay(IMAGE, LABELS, 0.25, contour=False)
+    np.testing.assert_array_equal(IMAGE, kept)
+    np.testing.assert_array_equal(tinted[~DISC], IMAGE[~DISC])
+    y, x = 30, 41
+    expected = 0.75 * IMAGE[y, x] + 0.25 * drawing.palette(2)[1]
+    np.testing.assert_allclose(tinted[y, x], expected, atol=0.51)
+    np.testing.assert_array_equal(drawing.overlay(IMAGE, LABELS, 0, contour=False), IMAGE)
+
+
+def test_overlay_draws_contours():
+    drawn = drawing.overlay(IMAGE, DISC)
+    row = np.flatnonzero(DISC[30])
+    np.testing.assert_array_equal(drawn[30, row[0]], drawing.palette(2)[1])
+    np.testing.assert_array_equal(drawn[30, row[0] - 1], [255, 255, 255])
+    np.testing.assert_array_equal(drawn[30, row[0] - 3], IMAGE[30, row[0] - 3])
+    # Parts are parted by their own colours, not by a light line.
+    parted = drawing.overlay(IMAGE, LABELS)
+    np.testing.assert_array_equal(parted[30, 45:47], drawing.palette(3)[[1, 2]])
+
+
+def test_overlay_of_grey_images_and_wrong_sizes():
+    grey = drawing.overlay(IMAGE[..., 0], DISC)
+    assert grey.shape == (60, 80, 3)
+    with pytest.raises(ValueError, match="do not lie on"):
+        drawing.overlay(IMAGE, DISC[:-1])
+    with pytest.raises(ValueError, match="pass uint8"):
+        drawing.overlay(IMAGE / 255, DISC)
+
+
+def test_box_is_drawn_within_its_own_pixels():
+    black = np.zeros((40, 50, 3), np.uint8)
+    drawn = drawing.draw_box(black, (10, 5, 30, 25), (255, 0, 0), width=2)
+    touched = np.argwhere(drawn.any(2))
+    # One dark pixel lies between the box's own edge and the coloured line.
+    assert touched.min(0).tolist() == [6, 11]
+    assert touched.max(0).tolist() == [23, 28]
+    assert drawn[6, 20].tolist() == [255, 0, 0]
+    assert not drawn[10, 20].any()
+    np.testing.assert_array_equal(drawing.draw_box(IMAGE, None), IMAGE)
+    drawing.draw_box(IMAGE, (3, 3, 4, 4))
+    drawing.draw_box(IMAGE, (0, 0, 80, 60))
+
+
+def test_contact_sheet():
+    tall = np.full((100, 20, 3), 200, np.uint8)
+    sheet = drawing.contact_sheet(
+        [IMAGE, tall, DISC], 2, tile=(50, 60), captions=["a", "b" * 99, ""]
+    )
+    assert sheet.shape == (2 * (50 + 6 + 16) + 6, 2 * (60 + 6) + 6, 3)
+    # The tall one is as high as its tile and centred, 10 pixels wide.
+    np.testing.assert_array_equal(sheet[6:56, 97:107], np.full((50, 10, 3), 200))
+    assert (sheet[6:56, 73:95] == 255).all()
+    assert drawing.contact_sheet([], 3).shape == (6, 3 * 326 + 6, 3)
+    with pytest.raises(ValueError, match="1 captions do not fit 2 pictures"):
+        drawing.contact_sheet([tall, tall], 2, captions=["a"])
+    with pytest.raises(ValueError, match="at least 1 column"):
+        drawing.contact_sheet([tall], 0)
+
+
+def test_label_file_holds_labels_and_shows_colours(tmp_path):
+    drawing.write_labels(tmp_path / "labels.png", LABELS)
+    with Image.open(tmp_path / "labels.png") as picture:
+        np.testing.assert_array_equal(np.array(picture), LABELS)
+        np.testing.assert_array_equal(
+            np.array(picture.convert("RGB")), drawing.colour_labels(LABELS)
+        )
+    drawing.write_labels(tmp_path / "many.png", np.arange(300).reshape(1, 300))
+    with Image.open(tmp_path / "many.png") as picture:
+        assert picture.mode == "RGB"
+
+
+@pytest.mark.parametrize("array", [DISC, IMAGE, IMAGE[..., 0], np.dstack([IMAGE, IMAGE[..., 0]])])
+def test_png_round_trip(tmp_path, array):
+    path = tmp_path / "new" / "folder" / "picture.png"
+    files.write_png(path, array)
+    with Image.open(path) as picture:
+        found = np.array(picture)
+    np.testing.assert_array_equal(found, array * np.uint8(255) if array.dtype == bool else array)
+    assert os.listdir(path.parent) == ["picture.png"]
+
+
+def test_png_of_something_else(tmp_path):
+    with pytest.raises(ValueError, match="as PNG; pass a bool mask"):
+        files.write_png(tmp_path / "a.png", IMAGE / 255)
+    with pytest.raises(ValueError, match="takes labels"):
+        files.write_png(tmp_path / "a.png", np.array([[300]]), drawing.palette(301))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "result.txt"
+    files.write_text(path, "old ½")
+
+    def interrupted():
+        with files.atomic(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text("utf-8") == "old ½"
+    assert os.listdir(tmp_path) == ["result.txt"]
+    files.write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_files_take_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").touch()
+    files.write_text(tmp_path / "ours", "")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_refused_writes_say_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(files.WriteError, match=r"cannot write .*a.txt: .*choose another place"):
+        files.write_text(tmp_path / "file" / "a.txt", "")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(files.WriteError, match="a folder of that name is there"):
+        files.write_text(tmp_path / "folder", "")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(files.WriteError, match="no space is left on the disk; free some") as caught:
+        files.write_png(tmp_path / "b.png", DISC)
+    assert caught.value.errno == errno.ENOSPC
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_json_takes_numpy_and_refuses_nan(tmp_path):
+    value = {"a": np.float32(0.5), "b": np.arange(3), "c": tmp_path}
+    files.write_json(tmp_path / "a.json", value)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found == {"a": 0.5, "b": [0, 1, 2], "c": str(tmp_path)}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "a.json", {"a": float("nan")})
+    with pytest.raises(TypeError, match="set cannot be written"):
+        files.write_json(tmp_path / "a.json", {"a": set()})
+
+
+# Written by pycocotools 2 (mask.encode).
+RUNS = {
+    "disc": (
+        DISC,
+        "_T17a18J4L4L4M2N2N2N2N2O0O2O0O2O0O2O00000O2O000000000001N1000001N101N101N101N2N2N2N2N3L4L4L6"
+        "HYm0",
+    ),
+    "zeros": (np.zeros((5, 6), bool), "n0"),
+    "ones": (np.ones((5, 6), bool), "0n0"),
+    "diagonal": (np.eye(3, dtype=bool), "013000"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_lengths_are_those_of_pycocotools(name):
+    mask, expected = RUNS[name]
+    encoded = coco.encode_rle(mask)
+    assert encoded == {"size": list(mask.shape), "counts": expected}
+    np.testing.assert_array_equal(coco.decode_rle(encoded), mask)
+
+
+def test_run_lengths_round_trip():
+    rng = np.random.default_rng(1)
+    for density, compressed in itertools.product((0.001, 0.3, 0.999), (True, False)):
+        mask = rng.random((131, 257)) < density
+        encoded = json.loads(json.dumps(coco.encode_rle(mask, compressed=compressed)))
+        np.testing.assert_array_equal(coco.decode_rle(encoded), mask)
+        if not compressed:
+            assert sum(encoded["counts"]) == mask.size
+            assert sum(encoded["counts"][1::2]) == mask.sum()
+
+
+def test_annotations_of_masks():
+    empty = np.zeros((4, 6), bool)
+    found = coco.coco_annotations(["a.jpg", "b.jpg"], [DISC, empty], scores=[0.75, 0.5])
+    rows, columns = np.nonzero(DISC)
+    assert found["images"][1] == {"id": 2, "file_name": "b.jpg", "height": 4, "width": 6}
+    assert found["categories"] == [{"id": 1, "name": "object"}]
+    (annotation,) = found["annotations"]
+    assert annotation["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+    assert annotation["area"] == DISC.sum()
+    assert (annotation["image_id"], annotation["category_id"], annotation["score"]) == (1, 1, 0.75)
+    json.dumps(found)
+    framed = coco.coco_annotations(["a"], [DISC], boxes=[(1, 2, 5, 9)], compressed=False)
+    assert framed["annotations"][0]["bbox"] == [1, 2, 4, 7]
+    with pytest.raises(ValueError, match="1 scores do not fit 2 names"):
+        coco.coco_annotations(["a", "b"], [DISC, DISC], scores=[1])
+
+
+def test_annotations_of_parts():
+    found = coco.coco_annotations(["a.jpg"], [LABELS.astype(np.int32)])
+    assert [category["name"] for category in found["categories"]] == ["part 1", "part 2"]
+    for number, annotation in enumerate(found["annotations"], 1):
+        assert (annotation["id"], annotation["category_id"]) == (number, number)
+        decoded = coco.decode_rle(annotation["segmentation"])
+        np.testing.assert_array_equal(decoded, number == LABELS)

@@ -1,0 +1,97 @@
+"""Frames written and read again: animated images, folders, films."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unseg_jax.errors import ImageError
+from unseg_jax.video import frames
+from unseg_jax.video.frames import open_frames, write_frames
+
+
+def clip(count=5, shape=(18, 24)):
+    """A bright square that moves to the right over a dark ground."""
+    pictures = np.full((count, *shape, 3), (40, 60, 80), np.uint8)
+    for index in range(count):
+        pictures[index, 6:12, 2 + 3 * index : 8 + 3 * index] = (220, 200, 40)
+    return list(pictures)
+
+
+def assert_close(found, expected, most):
+    found = list(found)
+    assert len(found) == len(expected)
+    for frame, picture in zip(found, expected, strict=True):
+        assert frame.shape == picture.shape
+        assert frame.dtype == np.uint8
+        assert np.abs(frame.astype(int) - picture).mean() < most
+
+
+@pytest.mark.parametrize(("suffix", "most"), [(".gif", 3), (".webp", 12), (".apng", 0.01)])
+def test_animations_come_back(tmp_path, suffix, most):
+    path = tmp_path / f"clip{suffix}"
+    write_frames(path, iter(clip()), rate=5)
+    found = open_frames(path)
+    assert found.rate == pytest.approx(5)
+    assert_close(found, clip(), most)
+    assert_close(found, clip(), most)  # and a second time
+
+
+def test_films_come_back(tmp_path):
+    pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    write_frames(path, clip(shape=(33, 48)), rate=5)
+    found = open_frames(path)
+    assert found.rate == pytest.approx(5)
+    pictures = [np.pad(frame, ((0, 1), (0, 0), (0, 0)), "edge") for frame in clip(shape=(33, 48))]
+    assert_close(found, pictures, 12)
+
+
+def test_folders_are_read_in_the_order_of_their_numbers(tmp_path):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for index, frame in enumerate(clip(11)):
+        Image.fromarray(frame).save(folder / f"frame{index}.png")
+    (folder / "notes.txt").write_text("not a frame")
+    assert_close(open_frames(folder), clip(11), 0.01)
+
+
+def test_a_folder_is_written_without_a_suffix(tmp_path):
+    write_frames(tmp_path / "out", clip(), rate=5)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir())[-1] == "00004.png"
+    assert_close(open_frames(tmp_path / "out"), clip(), 0.01)
+
+
+def test_an_iterator_can_be_gone_through_twice():
+    found = open_frames(iter(clip()))
+    assert_close(found, clip(), 0.01)
+    assert_close(found, clip(), 0.01)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"nothing\.mp4 was not found"):
+        open_frames(tmp_path / "nothing.mp4")
+    with pytest.raises(ImageError, match="holds no images"):
+        open_frames(tmp_path)
+    broken = tmp_path / "broken.gif"
+    broken.write_bytes(b"GIF89a nothing")
+    with pytest.raises(ImageError, match=r"broken\.gif"):
+        open_frames(broken)
+    film = tmp_path / "broken.mp4"
+    film.write_bytes(b"nothing")
+    pytest.importorskip("av")
+    with pytest.raises(ImageError, match=r"broken\.mp4"):
+        open_frames(film)
+
+
+def test_frames_of_several_sizes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="frame 1 has shape"):
+        write_frames(tmp_path / "clip.gif", [clip()[0], clip()[0][:5]], rate=5)
+    with pytest.raises(ValueError, match="no frames"):
+        write_frames(tmp_path / "clip.gif", [], rate=5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(ImportError, match=r"unseg_jax\[video\]"):
+        frames.write_frames(tmp_path / "clip.mp4", clip(), rate=5)

@@ -1,0 +1,109 @@
+"""A run that is set up, and how its time was spent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+from unseg_jax.bench.engine import Engine
+from unseg_jax.bench.finishing import Finisher
+from unseg_jax.bench.preparing import Preparer
+from unseg_jax.bench.records import RunFolder
+from unseg_jax.bench.settings import Settings
+from unseg_jax.data import Dataset, Item
+from unseg_jax.errors import BenchError, ImageError, WriteError
+from unseg_jax.files import write_bytes
+
+
+@dataclasses.dataclass
+class Timing:
+    """Where the wall time of a session went, in seconds."""
+
+    wall: float = 0.0
+    device: float = 0.0
+    waiting: float = 0.0
+    images: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """With the shares that are printed."""
+        wall = max(self.wall, 1e-9)
+        return {
+            "wall_seconds": round(self.wall, 3),
+            "device_seconds": round(self.device, 3),
+            "device_busy": round(self.device / wall, 4),
+            "overhead_seconds": round(self.wall - self.device, 3),
+            "waiting_for_images_seconds": round(self.waiting, 3),
+            "images": self.images,
+            "images_per_second": round(self.images / wall, 3),
+            "peak_memory_mb": _peak_memory(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run that is set up: what there is to do, and with what."""
+
+    settings: Settings
+    dataset: Dataset
+    engine: Engine
+    folder: RunFolder
+    items: tuple[Item, ...]
+    missing: dict[str, frozenset[str]]
+
+    @property
+    def preparer(self) -> Preparer:
+        """What turns items into pixels."""
+        engine, protocol = self.engine, self.settings.resolve_protocol()
+        rule, draft = self.dataset.rule, self.settings.draft
+        return Preparer(engine.sizes, protocol, rule, engine.reads_images, draft)
+
+    @property
+    def thumbnails(self) -> frozenset[str]:
+        """Ids of the images that get thumbnails."""
+        return frozenset(item.id for item in self.dataset.items[: self.settings.thumbnails])
+
+    @property
+    def finisher(self) -> Finisher:
+        """What turns results into records."""
+        return Finisher(
+            self.engine.segmenters,
+            self.settings.resolve_protocol(),
+            self.dataset.rule,
+            self.settings.record_every,
+            self.settings.save_masks,
+            lambda path, content: write_bytes(self.folder.path / path, content),
+        )
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Errors of the operating system in a writing thread, as one sentence each."""
+    try:
+        yield
+    except WriteError as error:
+        raise BenchError(
+            f"{error} What is done is kept: give the same command with --resume."
+        ) from error
+
+
+def failure_reason(error: Exception | None) -> str:
+    """A failure in words; errors that no image can be blamed for are raised."""
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, (OSError, MemoryError)):
+        return f"{type(error).__name__}: {error}"
+    assert error is not None
+    raise error
+
+
+def _peak_memory() -> float | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return round(peak / (2**20 if platform.system() == "Darwin" else 2**10), 1)

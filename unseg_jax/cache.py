@@ -1,0 +1,52 @@
+"""The cache folder: where it lies, checking what is in it, and JAX's compiled programs."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import platformdirs
+
+from unseg_jax.errors import WeightsError
+
+CACHE_VARIABLE = "UNSEG_JAX_CACHE"
+"""Environment variable that names the cache folder."""
+
+
+def cache_folder() -> Path:
+    """Folder of converted weights and compiled programs: $UNSEG_JAX_CACHE, else the platform's."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("unseg_jax")
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Compares a file with its known SHA-256.
+
+    Raises:
+        WeightsError: they differ.
+    """
+    with open(path, "rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise WeightsError(
+            f"{path} has the SHA-256 {actual}, but {expected} is expected; it is damaged or was "
+            "replaced, so delete it and fetch it again"
+        )
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in the cache folder, so that a second run starts at once.
+
+    A cache that the user chose, or forbade, with JAX's own settings is left as it is.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    folder = cache_folder() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a cache that cannot be kept is no reason to fail
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_compilation_cache_max_size", 1_000_000_000)

@@ -1,0 +1,206 @@
+"""The tiny graph neural network that assigns nodes to clusters: one description for all systems.
+
+A head is one or more parallel branches of graph layers. The outputs of all but the first are
+projected to the first one's width and summed; then activation, linear, activation, dropout and
+linear give the logits of the clusters.
+
+Parameters are nested dicts of arrays:
+`{"branches": [{"layers": [...], "project"?: linear}], "mlp": [linear, linear]}`.
+How many branches there are, and how deep and wide, is read from them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from unseg_jax.clustering import graphs, layers
+from unseg_jax.clustering.graphs import Graph
+from unseg_jax.methods import Method
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, UInt32
+
+Params = dict[str, Any]
+
+
+def init_head(key: Array, method: Method, inputs: int) -> Params:
+    """Fresh parameters: Glorot uniform graph layers, PyTorch's default for linear layers.
+
+    Args:
+        key: a `jax.random.key`.
+        method: its `layer`, `branches`, `mlp_width`, `num_clusters` and layer shapes are read.
+        inputs: D, the width of the node features.
+    """
+    branches = []
+    width = method.branches[0][-1]
+    for index, widths in enumerate(method.branches):
+        branch_key, project_key = jax.random.split(jax.random.fold_in(key, index))
+        sizes = (inputs, *widths)
+        branch: Params = {
+            "layers": [
+                _init_layer(
+                    jax.random.fold_in(branch_key, depth), method, *sizes[depth : depth + 2]
+                )
+                for depth in range(len(widths))
+            ]
+        }
+        if index:
+            branch["project"] = layers.init_linear(project_key, widths[-1], width)
+        branches.append(branch)
+    first, last = jax.random.split(jax.random.fold_in(key, len(branches)))
+    return {
+        "branches": branches,
+        "mlp": [
+            layers.init_linear(first, width, method.mlp_width),
+            layers.init_linear(last, method.mlp_width, method.num_clusters),
+        ],
+    }
+
+
+def prepare_head(method: Method, graph: Graph) -> dict[str, Array]:
+    """What a head needs of a graph and does not change while it is optimised.
+
+    The first layer's ÂX (or L̂X) above all: with it, a one-layer GCN costs N·D·64 products an
+    epoch instead of N²·64.
+    """
+    if method.layer == "gat":
+        edges, neighbours = graphs.gat_edges(graph.adjacency)
+        return {"nodes": graph.nodes, "edges": edges, "neighbours": neighbours}
+    if method.layer == "arma":
+        propagation = graphs.arma_propagation(graph.adjacency)
+    else:
+        propagation = graphs.gcn_propagation(
+            graph.adjacency, graph.mask, normalise=method.normalise
+        )
+    return {
+        "nodes": graph.nodes,
+        "propagation": propagation,
+        "propagated": propagation @ graph.nodes,
+    }
+
+
+def count_seeds(method: Method) -> int:
+    """How many dropout seeds `apply_head` takes for one forward pass."""
+    sites = 2 if method.layer == "gat" else max(method.arma_layers, 1)
+    return 1 + sum(1 + sites * len(widths) for widths in method.branches)
+
+
+def apply_head(
+    params: Params,
+    prepared: dict[str, Array],
+    method: Method,
+    seeds: UInt32[Array, " s"] | None = None,
+) -> Float[Array, "n k"]:
+    """Logits of the clusters, (N, K) float32.
+
+    Args:
+        params: from `init_head` or `params_from_pytorch`.
+        prepared: from `prepare_head`.
+        method: activations and dropout rates are read.
+        seeds: (`count_seeds(method)`,) uint32 for dropout; None is the deterministic pass.
+    """
+    activation = layers.ACTIVATIONS[method.activation]
+    mlp_activation = layers.ACTIVATIONS[method.mlp_activation or method.activation]
+    left = None if seeds is None else list(seeds)
+
+    def next_seed():
+        return None if left is None else left.pop()
+
+    total = None
+    for branch in params["branches"]:
+        out = _apply_branch(branch["layers"], prepared, method, next_seed)
+        if "project" in branch:
+            out = mlp_activation(layers.linear(branch["project"], out))
+            out = layers.dropout(out, method.dropout, next_seed())
+        total = out if total is None else total + out
+    hidden = mlp_activation(layers.linear(params["mlp"][0], activation(total)))
+    hidden = layers.dropout(hidden, method.dropout, next_seed())
+    return layers.linear(params["mlp"][1], hidden)
+
+
+def assign(
+    params: Params,
+    prepared: dict[str, Array],
+    method: Method,
+    seeds: UInt32[Array, " s"] | None = None,
+) -> Float[Array, "n k"]:
+    """Soft assignment S: softmax of the logits, (N, K) float32, rows summing to 1."""
+    return jax.nn.softmax(apply_head(params, prepared, method, seeds), axis=-1)
+
+
+def describe_params(params: Params, method: Method) -> dict[str, Any]:
+    """The fields of `Method` that the shapes of some parameters settle."""
+    facts: dict[str, Any] = {
+        "branches": tuple(
+            tuple(layer["bias"].shape[-1] for layer in branch["layers"])
+            for branch in params["branches"]
+        ),
+        "num_clusters": params["mlp"][-1]["bias"].shape[-1],
+        "mlp_width": params["mlp"][0]["bias"].shape[-1],
+    }
+    layer = params["branches"][0]["layers"][0]
+    if "initial" in layer:
+        facts |= {"layer": "arma", "stacks": layer["initial"].shape[-3]}
+        if not method.arma_shared:
+            facts["arma_layers"] = layer["root"].shape[-4]
+    elif "edge_kernel" in layer:
+        facts |= {"layer": "gat", "heads": layer["source"].shape[-2]}
+    else:
+        facts["layer"] = "gcn"
+    return facts
+
+
+def _init_layer(key, method, inputs, outputs):
+    if method.layer == "gat":
+        return layers.init_gat(key, inputs, outputs, method.heads)
+    if method.layer == "arma":
+        return layers.init_arma(
+            key,
+            inputs,
+            outputs,
+            stacks=method.stacks,
+            layers=method.arma_layers,
+            shared=method.arma_shared,
+        )
+    return layers.init_gcn(key, inputs, outputs)
+
+
+def _apply_branch(branch, prepared, method, next_seed):
+    inner = method.inner_activation or method.activation
+    x = prepared["nodes"]
+    for depth, params in enumerate(branch):
+        if depth and method.layer != "arma":
+            x = layers.ACTIVATIONS[inner](x)
+            x = layers.dropout(x, method.layer_dropout, next_seed())
+        if method.layer == "gat":
+            x = layers.gat(
+                params,
+                x,
+                prepared["edges"] if method.edge_features else None,
+                prepared["neighbours"],
+                rate=method.layer_dropout,
+                seed=next_seed(),
+            )
+        elif method.layer == "arma":
+            propagated = prepared["propagated"]
+            if depth:
+                propagated = layers.propagate(prepared["propagation"], x)
+            drawn = [next_seed() for _ in range(method.arma_layers)]
+            x = layers.arma(
+                params,
+                x,
+                propagated,
+                prepared["propagation"],
+                layers=method.arma_layers,
+                activation=inner,
+                rate=method.layer_dropout,
+                seeds=None if drawn[0] is None else jnp.stack(drawn),
+            )
+        elif depth == 0:
+            x = layers.gcn(params, prepared["propagated"])
+        else:
+            x = layers.gcn(params, x, prepared["propagation"])
+    return x

@@ -1,0 +1,339 @@
+"""Dense graph layers: GCN, GAT and ARMA, each an `init_…` and a pure function of its parameters.
+
+All take the nodes of one graph, (N, D); `jax.vmap` adds a batch. What does not change while a
+head is optimised (Â, Â·X, L̂·X, edge features) is made by `unseg_jax.clustering.graphs`
+beforehand and handed in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, UInt32
+
+Params = dict[str, Any]
+
+
+@jax.custom_vjp
+def elu(x: Array) -> Array:
+    """x where positive, else eˣ − 1, of any shape (Clevert et al., ICLR 2016).
+
+    `jax.nn.elu` takes `expm1`, which costs a GCN 8 % of its epoch on a CPU. The error of eˣ − 1,
+    about 1e-7, is that of the products around it.
+    """
+    return jnp.maximum(x, 0) + (jnp.exp(jnp.minimum(x, 0)) - 1)
+
+
+def _elu_forward(x):
+    out = elu(x)
+    return out, out
+
+
+elu.defvjp(_elu_forward, lambda out, cotangent: (cotangent * (jnp.minimum(out, 0) + 1),))
+
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "elu": elu,
+    "selu": jax.nn.selu,
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+_LEAKY_SLOPE = 0.2
+
+
+def dropout(x: Array, rate: float, seed: UInt32[Array, ""] | None) -> Array:
+    """Zeroes each entry with probability `rate` and scales the rest by 1/(1 − rate).
+
+    Args:
+        x: any shape.
+        rate: in [0, 1), to the nearest 2⁻³².
+        seed: () uint32; None leaves x as it is. Which entries are dropped depends on the seed
+            and on their position in row-major order alone, so rows of padding at the end of an
+            array change nothing.
+    """
+    if seed is None or rate == 0:
+        return x
+    kept = random_bits(seed, x.shape) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(kept, x * (1 / (1 - rate)), 0.0)
+
+
+def random_bits(seed: UInt32[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, ...]:
+    """Uniform 32-bit numbers: a counter hashed with MurmurHash3's finaliser, keyed by the seed.
+
+    Threefry would cost more than the layers that it feeds: this is a handful of integer
+    operations, which XLA fuses into whatever uses them. Good enough to drop units by; seeds come
+    from `jax.random`.
+    """
+    counter = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        counter += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    bits = counter * jnp.uint32(0x9E3779B1) + seed
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    return bits ^ (bits >> 16)
+
+
+# ---------------------------------------------------------------- products
+
+
+@jax.custom_vjp
+def fixed_product(x: Float[Array, "n d"], kernel: Float[Array, "d f"]) -> Float[Array, "n f"]:
+    """x · kernel where only the kernel changes from epoch to epoch.
+
+    The kernel's gradient is xᵀ·g. XLA for CPU takes twice as long for it as for x·kernel unless xᵀ
+    lies in memory; of an x that stays the same it is made once, before the loop.
+    """
+    return x @ kernel
+
+
+def _fixed_product_backward(saved, cotangent):
+    x, kernel = saved
+    transposed = jax.lax.optimization_barrier(x.T)
+    return cotangent @ kernel.T, transposed @ cotangent
+
+
+fixed_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _fixed_product_backward)
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "n d"], kernel: Float[Array, "d f"]) -> Float[Array, "n f"]:
+    """x · kernel where both change from epoch to epoch.
+
+    The kernel's gradient is taken as (gᵀ·x)ᵀ, which XLA for CPU is faster at than at xᵀ·g; the
+    barrier keeps it from making the one into the other.
+    """
+    return x @ kernel
+
+
+def _product_backward(saved, cotangent):
+    x, kernel = saved
+    gradient = jax.lax.dot_general(cotangent, x, (((0,), (0,)), ((), ())))
+    return cotangent @ kernel.T, jax.lax.optimization_barrier(gradient).T
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+
+
+@jax.custom_vjp
+def propagate(propagation: Float[Array, "n n"], x: Float[Array, "n f"]) -> Float[Array, "n f"]:
+    """P · x of a symmetric P, whose gradient in x is P·g: no transposed product."""
+    return propagation @ x
+
+
+def _propagate_backward(saved, cotangent):
+    propagation, x = saved
+    return cotangent @ x.T, propagation @ cotangent
+
+
+propagate.defvjp(lambda propagation, x: (propagation @ x, (propagation, x)), _propagate_backward)
+
+
+# ---------------------------------------------------------------- linear
+
+
+def init_linear(key: Array, inputs: int, outputs: int) -> Params:
+    """PyTorch's default for `Linear`: weights and biases uniform in ±1/√inputs."""
+    weight_key, bias_key = jax.random.split(key)
+    limit = inputs**-0.5
+    return {
+        "kernel": jax.random.uniform(weight_key, (inputs, outputs), minval=-limit, maxval=limit),
+        "bias": jax.random.uniform(bias_key, (outputs,), minval=-limit, maxval=limit),
+    }
+
+
+def linear(params: Params, x: Float[Array, "n d"]) -> Float[Array, "n f"]:
+    """x · kernel + bias; kernel (D, F), bias (F,)."""
+    return product(x, params["kernel"]) + params["bias"]
+
+
+# ---------------------------------------------------------------- GCN
+
+
+def init_gcn(key: Array, inputs: int, outputs: int) -> Params:
+    """kernel (D, F), Glorot uniform; bias (F,), zero."""
+    return {"kernel": _glorot(key, (inputs, outputs)), "bias": jnp.zeros(outputs)}
+
+
+def gcn(
+    params: Params,
+    x: Float[Array, "n d"],
+    propagation: Float[Array, "n n"] | None = None,
+) -> Float[Array, "n f"]:
+    """Graph convolution Â X W + b (Kipf and Welling, ICLR 2017, Eq. 2), no activation.
+
+    Args:
+        params: from `init_gcn`.
+        x: (N, D) nodes, or ÂX where that is known already.
+        propagation: (N, N) Â, symmetric, from `graphs.gcn_propagation`; None where x is ÂX.
+    """
+    kernel = params["kernel"]
+    if propagation is None:
+        return fixed_product(x, kernel) + params["bias"]
+    if kernel.shape[0] <= kernel.shape[1]:
+        return product(propagate(propagation, x), kernel) + params["bias"]
+    return propagate(propagation, product(x, kernel)) + params["bias"]
+
+
+# ---------------------------------------------------------------- GAT
+
+
+def init_gat(key: Array, inputs: int, outputs: int, heads: int = 1) -> Params:
+    """Parameters of `gat` for `heads` concatenated heads of outputs/heads features each.
+
+    kernel (D, F); edge_kernel (F,), of the 1-d edge feature; source, target and edge attention
+    vectors (heads, F/heads); all Glorot uniform; bias (F,), zero.
+
+    Raises:
+        ValueError: heads do not divide outputs.
+    """
+    if outputs % heads:
+        raise ValueError(f"{heads} heads do not divide a layer of {outputs} features.")
+    keys = jax.random.split(key, 5)
+    head = (heads, outputs // heads)
+    return {
+        "kernel": _glorot(keys[0], (inputs, outputs)),
+        "edge_kernel": _glorot(keys[1], (1, outputs))[0],
+        "source": _glorot(keys[2], head),
+        "target": _glorot(keys[3], head),
+        "edge": _glorot(keys[4], head),
+        "bias": jnp.zeros(outputs),
+    }
+
+
+def gat(
+    params: Params,
+    x: Float[Array, "n d"],
+    edges: Float[Array, "n n"] | None,
+    neighbours: Bool[Array, "n n"],
+    *,
+    rate: float = 0.0,
+    seed: UInt32[Array, ""] | None = None,
+) -> Float[Array, "n f"]:
+    """Graph attention with 1-d edge features (Veličković et al., ICLR 2018, Eqs. 3 to 6).
+
+    e_ij = LeakyReLU_0.2(a_s·Wx_j + a_t·Wx_i + a_e·W_e w_ij), softmax over the edges into i; heads
+    are concatenated; no activation. The logits are a rank-one sum plus a multiple of the edge
+    feature, so nothing larger than N×N is made.
+
+    Args:
+        params: from `init_gat`.
+        x: (N, D) nodes.
+        edges, neighbours: from `graphs.gat_edges`; without edge features edges is None.
+        rate, seed: dropout of the attention weights.
+    """
+    hidden = x @ params["kernel"]
+    heads, width = params["source"].shape
+    parts = []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        values = hidden[:, part]
+        slope = params["edge"][head] @ params["edge_kernel"][part]
+        attention = _attention(
+            values @ params["target"][head],
+            values @ params["source"][head],
+            slope,
+            edges,
+            neighbours,
+        )
+        if seed is not None:
+            attention = dropout(attention, rate, seed + jnp.uint32(head * 0x632BE5AB & 0xFFFFFFFF))
+        parts.append(attention @ values)
+    out = parts[0] if heads == 1 else jnp.concatenate(parts, axis=-1)
+    return out + params["bias"]
+
+
+def _attention(target, source, slope, edges, neighbours):
+    logits = target[:, None] + source[None, :]
+    if edges is not None:
+        logits += slope * edges
+    logits = jnp.where(logits >= 0, logits, _LEAKY_SLOPE * logits)
+    logits = jnp.where(neighbours, logits, -jnp.inf)
+    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - top)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+# ---------------------------------------------------------------- ARMA
+
+
+def init_arma(
+    key: Array, inputs: int, outputs: int, *, stacks: int = 1, layers: int = 1, shared: bool = False
+) -> Params:
+    """Parameters of `arma`.
+
+    initial (S, D, F); recurrent (T − 1, S, F, F), or (1, S, F, F) if shared; root (T, S, D, F)
+    and bias (T, S, F), or T = 1 if shared. Glorot uniform; biases zero.
+    """
+    initial, recurrent, root = jax.random.split(key, 3)
+    own = 1 if shared else layers
+    later = min(1, layers - 1) if shared else layers - 1
+    return {
+        "initial": _glorot(initial, (stacks, inputs, outputs)),
+        "recurrent": _glorot(recurrent, (later, stacks, outputs, outputs)),
+        "root": _glorot(root, (own, stacks, inputs, outputs)),
+        "bias": jnp.zeros((own, stacks, outputs)),
+    }
+
+
+def arma(
+    params: Params,
+    x: Float[Array, "n d"],
+    propagated: Float[Array, "n d"],
+    propagation: Float[Array, "n n"],
+    *,
+    layers: int,
+    activation: str,
+    rate: float = 0.0,
+    seeds: UInt32[Array, " t"] | None = None,
+) -> Float[Array, "n f"]:
+    """ARMA graph convolution (Bianchi et al., GNNs with convolutional ARMA filters, Eq. 11).
+
+    In each of S stacks X_{t+1} = act(L̂ X_t W_t + dropout(x) V_t + b_t); the output is the mean of
+    the stacks.
+
+    Args:
+        params: from `init_arma`.
+        x: (N, D) nodes; propagated: (N, D) L̂x, known beforehand.
+        propagation: (N, N) L̂, symmetric, from `graphs.arma_propagation`.
+        layers: T.
+        activation: name of the activation after each layer.
+        rate, seeds: dropout of the root term, one seed a layer.
+    """
+    act = ACTIVATIONS[activation]
+    stacks, inputs, width = params["initial"].shape
+    nodes = x.shape[0]
+    own = params["root"].shape[0]
+    if seeds is None or rate == 0:
+        # All root terms have the same left side: one product for all layers and stacks.
+        kernels = params["root"].transpose(2, 0, 1, 3).reshape(inputs, own * stacks * width)
+        roots = fixed_product(x, kernels).reshape(nodes, own, stacks * width)
+        terms = [roots[:, t % own] for t in range(layers)]
+    else:
+        kernels = params["root"].transpose(0, 2, 1, 3).reshape(own, inputs, stacks * width)
+        terms = [product(dropout(x, rate, seeds[t]), kernels[t % own]) for t in range(layers)]
+    biases = params["bias"].reshape(own, stacks * width)
+    first = params["initial"].transpose(1, 0, 2).reshape(inputs, stacks * width)
+    out = act(fixed_product(propagated, first) + terms[0] + biases[0])
+    for t in range(1, layers):
+        kernel = params["recurrent"][(t - 1) % params["recurrent"].shape[0]]
+        # One product with the stacks' kernels along a diagonal: S times the operations of S small
+        # ones, but no transposed copies, and still few beside those of L̂.
+        mixed = product(out, jax.scipy.linalg.block_diag(*kernel))
+        out = act(propagate(propagation, mixed) + terms[t] + biases[t % own])
+    return out.reshape(nodes, stacks, width).mean(1)
+
+
+def _glorot(key, shape):
+    """Uniform in ±√(6/(inputs + outputs)), the last two axes being inputs and outputs."""
+    if len(shape) == 2 and 0 in shape:
+        return jnp.zeros(shape)
+    limit = (6 / (shape[-2] + shape[-1])) ** 0.5
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)

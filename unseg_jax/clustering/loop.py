@@ -1,0 +1,343 @@
+"""The per-image optimisation loop: features in, cluster assignments out, one `lax.scan` an image.
+
+`cluster` is the door for users. Under it `cluster_graph` is the pure function of one graph that
+everything else (segmenter, two-stage, collective, video) vmaps or maps over.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from unseg_jax.clustering import graphs, head, losses
+from unseg_jax.clustering.graphs import Graph
+from unseg_jax.clustering.optimiser import adamw
+from unseg_jax.methods import Method, resolve
+from unseg_jax.parallel import map_images
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+Params = dict[str, Any]
+
+
+class Clustering(NamedTuple):
+    """What `cluster` found; leading axes `…` are those of the features.
+
+    Attributes:
+        assignments: (…, N, K) float32 soft assignments, rows summing to 1 (zero if padded).
+        labels: (…, N) int32, the most likely cluster, in 0..K−1.
+        losses: (…, epochs) float32; losses[e] is taken before update e. (…, 0) for baselines.
+        params: the optimised parameters of the head, with the same leading axes.
+        history: (…, 1 + ⌈epochs / record_every⌉, N) int32 labels at epochs 0, record_every,
+            2·record_every, … and at the last one; None unless `record_every` was given.
+    """
+
+    assignments: Float[Array, "*b n k"]
+    labels: Int[Array, "*b n"]
+    losses: Float[Array, "*b e"]
+    params: Params
+    history: Int[Array, "*b h n"] | None = None
+
+
+def cluster(
+    features: Float[Array, "*b n d"],
+    *,
+    method: str | Method = "deepcut",
+    adjacency: Float[Array, "*b n n"] | None = None,
+    node_mask: Bool[Array, "*b n"] | None = None,
+    params: Params | None = None,
+    num_clusters: int | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    dropout: float | None = None,
+    key: Array | None = None,
+    quirks: str | None = None,
+    record_every: int = 0,
+    grid: tuple[int, int] | None = None,
+    **overrides: Any,
+) -> Clustering:
+    """Clusters the nodes of one graph, or of each graph of a batch on its own.
+
+    Args:
+        features: (N, D) or (B, N, D) node features.
+        method: name or `Method`.
+        adjacency: (…, N, N) affinity W to use instead of the method's own, symmetric (its
+            symmetric part is taken); GNN edges are its positive entries.
+        node_mask: (…, N) bool of real nodes; None means all.
+        params: parameters to start from, with a leading batch axis or without (shared start);
+            None draws them from `key`, the same for every image.
+        num_clusters, epochs, learning_rate, dropout, quirks: override the method's. `dropout`
+            sets every dropout rate of the head.
+        key: `jax.random.key` of the initial parameters and of dropout; None is key(0). An image
+            gets the same numbers whatever batch it is in.
+        record_every: also record the labels of a deterministic pass every so many epochs.
+        grid: (height, width) of the patch grid; only `spatial_decay` needs it.
+        **overrides: other fields of `Method`.
+
+    Returns:
+        A `Clustering`. Its assignments come from a deterministic pass with the final parameters;
+        with `quirks="code"` from the last training pass, before the last update.
+
+    Raises:
+        ValueError: an unknown method or field, arrays of the wrong shape, or values of real
+            nodes that are not finite.
+    """
+    method = resolve(
+        method,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        dropout=dropout,
+        quirks=quirks,
+        **overrides,
+    )
+    if params is not None:
+        method = resolve(method, **head.describe_params(params, method))
+        found = method.num_clusters
+        if num_clusters is not None and num_clusters != found:
+            raise ValueError(
+                f"num_clusters={num_clusters}, but params end in {found} clusters: "
+                "pass one or the other."
+            )
+    method = resolve(method, num_clusters=num_clusters)
+    features = jnp.asarray(features)
+    single = features.ndim == 2
+    if features.ndim not in (2, 3):
+        raise ValueError(f"features have shape {features.shape}; (N, D) or (B, N, D) is needed.")
+    if single:
+        features = features[None]
+        adjacency = None if adjacency is None else jnp.asarray(adjacency)[None]
+        node_mask = None if node_mask is None else jnp.asarray(node_mask)[None]
+    _check_shape("adjacency", adjacency, (*features.shape[:2], features.shape[1]))
+    _check_shape("node_mask", node_mask, features.shape[:2])
+    _check_finite("features", features, node_mask)
+    _check_finite("adjacency", adjacency, None)
+    if node_mask is None:
+        node_mask = jnp.ones(features.shape[:2], bool)
+    key = jax.random.key(0) if key is None else key
+
+    def run(shared, batch):
+        params, key = shared
+        features, adjacency, node_mask, own = batch
+        start = params if own is None else own
+        return _cluster_batch(
+            features,
+            adjacency,
+            node_mask,
+            start,
+            key,
+            method=method,
+            record_every=record_every,
+            grid=grid,
+        )
+
+    own, common = (params, None) if has_batch_axis(params) else (None, params)
+    result = map_images(run, (common, key), (features, adjacency, node_mask, own))
+    return jax.tree.map(lambda leaf: leaf[0], result) if single else result
+
+
+def cluster_batch(
+    features: Float[Array, "b n d"],
+    adjacency: Float[Array, "b n n"] | None,
+    mask: Bool[Array, "b n"],
+    params: Params | None,
+    key: Array,
+    *,
+    method: Method,
+    record_every: int = 0,
+    grid: tuple[int, int] | None = None,
+) -> Clustering:
+    """Pure function behind `cluster`: a batch of graphs, each optimised on its own.
+
+    On a CPU the graphs are taken in turn, since the working set of one fills the cache (for several
+    at once there, see `unseg_jax.parallel`); elsewhere they are vmapped.
+    """
+    if params is None and method.algorithm == "gnn":
+        params = head.init_head(init_key(key), method, features.shape[-1])
+    in_batch = has_batch_axis(params)
+
+    def one(arrays):
+        features, adjacency, mask, own = arrays
+        graph = graphs.build_graph(features, method, mask, adjacency=adjacency, grid=grid)
+        start = own if in_batch else params
+        return cluster_graph(graph, start, key, method=method, record_every=record_every)
+
+    arrays = (features, adjacency, mask, params if in_batch else None)
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(one, arrays)
+    return jax.vmap(one)(arrays)
+
+
+_cluster_batch = jax.jit(cluster_batch, static_argnames=("method", "record_every", "grid"))
+
+
+def cluster_graph(
+    graph: Graph, params: Params | None, key: Array, *, method: Method, record_every: int = 0
+) -> Clustering:
+    """Clusters one graph: the loop itself, or the baseline that the method names.
+
+    Args:
+        graph: of one image.
+        params: parameters to start from; None for baselines.
+        key: for dropout, or for the baseline's chance.
+        method: static.
+        record_every: see `cluster`.
+    """
+    if method.algorithm != "gnn":
+        from unseg_jax.clustering import baselines
+
+        assignments = baselines.ALGORITHMS[method.algorithm](graph, method, key)
+        history = jnp.argmax(assignments, -1).astype(jnp.int32)[None] if record_every else None
+        return _finish(graph, assignments, jnp.zeros(0), {}, history)
+    assert params is not None
+    prepared = head.prepare_head(method, graph)
+    loss_of = make_loss(method, graph)
+    optimiser = make_optimiser(method, params)
+    start: Params = jax.tree.map(lambda leaf: _varying_like(leaf, graph.nodes), params)
+
+    def objective(params, seeds):
+        # Without dropout there are no seeds, and the pass is deterministic.
+        seeds = seeds if seeds.size else None
+        assignments = head.assign(params, prepared, method, seeds)
+        return loss_of(assignments), assignments
+
+    def step(carry, seeds):
+        params, state, _ = carry
+        (loss, assignments), gradient = jax.value_and_grad(objective, has_aux=True)(params, seeds)
+        updates, state = optimiser.update(gradient, state, params)
+        # Only `quirks="code"` reads the assignments of the last training pass.
+        kept = assignments if method.quirks == "code" else None
+        return (optax.apply_updates(params, updates), state, kept), loss
+
+    def predict(params):
+        return head.assign(params, prepared, method)
+
+    def label(params):
+        return jnp.argmax(predict(params), -1).astype(jnp.int32)
+
+    seeds = dropout_seeds(key, method)
+    kept = predict(start) if method.quirks == "code" else None
+    carry = (start, optimiser.init(start), kept)
+    history = None
+    if record_every:
+        rounds = method.epochs // record_every
+
+        def span(carry, seeds):
+            carry, span_losses = jax.lax.scan(step, carry, seeds)
+            return carry, (span_losses, label(carry[0]))
+
+        first = label(start)
+        spans = seeds[: rounds * record_every].reshape(rounds, record_every, seeds.shape[1])
+        carry, (span_losses, span_labels) = jax.lax.scan(span, carry, spans)
+        carry, rest_losses = jax.lax.scan(step, carry, seeds[rounds * record_every :])
+        loss_history = jnp.concatenate([span_losses.reshape(-1), rest_losses])
+        history = jnp.concatenate([first[None], span_labels])
+        if method.epochs % record_every:
+            history = jnp.concatenate([history, label(carry[0])[None]])
+    else:
+        carry, loss_history = jax.lax.scan(step, carry, seeds)
+    found, _, kept = carry
+    assignments = kept if method.quirks == "code" else predict(found)
+    return _finish(graph, assignments, loss_history, found, history)
+
+
+def make_loss(method: Method, graph: Graph):
+    """The method's loss as a function of assignments (N, K), degrees computed beforehand."""
+    mask, adjacency = graph.mask, graph.adjacency
+    if method.loss == "cc":
+        return functools.partial(losses.correlation_clustering, adjacency=adjacency, mask=mask)
+    degrees = adjacency.sum(-1)
+    if method.loss == "ncut":
+        return functools.partial(losses.ncut, adjacency=adjacency, mask=mask, degrees=degrees)
+    return functools.partial(
+        losses.modularity,
+        adjacency=adjacency,
+        mask=mask,
+        degrees=degrees,
+        quirks=method.quirks,
+        collapse=method.collapse,
+    )
+
+
+def make_optimiser(method: Method, params: Params) -> optax.GradientTransformation:
+    """AdamW with the method's rate and decay, for parameters shaped as the given ones.
+
+    Parameters that the method does not use are not decayed: PyTorch leaves alone what has no
+    gradient.
+
+    Args:
+        method: its `learning_rate`, `weight_decay` and `edge_features` are read.
+        params: of its head.
+    """
+    if method.layer != "gat" or method.edge_features:
+        return adamw(method.learning_rate, method.weight_decay)
+
+    def decay(path, leaf):
+        unused = getattr(path[-1], "key", None) in ("edge", "edge_kernel")
+        return jnp.full(jnp.shape(leaf), 0.0 if unused else method.weight_decay)
+
+    return adamw(method.learning_rate, jax.tree_util.tree_map_with_path(decay, params))
+
+
+def init_key(key: Array) -> Array:
+    """The key that initial parameters are drawn from."""
+    return jax.random.fold_in(key, 0)
+
+
+def dropout_seeds(key: Array, method: Method) -> Array:
+    """(epochs, sites) uint32 seeds of a run's dropout; no sites where nothing is dropped."""
+    dropped = method.dropout > 0 or method.layer_dropout > 0
+    shape = (method.epochs, head.count_seeds(method) if dropped else 0)
+    return jax.random.bits(jax.random.fold_in(key, 1), shape, jnp.uint32)
+
+
+def _varying_like(array: Array, other: Array) -> Array:
+    """The array as each device's own where the other is, under the caller's `jax.shard_map`.
+
+    Parameters that are known to be the same on all devices would get the sum of the gradients of
+    all devices' images.
+    """
+    axes = _varying_axes(other) - _varying_axes(array)
+    return jax.lax.pcast(array, tuple(axes), to="varying") if axes else array
+
+
+def _varying_axes(array: Array) -> frozenset[str]:
+    kind: Any = jax.typeof(array)
+    # The name has changed between releases of JAX.
+    manual = getattr(kind, "mat", None)
+    return frozenset(manual.varying if manual is not None else getattr(kind, "vma", ()))
+
+
+def _finish(graph, assignments, loss_history, params, history):
+    assignments = jnp.where(graph.mask[:, None], assignments, 0.0)
+    labels = jnp.argmax(assignments, -1).astype(jnp.int32)
+    return Clustering(assignments, labels, loss_history, params, history)
+
+
+def has_batch_axis(params: Params | None) -> bool:
+    """Whether parameters of a head are one set for each image of a batch."""
+    return params is not None and params["mlp"][-1]["bias"].ndim == 2
+
+
+def _check_finite(name, array, mask):
+    """Of arrays that have values: under `jax.jit` and its like there is nothing to look at."""
+    if any(isinstance(given, Tracer) for given in (array, mask)) or array is None:
+        return
+    finite = jnp.isfinite(array)
+    if mask is not None:
+        finite |= ~jnp.asarray(mask, bool)[..., None]
+    if not finite.all():
+        raise ValueError(
+            f"{name} hold {int((~finite).sum())} values that are not finite numbers; check the "
+            "weights that they come from, or mask those nodes by node_mask."
+        )
+
+
+def _check_shape(name, array, shape):
+    if array is not None and jnp.shape(array) != shape:
+        raise ValueError(f"{name} has shape {jnp.shape(array)}; these features need {shape}.")

@@ -1,0 +1,155 @@
+"""Applying a model that was fitted on a set: pixels to margins on the device, margins to masks.
+
+The public door is `unseg_jax.collective.model.CollectiveModel`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unseg_jax.clustering import graphs
+from unseg_jax.clustering.loop import cluster_batch
+from unseg_jax.collective import evidence
+from unseg_jax.errors import ImageError
+from unseg_jax.methods import Method
+from unseg_jax.pipeline import PatchResult, segment_features
+from unseg_jax.postprocess import object_box
+from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+from unseg_jax.segmenter import BatchSegmenter, Segmentation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Array, Bool, Float
+
+    from unseg_jax.backbones import Backbone
+    from unseg_jax.clustering.head import Params
+    from unseg_jax.collective.evidence import Scorer
+
+
+class MarginResult(NamedTuple):
+    """What the device gives back for a batch.
+
+    Attributes:
+        margins: (B, h, w) float32, above 0 is foreground.
+        losses: (B, epochs) float32 of the per-image epochs.
+        finite: (B,) bool, False where features are not finite numbers.
+    """
+
+    margins: Float[Array, "b h w"]
+    losses: Float[Array, "b e"]
+    finite: Bool[Array, " b"]
+
+
+class ModelSegmenter(BatchSegmenter):
+    """Segments images with what was fitted on a set, instead of from fresh parameters."""
+
+    def __init__(
+        self,
+        method: Method,
+        backbone: Backbone,
+        *,
+        evidence: Scorer | None,
+        params: Params | None,
+        foreground: Sequence[bool],
+        batch_size: int = 8,
+        seed: int = 0,
+    ):
+        """
+        Args:
+            method: that was fitted, with the epochs of each image.
+            backbone: that the features come from.
+            evidence: the linear scorer; None for models of shared passes alone.
+            params: of the graph neural network that per-image epochs start from; None if there
+                are no such epochs.
+            foreground: for each cluster of the network whether it is foreground; read only of
+                models without `evidence`.
+            batch_size, seed: see `BatchSegmenter`.
+        """
+        super().__init__(method, backbone, batch_size=batch_size, seed=seed)
+        self.evidence, self.params, self.foreground = evidence, params, tuple(foreground)
+
+    def _run_pixels(self, params, pixels, *, record_every=0):
+        features = self._run_features(params, pixels)
+        if self.evidence is not None:
+            return self._run_evidence(self.evidence, features)
+        if self.method.foreground == "set":
+            return self._run_shared(features)
+        return segment_features(
+            features,
+            self.key,
+            method=self.method,
+            grid=self.grid,
+            params=self.params,
+            record_every=record_every,
+        )[0]
+
+    def _run_evidence(self, scorer: Scorer, features) -> MarginResult:
+        method = self.method
+        margins, _, _ = jax.vmap(functools.partial(evidence.score, scorer))(features)
+        losses = jnp.zeros((len(features), 0))
+        if method.epochs:
+            nodes, cosines = evidence.project(features, scorer.projection)
+            adjacency = jax.lax.map(lambda one: graphs.affinity(one, method), cosines)
+            mask = jnp.ones(nodes.shape[:2], bool)
+            clustering = cluster_batch(
+                nodes, adjacency, mask, self.params, self.key, method=method, grid=self.grid
+            )
+            # The graph refines what the set decided: half of the say each.
+            margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
+            losses = clustering.losses
+        finite = jnp.isfinite(features).all((1, 2))
+        return MarginResult(margins.reshape(-1, *self.grid), losses, finite)
+
+    def _run_shared(self, features) -> PatchResult:
+        """The set decides which clusters are foreground, not a vote in each image."""
+        method = self.method
+        mask = jnp.ones(features.shape[:2], bool)
+        clustering = cluster_batch(
+            features, None, mask, self.params, self.key, method=method, grid=self.grid
+        )
+        numbers = np.where(self.foreground, np.cumsum(self.foreground), 0)
+        labels = jnp.asarray(numbers, jnp.int32)[clustering.labels].reshape(-1, *self.grid)
+        used = jax.nn.one_hot(clustering.labels, method.num_clusters, dtype=bool).any(1)
+        top = jax.lax.top_k(clustering.assignments, min(2, method.num_clusters))[0]
+        finite = jnp.isfinite(features).all((1, 2))
+        return PatchResult(
+            labels,
+            labels > 0,
+            used.sum(-1).astype(jnp.int32),
+            clustering.losses,
+            (top[..., 0] - top[..., -1]).mean(-1),
+            finite & jnp.isfinite(clustering.assignments).all((1, 2)),
+        )
+
+    def finish(self, result: Any, index: int, image: np.ndarray, id: str = "") -> Segmentation:
+        """See `Segmenter.finish`."""
+        if not isinstance(result, MarginResult):
+            return super().finish(result, index, image, id)
+        if not result.finite[index]:
+            raise ImageError(
+                f"{id or 'the image'}: its features are not finite numbers; check the weights of "
+                f"backbone '{self.backbone_name}', or use dtype='float32'."
+            )
+        margins = np.asarray(result.margins[index])
+        refined = refine_margins(image, margins, self.method)
+        mask = upsample_margins(refined, image.shape[:2])
+        losses = np.asarray(result.losses[index])
+        return Segmentation(
+            mask=mask,
+            labels=mask.astype(np.int32),
+            box=object_box(mask),
+            num_clusters=len(np.unique(margins > 0)),
+            loss=float(losses[-1]) if losses.size else float("nan"),
+            confidence=contrast(refined),
+            patch_labels=(margins > 0).astype(np.int32),
+            losses=losses,
+            method=self.method.name,
+            backbone=self.backbone_name,
+            id=id,
+        )

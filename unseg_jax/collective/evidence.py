@@ -1,0 +1,343 @@
+"""Foreground evidence from a whole set of unlabelled images: one linear scorer, no ground truth.
+
+Two things tell the object in an image of its own: it is unlike what touches the border, and it
+falls apart from the rest in a normalised cut. Both err, but differently in every image, while
+what the object looks like repeats over the set. So the evidence of all images is regressed on
+the patch features: what is left is what features have in common with being foreground.
+
+1. `fit_projection`: features are normalised, centred by the set's mean and projected on their
+   first principal components.
+2. `frame_clusters`: clusters that lie almost only along the border (the black surround of an
+   endoscope, a passe-partout) are a frame, not a background. They are taken away, and the border
+   of an image is that of what remains.
+3. `image_evidence`: unlikeness to the border, and the second eigenvector of the normalised cut,
+   each standardised within its image.
+4. `fit_scorer`: ridge regression of that evidence; then the scorer learns from its own labels.
+5. `score`: the scorer on a new image. Its threshold lies half way between the set's Otsu threshold
+   and the image's own.
+
+Everything on arrays of one image here is pure JAX, to be vmapped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unseg_jax.clustering.baselines import kmeans
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+# Affinities below τ become ε, as in TokenCut's graph.
+_TAU = 0.2
+_EPSILON = 1e-5
+_POWER_STEPS = 12
+_FRAME_RATIO = 2.5
+_RIDGE = 0.02
+_ROUNDS = 2
+_BINS = 64
+# How many patches statistics are taken from; more change nothing.
+_SAMPLE = 16_384
+# What a patch of the frame scores: surely background.
+_FRAME_SCORE = -1.5
+_TINY = 1e-6
+
+
+class Projection(NamedTuple):
+    """Principal components of a set's normalised features.
+
+    Attributes:
+        mean: (D,) mean of the normalised features.
+        basis: (D, R) orthonormal principal directions.
+        rest: () length of the part of the mean that lies outside the basis.
+    """
+
+    mean: Float[Array, " d"]
+    basis: Float[Array, "d r"]
+    rest: Float[Array, ""]
+
+
+class Scorer(NamedTuple):
+    """A fitted set of images: all that segmenting a new image needs.
+
+    Attributes:
+        mean, basis, rest: see `Projection`.
+        centres: (K, R) of the set's clusters.
+        frame: (K,) bool, clusters that frame the images.
+        weights: (R,) of the linear scorer.
+        offset: () of the linear scorer.
+        threshold: () Otsu's threshold of the scores of the set.
+    """
+
+    mean: Float[Array, " d"]
+    basis: Float[Array, "d r"]
+    rest: Float[Array, ""]
+    centres: Float[Array, "k r"]
+    frame: Bool[Array, " k"]
+    weights: Float[Array, " r"]
+    offset: Float[Array, ""]
+    threshold: Float[Array, ""]
+
+    @property
+    def projection(self) -> Projection:
+        """The scorer's own projection."""
+        return Projection(self.mean, self.basis, self.rest)
+
+
+def normalise(features: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Rows of length 1; zero rows stay zero."""
+    return features / (jnp.linalg.norm(features, axis=-1, keepdims=True) + _TINY)
+
+
+def fit_projection(features: np.ndarray, components: int, rng: np.random.Generator) -> Projection:
+    """Mean and principal directions of a sample of patches.
+
+    Args:
+        features: (n, N, D), of any floating type.
+        components: R, cut to D.
+        rng: chooses the sample.
+    """
+    rows = features.reshape(-1, features.shape[-1])
+    chosen = np.sort(rng.choice(len(rows), min(len(rows), _SAMPLE), replace=False))
+    sample = np.asarray(normalise(jnp.asarray(rows[chosen], jnp.float32)), np.float64)
+    mean = sample.mean(0)
+    centred = sample - mean
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    basis = directions[:, ::-1][:, : min(components, features.shape[-1])]
+    rest = np.sqrt(max(mean @ mean - np.sum((mean @ basis) ** 2), 0.0))
+    return Projection(*(jnp.asarray(array, jnp.float32) for array in (mean, basis, rest)))
+
+
+def project(
+    features: Float[Array, "*b d"], projection: Projection
+) -> tuple[Float[Array, "*b r"], Float[Array, "*b r+1"]]:
+    """Coordinates of patches on the principal directions.
+
+    Returns:
+        Centred by the set and normalised, (…, R), which the scorer reads; and uncentred, (…, R+1)
+        of length 1, whose products are the cosines between patches.
+    """
+    coordinates = normalise(features.astype(jnp.float32)) @ projection.basis
+    rest = jnp.broadcast_to(projection.rest, (*coordinates.shape[:-1], 1))
+    whole = normalise(jnp.concatenate([coordinates, rest], -1))
+    return normalise(coordinates - projection.mean @ projection.basis), whole
+
+
+def border_of(valid: Bool[Array, "h w"]) -> Bool[Array, "h w"]:
+    """Valid patches beside an invalid one or at the edge of the grid."""
+    padded = jnp.pad(valid, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return valid & ~inner
+
+
+def nearest_centre(x: Float[Array, "*b r"], centres: Float[Array, "k r"]) -> Int[Array, "*b"]:
+    """Index of the nearest centre of each row."""
+    return jnp.argmax(x @ centres.T - 0.5 * jnp.sum(centres**2, -1), -1).astype(jnp.int32)
+
+
+def fit_centres(x: np.ndarray, num_clusters: int, key: Array) -> Float[Array, "k r"]:
+    """k-means centres of a sample of the rows of x (M, R); fewer than K distinct rows leave
+    centres of zero, which no row is nearest to unless it is zero itself."""
+    rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,), jnp.uint32)))
+    rows = jnp.asarray(x[rng.choice(len(x), min(len(x), _SAMPLE), replace=False)])
+    members = kmeans(rows, jnp.ones(len(rows), bool), num_clusters, key, 15, 1)
+    return (members.T @ rows) / jnp.maximum(members.sum(0), 1.0)[:, None]
+
+
+def frame_clusters(labels: np.ndarray, grid: tuple[int, int], num_clusters: int) -> np.ndarray:
+    """(K,) how much more of the border a cluster holds than of the image: 1 is its fair share.
+
+    Args:
+        labels: (n, N) clusters of all patches.
+        grid: (h, w).
+        num_clusters: K.
+    """
+    border = np.asarray(border_of(jnp.ones(grid, bool))).ravel()
+    sizes = np.bincount(labels.ravel(), minlength=num_clusters)
+    held = np.bincount(labels[:, border].ravel(), minlength=num_clusters)
+    return held / np.maximum(sizes, 1) / border.mean()
+
+
+def image_evidence(
+    whole: Float[Array, "n r"], valid: Bool[Array, " n"], grid: tuple[int, int]
+) -> Float[Array, " n"]:
+    """Evidence for foreground from one image alone: standardised, 0 outside `valid`.
+
+    The sum of two cues: minus the mean cosine to the patches of the border; and the second
+    eigenvector of D⁻¹W, W the cosines above τ, with the sign that puts the border below.
+
+    Args:
+        whole: uncentred patches of length 1, from `project`.
+        valid: patches that are not frame.
+        grid: (h, w), static.
+    """
+    border = border_of(valid.reshape(grid)).ravel()
+    share = border / jnp.maximum(border.sum(), 1)
+    unlike = -(whole @ (share @ whole))
+
+    cosines = jnp.matmul(whole, whole.T, precision=jax.lax.Precision.HIGHEST)
+    weights = jnp.where(cosines < _TAU, _EPSILON, cosines)
+    weights = jnp.where(valid[:, None] & valid, weights, 0.0)
+    root = jnp.sqrt(jnp.maximum(weights.sum(-1), _EPSILON))
+    walk = weights / root[:, None] / root
+    first = jnp.where(valid, root, 0.0)
+    first = first / jnp.maximum(jnp.linalg.norm(first), _TINY)
+
+    def step(_, vector):
+        vector = vector - first * (first @ vector)
+        vector = walk @ vector
+        return vector / jnp.maximum(jnp.linalg.norm(vector), _TINY)
+
+    # Power iteration from the other cue: of eigenvectors near to each other it finds the one
+    # that has most to do with the border.
+    parted = jax.lax.fori_loop(0, _POWER_STEPS, step, jnp.where(valid, unlike, 0.0)) / root
+    mean = jnp.sum(parted * valid) / jnp.maximum(valid.sum(), 1)
+    parted = jnp.where(share @ parted > mean, -parted, parted)
+    return _standardise(unlike, valid) + _standardise(parted, valid)
+
+
+def _standardise(values, valid):
+    count = jnp.maximum(valid.sum(), 1)
+    mean = jnp.sum(values * valid) / count
+    deviation = jnp.sqrt(jnp.sum(valid * (values - mean) ** 2) / count)
+    return jnp.where(valid, (values - mean) / (deviation + _TINY), 0.0)
+
+
+def otsu(values: Float[Array, " n"], valid: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Otsu's threshold over 64 bins of the valid values; their value if all are equal, and
+    infinity if none is valid."""
+    low = jnp.min(jnp.where(valid, values, jnp.inf))
+    high = jnp.max(jnp.where(valid, values, -jnp.inf))
+    width = jnp.maximum(high - low, _TINY) / _BINS
+    bins = jnp.clip(((values - low) / width).astype(jnp.int32), 0, _BINS - 1)
+    counts = jnp.zeros(_BINS).at[bins].add(valid.astype(jnp.float32))
+    below = jnp.cumsum(counts)
+    moment = jnp.cumsum(counts * jnp.arange(_BINS))
+    total, whole = below[-1], moment[-1]
+    apart = (whole * below - moment * total) ** 2 / jnp.maximum(below * (total - below), _TINY)
+    # The middle of a stretch of equal values: any threshold in an empty gap is as good.
+    best = apart >= jnp.max(apart) * (1 - 1e-6)
+    place = jnp.sum(best * jnp.arange(_BINS)) / jnp.maximum(best.sum(), 1)
+    return jnp.where(valid.any(), low + (place + 1) * width, jnp.inf)
+
+
+def score(
+    scorer: Scorer, features: Float[Array, "n d"]
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Bool[Array, " n"]]:
+    """The scorer on one image.
+
+    Returns:
+        (N,) float32 margins: above 0 is foreground, −1.5 on the frame; (N,) raw scores, of unit
+        variance over the set; (N,) bool, patches that are not frame.
+    """
+    x, _ = project(features, scorer.projection)
+    valid = ~scorer.frame[nearest_centre(x, scorer.centres)]
+    scores = x @ scorer.weights + scorer.offset
+    own = otsu(scores, valid)
+    own = jnp.where(jnp.isfinite(own), own, scorer.threshold)
+    margins = jnp.where(valid, scores - 0.5 * (scorer.threshold + own), _FRAME_SCORE)
+    return margins, scores, valid
+
+
+def fit_scorer(
+    features: np.ndarray,
+    grid: tuple[int, int],
+    *,
+    num_clusters: int = 16,
+    components: int = 96,
+    key: Array,
+) -> tuple[Scorer, list[dict[str, Any]]]:
+    """Fits the scorer on the features of a set.
+
+    Args:
+        features: (n, N, D) patch features of n images, of any floating type.
+        grid: (h, w) with h·w = N.
+        num_clusters: K clusters of the set, from which the frame is told.
+        components: R principal components that are kept.
+        key: of the sample of patches and of the clusters.
+
+    Returns:
+        The scorer, and for each cluster what the vote saw: `cluster`, `share` of all patches,
+        `border_ratio`, `score` (mean margin) and what it was found to be: `frame`, `foreground`
+        or `background`.
+    """
+    seed = np.asarray(jax.random.bits(key, (2,), jnp.uint32))
+    projection = fit_projection(features, components, np.random.default_rng(seed))
+    x = np.empty((*features.shape[:2], projection.basis.shape[1]), np.float32)
+    for index, image in enumerate(features):
+        x[index] = _project_one(jnp.asarray(image), projection)[0]
+    centres = fit_centres(x.reshape(-1, x.shape[-1]), num_clusters, jax.random.fold_in(key, 1))
+    labels = np.asarray(nearest_centre(jnp.asarray(x), centres))
+    ratios = frame_clusters(labels, grid, num_clusters)
+    frame = ratios > _FRAME_RATIO
+    if frame[labels].mean() > 0.5:  # nothing would be left to segment
+        frame = np.zeros_like(frame)
+    valid = ~frame[labels]
+    evidence = np.stack(
+        [
+            _evidence_of(jnp.asarray(image), projection, kept, grid=grid)
+            for image, kept in zip(features, jnp.asarray(valid), strict=True)
+        ]
+    )
+    weights, offset, threshold = _regress(x, valid, evidence)
+    scorer = Scorer(*projection, centres, jnp.asarray(frame), weights, offset, threshold)
+    return scorer, _describe(scorer, x, labels, ratios, frame)
+
+
+@jax.jit
+def _project_one(features, projection):
+    return project(features, projection)
+
+
+def _evidence_one(features, projection, valid, *, grid):
+    return image_evidence(project(features, projection)[1], valid, grid)
+
+
+_evidence_of = jax.jit(_evidence_one, static_argnames="grid")
+_otsu_rows = jax.jit(jax.vmap(otsu))
+
+
+def _regress(x, valid, evidence):
+    """Ridge regression of the evidence, then of the scorer's own labels."""
+    rows = x[valid].astype(np.float32)
+    centre = rows.mean(0)
+    rows = rows - centre
+    gram = (rows.T @ rows).astype(np.float64)
+    gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-9)
+    target = evidence
+    for left in range(_ROUNDS, -1, -1):
+        wanted = target[valid].astype(np.float64)
+        weights = np.linalg.solve(gram, rows.T @ (wanted - wanted.mean()))
+        deviation = np.std(rows @ weights) + 1e-9
+        weights = (weights / deviation).astype(np.float32)
+        scores = (x - centre) @ weights
+        threshold = float(otsu(jnp.asarray(scores[valid]), jnp.ones(len(rows), bool)))
+        if left:
+            own = np.asarray(_otsu_rows(scores, valid))
+            own = np.where(np.isfinite(own), own, threshold)
+            target = scores > 0.5 * (threshold + own)[:, None]
+    arrays = (weights, -centre @ weights, threshold)
+    return tuple(jnp.asarray(array, jnp.float32) for array in arrays)
+
+
+def _describe(scorer, x, labels, ratios, frame):
+    scores = x @ np.asarray(scorer.weights) + float(scorer.offset) - float(scorer.threshold)
+    entries = []
+    for cluster in range(len(frame)):
+        members = labels == cluster
+        margin = float(scores[members].mean()) if members.any() else 0.0
+        kind = "frame" if frame[cluster] else "foreground" if margin > 0 else "background"
+        entries.append(
+            {
+                "cluster": cluster,
+                "share": round(float(members.mean()), 4),
+                "border_ratio": round(float(ratios[cluster]), 3),
+                "score": round(margin, 3),
+                "found": kind,
+            }
+        )
+    return entries

@@ -1,0 +1,256 @@
+"""Fitting a model on a set: features read batch by batch, the evidence, the shared passes.
+
+The public door is `fit`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unseg_jax.backbones import Backbone
+from unseg_jax.clustering.loop import cluster_batch
+from unseg_jax.collective import evidence, shared_head
+from unseg_jax.collective.model import CollectiveModel
+from unseg_jax.data.folders import find_images
+from unseg_jax.data.images import as_iterable, load_image
+from unseg_jax.data.loader import batches
+from unseg_jax.errors import ImageError
+from unseg_jax.methods import Method, resolve
+from unseg_jax.segmenter import BatchSegmenter, load_for
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from unseg_jax.data.images import Source
+
+_SET_CLUSTERS = 16
+_DISTIL_STEPS = 100
+_DISTIL_BATCH = 4
+_DISTIL_RATE = 3e-3
+
+
+def fit(
+    images: str | Path | Iterable[Source],
+    *,
+    method: str | Method = "collective",
+    num_clusters: int | None = None,
+    steps: int | None = None,
+    passes: int | None = None,
+    key: Array | None = None,
+    backbone: str | Path | Backbone = "auto",
+    batch_size: int = 8,
+    max_images: int = 512,
+    dtype: str = "float32",
+    **overrides: Any,
+) -> CollectiveModel:
+    """Fits one model on a set of unlabelled images.
+
+    Args:
+        images: a folder, or an iterable of paths, PIL images or arrays.
+        method: "collective"; or a method of graph neural networks, of which the head is shared.
+        num_clusters: for "collective" the clusters of the set, from which frames are told (16);
+            else K of the head.
+        steps: for "collective" the training steps of the graph head that per-image epochs start
+            from (100; 0 leaves it out); else the steps an image in each shared pass.
+        passes: T0, shared passes over the set; not for "collective".
+        key: `jax.random.key` of all chance; None is key(0).
+        backbone: name, path to weights, or loaded.
+        batch_size: images on the device at a time.
+        max_images: the evidence is fitted on at most this many images, drawn at random.
+        dtype: of the backbone.
+        **overrides: fields of `Method`.
+
+    Returns:
+        The model. Images that cannot be read are left out and named in `skipped`.
+
+    Raises:
+        ValueError: unknown names or values, a method without a shared head, or no images.
+        ImageError: not one image could be read.
+    """
+    resolved = resolve(method, **overrides)
+    if resolved.algorithm != "gnn" or resolved.nodes != "patches":
+        raise ValueError(
+            f"'{resolved.name}' has no head that images could share; "
+            "fit 'collective', or a method of graph neural networks on patches."
+        )
+    for name, value in (("steps", steps), ("passes", passes), ("max_images", max_images - 1)):
+        if value is not None and value < 0:
+            raise ValueError(f"{name}={value} is too small.")
+    sources = list_sources(images)
+    key = jax.random.key(0) if key is None else key
+    by_evidence = resolved.foreground == "set" and not resolved.collective_epochs
+    if not by_evidence:
+        resolved = resolve(
+            resolved,
+            num_clusters=num_clusters,
+            collective_epochs=passes if passes is not None else resolved.collective_epochs or 5,
+            collective_steps=steps,
+        )
+    resolved, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
+    assert loaded is not None
+    reader = Reader(BatchSegmenter(resolved, loaded, batch_size=batch_size), sources)
+    if by_evidence:
+        found = fit_evidence(
+            reader,
+            resolved,
+            _SET_CLUSTERS if num_clusters is None else num_clusters,
+            _DISTIL_STEPS if steps is None else steps,
+            max_images,
+            key,
+        )
+    else:
+        found = fit_shared(reader, resolved, key)
+    scorer, params, foreground = found
+    skipped = tuple(dict.fromkeys(reader.failed))
+    return CollectiveModel(
+        resolved, loaded, scorer, params, foreground, reader.read, skipped, batch_size
+    )
+
+
+def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Source]:
+    """The images of a folder, or those given, as a list that can be gone through again.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if isinstance(images, (str, Path)):
+        sources = [image.path for image in find_images([images])]
+    else:
+        sources = list(as_iterable(images))
+    if not sources:
+        raise ValueError("there are no images to fit; pass a folder or a list that has some.")
+    return sources
+
+
+class Reader:
+    """Features of the images, batch by batch, as often as asked; failures are kept aside."""
+
+    def __init__(self, segmenter: BatchSegmenter, sources: Sequence[Source]):
+        self.segmenter, self.sources = segmenter, sources
+        self.failed: list[str] = []
+        self.read = 0
+
+    def __call__(self, chosen: Iterable[int]) -> Iterator[Array]:
+        """(B, N, D) features of the chosen images, in order; short batches are not padded."""
+        self.read = 0
+
+        def prepare(index):
+            return self.segmenter.prepare(load_image(self.sources[index]))
+
+        with contextlib.closing(batches(chosen, prepare, self.segmenter.batch_size)) as loaded:
+            for batch in loaded:
+                pixels = [outcome.value for outcome in batch if outcome.value is not None]
+                for outcome in batch:
+                    if isinstance(outcome.error, ImageError):
+                        self.failed.append(str(outcome.error))
+                    elif outcome.error is not None:
+                        raise outcome.error
+                if not pixels:
+                    continue
+                self.read += len(pixels)
+                # Padded to one shape, so that the backbone is compiled once.
+                padding = [pixels[-1]] * (self.segmenter.batch_size - len(pixels))
+                yield self.segmenter.features(np.stack(pixels + padding))[: len(pixels)]
+        if not self.read:
+            raise ImageError(self.failed[0])
+
+
+def fit_evidence(reader, method, num_clusters, steps, max_images, key):
+    count = len(reader.sources)
+    seed = np.asarray(jax.random.bits(jax.random.fold_in(key, 2), (2,), jnp.uint32))
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(count)[:max_images]).tolist()
+    features = np.concatenate([np.asarray(batch, np.float16) for batch in reader(chosen)])
+    finite = np.isfinite(features).all((1, 2))
+    if not finite.all():
+        raise ValueError(
+            "some features are not finite numbers; check the weights of the backbone, or use "
+            "dtype='float32'."
+        )
+    grid = reader.segmenter.grid
+    scorer, clusters = evidence.fit_scorer(features, grid, num_clusters=num_clusters, key=key)
+    params = None
+    if steps:
+        start_key = jax.random.fold_in(key, 3)
+        params, state = shared_head.start(start_key, method, scorer.basis.shape[1])
+        trained = dataclasses.replace(method, learning_rate=_DISTIL_RATE)
+        # A batch is drawn anew at every step.
+        for _ in range(steps):
+            drawn = rng.choice(len(features), min(_DISTIL_BATCH, len(features)), replace=False)
+            nodes, cosines, margins = _score_batch(
+                scorer, jnp.asarray(features[drawn], jnp.float32)
+            )
+            params, state, _ = shared_head.distil(
+                params, state, nodes, cosines, margins, method=trained
+            )
+    return scorer, params, tuple(clusters)
+
+
+@jax.jit
+def _score_batch(scorer, features):
+    nodes, cosines = evidence.project(features, scorer.projection)
+    return nodes, cosines, jax.vmap(lambda one: evidence.score(scorer, one)[0])(features)
+
+
+def fit_shared(reader, method, key):
+    params = state = None
+    grid = reader.segmenter.grid
+    for index in range(method.collective_epochs):
+        dropout_key = jax.random.fold_in(jax.random.fold_in(key, 4), index)
+        for number, features in enumerate(reader(range(len(reader.sources)))):
+            if params is None:
+                params, state = shared_head.start(key, method, features.shape[-1])
+            seeds = shared_head.draw_seeds(
+                jax.random.fold_in(dropout_key, number),
+                method,
+                len(features),
+                method.collective_steps,
+            )
+            params, state, _ = shared_head.train(
+                params, state, features, seeds, method=method, grid=grid
+            )
+    if params is None:
+        raise ValueError("passes=0 trains nothing: a shared head needs at least one pass.")
+    return None, params, _vote_over_set(reader, method, params, grid)
+
+
+def _vote_over_set(reader, method, params, grid):
+    """Which clusters of a shared head are foreground: those with less than half their fair share
+    of the border; at least the one with the least."""
+    method = dataclasses.replace(method, epochs=0)
+    border = np.asarray(evidence.border_of(jnp.ones(grid, bool))).ravel()
+    sizes, held = np.zeros(method.num_clusters), np.zeros(method.num_clusters)
+    for features in reader(range(len(reader.sources))):
+        labels = np.asarray(_label_batch(params, features, method=method, grid=grid))
+        sizes += np.bincount(labels.ravel(), minlength=method.num_clusters)
+        held += np.bincount(labels[:, border].ravel(), minlength=method.num_clusters)
+    ratios = held / np.maximum(sizes, 1) / border.mean()
+    ratios = np.where(sizes > 0, ratios, np.inf)
+    chosen = (ratios < 0.5) | (ratios == ratios.min())
+    return tuple(
+        {
+            "cluster": cluster,
+            "share": round(float(sizes[cluster] / sizes.sum()), 4),
+            "border_ratio": round(float(ratios[cluster]), 3) if sizes[cluster] else 0.0,
+            "score": round(float(0.5 - ratios[cluster]), 3) if sizes[cluster] else 0.0,
+            "found": "foreground" if chosen[cluster] else "background",
+        }
+        for cluster in range(method.num_clusters)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("method", "grid"))
+def _label_batch(params, features, *, method, grid):
+    mask = jnp.ones(features.shape[:2], bool)
+    return cluster_batch(
+        features, None, mask, params, jax.random.key(0), method=method, grid=grid
+    ).labels

@@ -1,0 +1,128 @@
+"""One graph neural network for a whole set: the training that precedes the per-image loop.
+
+`train` is UnSegMedGATc's T0: the graph loss alone, a few steps an image, image after image, one
+optimiser for all. `distil` teaches a head the margins of `unseg_jax.collective.evidence`, so that
+the per-image loop can go on from them. Both use the library's own head, losses and optimiser.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from unseg_jax.clustering import graphs, head
+from unseg_jax.clustering.loop import init_key, make_loss, make_optimiser
+from unseg_jax.methods import Method
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, UInt32
+
+    from unseg_jax.clustering.head import Params
+
+# Margins are about 1 well inside and outside the object.
+_SHARPNESS = 4.0
+
+
+def start(key: Array, method: Method, width: int) -> tuple[Params, Any]:
+    """Fresh parameters for features of that width, and the state of their optimiser."""
+    params = head.init_head(init_key(key), method, width)
+    return params, make_optimiser(method, params).init(params)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "grid"))
+def train(
+    params: Params,
+    state: Any,
+    features: Float[Array, "b n d"],
+    seeds: UInt32[Array, "b t s"],
+    *,
+    method: Method,
+    grid: tuple[int, int],
+) -> tuple[Params, Any, Float[Array, "b t"]]:
+    """A few steps on each image of a batch in turn, the parameters handed on from one to the next.
+
+    Args:
+        params, state: from `start`, or from the batch before.
+        features: (B, N, D).
+        seeds: (B, steps, sites) uint32 of dropout, from `draw_seeds`; their number of steps is
+            that of the steps an image.
+        method: static.
+        grid: (h, w), static.
+
+    Returns:
+        Parameters, optimiser state, and (B, steps) losses, each before its step.
+    """
+    optimiser = make_optimiser(method, params)
+
+    def image(carry, inputs):
+        features, seeds = inputs
+        graph = graphs.build_graph(features, method, grid=grid)
+        prepared = head.prepare_head(method, graph)
+        loss_of = make_loss(method, graph)
+
+        def objective(params, seeds):
+            return loss_of(head.assign(params, prepared, method, seeds if seeds.size else None))
+
+        def step(carry, seeds):
+            params, state = carry
+            loss, gradient = jax.value_and_grad(objective)(params, seeds)
+            updates, state = optimiser.update(gradient, state, params)
+            return (cast("Params", optax.apply_updates(params, updates)), state), loss
+
+        return jax.lax.scan(step, carry, seeds)
+
+    (params, state), losses = jax.lax.scan(image, (params, state), (features, seeds))
+    return params, state, losses
+
+
+def draw_seeds(key: Array, method: Method, images: int, steps: int) -> UInt32[Array, "b t s"]:
+    """Seeds of dropout for `train`; no sites where nothing is dropped."""
+    dropped = method.dropout > 0 or method.layer_dropout > 0
+    shape = (images, steps, head.count_seeds(method) if dropped else 0)
+    return jax.random.bits(key, shape, jnp.uint32)
+
+
+@functools.partial(jax.jit, static_argnames=("method",))
+def distil(
+    params: Params,
+    state: Any,
+    nodes: Float[Array, "b n r"],
+    cosines: Float[Array, "b n c"],
+    margins: Float[Array, "b n"],
+    *,
+    method: Method,
+) -> tuple[Params, Any, Float[Array, ""]]:
+    """One step on a batch: cross-entropy to the margins' labels.
+
+    The graph loss has no part in it: its balance term asks for clusters of equal size, which
+    objects are not.
+
+    Args:
+        params, state: from `start`, or from the step before.
+        nodes: (B, N, R) what the head reads.
+        cosines: (B, N, C) rows of length 1 whose products are the affinities.
+        margins: (B, N) above 0 is foreground, which becomes cluster 1.
+        method: with two clusters, static.
+
+    Returns:
+        Parameters, optimiser state, loss before the step.
+    """
+
+    def objective(params):
+        def image(inputs):
+            nodes, cosines, margins = inputs
+            graph = graphs.build_graph(nodes, method, adjacency=graphs.affinity(cosines, method))
+            prepared = head.prepare_head(method, graph)
+            logits = head.apply_head(params, prepared, method)
+            wanted = jax.nn.sigmoid(_SHARPNESS * margins)
+            return optax.sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], wanted).mean()
+
+        return jax.lax.map(image, (nodes, cosines, margins)).mean()
+
+    loss, gradient = jax.value_and_grad(objective)(params)
+    updates, state = make_optimiser(method, params).update(gradient, state, params)
+    return cast("Params", optax.apply_updates(params, updates)), state, loss

@@ -1,0 +1,67 @@
+"""Every exception of the library, and the hint that ends an error about an unknown name.
+
+Messages are one sentence: what is wrong, with which file or value, and what to do.
+"""
+
+import difflib
+import errno
+import os
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Paths that hold no images, or that clash with the outputs; the message says what to do."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "no space is left on the disk; free some, or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some, or write elsewhere",
+    errno.EACCES: "permission is denied; choose another place, or change its permissions",
+    errno.EPERM: "permission is denied; choose another place, or change its permissions",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOTDIR: "part of the path is a file; choose another place",
+    errno.EISDIR: "a folder of that name is there; choose another name",
+    errno.EEXIST: "a file stands where a folder is to be; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+class WriteError(OSError):
+    """A file that could not be written; the message names it and says what to do.
+
+    `errno` is that of the operating system: `errno.ENOSPC` is a full disk.
+    """
+
+    def __init__(self, path: str | os.PathLike, cause: OSError):
+        reason = _REMEDIES.get(cause.errno or 0, cause.strerror or str(cause))
+        super().__init__(cause.errno, f"cannot write {os.fspath(path)}: {reason}.")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that ends an error about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{match[0]}'?" if match else "known are: " + ", ".join(sorted(known))
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had, read, or fitted to a backbone."""
+
+
+class ImageError(ValueError):
+    """An image or mask that cannot be used; the message names it and the remedy."""
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be read as it lies; the message says what to change."""
+
+
+class BenchError(Exception):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+class Interrupted(BenchError):
+    """The user stopped the run; the message says how to go on."""

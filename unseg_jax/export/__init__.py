@@ -1,0 +1,1 @@
+"""What people take away from a run over image files: pictures, reports, annotations."""

@@ -1,0 +1,1 @@
+"""Exchange with other libraries: graphs with jraph, parameters with PyTorch."""

@@ -1,0 +1,1 @@
+"""Videos: frames in, parts that keep their colours out."""

@@ -1,0 +1,211 @@
+"""Moving pictures in and out: animated images and folders with Pillow, films with PyAV."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from unseg_jax.data.folders import IMAGE_SUFFIXES
+from unseg_jax.data.images import Source, load_image
+from unseg_jax.errors import ImageError
+from unseg_jax.files import atomic, write_png
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+DEFAULT_RATE = 10.0
+"""Frames a second where a source does not say."""
+
+ANIMATIONS = (".gif", ".webp", ".apng")
+"""Suffixes of the animated images that Pillow writes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Frames that can be gone through more than once, decoded one at a time.
+
+    Attributes:
+        open: starts anew from the first frame; gives (H, W, 3) uint8.
+        rate: frames a second.
+    """
+
+    open: Callable[[], Iterator[UInt8[np.ndarray, "h w 3"]]]
+    rate: float = DEFAULT_RATE
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        return self.open()
+
+
+def open_frames(source: str | os.PathLike | Iterable[Source]) -> Frames:
+    """Frames from a path or from images.
+
+    Args:
+        source: a folder of frames, in the order of the numbers in their names; an animated image
+            (GIF, WebP, PNG, TIFF); any other file is opened as a film, with the extra `video`;
+            or an iterable of images.
+
+    Raises:
+        ImageError: nothing is there, or it cannot be decoded (also later, while iterating).
+        ImportError: a film, without the extra `video`.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return Frames(_decode_each(list(source)))
+    path = Path(source)
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        files = sorted((file for file in files if file.name[0] != "."), key=_by_number)
+        if not files:
+            raise ImageError(f"folder {path} holds no images: name a folder of frames or a film.")
+        return Frames(_decode_each(files))
+    if not path.exists():
+        raise ImageError(f"film {path} was not found: check the path.")
+    if path.suffix.lower() in (*IMAGE_SUFFIXES, *ANIMATIONS):
+        return _open_animation(path)
+    return _open_film(path)
+
+
+def write_frames(
+    path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "h w 3"]], rate: float
+) -> None:
+    """Writes frames as an animated image, a film, or a folder of PNG files, by the suffix.
+
+    Args:
+        path: ending in .gif, .webp or .apng, in another suffix for a film (extra `video`), or
+            without suffix for a folder of 00000.png, 00001.png, …
+        frames: all of one size, unless a folder is written; they are taken one at a time.
+        rate: frames a second.
+
+    Raises:
+        ValueError: no frames, or frames of several sizes.
+        WriteError: the operating system refused.
+        ImportError: a film, without the extra `video`.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not suffix:
+        for index, frame in enumerate(frames):
+            write_png(path / f"{index:05d}.png", frame)
+        return
+    frames = _of_one_size(frames)
+    with atomic(path) as partial:
+        if suffix in ANIMATIONS:
+            pictures = (Image.fromarray(frame) for frame in frames)
+            kind = "PNG" if suffix == ".apng" else suffix[1:].upper()
+            next(pictures).save(
+                partial,
+                format=kind,
+                save_all=True,
+                # Pillow goes through the frames of a GIF once, but through others twice.
+                append_images=pictures if kind == "GIF" else list(pictures),
+                duration=round(1000 / rate),
+                loop=0,
+            )
+        else:
+            _write_film(partial, frames, rate)
+
+
+def _decode_each(images: list) -> Callable[[], Iterator[np.ndarray]]:
+    """Decodes the images of a list in turn, each time that it is called."""
+    return lambda: (load_image(image) for image in images)
+
+
+def _by_number(path: Path) -> list:
+    """Sorts frame9 before frame10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _open_animation(path: Path) -> Frames:
+    def decode() -> Iterator[np.ndarray]:
+        try:
+            with Image.open(path) as animation:
+                for frame in ImageSequence.Iterator(animation):
+                    yield load_image(frame.copy())
+        except (OSError, EOFError, SyntaxError) as error:
+            raise ImageError(
+                f"film {path} cannot be decoded: copy or download it again."
+            ) from error
+
+    durations = []
+    try:
+        with Image.open(path) as animation:
+            for frame in ImageSequence.Iterator(animation):
+                frame.load()
+                durations.append(frame.info.get("duration", 0))
+    except (OSError, EOFError, SyntaxError) as error:
+        raise ImageError(f"film {path} cannot be decoded: copy or download it again.") from error
+    total = sum(durations)
+    return Frames(decode, 1000 * len(durations) / total if total else DEFAULT_RATE)
+
+
+def _open_film(path: Path) -> Frames:
+    imageio = _imageio()
+    with _decoding(path):
+        rate = imageio.immeta(path, plugin="pyav").get("fps") or DEFAULT_RATE
+
+    def decode() -> Iterator[np.ndarray]:
+        with _decoding(path):
+            for frame in imageio.imiter(path, plugin="pyav"):
+                yield load_image(frame)
+
+    return Frames(decode, float(rate))
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ImageError(
+            f"film {path} cannot be decoded: convert it to MP4, or copy it again."
+        ) from error
+
+
+def _write_film(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
+    imageio = _imageio()
+    with imageio.imopen(path, "w", plugin="pyav") as film:
+        codec = "libvpx-vp9" if path.suffix.lower() == ".webm" else "libx264"
+        film.init_video_stream(codec, fps=round(rate) if rate >= 1 else 1)
+        for frame in frames:
+            # The usual chroma subsampling needs even sides.
+            height, width = frame.shape[:2]
+            film.write_frame(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge"))
+
+
+def _of_one_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames, after a look at the first; raises where one differs from it in size."""
+    iterator = iter(frames)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("there are no frames to write: name a source that holds some.")
+
+    def checked() -> Iterator[np.ndarray]:
+        for index, frame in enumerate(itertools.chain([first], iterator)):
+            if frame.shape != first.shape:
+                raise ValueError(
+                    f"frame {index} has shape {frame.shape}, the first {first.shape}: "
+                    "write to a folder, or resize the frames."
+                )
+            yield frame
+
+    return checked()
+
+
+def _imageio() -> Any:
+    try:
+        import av  # noqa: F401
+        import imageio.v3
+    except ImportError as error:
+        raise ImportError(
+            "films need the extra 'video': pip install 'unseg_jax[video]', or use an animated "
+            "GIF or WebP, or a folder of frames."
+        ) from error
+    return imageio.v3
