@@ -4,7 +4,7 @@ Two kinds of model, told apart by the method's `foreground`:
 
 * `collective` (`foreground="set"` and no shared passes): the linear scorer of
   `unseg_jax.collective.evidence`, fitted on a random sample of the images. Segmenting is one
-  forward pass of the backbone and one product; edges are then moved to the image's by the guided filter.
+  forward pass of the backbone and one product; the guided filter then moves edges to the image's.
 * any other method of graph neural networks, above all `unsegmedgat-c`: its head, trained on the
   method's own loss over all images in turn (T0 passes), from which each image goes on by itself
   (T1 epochs).
