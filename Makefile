@@ -1,10 +1,11 @@
 # make demo   everything on a fresh machine: environment, weights, photographs cut into objects
 # make test   everything that the tests need, and the whole suite
+# make docs   the documentation site, in build/site
 # Both work again without a network once things are here. Choose a Python: make PYTHON=python3.12
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo picture test lint types install clean
+.PHONY: help demo picture test lint types docs install clean
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
@@ -13,7 +14,7 @@ PYTHON ?=
 DEMO ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
-TEST_EXTRAS := onnx,tfds,cluster,video,notebooks,test
+TEST_EXTRAS := onnx,tfds,cluster,video,notebooks,docs,test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -74,6 +75,12 @@ lint:
 types:
 	@$(call environment,test,$(TEST_EXTRAS))
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The documentation, in build/site; any warning is an error.
+docs:
+	@$(call environment,test,$(TEST_EXTRAS))
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	echo "open build/site/index.html"
 
 clean:
 	rm -rf $(VENV) $(DEMO)
