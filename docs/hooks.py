@@ -87,8 +87,8 @@ def method_page(method: Method) -> str:
     if scores:
         parts += [
             "## Scores",
-            "Mean IoU in percent, the whole image unless the protocol says otherwise. The benchmark "
-            "page says how each was measured.",
+            "Mean IoU in percent, the whole image unless the protocol says otherwise. The "
+            "benchmark page says how each was measured.",
             format_table(scores, "markdown"),
         ]
     return "\n\n".join(parts) + "\n"

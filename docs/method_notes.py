@@ -35,7 +35,8 @@ LAYERS = {
     "gat": (
         "Graph attention (Veličković et al., ICLR 2018) with the edge weight as a feature:\n\n"
         r"$$e_{ij} = \mathrm{LeakyReLU}_{0.2}\left(a_s^\top \Theta x_j + a_d^\top \Theta x_i + "
-        r"a_e^\top \Theta_e w_{ij}\right), \qquad h_i = \sum_j \mathrm{softmax}_j(e_{ij})\,\Theta x_j$$"
+        r"a_e^\top \Theta_e w_{ij}\right), \qquad "
+        r"h_i = \sum_j \mathrm{softmax}_j(e_{ij})\,\Theta x_j$$"
     ),
     "arma": (
         "Auto-regressive moving average filters (Bianchi et al., TPAMI 2021, Eq. 10), averaged "
@@ -50,7 +51,8 @@ LOSSES = {
         "Relaxed normalised cut with an orthogonality term (MinCutPool, Eq. 9; DeepCut, Eq. 6). S "
         "(N×K) holds the soft assignments:\n\n"
         r"$$\mathcal{L} = -\frac{\mathrm{Tr}(S^\top W S)}{\mathrm{Tr}(S^\top D S)} + "
-        r"\left\lVert \frac{S^\top S}{\lVert S^\top S \rVert_F} - \frac{I_K}{\sqrt{K}} \right\rVert_F$$"
+        r"\left\lVert \frac{S^\top S}{\lVert S^\top S \rVert_F} - \frac{I_K}{\sqrt{K}} "
+        r"\right\rVert_F$$"
     ),
     "cc": (
         "Correlation clustering (DeepCut, Eq. 8). The number of clusters is found, up to K:\n\n"
@@ -66,14 +68,14 @@ LOSSES = {
 ALGORITHMS = {
     "kmeans": "k-means on the patch features, several starts, the best kept. No graph.",
     "deep-spectral": (
-        "The second eigenvector of the normalised Laplacian, cut at 0; a vote of the border decides "
-        "which side is background:\n\n"
+        "The second eigenvector of the normalised Laplacian, cut at 0; a vote of the border "
+        "decides which side is background:\n\n"
         r"$$(D - W)\, y = \lambda D y$$"
     ),
     "tokencut": (
-        "The second generalised eigenvector of the graph with weights 1 and ε, cut at its mean. The "
-        "patch with the largest absolute value is the seed of the object, whose connected component "
-        "is the mask:\n\n"
+        "The second generalised eigenvector of the graph with weights 1 and ε, cut at its mean. "
+        "The patch with the largest absolute value is the seed of the object, whose connected "
+        "component is the mask:\n\n"
         r"$$(D - W)\, y = \lambda D y$$"
     ),
     "spectral-ncut": (
@@ -92,8 +94,8 @@ NOTES = {
     "collective": (
         "This library's own method for a set of images of one kind. It is fitted once on the whole "
         "set, without any mask, and then segments a new image in one pass of the transformer. "
-        "Two cues per image (unlikeness to the border, and the second eigenvector of the normalised "
-        "cut) are regressed on the patch features of the whole set by one linear scorer. What is "
+        "Two cues per image (unlikeness to the border, and the second eigenvector of the "
+        "normalised cut) are regressed on the patch features of the whole set by one linear scorer. What is "
         "left is what the features have in common with being foreground. The guided filter moves "
         "the edges of the soft map to those of the image."
     ),
@@ -102,7 +104,7 @@ NOTES = {
         "is nearly complete: see `tau`."
     ),
     "slic-ncut": "Nodes are SLIC superpixels with colour and position; no transformer is needed.",
-    "pixel-ncut": "Nodes are pixels of an image reduced four times. Slow: 500 epochs on each image.",
+    "pixel-ncut": "Nodes are pixels of an image reduced four times. Slow: 500 epochs per image.",
     "cc-gcn": (
         "The course project propagates over unnormalised sums, which does not learn on these "
         "features. The default normalises the positive affinities."
