@@ -96,7 +96,8 @@ NOTES = {
         "set, without any mask, and then segments a new image in one pass of the transformer. "
         "Two cues per image (unlikeness to the border, and the second eigenvector of the "
         "normalised cut) are regressed on the patch features of the whole set by one linear "
-        "scorer. What is left is what the features have in common with being foreground. The guided filter moves "
+        "scorer. What is left is what the features have in common with being foreground. The "
+        "guided filter moves "
         "the edges of the soft map to those of the image."
     ),
     "unsegmedgat-c": (
