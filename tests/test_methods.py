@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from unseg_jax.methods import METHODS, override, resolve
+from unseg_jax.methods import _RULES, METHODS, Method, override, resolve
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ from unseg_jax.methods import METHODS, override, resolve
         ("num_clusters", 0, "of at least 1"),
         ("alpha", 0, "alpha=0 must be a number above 0"),
         ("sigma_luma", 0.0, "must be a number above 0"),
-        ("branches", 64, "at least one positive width a branch"),
-        ("branches", ((64, 0),), "at least one positive width a branch"),
+        ("branches", 64, "at least one positive width per branch"),
+        ("branches", ((64, 0),), "at least one positive width per branch"),
         ("image_size", 1.5, "a side in pixels or a pair"),
         ("image_size", (224, 224, 3), "a side in pixels or a pair"),
-        ("shared", 1, "must be True or False"),
+        ("arma_shared", 1, "must be True or False"),
         ("layer", "gnc", "is not one of gcn, gat, arma"),
         ("lerning_rate", 1.0, "did you mean 'learning_rate'"),
     ],
@@ -40,6 +40,11 @@ from unseg_jax.methods import METHODS, override, resolve
 def test_what_cannot_be_is_refused_by_name(field, value, said):
     with pytest.raises(ValueError, match=said):
         resolve("deepcut", **{field: value})
+
+
+def test_every_field_has_its_rule():
+    fixed = {"name", "source", "code_overrides"}
+    assert _RULES.keys() == {field.name for field in dataclasses.fields(Method)} - fixed
 
 
 def test_numbers_of_numpy_and_lists_are_taken():

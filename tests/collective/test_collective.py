@@ -10,7 +10,7 @@ import pytest
 from scipy.linalg import eigh
 
 import unseg_jax as us
-from unseg_jax.clustering.loop import cluster
+from unseg_jax.clustering.loop import cluster, dropout_seeds
 from unseg_jax.collective import evidence, shared_head
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import CollectiveModel, load_model
@@ -139,7 +139,7 @@ def test_shared_training_of_one_image_is_the_per_image_loop():
     method = resolve("deepcut", dropout=0.0, epochs=6)
     key = jax.random.key(3)
     params, state = shared_head.start(key, method, 24)
-    seeds = shared_head.draw_seeds(key, method, 1, 6)
+    seeds = dropout_seeds(key, method, 1, 6)
     trained, _, losses = shared_head.train(
         params, state, jnp.asarray(features), seeds, method=method, grid=GRID
     )
