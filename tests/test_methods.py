@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import unseg_jax as us
 from unseg_jax.methods import _RULES, METHODS, Method, override, resolve
 
 
@@ -66,3 +67,17 @@ def test_every_method_may_be_overridden_by_its_own_fields():
 def test_cc_arma_says_why_it_cannot_be():
     with pytest.raises(ValueError, match="square roots of degrees"):
         resolve("cc-arma")
+
+
+def test_cc_gcn_normalises_unless_it_follows_the_report():
+    """Two groups, with affinities in the hundreds: unnormalised sums saturate the softmax."""
+    method = resolve("cc-gcn")
+    assert method.normalise
+    assert not resolve("cc-gcn", quirks="code").normalise
+    groups = np.repeat(np.eye(2, 16), 10, axis=0)
+    noise = np.random.default_rng(0).normal(size=(20, 16))
+    features = (20 * groups + 2 * noise).astype(np.float32)
+    labels = np.asarray(us.cluster(features, method=method).labels)
+    np.testing.assert_array_equal(labels == labels[0], groups[:, 0] == 1)
+    unnormalised = us.cluster(features, method="cc-gcn", quirks="code")
+    assert len(np.unique(unnormalised.labels)) == 1
