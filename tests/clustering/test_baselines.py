@@ -173,7 +173,16 @@ def test_degenerate_images(name, clusters):
         assert same_division(labels_of(two_rows, method), [0, 0, 0, 1, 1, 1])
 
 
-def test_the_same_key_gives_the_same_answer():
+def test_kmeans_starts_where_its_key_says():
+    """From one start without updates: the key decides, and jit and vmap draw the same."""
     features, _ = blobs(200, 6, spread=1.5)
-    method = resolve("vit-kmeans", num_clusters=5)
-    np.testing.assert_array_equal(labels_of(features, method), labels_of(features, method))
+    mask = jnp.ones(200, bool)
+
+    def start(key):
+        return kmeans(jnp.asarray(features), mask, 5, key, iterations=0, restarts=1)
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    together = np.asarray(jax.jit(jax.vmap(start))(keys))
+    for key, assignments in zip(keys, together, strict=True):
+        np.testing.assert_array_equal(start(key), assignments)
+    assert len({assignments.tobytes() for assignments in together}) == 4
