@@ -27,7 +27,8 @@ small = {"epochs": 2, "mlp_width": 4}
 heads = {"deepcut-cc": ((6,),), "unsegarmanet": ((4,),), "unsegmedgat": ((4,), (6, 6))}
 for method, widths in heads.items():
     us.cluster(features, method=method, branches=widths, **small)
-us.cluster(features, method="deepcut", record_every=1, node_mask=jax.numpy.ones((2, 9), bool), **small)
+mask = jax.numpy.ones((2, 9), bool)
+us.cluster(features, method="deepcut", record_every=1, node_mask=mask, **small)
 pipeline.segment_features(
     features, jax.random.key(0), method=resolve("deepcut", **small), grid=(3, 3)
 )
