@@ -14,11 +14,11 @@ import typing
 import beartype, flax.nnx, jax, jaxtyping, optax, PIL.Image, scipy.sparse
 from jaxtyping import install_import_hook
 typing.TYPE_CHECKING = True  # from here on: only the package itself is still to come
-ROOMS = ["graphs", "layers", "head", "losses", "clustering", "program"]
+ROOMS = ["clustering", "pipeline"]
 with install_import_hook([f"unseg_jax.{room}" for room in ROOMS], "beartype.beartype"):
     import numpy as np
     import unseg_jax as us
-    from unseg_jax import layers, program
+    from unseg_jax import layers, pipeline
     from unseg_jax.methods import resolve
 
 rng = np.random.default_rng(0)
@@ -27,8 +27,9 @@ small = {"epochs": 2, "mlp_width": 4}
 heads = {"deepcut-cc": ((6,),), "unsegarmanet": ((4,),), "unsegmedgat": ((4,), (6, 6))}
 for method, widths in heads.items():
     us.cluster(features, method=method, branches=widths, **small)
-us.cluster(features, method="deepcut", every=1, node_mask=jax.numpy.ones((2, 9), bool), **small)
-program.segment_features(
+mask = jax.numpy.ones((2, 9), bool)
+us.cluster(features, method="deepcut", record_every=1, node_mask=mask, **small)
+pipeline.segment_features(
     features, jax.random.key(0), method=resolve("deepcut", **small), grid=(3, 3)
 )
 try:

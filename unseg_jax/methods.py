@@ -7,9 +7,9 @@ nothing asks for its name. A new method is a new `Method(...)`.
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from unseg_jax.errors import nearest
 
@@ -52,7 +52,8 @@ class Method:
         layer: kind of graph layer.
         branches: widths of the graph layers of each parallel branch. The outputs of all but
             the first branch are projected to the first one's width and summed.
-        normalise: whether "gcn" normalises the adjacency and adds self-loops.
+        normalise: whether "gcn" normalises the positive affinities by their degrees and adds
+            self-loops where there are none.
         heads: attention heads of "gat", concatenated.
         edge_features: whether "gat" sees the edge weights as 1-d edge features. (The published
             code of UnSegMedGAT hands them over in a place where they are ignored.)
@@ -161,40 +162,103 @@ class Method:
         return (size, size) if isinstance(size, int) else size
 
 
-_CHOICES = {
-    "algorithm": get_args(Algorithm),
-    "nodes": get_args(Nodes),
-    "facet": (None, *get_args(Facet)),
-    "affinity": get_args(Affinity),
-    "layer": get_args(Layer),
-    "activation": get_args(Activation),
-    "inner_activation": (None, *get_args(Activation)),
-    "mlp_activation": (None, *get_args(Activation)),
-    "loss": get_args(Loss),
-    "refine": get_args(Refine),
-    "foreground": get_args(Foreground),
-    "quirks": get_args(Quirks),
-    "collapse": get_args(Collapse),
+class _Rule(NamedTuple):
+    """What a field may hold: a test of values, and the words that say what failed it."""
+
+    test: Callable[[Any], bool]
+    words: str
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
+
+
+def _are_positive(values: Any, length: int | None = None) -> bool:
+    """Whether it is a tuple (of that length) of positive whole numbers."""
+    if not isinstance(values, tuple) or not values or length not in (None, len(values)):
+        return False
+    return all(_is_whole(value) and value > 0 for value in values)
+
+
+def _choice(kind: Any, *, optional: bool = False) -> _Rule:
+    choices = get_args(kind)
+    return _Rule(
+        lambda value: value in choices or (optional and value is None),
+        f"is not one of {', '.join(choices)}",
+    )
+
+
+def _at_least(least: int) -> _Rule:
+    words = f"must be a whole number of at least {least}"
+    return _Rule(lambda value: _is_whole(value) and value >= least, words)
+
+
+_TEXT = _Rule(lambda value: isinstance(value, str), "must be a text")
+_SWITCH = _Rule(lambda value: isinstance(value, bool), "must be True or False")
+_NUMBER = _Rule(_is_number, "must be a number")
+_ABOVE_0 = _Rule(lambda value: _is_number(value) and value > 0, "must be a number above 0")
+_FROM_0 = _Rule(lambda value: _is_number(value) and value >= 0, "must be a number of at least 0")
+_RATE = _Rule(lambda value: _is_number(value) and 0 <= value < 1, "must lie in [0, 1)")
+
+# Field → what it may hold. All fields that can be overridden are here.
+_RULES: dict[str, _Rule] = {
+    "algorithm": _choice(Algorithm),
+    "nodes": _choice(Nodes),
+    "backbone": _TEXT,
+    "facet": _choice(Facet, optional=True),
+    "block": _Rule(_is_whole, "must be a whole number"),
+    "log_bin": _SWITCH,
+    "image_size": _Rule(
+        lambda value: _are_positive((value,)) or _are_positive(value, 2),
+        "must be a side in pixels or a pair (height, width)",
+    ),
+    "stride": _at_least(1),
+    "affinity": _choice(Affinity),
+    "tau": _NUMBER,
+    "alpha": _ABOVE_0,
+    "neighbours": _at_least(0),
+    "spatial_decay": _FROM_0,
+    "layer": _choice(Layer),
+    "branches": _Rule(
+        lambda value: isinstance(value, tuple) and value != () and all(map(_are_positive, value)),
+        "must name at least one positive width per branch, such as ((64, 64), (128,))",
+    ),
+    "normalise": _SWITCH,
+    "heads": _at_least(1),
+    "edge_features": _SWITCH,
+    "stacks": _at_least(1),
+    "arma_layers": _at_least(1),
+    "arma_shared": _SWITCH,
+    "activation": _choice(Activation),
+    "inner_activation": _choice(Activation, optional=True),
+    "mlp_activation": _choice(Activation, optional=True),
+    "mlp_width": _at_least(1),
+    "dropout": _RATE,
+    "layer_dropout": _RATE,
+    "loss": _choice(Loss),
+    "collapse": _choice(Collapse),
+    "num_clusters": _at_least(1),
+    "epochs": _at_least(0),
+    "learning_rate": _FROM_0,
+    "weight_decay": _FROM_0,
+    "collective_epochs": _at_least(0),
+    "collective_steps": _at_least(1),
+    "parts": _at_least(0),
+    "parts_epochs": _at_least(0),
+    "background_parts": _at_least(0),
+    "background_epochs": _at_least(0),
+    "foreground": _choice(Foreground),
+    "largest_component": _SWITCH,
+    "refine": _choice(Refine),
+    "sigma_spatial": _ABOVE_0,
+    "sigma_luma": _ABOVE_0,
+    "sigma_chroma": _ABOVE_0,
+    "quirks": _choice(Quirks),
 }
-_FIELDS = {field.name: field for field in dataclasses.fields(Method)}
-_FIXED = ("name", "source", "code_overrides")
-# Fields that hold whole numbers, and the least that each may be.
-_LEAST = {
-    **dict.fromkeys(("epochs", "collective_epochs", "parts", "parts_epochs"), 0),
-    **dict.fromkeys(("background_parts", "background_epochs", "neighbours"), 0),
-    **dict.fromkeys(("stride", "heads", "stacks", "arma_layers", "mlp_width"), 1),
-    **dict.fromkeys(("num_clusters", "collective_steps"), 1),
-    "block": -(10**6),
-}
-# Fields that hold numbers, and what each must be above.
-_ABOVE = {
-    **dict.fromkeys(("alpha", "sigma_spatial", "sigma_luma", "sigma_chroma"), 0.0),
-    "tau": -math.inf,
-}
-# Likewise, and what each must not be below.
-_AT_LEAST = dict.fromkeys(("spatial_decay", "learning_rate", "weight_decay"), 0.0)
-_RATES = ("dropout", "layer_dropout")
-_SWITCHES = ("log_bin", "normalise", "edge_features", "arma_shared", "largest_component")
 _CC_ARMA = (
     "ARMA's propagation divides by the square roots of degrees, which the negative affinities of "
     "correlation clustering leave undefined; take 'cc-gcn' or 'cc-gat', or, to propagate over the "
@@ -214,16 +278,16 @@ def override(method: Method, **overrides: Any) -> Method:
     """
     overrides = {name: value for name, value in overrides.items() if value is not None}
     for name in overrides:
-        if name not in _FIELDS or name in _FIXED:
-            known = [field for field in _FIELDS if field not in _FIXED]
-            raise ValueError(f"Method has no field '{name}'; {nearest(name, known)}")
+        if name not in _RULES:
+            raise ValueError(f"Method has no field '{name}'; {nearest(name, _RULES)}")
     if "dropout" in overrides:
         overrides.setdefault("layer_dropout", overrides["dropout"])
     if overrides.get("quirks") == "code" and method.quirks != "code":
         overrides = {**dict(method.code_overrides), **overrides}
     overrides = {name: _plain(value) for name, value in overrides.items()}
     for name, value in overrides.items():
-        _check(name, value)
+        if not _RULES[name].test(value):
+            raise ValueError(f"{name}={value!r} {_RULES[name].words}.")
     return dataclasses.replace(method, **overrides)
 
 
@@ -233,48 +297,6 @@ def _plain(value: Any) -> Any:
         return tuple(_plain(item) for item in value)
     item = getattr(value, "item", None)
     return item() if item is not None and isinstance(value, numbers.Number) else value
-
-
-def _check(name: str, value: Any) -> None:
-    if name in _CHOICES and value not in _CHOICES[name]:
-        choices = [choice for choice in _CHOICES[name] if choice is not None]
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}.")
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if name in _LEAST and not (whole and value >= _LEAST[name]):
-        kind = "a whole number" if name == "block" else f"a whole number of at least {_LEAST[name]}"
-        raise ValueError(f"{name}={value!r} must be {kind}.")
-    number = (whole or isinstance(value, float)) and math.isfinite(value)
-    if name in _ABOVE and not (number and value > _ABOVE[name]):
-        kind = "a number" if _ABOVE[name] == -math.inf else f"a number above {_ABOVE[name]:g}"
-        raise ValueError(f"{name}={value!r} must be {kind}.")
-    if name in _AT_LEAST and not (number and value >= _AT_LEAST[name]):
-        raise ValueError(f"{name}={value!r} must be a number of at least {_AT_LEAST[name]:g}.")
-    if name in _RATES and not (number and 0 <= value < 1):
-        raise ValueError(f"{name}={value!r} must lie in [0, 1).")
-    if name in _SWITCHES and not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} must be True or False.")
-    if name == "image_size" and not (_is_count(value) or _are_counts(value, 2)):
-        raise ValueError(
-            f"image_size={value!r} must be a side in pixels or a pair (height, width)."
-        )
-    if name == "branches":
-        branches: Any = value if isinstance(value, tuple) else ()
-        if not branches or not all(_are_counts(widths) for widths in branches):
-            raise ValueError(
-                f"branches={value!r} must name at least one positive width a branch, such as "
-                "((64, 64), (128,))."
-            )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _are_counts(value: Any, length: int | None = None) -> bool:
-    """Whether it is a tuple (of that length) of positive whole numbers."""
-    if not isinstance(value, tuple) or not value or length not in (None, len(value)):
-        return False
-    return all(_is_count(item) for item in value)
 
 
 def resolve(method: str | Method, **overrides: Any) -> Method:
@@ -334,6 +356,12 @@ def _course(loss: Loss, layer: Layer) -> Method:
 
     The report gives no widths, stacks or learning rate: DeepCut's widths and rate and the
     layers' usual defaults stand in.
+
+    The report's GCN for correlation clustering propagates over unnormalised affinities. These sum
+    to thousands in a row, and the head does not learn from them: honest mIoU on 40 images of four
+    development sets is .18, .12, .02 and .01 (horses, ISIC-2018, Kvasir-SEG, CVC-ClinicDB). So
+    by default the positive affinities are normalised, as they are for every other layer: .68, .36,
+    .26 and .22. `quirks="code"` gives the report's form.
     """
     return Method(
         f"{'dmon' if loss == 'modularity' else loss}-{layer}",
@@ -342,14 +370,13 @@ def _course(loss: Loss, layer: Layer) -> Method:
         tau=0.7 if loss == "modularity" else 0.0,
         alpha=5.0,
         layer=layer,
-        # GCN normalisation would divide by degrees that say nothing of the negative affinities.
-        normalise=loss != "cc",
         activation="silu",
         inner_activation="relu",
         mlp_activation="elu",
         dropout=0.0,
         loss=loss,
         epochs=100,
+        code_overrides=(("normalise", False),) if (loss, layer) == ("cc", "gcn") else (),
     )
 
 

@@ -64,6 +64,12 @@ def map_images(function: Callable[[Any, Any], Result], shared: Any, batch: Any) 
     return _join(results)
 
 
+def pad_batch(batch: np.ndarray, size: int) -> np.ndarray:
+    """A batch (B, …) padded to `size` images by repeating its last one."""
+    missing = max(0, size - len(batch))
+    return np.concatenate([batch, np.repeat(batch[-1:], missing, 0)]) if missing else batch
+
+
 @functools.cache
 def _lanes() -> list[ThreadPoolExecutor]:
     """One thread a core. XLA runs what one thread starts in turn, and the threads side by side."""

@@ -22,7 +22,7 @@ from unseg_jax.data.images import as_iterable, load_image, resize_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method, resolve
-from unseg_jax.parallel import map_images, takes_images_apart
+from unseg_jax.parallel import map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import (
     PatchResult,
     extract_features,
@@ -171,13 +171,13 @@ class BatchSegmenter:
             record_every: record labels every so many epochs.
         """
         size = len(pixels) if size is None or takes_images_apart() else size
-        padded = [*pixels, *[pixels[-1]] * (size - len(pixels))]
+        padded = pad_batch(np.stack(pixels), size)
         if self.method.nodes != "patches":
             result = self._run_regions(padded, record_every)
         else:
             assert self.backbone is not None
             program = functools.partial(self._program, record_every=record_every)
-            result = map_images(program, self.backbone.params, np.stack(padded))
+            result = map_images(program, self.backbone.params, padded)
         if size == len(pixels):
             return result
         return jax.tree.map(lambda leaf: leaf[: len(pixels)], result)

@@ -24,7 +24,7 @@ from unseg_jax.bench.settings import Settings
 from unseg_jax.data import Source
 from unseg_jax.errors import BenchError
 from unseg_jax.methods import Method
-from unseg_jax.parallel import map_images, takes_images_apart
+from unseg_jax.parallel import map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import extract_features, segment_features
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
@@ -223,7 +223,7 @@ class Engine:
             BenchError: the device has no memory left.
         """
         count = len(next(iter(pixels.values())))
-        padded = {size: _pad(array, max(self._lead, count)) for size, array in pixels.items()}
+        padded = {size: pad_batch(array, max(self._lead, count)) for size, array in pixels.items()}
         outcomes: dict[str, Timed] = {}
         try:
             for group in self._groups:
@@ -384,8 +384,3 @@ def _reads_attention(method: Method) -> bool:
 
 def _cut(result: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
-
-
-def _pad(array: np.ndarray, size: int) -> np.ndarray:
-    missing = size - len(array)
-    return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, 0)])

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from unseg_jax.clustering.eigenvectors import spectral_embedding
-from unseg_jax.clustering.graphs import Graph
+from unseg_jax.clustering.graphs import Graph, normalise_rows
 from unseg_jax.methods import Method
 
 if TYPE_CHECKING:
@@ -105,14 +105,7 @@ def vit_kmeans(graph: Graph, method: Method, key: Array) -> Float[Array, "n k"]:
     return kmeans(graph.nodes, graph.mask, method.num_clusters, key)
 
 
-def deep_spectral(
-    graph: Graph,
-    method: Method,
-    key: Array,
-    *,
-    colour: Float[Array, "n n"] | None = None,
-    colour_weight: float = 10.0,
-) -> Float[Array, "n k"]:
+def deep_spectral(graph: Graph, method: Method, key: Array) -> Float[Array, "n k"]:
     """Deep Spectral Methods (Melas-Kyriazi et al., CVPR 2022).
 
     K = 2: the second eigenvector of the normalised Laplacian, cut at 0. K > 2: k-means on the
@@ -122,13 +115,8 @@ def deep_spectral(
         graph: its adjacency is the affinity, max(0, FFᵀ) for the method of this name.
         method: its `num_clusters` is read.
         key: of the start of the iteration, and of k-means.
-        colour: (N, N) affinity of the patches' colours, added to the other (their Eq. 4).
-        colour_weight: what it is multiplied with.
     """
-    adjacency = jnp.maximum(graph.adjacency, 0.0)
-    if colour is not None:
-        adjacency = adjacency + colour_weight * colour
-    vectors = spectral_embedding(adjacency, graph.mask, method.num_clusters - 1, key)
+    vectors = spectral_embedding(graph.adjacency, graph.mask, method.num_clusters - 1, key)
     if method.num_clusters == 2:
         return _one_hot(vectors[:, 0] > 0, 2, graph.mask)
     return _by_kmeans(vectors, graph.mask, method.num_clusters, key)
@@ -149,8 +137,7 @@ def tokencut(graph: Graph, method: Method, key: Array) -> Float[Array, "n k"]:
             "use deep-spectral or vit-kmeans for more."
         )
     mask = graph.mask
-    norms = jnp.linalg.norm(graph.nodes, axis=-1, keepdims=True)
-    unit = graph.nodes / jnp.maximum(norms, 1e-12)
+    unit = normalise_rows(graph.nodes)
     cosines = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST)
     joined = jnp.where(cosines > method.tau, 1.0, _EPSILON)
     adjacency = jnp.where(mask[:, None] & mask, joined, 0.0)

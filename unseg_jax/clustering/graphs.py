@@ -96,8 +96,7 @@ def affinity(
             "with nodes='superpixels' or 'pixels', or pass adjacency=."
         )
     if kind in ("dmon", "cosine"):
-        norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
-        features = features / jnp.maximum(norms, _TINY)
+        features = normalise_rows(features)
     # Thresholds cut this product, so it is computed in full float32 on every device.
     gram = jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)
     gram = jnp.where(pairs, gram, 0.0)
@@ -117,6 +116,11 @@ def affinity(
     if method.neighbours > 0:
         weights = nearest_neighbours(weights, method.neighbours, mask)
     return weights
+
+
+def normalise_rows(features: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Rows of length 1, so that their products are cosines; rows of zeros stay zero."""
+    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), _TINY)
 
 
 def spatial_decay(grid: tuple[int, int], deviation: float) -> Float[Array, "n n"]:

@@ -16,12 +16,12 @@ from jax.core import Tracer
 
 from unseg_jax.clustering import graphs, head, losses
 from unseg_jax.clustering.graphs import Graph
-from unseg_jax.clustering.optimiser import adamw
+from unseg_jax.clustering.optimiser import adamw, descend
 from unseg_jax.methods import Method, resolve
 from unseg_jax.parallel import map_images
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Params = dict[str, Any]
 
@@ -196,23 +196,15 @@ def cluster_graph(
         return _finish(graph, assignments, jnp.zeros(0), {}, history)
     assert params is not None
     prepared = head.prepare_head(method, graph)
-    loss_of = make_loss(method, graph)
+    objective = make_objective(method, graph, prepared)
     optimiser = make_optimiser(method, params)
     start: Params = jax.tree.map(lambda leaf: _varying_like(leaf, graph.nodes), params)
 
-    def objective(params, seeds):
-        # Without dropout there are no seeds, and the pass is deterministic.
-        seeds = seeds if seeds.size else None
-        assignments = head.assign(params, prepared, method, seeds)
-        return loss_of(assignments), assignments
-
     def step(carry, seeds):
         params, state, _ = carry
-        (loss, assignments), gradient = jax.value_and_grad(objective, has_aux=True)(params, seeds)
-        updates, state = optimiser.update(gradient, state, params)
+        params, state, loss, assignments = descend(objective, optimiser, params, state, seeds)
         # Only `quirks="code"` reads the assignments of the last training pass.
-        kept = assignments if method.quirks == "code" else None
-        return (optax.apply_updates(params, updates), state, kept), loss
+        return (params, state, assignments if method.quirks == "code" else None), loss
 
     def predict(params):
         return head.assign(params, prepared, method)
@@ -220,7 +212,7 @@ def cluster_graph(
     def label(params):
         return jnp.argmax(predict(params), -1).astype(jnp.int32)
 
-    seeds = dropout_seeds(key, method)
+    seeds = dropout_seeds(jax.random.fold_in(key, 1), method, method.epochs)
     kept = predict(start) if method.quirks == "code" else None
     carry = (start, optimiser.init(start), kept)
     history = None
@@ -241,9 +233,27 @@ def cluster_graph(
             history = jnp.concatenate([history, label(carry[0])[None]])
     else:
         carry, loss_history = jax.lax.scan(step, carry, seeds)
-    found, _, kept = carry
-    assignments = kept if method.quirks == "code" else predict(found)
-    return _finish(graph, assignments, loss_history, found, history)
+    params, _, kept = carry
+    assignments = kept if method.quirks == "code" else predict(params)
+    return _finish(graph, assignments, loss_history, params, history)
+
+
+def make_objective(method: Method, graph: Graph, prepared: dict[str, Array]):
+    """What is minimised on one graph: (params, seeds) → (loss, assignments (N, K)).
+
+    Args:
+        method: its head and loss are read.
+        graph: one image's.
+        prepared: `head.prepare_head` of the graph.
+    """
+    loss_of = make_loss(method, graph)
+
+    def objective(params, seeds):
+        # Without dropout there are no seeds, and the pass is deterministic.
+        assignments = head.assign(params, prepared, method, seeds if seeds.size else None)
+        return loss_of(assignments), assignments
+
+    return objective
 
 
 def make_loss(method: Method, graph: Graph):
@@ -289,11 +299,11 @@ def init_key(key: Array) -> Array:
     return jax.random.fold_in(key, 0)
 
 
-def dropout_seeds(key: Array, method: Method) -> Array:
-    """(epochs, sites) uint32 seeds of a run's dropout; no sites where nothing is dropped."""
+def dropout_seeds(key: Array, method: Method, *shape: int) -> UInt32[Array, "*shape s"]:
+    """Seeds of dropout for a whole run: (*shape, sites) uint32, with sites = 0 without dropout."""
     dropped = method.dropout > 0 or method.layer_dropout > 0
-    shape = (method.epochs, head.count_seeds(method) if dropped else 0)
-    return jax.random.bits(jax.random.fold_in(key, 1), shape, jnp.uint32)
+    sites = head.count_seeds(method) if dropped else 0
+    return jax.random.bits(key, (*shape, sites), jnp.uint32)
 
 
 def _varying_like(array: Array, other: Array) -> Array:

@@ -1,8 +1,9 @@
-"""AdamW as PyTorch computes it."""
+"""AdamW as PyTorch computes it, and the one optimisation step that all training shares."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,12 @@ _FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8
 
 
 class AdamWState(NamedTuple):
-    """Steps done, () int32, and running means of the gradient and of its square, as the
-    parameters."""
+    """State of `adamw`.
+
+    Attributes:
+        count: () int32 steps taken.
+        mean, square: running means of the gradient and of its square, shaped as the parameters.
+    """
 
     count: jax.Array
     mean: Any
@@ -24,13 +29,13 @@ class AdamWState(NamedTuple):
 def adamw(learning_rate: float, weight_decay: Any) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, ICLR 2019, Algorithm 2) with β .9 and .999 and ε 1e-8.
 
-    `optax.adamw` takes 1 − βᵗ in float32, where .999ᵗ has lost four of its digits at the first
-    steps; a step is then up to 7e-6 too long. That is enough for a run to part from PyTorch's
-    where an activation has a kink, so here the correction is exact to rounding.
+    `optax.adamw` computes 1 − βᵗ in float32, where .999ᵗ loses four digits in the first steps; a
+    step is then up to 7e-6 too long. That is enough for a run to diverge from PyTorch's where an
+    activation has a kink, so here the correction is exact to rounding.
 
     Args:
-        learning_rate: of every step.
-        weight_decay: a number, or a tree as the parameters' with one for every entry.
+        learning_rate: step size, the same at every step.
+        weight_decay: a number, or a tree shaped as the parameters with one entry per parameter.
     """
 
     def init(params):
@@ -59,3 +64,27 @@ def adamw(learning_rate: float, weight_decay: Any) -> optax.GradientTransformati
         return steps, AdamWState(count, mean, square)
 
     return optax.GradientTransformation(init, update)
+
+
+def descend(
+    objective: Callable[..., tuple[jax.Array, Any]],
+    optimiser: optax.GradientTransformation,
+    params: Any,
+    state: Any,
+    *inputs: Any,
+) -> tuple[Any, Any, jax.Array, Any]:
+    """One optimisation step: loss, gradient, update.
+
+    Args:
+        objective: (params, *inputs) → (loss (), auxiliary tree); differentiated in params.
+        optimiser: its `update` turns the gradient into steps.
+        params: before the step.
+        state: of the optimiser, from its `init` or from the step before.
+        *inputs: passed on to the objective.
+
+    Returns:
+        Parameters and optimiser state after the step; loss and auxiliary tree before it.
+    """
+    (loss, auxiliary), gradient = jax.value_and_grad(objective, has_aux=True)(params, *inputs)
+    steps, state = optimiser.update(gradient, state, params)
+    return optax.apply_updates(params, steps), state, loss, auxiliary

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.clustering.baselines import kmeans
+from unseg_jax.clustering.graphs import normalise_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -88,11 +89,6 @@ class Scorer(NamedTuple):
         return Projection(self.mean, self.basis, self.rest)
 
 
-def normalise(features: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Rows of length 1; zero rows stay zero."""
-    return features / (jnp.linalg.norm(features, axis=-1, keepdims=True) + _TINY)
-
-
 def fit_projection(features: np.ndarray, components: int, rng: np.random.Generator) -> Projection:
     """Mean and principal directions of a sample of patches.
 
@@ -103,7 +99,7 @@ def fit_projection(features: np.ndarray, components: int, rng: np.random.Generat
     """
     rows = features.reshape(-1, features.shape[-1])
     chosen = np.sort(rng.choice(len(rows), min(len(rows), _SAMPLE), replace=False))
-    sample = np.asarray(normalise(jnp.asarray(rows[chosen], jnp.float32)), np.float64)
+    sample = np.asarray(normalise_rows(jnp.asarray(rows[chosen], jnp.float32)), np.float64)
     mean = sample.mean(0)
     centred = sample - mean
     _, directions = np.linalg.eigh(centred.T @ centred)
@@ -121,10 +117,10 @@ def project(
         Centred by the set and normalised, (…, R), which the scorer reads; and uncentred, (…, R+1)
         of length 1, whose products are the cosines between patches.
     """
-    coordinates = normalise(features.astype(jnp.float32)) @ projection.basis
+    coordinates = normalise_rows(features.astype(jnp.float32)) @ projection.basis
     rest = jnp.broadcast_to(projection.rest, (*coordinates.shape[:-1], 1))
-    whole = normalise(jnp.concatenate([coordinates, rest], -1))
-    return normalise(coordinates - projection.mean @ projection.basis), whole
+    whole = normalise_rows(jnp.concatenate([coordinates, rest], -1))
+    return normalise_rows(coordinates - projection.mean @ projection.basis), whole
 
 
 def border_of(valid: Bool[Array, "h w"]) -> Bool[Array, "h w"]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone
-from unseg_jax.clustering.loop import cluster_batch
+from unseg_jax.clustering.loop import cluster_batch, dropout_seeds
 from unseg_jax.collective import evidence, shared_head
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.data.folders import find_images
@@ -25,6 +25,7 @@ from unseg_jax.data.images import as_iterable, load_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method, resolve
+from unseg_jax.parallel import pad_batch
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
 if TYPE_CHECKING:
@@ -158,8 +159,8 @@ class Reader:
                     continue
                 self.read += len(pixels)
                 # Padded to one shape, so that the backbone is compiled once.
-                padding = [pixels[-1]] * (self.segmenter.batch_size - len(pixels))
-                yield self.segmenter.features(np.stack(pixels + padding))[: len(pixels)]
+                padded = pad_batch(np.stack(pixels), self.segmenter.batch_size)
+                yield self.segmenter.features(padded)[: len(pixels)]
         if not self.read:
             raise ImageError(self.failed[0])
 
@@ -209,7 +210,7 @@ def fit_shared(reader, method, key):
         for number, features in enumerate(reader(range(len(reader.sources)))):
             if params is None:
                 params, state = shared_head.start(key, method, features.shape[-1])
-            seeds = shared_head.draw_seeds(
+            seeds = dropout_seeds(
                 jax.random.fold_in(dropout_key, number),
                 method,
                 len(features),

@@ -50,8 +50,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.serialization import from_state_dict, to_state_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from unseg_jax.backbones import Backbone, list_backbones
+from unseg_jax.clustering.head import Params, init_head
 from unseg_jax.collective import evidence
 from unseg_jax.collective.applying import ModelSegmenter
 from unseg_jax.errors import ImageError
@@ -155,8 +158,8 @@ class CollectiveModel:
         if self.evidence is not None:
             tensors |= {f"evidence/{k}": np.asarray(v) for k, v in self.evidence._asdict().items()}
         if self.head is not None:
-            leaves = jax.tree_util.tree_flatten_with_path(self.head)[0]
-            tensors |= {"head" + _path_name(keys): np.asarray(leaf) for keys, leaf in leaves}
+            state = flatten_dict({"head": to_state_dict(self.head)}, sep="/")
+            tensors |= {name: np.asarray(leaf) for name, leaf in state.items()}
         content = save(tensors, facts)
         with atomic(path) as partial:
             partial.write_bytes(content)
@@ -193,13 +196,9 @@ def load_model(
         backbone = facts["backbone"]
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, dtype=dtype)  # type: ignore[arg-type]
-    parts = {
-        name.removeprefix("evidence/"): jnp.asarray(value)
-        for name, value in tensors.items()
-        if name.startswith("evidence/")
-    }
-    scorer = evidence.Scorer(**parts) if parts else None
-    params = _unflatten({k: v for k, v in tensors.items() if k.startswith("head/")})
+    tree = unflatten_dict({name: jnp.asarray(value) for name, value in tensors.items()}, sep="/")
+    scorer = evidence.Scorer(**tree["evidence"]) if "evidence" in tree else None
+    params = _head_from(tree["head"], method, path) if "head" in tree else None
     if scorer is not None and scorer.mean.shape[0] != backbone.config.width:
         raise ValueError(
             f"{path} was fitted on features of width {scorer.mean.shape[0]}, and '{backbone.name}' "
@@ -223,30 +222,26 @@ def _cached_segmenter(model: CollectiveModel, method: Method) -> ModelSegmenter:
     )
 
 
-def _path_name(keys) -> str:
-    return "".join(f"/{getattr(key, 'key', getattr(key, 'idx', ''))}" for key in keys)
+def _head_from(state: dict[str, Any], method: Method, path: str | Path) -> Params:
+    """Parameters from nested dicts: lists where the method's head has lists.
 
-
-def _unflatten(tensors: dict[str, np.ndarray]) -> Any:
-    """Nested dicts, and lists where all keys are numbers, from names with slashes."""
-    if not tensors:
-        return None
-    root: dict[str, Any] = {}
-    for name, value in tensors.items():
-        *path, last = name.split("/")[1:]
-        node = root
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = jnp.asarray(value)
-
-    def lists(node):
-        if not isinstance(node, dict):
-            return node
-        if all(key.isdigit() for key in node):
-            return [lists(node[str(index)]) for index in range(len(node))]
-        return {key: lists(value) for key, value in node.items()}
-
-    return lists(root)
+    Raises:
+        ValueError: names or shapes that are not those of the method's head.
+    """
+    try:
+        layer = state["branches"]["0"]["layers"]["0"]
+        inputs = layer["initial" if method.layer == "arma" else "kernel"].shape[-2]
+        wanted = jax.eval_shape(lambda key: init_head(key, method, inputs), jax.random.key(0))
+        params = from_state_dict(wanted, state)
+        shapes = jax.tree.map(lambda ours, theirs: ours.shape == theirs.shape, wanted, params)
+        if not all(jax.tree.leaves(shapes)):
+            raise ValueError("some have another shape")
+    except (KeyError, IndexError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds parameters that do not fit the head of '{method.name}' ({error}): "
+            "fit and save the model again."
+        ) from error
+    return params
 
 
 def _method_from(fields: dict[str, Any]) -> Method:

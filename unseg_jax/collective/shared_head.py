@@ -8,14 +8,14 @@ the per-image loop can go on from them. Both use the library's own head, losses 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from unseg_jax.clustering import graphs, head
-from unseg_jax.clustering.loop import init_key, make_loss, make_optimiser
+from unseg_jax.clustering.loop import init_key, make_objective, make_optimiser
+from unseg_jax.clustering.optimiser import descend
 from unseg_jax.methods import Method
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def train(
     Args:
         params, state: from `start`, or from the batch before.
         features: (B, N, D).
-        seeds: (B, steps, sites) uint32 of dropout, from `draw_seeds`; their number of steps is
-            that of the steps an image.
+        seeds: (B, steps, sites) uint32 of dropout, from `dropout_seeds`; their second axis
+            sets the number of steps per image.
         method: static.
         grid: (h, w), static.
 
@@ -61,29 +61,16 @@ def train(
     def image(carry, inputs):
         features, seeds = inputs
         graph = graphs.build_graph(features, method, grid=grid)
-        prepared = head.prepare_head(method, graph)
-        loss_of = make_loss(method, graph)
-
-        def objective(params, seeds):
-            return loss_of(head.assign(params, prepared, method, seeds if seeds.size else None))
+        objective = make_objective(method, graph, head.prepare_head(method, graph))
 
         def step(carry, seeds):
-            params, state = carry
-            loss, gradient = jax.value_and_grad(objective)(params, seeds)
-            updates, state = optimiser.update(gradient, state, params)
-            return (cast("Params", optax.apply_updates(params, updates)), state), loss
+            params, state, loss, _ = descend(objective, optimiser, *carry, seeds)
+            return (params, state), loss
 
         return jax.lax.scan(step, carry, seeds)
 
     (params, state), losses = jax.lax.scan(image, (params, state), (features, seeds))
     return params, state, losses
-
-
-def draw_seeds(key: Array, method: Method, images: int, steps: int) -> UInt32[Array, "b t s"]:
-    """Seeds of dropout for `train`; no sites where nothing is dropped."""
-    dropped = method.dropout > 0 or method.layer_dropout > 0
-    shape = (images, steps, head.count_seeds(method) if dropped else 0)
-    return jax.random.bits(key, shape, jnp.uint32)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
@@ -121,8 +108,7 @@ def distil(
             wanted = jax.nn.sigmoid(_SHARPNESS * margins)
             return optax.sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], wanted).mean()
 
-        return jax.lax.map(image, (nodes, cosines, margins)).mean()
+        return jax.lax.map(image, (nodes, cosines, margins)).mean(), None
 
-    loss, gradient = jax.value_and_grad(objective)(params)
-    updates, state = make_optimiser(method, params).update(gradient, state, params)
-    return cast("Params", optax.apply_updates(params, updates)), state, loss
+    params, state, loss, _ = descend(objective, make_optimiser(method, params), params, state)
+    return params, state, loss

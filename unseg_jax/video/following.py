@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unseg_jax.clustering.graphs import build_graph
+from unseg_jax.clustering.graphs import build_graph, normalise_rows
 from unseg_jax.clustering.head import init_head
 from unseg_jax.clustering.loop import cluster_graph, init_key
 from unseg_jax.data.images import Source
@@ -226,7 +226,7 @@ def _first_state(frame: Float[Array, "n d"], key: Array, *, method: Method, grid
     """Weights, unit features and assignments after the first frame."""
     params = init_head(init_key(key), method, frame.shape[-1])
     found = cluster_graph(build_graph(frame, method, grid=grid), params, key, method=method)
-    return found.params, _unit(frame), found.assignments
+    return found.params, normalise_rows(frame), found.assignments
 
 
 @functools.partial(jax.jit, static_argnames=("method", "grid"))
@@ -250,7 +250,7 @@ def _follow_chunk(
     def step(state, frame):
         params, unit_before, before = state
         found = cluster_graph(build_graph(frame, method, grid=grid), params, key, method=method)
-        unit = _unit(frame)
+        unit = normalise_rows(frame)
         cosines = jnp.where(near, unit @ unit_before.T, -jnp.inf)
         carried = jax.nn.softmax(cosines / _TEMPERATURE, -1) @ before
         assignments = (1 - memory) * found.assignments + memory * carried
@@ -275,10 +275,6 @@ def _window(grid: tuple[int, int], reach: int) -> Bool[Array, "n n"]:
     """Which patches are within so many rows and columns of which."""
     rows, columns = jnp.divmod(jnp.arange(grid[0] * grid[1]), grid[1])
     return (abs(rows[:, None] - rows) <= reach) & (abs(columns[:, None] - columns) <= reach)
-
-
-def _unit(features):
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
 @functools.lru_cache(maxsize=4)
