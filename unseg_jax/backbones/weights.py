@@ -7,6 +7,7 @@ DINO and DINOv2 come from the Hugging Face hub, through `huggingface_hub` and it
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import tempfile
 import threading
@@ -196,22 +197,32 @@ def fetch(name: str, *, timeout: float = _TIMEOUT) -> Path:
 
 
 def fetch_auto() -> tuple[str, Path]:
-    """The first of `AUTO_ORDER` that can be had, and its file.
+    """The first of `AUTO_ORDER` whose weights are found, and its file.
+
+    What was chosen, and why, is logged once per process.
 
     Raises:
-        WeightsError: none can; it says what was tried and how to get weights by hand.
+        WeightsError: none is found; it says what was tried and how to get weights by hand.
     """
-    tried = []
+    failed: dict[str, str] = {}
     for name in AUTO_ORDER:
         try:
             path = fetch(name, timeout=_AUTO_TIMEOUT)
         except WeightsError as error:
-            logger.info("%s", error)
-            tried.append(str(error))
+            failed[name] = str(error)
             continue
-        logger.info("backbone %s from %s", name, SOURCES[name].label)
+        _say_choice(name, tuple(failed.items()))
         return name, path
-    raise WeightsError(f"no backbone weights could be had; tried: {'; '.join(tried)}; {REMEDY}")
+    tried = "; ".join(failed.values())
+    raise WeightsError(f"no backbone weights were found; tried: {tried}; {REMEDY}")
+
+
+@functools.cache
+def _say_choice(name: str, failed: tuple[tuple[str, str], ...]) -> None:
+    """Logs one sentence; the cache keeps it from being said twice in a process."""
+    chosen = f"backbone {name} from {SOURCES[name].label}"
+    reasons = "; ".join(reason for _, reason in failed)
+    logger.info("%s.", f"{chosen} ({reasons})" if failed else chosen)
 
 
 def list_weights() -> list[dict]:
