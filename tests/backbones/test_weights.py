@@ -7,17 +7,19 @@ import threading
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from unseg_jax.backbones import (
     ViTConfig,
     WeightsError,
+    focus,
     get_weights,
     list_backbones,
     list_weights,
     load_backbone,
     weights,
 )
+from unseg_jax.backbones.readers import tensors_sha256
 
 SMALL = ViTConfig(patch_size=8, width=128, depth=1, heads=2, grid=3)
 REVISION = "a" * 40
@@ -84,6 +86,7 @@ def hub(content, monkeypatch, tmp_path):
         SMALL, "someone/small", len(content), REVISION, hashlib.sha256(content).hexdigest()
     )
     monkeypatch.setitem(weights.SOURCES, "dino_vits8", source)
+    monkeypatch.setattr(focus, "TENSORS_SHA256", tensors_sha256(load(content)))
     yield server
     server.shutdown()
     server.server_close()
@@ -123,6 +126,22 @@ def test_another_content_is_refused(hub, content):
     hub.content = content[:-1] + bytes([content[-1] ^ 1])
     with pytest.raises(WeightsError, match=r"has the SHA-256 .* is expected"):
         load_backbone("dino_vits8")
+
+
+def test_weights_without_a_known_hash_are_said_to_be_unverified_once(
+    hub, content, monkeypatch, caplog
+):
+    source = weights.Source(SMALL, "someone/small", len(content), REVISION)
+    monkeypatch.setitem(weights.SOURCES, "dino_vits16", source)
+    weights.say_unverified.cache_clear()
+    with caplog.at_level("INFO", "unseg_jax"):
+        load_backbone("dino_vits16")
+        load_backbone("dino_vits16")
+    said = [record.getMessage() for record in caplog.records]
+    assert [message for message in said if "not verified" in message] == [
+        f"the weights huggingface:someone/small@{REVISION} are not verified, as no hash of them is "
+        "known."
+    ]
 
 
 def test_a_hub_without_the_file_is_said(hub, monkeypatch):
