@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unseg_jax.backbones.layouts import build_params, infer_config, strip_prefixes
-from unseg_jax.backbones.readers import read_tensors
+from unseg_jax.backbones import hub
+from unseg_jax.backbones.layouts import build_params, infer_config
 from unseg_jax.backbones.vit import Facet, VisionTransformer, ViTConfig
 from unseg_jax.backbones.weights import (
     AUTO,
@@ -22,8 +22,10 @@ from unseg_jax.backbones.weights import (
     convert_weights,
     fetch,
     fetch_auto,
+    fetch_hub_model,
     get_weights,
     list_weights,
+    read_weights,
 )
 from unseg_jax.errors import WeightsError
 
@@ -152,35 +154,45 @@ def load_backbone(name_or_path: str | Path = AUTO, *, dtype: Dtype = "float32") 
 
     Args:
         name_or_path: one of `list_backbones()`; "auto" for `dino_vits8` if it is cached or can
-            be fetched, else `dinov2_vits14_focus`; or the path of a weights file
-            (.safetensors, .npz, .pth) in the official, timm or Hugging Face layout.
+            be fetched, else `dinov2_vits14_focus`; hf:ORG/NAME for a ViT of a known layout on
+            the Hugging Face hub; or the path of a weights file (.safetensors, .npz, .pth) in the
+            official, timm or Hugging Face layout.
         dtype: of weights and activations, "float32" or "bfloat16"; normalisations and softmax
             are computed in float32 either way.
 
     Raises:
-        ValueError: an unknown name (the nearest is suggested) or dtype.
-        WeightsError: the weights cannot be had, read or fitted.
+        ValueError: an unknown name (the nearest is suggested) or dtype, or a function.
+        WeightsError: the weights cannot be found, read or fitted.
         ImportError: reading the file needs a package that is not installed.
     """
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is '{dtype}'; take 'float32' or 'bfloat16'")
+        raise ValueError(f"dtype is '{dtype}'; use 'float32' or 'bfloat16'.")
+    if not isinstance(name_or_path, str | Path):
+        remedy = (
+            "wrap the function: unseg_jax.from_callable(fn, patch=...)"
+            if callable(name_or_path)
+            else "give a name, a path, or a loaded Backbone"
+        )
+        raise ValueError(f"a {type(name_or_path).__name__} is not a backbone; {remedy}.")
     name = str(name_or_path)
     if name == AUTO:
-        name, path = fetch_auto()
+        name, weights = fetch_auto()
+        source, config = SOURCES[name].label, SOURCES[name].config
     elif name in SOURCES:
         try:
-            path = fetch(name)
+            weights = fetch(name)
         except WeightsError as error:
-            raise WeightsError(f"{error}; {REMEDY}") from error
+            raise WeightsError(f"{str(error).rstrip('.')}; {REMEDY}") from error
+        source, config = SOURCES[name].label, SOURCES[name].config
+    elif name.startswith(hub.PREFIX):
+        weights, config = fetch_hub_model(name)
+        source = name
     else:
         path = Path(name_or_path).expanduser()
         if not path.suffix and not path.exists():
             check_name(name)
-        tensors = strip_prefixes(read_tensors(path))
-        config = infer_config(tensors, str(path))
-        graphdef, params = build_params(tensors, config, str(path), dtype)
-        return Backbone(path.stem, str(path), graphdef, params, config)
-    source = SOURCES[name]
-    tensors = strip_prefixes(read_tensors(path))
-    graphdef, params = build_params(tensors, source.config, str(path), dtype)
-    return Backbone(name, source.label, graphdef, params, source.config)
+        weights = read_weights(path)
+        config = infer_config(weights.tensors, str(path))
+        name, source = path.stem, str(path)
+    graphdef, params = build_params(weights.tensors, config, str(weights.path), dtype)
+    return Backbone(name, source, graphdef, params, config)

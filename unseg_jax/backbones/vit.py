@@ -44,8 +44,10 @@ class ViTConfig:
         grid: side of the square grid that the position embedding was learned on.
         mlp_ratio: hidden width of the multilayer perceptrons over `width`.
         layer_scale: whether branches are scaled by a learned vector (DINOv2).
+        registers: number of register tokens, which follow the class token and are left out of
+            the features.
         norm_epsilon: of every layer normalisation.
-        position_offset: see `interpolate_positions`.
+        position_offset, position_antialias: see `interpolate_positions`.
         normalised_tokens: whether the facet "token" of the last block is taken after the final
             normalisation (DINOv2) or before (DINO).
         facet: the facet that serves these weights best.
@@ -58,8 +60,10 @@ class ViTConfig:
     grid: int
     mlp_ratio: int = 4
     layer_scale: bool = False
+    registers: int = 0
     norm_epsilon: float = 1e-6
     position_offset: float = 0.1
+    position_antialias: bool = False
     normalised_tokens: bool = False
     facet: Facet = "key"
 
@@ -260,7 +264,8 @@ class VisionTransformer(nnx.Module):
     """A vision transformer that gives out patch features.
 
     Its parameters: `patch_embed`, `class_token` (D,), `positions` (1 + G², D) with the class
-    token's first, `blocks` (every leaf with a leading axis of length depth), `norm`.
+    token's first, `registers` (R, D) or None, `blocks` (every leaf with a leading axis of length
+    depth), `norm`.
     """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
@@ -269,12 +274,14 @@ class VisionTransformer(nnx.Module):
         self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,)))
         positions = jax.random.normal(rngs.params(), (1 + config.grid**2, config.width))
         self.positions = nnx.Param(0.02 * positions)
+        registers = (config.registers, config.width)
+        self.registers = nnx.Param(jnp.zeros(registers)) if config.registers else None
         stack = nnx.split_rngs(splits=config.depth)(nnx.vmap(lambda rngs: Block(config, rngs)))
         self.blocks = stack(rngs)
         self.norm = LayerNorm(config.width, config.norm_epsilon)
 
     def tokens(self, pixels: Array, *, stride: int | None = None) -> Float[Array, "b t d"]:
-        """The tokens that enter block 0: class token first, then patches, positions added."""
+        """The tokens that enter block 0: class token, registers, patches with positions added."""
         config = self.config
         size = (pixels.shape[1], pixels.shape[2])
         grid = config.patch_grid(size, stride)
@@ -283,11 +290,15 @@ class VisionTransformer(nnx.Module):
         native = table[1:].reshape(config.grid, config.grid, config.width)
         # The reference leaves the embedding alone only for square images on the native grid.
         if size[0] != size[1] or grid[0] * grid[1] != config.grid**2:
-            native = interpolate_positions(native, grid, config.position_offset)
+            native = interpolate_positions(
+                native, grid, config.position_offset, config.position_antialias
+            )
         positions = native.reshape(-1, config.width)
         patches = patches + positions.astype(patches.dtype)
-        first = (self.class_token[...] + table[0]).astype(patches.dtype)
-        first = jnp.broadcast_to(first, (patches.shape[0], 1, config.width))
+        first = (self.class_token[...] + table[0]).astype(patches.dtype)[None]
+        if self.registers is not None:
+            first = jnp.concatenate([first, self.registers[...].astype(patches.dtype)])
+        first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
         return jnp.concatenate([first, patches], axis=1)
 
     def block(self, index: int | Array) -> Block:
@@ -336,7 +347,7 @@ class VisionTransformer(nnx.Module):
 
         def extract(pixels: Array) -> Array:
             x = self.facet(self.tokens(pixels, stride=stride), facet, index)
-            x = x[:, 1:].astype(jnp.float32)
+            x = x[:, 1 + self.config.registers :].astype(jnp.float32)
             return log_bin_descriptors(x, grid) if log_bin else x
 
         return over_images(extract, pixels)
@@ -360,6 +371,6 @@ class VisionTransformer(nnx.Module):
         def extract(pixels: Array) -> Array:
             x = self.run_blocks(self.tokens(pixels, stride=stride), last)
             weights = self.block(last).attention_weights(x, queries=slice(0, 1))
-            return weights[:, :, 0, 1:].mean(axis=1)
+            return weights[:, :, 0, 1 + self.config.registers :].mean(axis=1)
 
         return over_images(extract, pixels)

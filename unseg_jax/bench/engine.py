@@ -364,6 +364,8 @@ def _load(methods: Sequence[Method], backbone: str | Backbone, dtype: Any) -> Ba
     if not wanted or isinstance(backbone, Backbone):
         return backbone if isinstance(backbone, Backbone) else None
     if backbone == "auto":
+        # "auto" leaves the choice open: it follows a method that was measured with one backbone.
+        wanted = wanted - {"auto"} or wanted
         if len(wanted) > 1:
             raise ValueError(
                 f"the methods have different backbones ({', '.join(sorted(wanted))}): choose one "
