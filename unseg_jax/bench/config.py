@@ -47,6 +47,7 @@ def make_config(
         "split": settings.split,
         "limit": settings.limit,
         "foreground_values": settings.foreground_values,
+        "void_values": settings.void_values,
         "protocol": dataclasses.asdict(settings.resolve_protocol()),
         "methods": {method.name: dataclasses.asdict(method) for method in methods},
         "backbone": backbone,

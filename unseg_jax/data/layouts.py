@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from unseg_jax.data.images import DEFAULT_RULE, MaskRule
+from unseg_jax.data.masks import LUMA_RULE, MaskRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Layout:
     home: str
     alternatives: tuple[tuple[Part, ...], ...]
     counts: Mapping[str, tuple[int, ...]]
-    rule: MaskRule = DEFAULT_RULE
+    rule: MaskRule = LUMA_RULE
     split_file: str | None = None
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from unseg_jax.data.dataset import Dataset, Item
 from unseg_jax.data.folders import IMAGE_SUFFIXES, image_files
-from unseg_jax.data.images import MaskRule
 from unseg_jax.data.layouts import LAYOUTS, Layout, Part
+from unseg_jax.data.masks import MaskRule, Value
 from unseg_jax.errors import DatasetError, nearest
 
 
@@ -23,7 +23,8 @@ def open_dataset(
     *,
     image_key: str | None = None,
     mask_key: str | None = None,
-    foreground: Sequence[int] | None = None,
+    foreground: Sequence[Value] | str | None = None,
+    void: Sequence[Value] | None = None,
     limit: int | None = None,
     split: str | None = None,
     strict: bool = False,
@@ -39,7 +40,9 @@ def open_dataset(
             `NAME:DIR` for a data set of `unseg_jax.data.layouts.LAYOUTS`;
             `tfds:NAME[/CONFIG][:VERSION][:SPLIT]` for a TensorFlow Datasets one (extra `tfds`).
         image_key, mask_key: names of the features of a TFDS data set; "a/b" for nested ones.
-        foreground: mask values that are foreground, instead of the data set's own rule.
+        foreground: mask values that are foreground, instead of the data set's own rule, or
+            "nonzero"; see `unseg_jax.data.MaskRule`.
+        void: mask values that are left out of every score.
         limit: take only the first so many.
         split: take only this split.
         strict: whether another number of images than the data set is known to have is an error;
@@ -68,7 +71,11 @@ def open_dataset(
     if not dataset.items:
         raise DatasetError(f"{text} holds no images: check the path.")
     items = dataset.items if limit is None else dataset.items[:limit]
-    rule = dataset.rule if foreground is None else MaskRule(values=tuple(foreground))
+    rule = dataset.rule
+    if foreground is not None:
+        rule = MaskRule(values=foreground if isinstance(foreground, str) else tuple(foreground))
+    if void is not None:
+        rule = dataclasses.replace(rule, void=tuple(void))
     return dataclasses.replace(dataset, items=items, rule=rule)
 
 
