@@ -32,7 +32,9 @@ def test_folder_pairs_pair_by_stem_in_order(tmp_path):
     assert ids(dataset) == ["a", "b", "c.one"]
     assert [Path(item.mask).name for item in dataset.items] == ["a.png", "b.png", "c.one.jpg"]
     assert dataset.name == tmp_path.name
-    assert (len(dataset), dataset.scored, dataset.notes) == (3, 3, ())
+    assert (len(dataset), dataset.scored) == (3, 3)
+    where = tmp_path / "images"
+    assert dataset.notes == (f"1 file in {where} left out by suffix: 1 .txt.",)
     assert dataset.rule == MaskRule()
     assert ids(open_dataset(str(tmp_path), limit=2)) == ["a", "b"]
     assert open_dataset(tmp_path, foreground=[1, 3]).rule == MaskRule(values=(1, 3))
@@ -84,7 +86,7 @@ def test_two_files_of_one_stem_are_refused(tmp_path, folder):
         ("nowhere", "nowhere was not found"),
         ("empty", "holds no images: put files"),
         ("ecsd:empty", "did you mean 'ecssd'"),
-        ("ecssd:nowhere", "is to be had at https"),
+        ("ecssd:nowhere", "is published at https"),
         ("ecssd:empty", "does not look like ECSSD.*images with ground_truth_mask"),
     ],
 )

@@ -11,7 +11,7 @@ from unseg_jax.errors import BenchError
 from unseg_jax.methods import Method
 
 # These change how fast a run goes or where its data lie, not what it finds.
-_FREE = ("data", "batch_size")
+_FREE = ("data", "batch_size", "notes")
 
 
 def make_config(

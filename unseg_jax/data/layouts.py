@@ -29,7 +29,7 @@ class Layout:
 
     Attributes:
         title: its name in full.
-        home: where it is to be had.
+        home: the page that it is published at.
         alternatives: the ways it is handed out; of each way, all parts that exist are read,
             and the first way with any wins. `images` and `masks` side by side always work too.
         counts: numbers of images that count as complete, by split; "" is all of them.

@@ -339,7 +339,7 @@ def _judge(stored: _Stored, rule: MaskRule) -> Truth:
         object_values = [
             value
             for value, name, keep in zip(values, names, kept, strict=True)
-            if keep and _is_wanted(name, value, stored, rule)
+            if keep and _is_named(name, value, stored, rule)
         ]
         mask = np.isin(stored.values, object_values)
     else:
@@ -363,7 +363,7 @@ def _is_class(value: Value) -> bool:
     return isinstance(value, int) and 0 <= value <= LARGEST_CLASS
 
 
-def _is_wanted(name: Value, value: Any, stored: _Stored, rule: MaskRule) -> bool:
+def _is_named(name: Value, value: Any, stored: _Stored, rule: MaskRule) -> bool:
     if rule.values == NONZERO:
         return value not in stored.black
     assert isinstance(rule.values, tuple)

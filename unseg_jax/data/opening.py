@@ -194,6 +194,8 @@ def page_numbers(path: str | os.PathLike) -> tuple[int, ...]:
     if Path(path).suffix.lower() not in _PAGED_SUFFIXES:
         return ()
     try:
+        if Path(path).suffix.lower() == ".png" and not _may_move(path):
+            return ()
         with _open(path) as file, Image.open(file, formats=_formats()) as image:
             if image.format not in _PAGED or not getattr(image, "is_animated", False):
                 return ()
@@ -207,6 +209,14 @@ def page_numbers(path: str | os.PathLike) -> tuple[int, ...]:
             return tuple(pages) if len(pages) > 1 else ()
     except Exception:  # what is wrong with it is said when it is decoded
         return ()
+
+
+def _may_move(path: str | os.PathLike) -> bool:
+    """Whether a PNG may be an animation, by a look at its first chunks: data sets hold many."""
+    with _open(path) as file:
+        head = file.read(1024)
+    before, data, _ = head.partition(b"IDAT")
+    return not data or b"acTL" in before
 
 
 def has_pages(image: Image.Image) -> bool:
