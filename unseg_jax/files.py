@@ -76,7 +76,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8 text whole or not at all. Raises `WriteError`."""
-    write_bytes(path, text.encode())
+    # Names of files may hold bytes that are not UTF-8.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -312,7 +313,7 @@ class BatchSegmenter:
     def _read(self, entry):
         index, source = entry
         image = load_image(source)
-        name = str(source) if isinstance(source, (str, Path)) else str(index)
+        name = str(source) if isinstance(source, (str, os.PathLike)) else str(index)
         return name, image, self.prepare(image)
 
     def _finish_batch(self, batch, result):

@@ -11,6 +11,7 @@ from unseg_jax.bench import BenchError, Interrupted, Settings, format_table, run
 from unseg_jax.bench.settings import parse_shard
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.cli.options import parse_size, parse_value
+from unseg_jax.data.masks import parse_values, parse_void
 
 _METHOD = "Settings of all methods (default: each method's own)"
 _RUN = "The run"
@@ -163,9 +164,13 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Rule: corner, border, centre, attention, set, auto. Or the mask's values that "
-            "are foreground, such as 1,3.",
+            "are foreground, such as 1,3 or 128-255 or '#ff0000', or nonzero.",
             rich_help_panel=_METHOD,
         ),
+    ] = None,
+    void: Annotated[
+        str | None,
+        typer.Option(help="Mask values left out of every score, such as 255; none for no value."),
     ] = None,
     quirks: Annotated[
         str | None, typer.Option(help="paper, code.", rich_help_panel=_METHOD)
@@ -214,6 +219,7 @@ def bench(
             image_key=image_key,
             mask_key=mask_key,
             foreground_values=values,
+            void_values=None if void is None else parse_void(void),
             backbone=backbone,
             batch_size=batch_size,
             seed=seed,
@@ -236,6 +242,8 @@ def bench(
             _join_job()
         summary = run(settings, quiet=quiet)
         _print(summary, out)
+        if summary["truths"]["error"]:
+            raise BenchError(summary["truths"]["error"])
         if summary["failures"]:
             raise typer.Exit(1)
     except Interrupted as error:
@@ -256,15 +264,12 @@ def _join_job() -> None:
         ) from error
 
 
-def _split_foreground(given: list[str]) -> tuple[str | None, tuple[int, ...] | None]:
+def _split_foreground(given: list[str]) -> tuple[str | None, Any]:
     """The rule and the mask values among the uses of --foreground."""
     rule, values = None, None
     for text in given:
-        parts = [part.strip() for part in text.split(",")]
-        if all(part.isdigit() for part in parts):
-            values = tuple(int(part) for part in parts)
-        else:
-            rule = text
+        parsed = parse_values(text)
+        values, rule = (values, text) if parsed is None else (parsed, rule)
     return rule, values
 
 
@@ -280,7 +285,7 @@ def _fields(given: list[str]) -> dict[str, Any]:
 
 def _print(summary: dict[str, Any], out: str | Path) -> None:
     print(format_table(summary))
-    for note in summary["config"]["notes"]:
+    for note in (*summary["config"]["notes"], *summary["truths"]["notes"]):
         print(f"note: {note}")
     timing = summary["timing"]
     if timing:

@@ -11,7 +11,7 @@ from unseg_jax.errors import BenchError
 from unseg_jax.methods import Method
 
 # These change how fast a run goes or where its data lie, not what it finds.
-_FREE = ("data", "batch_size")
+_FREE = ("data", "batch_size", "notes")
 
 
 def make_config(
@@ -47,6 +47,7 @@ def make_config(
         "split": settings.split,
         "limit": settings.limit,
         "foreground_values": settings.foreground_values,
+        "void_values": settings.void_values,
         "protocol": dataclasses.asdict(settings.resolve_protocol()),
         "methods": {method.name: dataclasses.asdict(method) for method in methods},
         "backbone": backbone,

@@ -12,7 +12,8 @@ from unseg_jax.bench.engine import Timed
 from unseg_jax.bench.preparing import Prepared, load_truth, shrink_mask
 from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.scoring import failure_record, iou_by_epoch, make_record, orient
-from unseg_jax.data import ImageError, Item, MaskRule
+from unseg_jax.bench.truths import truth_fields
+from unseg_jax.data import ImageError, Item, MaskRule, Truth
 from unseg_jax.files import encode_png
 from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
@@ -81,6 +82,8 @@ class Finisher:
                 records.append(failure_record(item, name, str(error)))
                 continue
             record = make_record(found, truth, self.protocol)
+            if truth is not None:
+                record["truth"] = truth_fields(truth)
             record["mask_resized"] = resized
             record["seconds"] = round(timed.seconds / count, 6)
             record["shared_seconds"] = round(timed.shared_seconds / count, 6)
@@ -97,25 +100,24 @@ class Finisher:
             records.append(record)
         return records
 
-    def _truth(self, item: Item, image: Prepared) -> tuple[np.ndarray | None, bool]:
+    def _truth(self, item: Item, image: Prepared) -> tuple[Truth | None, bool]:
         if item.mask is None:
             return None, False
         if image.crop is None:
             return load_truth(item, self.rule, image.size)
         # A crop was cut from the whole image, which is what the mask belongs to.
-        left, top, right, bottom = image.crop
         truth, resized = load_truth(item, self.rule, image.whole)
-        return truth[top:bottom, left:right], resized
+        return truth.crop(image.crop), resized
 
-    def _write_thumbnails(self, item: Item, image: Prepared, truth: np.ndarray | None) -> None:
+    def _write_thumbnails(self, item: Item, image: Prepared, truth: Truth | None) -> None:
         if image.thumbnail is None:
             return
         self.write(f"thumbnails/image/{item.id}.jpg", image.thumbnail)
         if truth is not None:
-            self.write(f"thumbnails/truth/{item.id}.png", encode_png(shrink_mask(truth)))
+            self.write(f"thumbnails/truth/{item.id}.png", encode_png(shrink_mask(truth.mask)))
 
     def _write_masks(
-        self, item: Item, image: Prepared, found: Segmentation, truth: np.ndarray | None
+        self, item: Item, image: Prepared, found: Segmentation, truth: Truth | None
     ) -> None:
         if self.save_masks:
             self.write(f"masks/{found.method}/{item.id}.png", encode_png(found.mask))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.bench.protocols import Box, Protocol, crop_box
-from unseg_jax.data import Item, MaskRule, fit_mask, load_mask, read_image, resize_image
+from unseg_jax.data import Item, MaskRule, Truth, fit_mask, read_image, read_mask, resize_image
 
 THUMBNAIL = 128
 """Longer side of a thumbnail, in pixels."""
@@ -70,7 +70,7 @@ class Preparer:
         picture = read_image(item.image, at_least)
         pixels, size, crop = picture.pixels, picture.size, None
         if crops:
-            crop = crop_box(load_truth(item, self.rule, size)[0], self.protocol.crop or 0)
+            crop = crop_box(load_truth(item, self.rule, size)[0].mask, self.protocol.crop or 0)
             left, top, right, bottom = crop
             pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
             size = pixels.shape[:2]
@@ -89,7 +89,7 @@ def stack_pixels(prepared: Sequence[Prepared]) -> dict[tuple[int, int], np.ndarr
     return {size: np.stack([one.pixels[size] for one in prepared]) for size in prepared[0].pixels}
 
 
-def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
+def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[Truth, bool]:
     """The true mask of an item, and whether it had to be resized.
 
     Args:
@@ -100,7 +100,7 @@ def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[np.nd
     Raises:
         ImageError: it cannot be read.
     """
-    return fit_mask(load_mask(item.mask, rule), size)
+    return fit_mask(read_mask(item.mask, rule), size)
 
 
 def encode_thumbnail(pixels: np.ndarray) -> bytes:

@@ -56,6 +56,7 @@ def rescore(source: Path, out: Path, protocol: str) -> dict[str, Any]:
     dataset = open_dataset(
         config["data"],
         foreground=config["foreground_values"],
+        void=config.get("void_values"),
         limit=config["limit"],
         split=config["split"],
     )

@@ -61,6 +61,7 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         image_key=settings.image_key,
         mask_key=settings.mask_key,
         foreground=settings.foreground_values,
+        void=settings.void_values,
         limit=settings.limit,
         split=settings.split,
     )

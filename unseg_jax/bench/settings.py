@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
+from unseg_jax.data.masks import Value
 from unseg_jax.errors import nearest
 from unseg_jax.methods import METHODS, Method, resolve
 
@@ -29,7 +30,8 @@ class Settings:
         methods: names; "all" and "grid" stand for several.
         protocol: of `unseg_jax.bench.protocols.PROTOCOLS`.
         crop: crop to the true box too, or not; None leaves it to the protocol.
-        limit, split, image_key, mask_key, foreground_values: see `open_dataset`.
+        limit, split, image_key, mask_key: see `open_dataset`.
+        foreground_values, void_values: `foreground` and `void` of `open_dataset`.
         backbone, batch_size, seed, dtype: see `unseg_jax.Segmenter`.
         overrides: fields of `Method`, for all methods.
         record_every: record the labels every so many epochs; 0 never.
@@ -56,7 +58,8 @@ class Settings:
     split: str | None = None
     image_key: str | None = None
     mask_key: str | None = None
-    foreground_values: tuple[int, ...] | None = None
+    foreground_values: tuple[Value, ...] | str | None = None
+    void_values: tuple[Value, ...] | None = None
     backbone: str = "auto"
     batch_size: int = 8
     seed: int = 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.scoring import F_EVERYTHING, SCORES, WORST
+from unseg_jax.bench.truths import TruthTally
 from unseg_jax.metrics import bootstrap_interval, paired_difference
 
 # With more methods than this, each is compared with the best one only.
@@ -85,7 +86,9 @@ def summarise(
     """
     protocol = Protocol(**config["protocol"])
     columns = {name: _Column() for name in config["methods"]}
+    tally = TruthTally()
     for record in records:
+        tally.add(record)
         if record["method"] in columns:
             columns[record["method"]].add(record)
     last = sessions[-1] if sessions else {}
@@ -110,6 +113,7 @@ def summarise(
             if position in column.errors
         ],
         "complete": all(len(column.position) == expected for column in columns.values()),
+        "truths": tally.as_json(config.get("foreground_values")),
         "protocol": protocol.family,
         "timing": last.get("timing", {}),
         "config": dict(config),

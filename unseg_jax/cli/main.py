@@ -11,7 +11,7 @@ import typer
 
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.cli.console import guarded, say
-from unseg_jax.cli.options import overrides_from
+from unseg_jax.cli.options import overrides_from, parse_page
 
 app = typer.Typer(
     name="unseg-jax",
@@ -53,6 +53,9 @@ EpochsOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="Of starting weights and dropout.")]
 BatchOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images on the device at a time.")
+]
+PageOption = Annotated[
+    str, typer.Option("--page", metavar="N|all", help="Of files with several pages: one, or all.")
 ]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="Of the backbone: float32, or bfloat16 for accelerators.")
@@ -106,6 +109,7 @@ def segment(
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
     ] = False,
+    page: PageOption = "all",
 ) -> None:
     """Segments images: <stem>_mask.png, _labels.png and _overlay.png for each, and report.html."""
     if json not in (None, "coco"):
@@ -128,7 +132,9 @@ def segment(
 
     # Everything that can be wrong is looked at before the weights are loaded.
     resolved = resolve(method, **overrides)
-    images = find_images(paths, recursive=recursive, out=out)
+    images = find_images(paths, recursive=recursive, out=out, page=parse_page(page))
+    for message in images.left_out:
+        say(message)
     check_writable(out)
     enable_compilation_cache()
     if model is not None:
@@ -140,7 +146,7 @@ def segment(
 
         say(f"fitting {resolved.name} on these {len(images)} images; `unseg-jax fit` keeps a model")
         segmenter = fit(
-            [image.path for image in images],
+            [image.source for image in images],
             method=method,
             # A graph head that no epoch would use need not be trained.
             steps=None if resolved.epochs or resolved.collective_epochs else 0,
@@ -233,6 +239,7 @@ def fit(
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
     ] = False,
+    page: PageOption = "all",
 ) -> None:
     """Fits one model on a set of unlabelled images; use it with `unseg-jax segment --model`."""
     overrides = overrides_from(settings, image_size=image_size, stride=stride, epochs=epochs)
@@ -244,11 +251,13 @@ def fit(
     from unseg_jax.methods import resolve
 
     resolve(method, **overrides)
-    images = find_images(paths, recursive=recursive)
+    images = find_images(paths, recursive=recursive, page=parse_page(page))
+    for message in images.left_out:
+        say(message)
     check_writable(out.parent)
     enable_compilation_cache()
     model = fit_model(
-        [image.path for image in images],
+        [image.source for image in images],
         method=method,
         num_clusters=k,
         steps=steps,

@@ -124,7 +124,7 @@ def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Sou
         ValueError: there are none.
     """
     if isinstance(images, (str, Path)):
-        sources = [image.path for image in find_images([images])]
+        sources = [image.source for image in find_images([images])]
     else:
         sources = list(as_iterable(images))
     if not sources:

@@ -75,7 +75,7 @@ def segment_files(
 
     start = time.perf_counter()
     with compile_clock() as clock, Writer() as writer:
-        found = segmenter.stream([image.path for image in images])
+        found = segmenter.stream([image.source for image in images])
         with contextlib.closing(found):  # type: ignore[arg-type]
             for image, result in zip(images, found, strict=True):
                 pictured = len(entries) + len(waiting) < PICTURED
@@ -107,7 +107,7 @@ def _finish(
 
 
 def _write(image: ImageFile, found: Segmentation, out: Path, coco: bool, pictured: bool) -> Entry:
-    pixels = load_image(image.path)
+    pixels = load_image(image.source)
     # With two clusters the object is the mask, of which the labels may hold more pieces.
     in_parts = int(found.labels.max(initial=0)) > 1
     shown = found.labels if in_parts else found.mask

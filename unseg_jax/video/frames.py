@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from unseg_jax.data.folders import IMAGE_SUFFIXES
+from unseg_jax.data.folders import IMAGE_SUFFIXES, list_images
 from unseg_jax.data.images import Source, load_image
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic, write_png
@@ -61,8 +61,7 @@ def open_frames(source: str | os.PathLike | Iterable[Source]) -> Frames:
         return Frames(_decode_each(list(source)))
     path = Path(source)
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-        files = sorted((file for file in files if file.name[0] != "."), key=_by_number)
+        files = sorted(list_images(path).files, key=_by_number)
         if not files:
             raise ImageError(f"folder {path} holds no images: name a folder of frames or a film.")
         return Frames(_decode_each(files))
