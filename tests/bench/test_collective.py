@@ -9,7 +9,7 @@ from unseg_jax.collective import model
 from unseg_jax.methods import METHODS
 
 pytest.importorskip("unseg_jax.collective")
-TIMES = {"seconds", "shared_seconds"}
+TIMES = {"seconds", "shared_seconds", "run", "crc"}
 
 
 def records(out):
