@@ -7,7 +7,7 @@ import pytest
 from unseg_jax.bench import Settings, run
 from unseg_jax.collective import model
 
-TIMES = {"seconds", "shared_seconds"}
+TIMES = {"seconds", "shared_seconds", "run", "crc"}
 
 
 def records(out):

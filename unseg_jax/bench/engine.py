@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ class Engine:
         self._explicit = tuple(field for field in explicit if field == "stride")
         self._options = {"batch_size": self.batch_size, "seed": seed}
         self._dtype = dtype
-        self._unfitted = {method.name: method for method in methods if is_collective(method)}
+        self._unfitted = {method.name: method for method in methods if method.learns_from_set}
         self.segmenters: dict[str, BatchSegmenter] = {
             method.name: self._segmenter(method, backbone) for method in methods
         }
@@ -157,12 +158,13 @@ class Engine:
     def reads_images(self) -> bool:
         """Whether a method needs the images at their own size after the device."""
         methods = self.methods.values()
-        return any(method.refine != "none" or is_collective(method) for method in methods)
+        return any(method.refine != "none" or method.learns_from_set for method in methods)
 
     def fit(
         self,
         images: Sequence[Source],
         folder: Path,
+        save: Callable[[str, bytes], Any],
         progress: Callable[[str], Any] = lambda name: None,
     ) -> None:
         """Fits the models of methods that learn from the whole set, or reads them again.
@@ -170,6 +172,7 @@ class Engine:
         Args:
             images: of the whole set.
             folder: where models are kept, so that a resumed run has the same.
+            save: called with the file name and the content of a new model for that folder.
             progress: called with the name of each method before its turn.
         """
         for name, method in self._unfitted.items():
@@ -189,7 +192,10 @@ class Engine:
                     batch_size=self.batch_size,
                     **{field: getattr(method, field) for field in self._explicit},
                 )
-                model.save(path)
+                with tempfile.TemporaryDirectory() as scratch:
+                    file = Path(scratch, path.name)
+                    model.save(file)
+                    save(path.name, file.read_bytes())
             self.segmenters[name] = dataclasses.replace(model, **self._options).segmenter()
 
     def shrink(self, count: int) -> None:
@@ -373,11 +379,6 @@ def _load(methods: Sequence[Method], backbone: str | Backbone, dtype: Any) -> Ba
             )
         (backbone,) = wanted
     return load_backbone(backbone, dtype=dtype)
-
-
-def is_collective(method: Method) -> bool:
-    """Whether a method learns from the whole set before it segments an image."""
-    return method.learns_from_set
 
 
 def _reads_attention(method: Method) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.bench.protocols import Box, Protocol, crop_box
+from unseg_jax.bench.stamps import stamp_source
 from unseg_jax.data import Item, MaskRule, Truth, fit_mask, read_image, read_mask, resize_image
 
 THUMBNAIL = 128
@@ -27,6 +28,7 @@ class Prepared:
         whole: (height, width) of the image.
         crop: (left, top, right, bottom) in the image, or None.
         thumbnail: an encoded JPEG, or None.
+        stamp: of the image file, see `stamp_source`.
     """
 
     size: tuple[int, int]
@@ -35,6 +37,7 @@ class Prepared:
     whole: tuple[int, int]
     crop: Box | None
     thumbnail: bytes | None
+    stamp: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Preparer:
         at_least = None
         if self.draft and not crops and not self.keep_image:
             at_least = (max(size[0] for size in self.sizes), max(size[1] for size in self.sizes))
+        stamp = stamp_source(item.image)
         picture = read_image(item.image, at_least)
         pixels, size, crop = picture.pixels, picture.size, None
         if crops:
@@ -81,6 +85,7 @@ class Preparer:
             picture.size,
             crop,
             encode_thumbnail(pixels) if thumbnail else None,
+            stamp,
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from unseg_jax import metrics
 from unseg_jax.bench.protocols import Protocol
+from unseg_jax.bench.stamps import stamp_source
 from unseg_jax.data import Item, Truth
 from unseg_jax.methods import Method
 from unseg_jax.postprocess import largest_component, object_box, upsample_labels
@@ -159,6 +160,8 @@ def failure_record(item: Item, method: str, error: str) -> dict[str, Any]:
         **scores,
         "scored": item.mask is not None,
         "error": error,
+        "image_stamp": stamp_source(item.image),
+        "mask_stamp": stamp_source(item.mask),
     }
 
 

@@ -37,6 +37,7 @@ class Settings:
         record_every: record the labels every so many epochs; 0 never.
         resume: go on with the run in `out`.
         retry_failed: on resuming, try the listed failures again.
+        strict: on resuming, compare the contents of all images and masks, not size and time.
         overwrite: throw away the run in `out`.
         fail_fast: stop at the first image that fails.
         shard: (I, N): only every N-th image, from the I-th on; None is what
@@ -68,6 +69,7 @@ class Settings:
     record_every: int = 0
     resume: bool = False
     retry_failed: bool = False
+    strict: bool = False
     overwrite: bool = False
     fail_fast: bool = False
     shard: tuple[int, int] | None = None
@@ -77,6 +79,13 @@ class Settings:
     draft: bool = True
     cluster: str | None = None
     actors: int = 2
+
+    def check(self) -> None:
+        """Raises ValueError for names or values that cannot be used, before anything is read."""
+        self.resolve_protocol()
+        self.resolve_methods()
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"the seed {self.seed} must be from 0 to 2**63 - 1.")
 
     def resolve_protocol(self) -> Protocol:
         """The protocol with the crop as asked for."""

@@ -247,7 +247,7 @@ def test_images_without_truth_are_shown_without_scores(tmp_path, make_folder):
 
 
 def test_a_run_that_was_cut_short_says_so_and_needs_no_summary(tmp_path, make_folder):
-    folder = make_folder(tmp_path, IDS, IOUS, with_summary=False)
+    folder = make_folder(tmp_path, IDS, IOUS)
     lines = (folder / "per_image.jsonl").read_text().splitlines(keepends=True)
     (folder / "per_image.jsonl").write_text("".join(lines[:-2]) + '{"id": "torn')
     text = write_report(folder).read_text(encoding="utf-8")
