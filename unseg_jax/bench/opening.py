@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unseg_jax.bench.names import readable
 from unseg_jax.data import Dataset, Item, open_dataset
+from unseg_jax.data.masks import Value
 from unseg_jax.errors import BenchError
 
 
@@ -17,8 +18,8 @@ def open_data(
     *,
     image_key: str | None = None,
     mask_key: str | None = None,
-    foreground: Sequence[int] | str | None = None,
-    void: Sequence[int] | None = None,
+    foreground: Sequence[Value] | str | None = None,
+    void: Sequence[Value] | None = None,
     limit: int | None = None,
     split: str | None = None,
 ) -> Dataset:
