@@ -48,6 +48,7 @@ def make_config(
         "limit": settings.limit,
         "foreground_values": settings.foreground_values,
         "void_values": settings.void_values,
+        "value_range": settings.value_range,
         "protocol": dataclasses.asdict(settings.resolve_protocol()),
         "methods": {method.name: dataclasses.asdict(method) for method in methods},
         "backbone": backbone,

@@ -27,6 +27,7 @@ class Prepared:
         whole: (height, width) of the image.
         crop: (left, top, right, bottom) in the image, or None.
         thumbnail: an encoded JPEG, or None.
+        notes: what was done to the image while it was read.
     """
 
     size: tuple[int, int]
@@ -35,6 +36,7 @@ class Prepared:
     whole: tuple[int, int]
     crop: Box | None
     thumbnail: bytes | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Preparer:
         rule: which mask values are foreground.
         keep_image: whether a method needs the image at its own size afterwards.
         draft: whether large JPEGs may be decoded at a reduced size.
+        value_range: see `unseg_jax.data.read_image`.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -56,6 +59,7 @@ class Preparer:
     rule: MaskRule
     keep_image: bool = False
     draft: bool = True
+    value_range: tuple[float, float] | None = None
 
     def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
         """Prepares one item.
@@ -67,7 +71,7 @@ class Preparer:
         at_least = None
         if self.draft and not crops and not self.keep_image:
             at_least = (max(size[0] for size in self.sizes), max(size[1] for size in self.sizes))
-        picture = read_image(item.image, at_least)
+        picture = read_image(item.image, at_least, value_range=self.value_range)
         pixels, size, crop = picture.pixels, picture.size, None
         if crops:
             crop = crop_box(load_truth(item, self.rule, size)[0].mask, self.protocol.crop or 0)
@@ -81,6 +85,7 @@ class Preparer:
             picture.size,
             crop,
             encode_thumbnail(pixels) if thumbnail else None,
+            picture.notes,
         )
 
 

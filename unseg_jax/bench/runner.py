@@ -29,7 +29,7 @@ from unseg_jax.bench.remote import Remote, is_remote, local_copy
 from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings
-from unseg_jax.data import Item, Writer, batches, open_dataset
+from unseg_jax.data import Item, Writer, batches, measure_range, open_dataset
 from unseg_jax.errors import Interrupted
 
 # Scoring threads, and batches that may wait for them: enough never to hold the device up.
@@ -65,6 +65,9 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         limit=settings.limit,
         split=settings.split,
     )
+    if settings.value_range == "set":
+        limits = measure_range([item.image for item in dataset.items])
+        settings = dataclasses.replace(settings, value_range=limits)
     shard = settings.shard or (jax.process_index(), jax.process_count())
     path = shard_folder(Path(settings.out), shard)
     engine = Engine.from_settings(settings)

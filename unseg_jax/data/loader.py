@@ -56,9 +56,9 @@ def batches(
 
     At most `ahead + 1` batches are held at a time, however many items there are, and no further
     item is begun while those that are held, and those under way, would take more than `max_bytes`;
-    one batch is always begun. `items` may be a generator. An item that fails takes its place in the batch as an `Outcome` with its error,
-    and the others go on. Close the generator (`contextlib.closing`) to stop early: what has not
-    begun is dropped.
+    one batch is always begun. `items` may be a generator. An item that fails takes its place in
+    the batch as an `Outcome` with its error, and the others go on. Close the generator
+    (`contextlib.closing`) to stop early: what has not begun is dropped.
 
     Args:
         items: what to prepare.
