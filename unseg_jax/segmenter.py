@@ -19,7 +19,7 @@ import numpy as np
 
 from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.clustering.loop import has_batch_axis
-from unseg_jax.data.images import as_iterable, load_image, resize_image
+from unseg_jax.data.images import as_iterable, read_image, resize_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method, resolve
@@ -61,6 +61,7 @@ class Segmentation:
         losses: (epochs,) float32.
         method, backbone: names of what was used; backbone is "" where none is needed.
         id: the path, or the index in the call for images given as arrays.
+        notes: what was done to the image while it was read, a sentence each.
     """
 
     mask: np.ndarray
@@ -74,6 +75,7 @@ class Segmentation:
     method: str
     backbone: str
     id: str
+    notes: tuple[str, ...] = ()
 
 
 class BatchSegmenter:
@@ -90,6 +92,7 @@ class BatchSegmenter:
             cores.
         seed: random seed of initial parameters and dropout, the same for every image.
         key: `jax.random.key` of that seed.
+        value_range: see `unseg_jax.data.read_image`; may be set before the first image.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class BatchSegmenter:
         self.method, self.backbone = method, backbone
         self.batch_size, self.seed = batch_size, seed
         self.key = jax.random.key(seed)
+        self.value_range: tuple[float, float] | None = None
         self._program = jax.jit(self._run_pixels, static_argnames=("record_every",))
         self._nodes_program = jax.jit(self._run_nodes, static_argnames=("record_every",))
         self._features_program = jax.jit(self._run_features)
@@ -312,9 +316,9 @@ class BatchSegmenter:
 
     def _read(self, entry):
         index, source = entry
-        image = load_image(source)
+        picture = read_image(source, value_range=self.value_range)
         name = str(source) if isinstance(source, (str, os.PathLike)) else str(index)
-        return name, image, self.prepare(image)
+        return name, picture, self.prepare(picture.pixels)
 
     def _finish_batch(self, batch, result):
         host: Any = None if result is None else jax.device_get(result)
@@ -325,9 +329,10 @@ class BatchSegmenter:
                     raise outcome.error
                 yield outcome.error
                 continue
-            name, image, _ = outcome.value
+            name, picture, _ = outcome.value
             try:
-                yield self.finish(host, index, image, name)
+                done = self.finish(host, index, picture.pixels, name)
+                yield dataclasses.replace(done, notes=picture.notes) if picture.notes else done
             except ImageError as error:
                 yield error
             index += 1

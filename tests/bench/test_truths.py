@@ -72,6 +72,14 @@ def test_the_tally_counts_an_image_once_and_says_what_is_odd():
     assert "255 is void in some true masks and the object in others" in tally.notes()[-1]
 
 
+def test_what_was_done_to_images_is_said_once():
+    tally = TruthTally()
+    for id in ("a", "b", "a"):
+        tally.add({"id": id, "notes": ["values from 3 to 9 were stretched to 0..255."]})
+    said = "2 images were changed while they were read, as a: values from 3 to 9 were stretched"
+    assert tally.notes() == [f"{said} to 0..255."]
+
+
 def test_fields_are_those_of_the_truth():
     valid = np.array([[True, True, False, False]])
     truth = Truth(np.array([[True, False, False, False]]), valid, (3,), (255,))

@@ -150,7 +150,7 @@ def test_masks_pair_page_by_page(tmp_path):
     assert shares == [0, 1, 0, 1]
     assert [load_image(item.image)[0, 0, 0] for item in dataset.items] == [10, 20, 30, 9]
     draw(tmp_path / "masks" / "s.tif")
-    with pytest.raises(DatasetError, match="has 3 pages and its mask .* has 1"):
+    with pytest.raises(DatasetError, match=r"has 3 pages and its mask .* has 1"):
         open_dataset(tmp_path)
 
 

@@ -269,3 +269,20 @@ def test_the_development_sets_open(shared):
     for name, count in counts.items():
         dataset = open_dataset(shared / "data" / name)
         assert (len(dataset), dataset.scored) == (count, count)
+
+
+def test_a_list_keeps_newlines_within_quotes(tmp_path):
+    name = "two\nlines.png"
+    put(tmp_path, name, "b.png")
+    text = f'image,mask,id\r\n"{name}","{name}",first\r\nb.png,b.png,"second, with ""quotes"""\r\n'
+    (tmp_path / "list.csv").write_bytes(text.encode())
+    dataset = open_dataset(tmp_path / "list.csv")
+    assert [Path(item.image).name for item in dataset.items] == [name, "b.png"]
+    assert ids(dataset) == ["first", 'second, with "quotes"']
+    lines = [
+        json.dumps({"image": name, "id": "a\u2028b"}, ensure_ascii=False),
+        '{"image": "b.png"}',
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    dataset = open_dataset(tmp_path / "list.jsonl")
+    assert [Path(item.image).name for item in dataset.items] == [name, "b.png"]

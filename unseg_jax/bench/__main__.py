@@ -10,7 +10,7 @@ import typer
 from unseg_jax.bench import BenchError, Interrupted, Settings, format_table, run, write_summary
 from unseg_jax.bench.settings import parse_shard
 from unseg_jax.cache import enable_compilation_cache
-from unseg_jax.cli.options import parse_size, parse_value
+from unseg_jax.cli.options import parse_range, parse_size, parse_value
 from unseg_jax.data.masks import parse_values, parse_void
 
 _METHOD = "Settings of all methods (default: each method's own)"
@@ -168,6 +168,12 @@ def bench(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    value_range: Annotated[
+        str,
+        typer.Option(
+            "--range", help="Values of deep images made black and white: image, set, LOW:HIGH."
+        ),
+    ] = "image",
     void: Annotated[
         str | None,
         typer.Option(help="Mask values left out of every score, such as 255; none for no value."),
@@ -219,6 +225,7 @@ def bench(
             image_key=image_key,
             mask_key=mask_key,
             foreground_values=values,
+            value_range=parse_range(value_range),
             void_values=None if void is None else parse_void(void),
             backbone=backbone,
             batch_size=batch_size,

@@ -51,6 +51,7 @@ def make_config(
         "mask_key": settings.mask_key,
         "foreground_values": settings.foreground_values,
         "void_values": settings.void_values,
+        "value_range": settings.value_range,
         "protocol": dataclasses.asdict(settings.resolve_protocol()),
         "methods": {method.name: dataclasses.asdict(method) for method in methods},
         "backbone": backbone,

@@ -108,6 +108,8 @@ class Finisher:
                 continue
             if truth is not None:
                 record["truth"] = truth_fields(truth)
+            if image.notes:
+                record["notes"] = list(image.notes)
             record["mask_resized"] = resized
             record["seconds"] = round(timed.seconds / count, 6)
             record["shared_seconds"] = round(timed.shared_seconds / count, 6)

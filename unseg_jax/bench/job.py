@@ -54,7 +54,9 @@ class Job:
         """What turns items into pixels."""
         engine, protocol = self.engine, self.settings.resolve_protocol()
         rule, draft = self.dataset.rule, self.settings.draft
-        return Preparer(engine.sizes, protocol, rule, engine.reads_images, draft)
+        limits = self.settings.value_range
+        assert not isinstance(limits, str), "the range of the set is measured before"
+        return Preparer(engine.sizes, protocol, rule, engine.reads_images, draft, limits)
 
     @property
     def thumbnails(self) -> frozenset[str]:

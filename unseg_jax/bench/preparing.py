@@ -29,6 +29,7 @@ class Prepared:
         crop: (left, top, right, bottom) in the image, or None.
         thumbnail: an encoded JPEG, or None.
         stamp: of the image file, see `stamp_source`.
+        notes: what was done to the image while it was read.
     """
 
     size: tuple[int, int]
@@ -38,6 +39,7 @@ class Prepared:
     crop: Box | None
     thumbnail: bytes | None
     stamp: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Preparer:
         rule: which mask values are foreground.
         keep_image: whether a method needs the image at its own size afterwards.
         draft: whether large JPEGs may be decoded at a reduced size.
+        value_range: see `unseg_jax.data.read_image`.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -59,6 +62,7 @@ class Preparer:
     rule: MaskRule
     keep_image: bool = False
     draft: bool = True
+    value_range: tuple[float, float] | None = None
 
     def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
         """Prepares one item.
@@ -71,7 +75,7 @@ class Preparer:
         if self.draft and not crops and not self.keep_image:
             at_least = (max(size[0] for size in self.sizes), max(size[1] for size in self.sizes))
         stamp = stamp_source(item.image)
-        picture = read_image(item.image, at_least)
+        picture = read_image(item.image, at_least, value_range=self.value_range)
         pixels, size, crop = picture.pixels, picture.size, None
         if crops:
             crop = crop_box(load_truth(item, self.rule, size)[0].mask, self.protocol.crop or 0)
@@ -86,6 +90,7 @@ class Preparer:
             crop,
             encode_thumbnail(pixels) if thumbnail else None,
             stamp,
+            picture.notes,
         )
 
 

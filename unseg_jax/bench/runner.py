@@ -33,7 +33,7 @@ from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings
 from unseg_jax.bench.stamps import is_item_unchanged
-from unseg_jax.data import Item, Writer, batches
+from unseg_jax.data import Item, Writer, batches, measure_range
 from unseg_jax.errors import Interrupted
 
 _log = logging.getLogger(__name__)
@@ -70,6 +70,9 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         limit=settings.limit,
         split=settings.split,
     )
+    if settings.value_range == "set":
+        limits = measure_range([item.image for item in dataset.items])
+        settings = dataclasses.replace(settings, value_range=limits)
     shard = settings.shard or (jax.process_index(), jax.process_count())
     path = shard_folder(Path(settings.out), shard)
     check_out(path, settings.data, dataset.items)

@@ -32,6 +32,7 @@ class Settings:
         crop: crop to the true box too, or not; None leaves it to the protocol.
         limit, split, image_key, mask_key: see `open_dataset`.
         foreground_values, void_values: `foreground` and `void` of `open_dataset`.
+        value_range: see `unseg_jax.data.read_image`; "set" is measured when the run begins.
         backbone, batch_size, seed, dtype: see `unseg_jax.Segmenter`.
         overrides: fields of `Method`, for all methods.
         record_every: record the labels every so many epochs; 0 never.
@@ -61,6 +62,7 @@ class Settings:
     mask_key: str | None = None
     foreground_values: tuple[Value, ...] | str | None = None
     void_values: tuple[Value, ...] | None = None
+    value_range: tuple[float, float] | str | None = None
     backbone: str = "auto"
     batch_size: int = 8
     seed: int = 0

@@ -30,9 +30,12 @@ class TruthTally:
         self.images = self.empty = self.full = self.with_void = 0
         self.foreground: set[Value] = set()
         self.void: set[Value] = set()
+        self._noted: dict[str, str] = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Counts a record; those without a truth are passed over."""
+        if record.get("notes"):
+            self._noted.setdefault(record["id"], " ".join(record["notes"]))
         truth = record.get("truth")
         if not isinstance(truth, Mapping) or record["id"] in self._ids:
             return
@@ -62,6 +65,11 @@ class TruthTally:
     def notes(self) -> list[str]:
         """What a reader of the scores should know, a sentence each."""
         notes = []
+        if self._noted:
+            id, said = next(iter(self._noted.items()))
+            notes.append(
+                f"{len(self._noted)} images were changed while they were read, as {id}: {said}"
+            )
         for count, word in ((self.empty, "empty"), (self.full, "full")):
             if count:
                 notes.append(f"{count} of {self.images} true masks are {word}.")

@@ -11,7 +11,7 @@ import typer
 
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.cli.console import guarded, say
-from unseg_jax.cli.options import overrides_from, parse_page
+from unseg_jax.cli.options import overrides_from, parse_page, parse_range
 
 app = typer.Typer(
     name="unseg-jax",
@@ -56,6 +56,15 @@ BatchOption = Annotated[
 ]
 PageOption = Annotated[
     str, typer.Option("--page", metavar="N|all", help="Of files with several pages: one, or all.")
+]
+RangeOption = Annotated[
+    str,
+    typer.Option(
+        "--range",
+        metavar="image|set|LOW:HIGH",
+        help="Values of deep images that become black and white: of each image, of all of them, "
+        "or as given.",
+    ),
 ]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="Of the backbone: float32, or bfloat16 for accelerators.")
@@ -110,6 +119,7 @@ def segment(
         bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
     ] = False,
     page: PageOption = "all",
+    value_range: RangeOption = "image",
 ) -> None:
     """Segments images: <stem>_mask.png, _labels.png and _overlay.png for each, and report.html."""
     if json not in (None, "coco"):
@@ -135,6 +145,11 @@ def segment(
     images = find_images(paths, recursive=recursive, out=out, page=parse_page(page))
     for message in images.left_out:
         say(message)
+    limits = parse_range(value_range)
+    if isinstance(limits, str):
+        from unseg_jax.data.images import measure_range
+
+        limits = measure_range([image.source for image in images])
     check_writable(out)
     enable_compilation_cache()
     if model is not None:
@@ -160,6 +175,7 @@ def segment(
         segmenter = Segmenter(
             method, backbone=backbone, batch_size=batch_size, seed=seed, dtype=dtype, **overrides
         )
+    segmenter.value_range = limits
     raise typer.Exit(run_segmenter(segmenter, images, out, coco=json is not None))
 
 
@@ -201,6 +217,13 @@ def run_segmenter(segmenter: Any, images: Sequence[Any], out: Path, *, coco: boo
             bar.close()
             say(f"stopped; what was found in {bar.n} images is written to {out}.")
             return 130
+    noted = [
+        f"{entry.image.name}: {' '.join(entry.segmentation.notes)}"
+        for entry in run.done
+        if entry.segmentation is not None and entry.segmentation.notes
+    ]
+    if noted:
+        say(f"{len(noted)} of the images were changed while they were read, as {noted[0]}")
     print(
         f"{len(run.done)} of {len(run.entries)} images in {run.seconds:.1f} s, "
         f"{run.images_per_second:.2f} images a second (and {run.compile_seconds:.1f} s compiling)"

@@ -56,9 +56,9 @@ def batches(
 
     At most `ahead + 1` batches are held at a time, however many items there are, and no further
     item is begun while those that are held, and those under way, would take more than `max_bytes`;
-    one batch is always begun. `items` may be a generator. An item that fails takes its place in the batch as an `Outcome` with its error,
-    and the others go on. Close the generator (`contextlib.closing`) to stop early: what has not
-    begun is dropped.
+    one batch is always begun. `items` may be a generator. An item that fails takes its place in
+    the batch as an `Outcome` with its error, and the others go on. Close the generator
+    (`contextlib.closing`) to stop early: what has not begun is dropped.
 
     Args:
         items: what to prepare.
@@ -88,20 +88,25 @@ def _batches(
 ) -> Generator[list[Outcome], None, None]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
     waiting: collections.deque[tuple[Any, Future]] = collections.deque()
-    largest = 0
+    largest = None
 
-    def held() -> int:
-        """Bytes that wait; what is under way will be as large as the largest so far."""
+    def fits(batch: list[Outcome]) -> bool:
+        """Whether a further item may be held; what is under way counts as the largest so far."""
         nonlocal largest
         sizes = [_size(future) for _, future in waiting]
-        largest = max([largest, *(size for size in sizes if size is not None)])
-        return sum(largest if size is None else size for size in sizes)
+        known = [nbytes(outcome.value) for outcome in batch]
+        largest = max((largest, *known, *sizes), key=lambda size: -1 if size is None else size)
+        if largest is None:
+            return False  # until the first is prepared, one batch is enough
+        under_way = sizes.count(None) + 1
+        held = sum(known) + sum(size for size in sizes if size is not None)
+        return held + under_way * largest <= max_bytes
 
     def refill(batch: list[Outcome]) -> None:
         while len(waiting) < ahead * batch_size:
             # What the batch under way lacks is begun whatever its size.
-            room = len(waiting) < batch_size - len(batch)
-            if not room and held() + nbytes(batch) + largest > max_bytes:
+            needed = len(waiting) < batch_size - len(batch)
+            if not (needed or fits(batch)):
                 return
             for item in itertools.islice(items, 1):
                 waiting.append((item, pool.submit(prepare, item)))
