@@ -6,6 +6,7 @@ Messages are one sentence: what is wrong, with which file or value, and what to 
 import difflib
 import errno
 import os
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -45,6 +46,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{match[0]}'?" if match else "known are: " + ", ".join(sorted(known))
+
+
+def escape_controls(text: str) -> str:
+    """Text for a terminal: control characters, which may come from file names, as \\xNN.
+
+    >>> escape_controls("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else character
+        for character in text
+    )
 
 
 class WeightsError(ValueError):
