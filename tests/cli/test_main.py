@@ -12,12 +12,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from unseg_jax.export.coco import decode_rle
 
 import unseg_jax
 from unseg_jax.cli import main
 from unseg_jax.data.folders import ImageFile, find_images
 from unseg_jax.export import folder
-from unseg_jax.export.coco import decode_rle
 from unseg_jax.export.drawing import palette
 from unseg_jax.export.folder import _Clock
 from unseg_jax.export.report import polyline

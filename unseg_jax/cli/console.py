@@ -7,13 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 
+from unseg_jax.errors import printable
+
 DEBUG_VARIABLE = "UNSEG_JAX_DEBUG"
 """Environment variable that shows where an error comes from."""
 
 
 def say(message: object) -> None:
     """One line on standard error."""
-    print(f"unseg-jax: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    line = printable(" ".join(str(message).split()))
+    print(f"unseg-jax: {line}", file=sys.stderr, flush=True)
 
 
 class _Spoken(logging.Handler):
