@@ -54,7 +54,6 @@ install:
 
 demo:
 	@$(call environment,demo,onnx)
-	echo "weights: $$($(BIN)/unseg-jax weights get auto)"
 	$(BIN)/python -m unseg_jax.demo --out $(DEMO)
 
 # The picture in the README.

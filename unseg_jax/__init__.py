@@ -12,6 +12,7 @@ __all__ = [
     "Graph",
     "ImageError",
     "Method",
+    "Object",
     "Segmentation",
     "Segmenter",
     "cluster",
@@ -26,6 +27,7 @@ __all__ = [
     "make_segment_fn",
     "metrics",
     "params_from_pytorch",
+    "read_results",
     "segment",
 ]
 
@@ -39,9 +41,12 @@ if TYPE_CHECKING:
     from unseg_jax.collective.fitting import fit
     from unseg_jax.collective.model import CollectiveModel, load_model
     from unseg_jax.errors import ImageError
+    from unseg_jax.export.results import read_results
     from unseg_jax.interop.pytorch import params_from_pytorch
     from unseg_jax.methods import Method, list_methods
-    from unseg_jax.segmenter import Segmentation, Segmenter, make_segment_fn
+    from unseg_jax.postprocess import Object
+    from unseg_jax.segmentation import Segmentation
+    from unseg_jax.segmenter import Segmenter, make_segment_fn
 
 # Public name → the module that holds it. A module is imported when one of its names is first used:
 # flax and optax take as long to import as JAX itself, and not every program needs them.
@@ -53,9 +58,12 @@ _HOMES = {
     "fit": "collective.fitting",
     **dict.fromkeys(("CollectiveModel", "load_model"), "collective.model"),
     "ImageError": "errors",
+    "read_results": "export.results",
     "params_from_pytorch": "interop.pytorch",
+    "Object": "postprocess",
+    "Segmentation": "segmentation",
     **dict.fromkeys(("Method", "list_methods"), "methods"),
-    **dict.fromkeys(("Segmentation", "Segmenter", "make_segment_fn"), "segmenter"),
+    **dict.fromkeys(("Segmenter", "make_segment_fn"), "segmenter"),
 }
 # Public modules, and where each lies.
 _MODULES = {

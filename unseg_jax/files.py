@@ -98,8 +98,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
 
 
-def encode_png(array: np.ndarray, palette: np.ndarray | None = None) -> bytes:
-    """A PNG file in memory; see `write_png`."""
+def encode_png(array: np.ndarray, palette: np.ndarray | None = None, *, level: int = 6) -> bytes:
+    """A PNG file in memory; see `write_png`. `level` is that of compression, 0 to 9."""
     array = np.asarray(array)
     if palette is not None:
         if array.ndim != 2 or not array.size or array.min() < 0 or array.max() > 255:
@@ -119,7 +119,7 @@ def encode_png(array: np.ndarray, palette: np.ndarray | None = None) -> bytes:
             "pass a bool mask (H, W), or uint8 (H, W), (H, W, 3) or (H, W, 4)."
         )
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", compress_level=level)
     return buffer.getvalue()
 
 

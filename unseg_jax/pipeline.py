@@ -32,6 +32,8 @@ class PatchResult(NamedTuple):
         confidence: (B,) float32 in 0..1.
         finite: (B,) bool; False where features or assignments are not finite numbers.
         history: (B, records, h, w) int32 voted labels at recorded epochs, or None.
+        clarity: (B, h, w) float32 in 0..1, the margin between the two likeliest clusters of each
+            cell, or None.
     """
 
     labels: Int[Array, "b h w"]
@@ -41,6 +43,7 @@ class PatchResult(NamedTuple):
     confidence: Float[Array, " b"]
     finite: Bool[Array, " b"]
     history: Int[Array, "b r h w"] | None = None
+    clarity: Float[Array, "b h w"] | None = None
 
 
 def fit_to_backbone(method: Method, backbone: Backbone, explicit: Iterable[str] = ()) -> Method:
@@ -138,8 +141,11 @@ def segment_features(
     if record_every:
         over_time = jax.vmap(jax.vmap(vote, (0, None, None)))
         history = over_time(found.history, index_map, class_attention)
+    margins = _margins(found.assignments)
+    confidence = jnp.where(mask, margins, 0.0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
+    clarity = jax.vmap(spread)(margins, index_map)
     result = PatchResult(
-        voted, foreground, num_clusters, found.losses, _confidence(found, mask), finite, history
+        voted, foreground, num_clusters, found.losses, confidence, finite, history, clarity
     )
     return result, found.params
 
@@ -175,12 +181,12 @@ def _rank(labels, mask, count):
     return jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count))[labels]
 
 
-def _confidence(found, mask):
-    if found.assignments.shape[-1] == 1:
-        return jnp.ones(found.assignments.shape[0])
-    top = jax.lax.top_k(found.assignments, 2)[0]
-    margin = jnp.where(mask, top[..., 0] - top[..., 1], 0.0)
-    return margin.sum(-1) / jnp.maximum(mask.sum(-1), 1)
+def _margins(assignments):
+    """(B, N) margin between the two likeliest clusters of each node; 1 where there is one."""
+    if assignments.shape[-1] == 1:
+        return jnp.ones(assignments.shape[:2])
+    top = jax.lax.top_k(assignments, 2)[0]
+    return top[..., 0] - top[..., 1]
 
 
 def segment_pixels(

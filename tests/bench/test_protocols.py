@@ -11,19 +11,7 @@ from unseg_jax.segmenter import Segmentation
 
 
 def segmentation(mask):
-    return Segmentation(
-        mask=mask,
-        labels=mask.astype(np.int32),
-        box=(0, 0, 1, 1),
-        num_clusters=2,
-        loss=0.0,
-        confidence=1.0,
-        patch_labels=mask.astype(np.int32),
-        losses=np.zeros(1),
-        method="deepcut",
-        backbone="",
-        id="a",
-    )
+    return Segmentation.of(mask, mask.astype(np.int32), confidence=1.0, method="deepcut", id="a")
 
 
 def test_honest_neither_flips_nor_crops_nor_drops():

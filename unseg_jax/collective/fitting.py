@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ def fit(
     batch_size: int = 8,
     max_images: int = 512,
     dtype: str = "float32",
+    on_image: Callable[[int, int], Any] | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
     """Fits one model on a set of unlabelled images.
@@ -68,6 +69,7 @@ def fit(
         batch_size: images on the device at a time.
         max_images: the evidence is fitted on at most this many images, drawn at random.
         dtype: of the backbone.
+        on_image: called as images are read, with how many of the pass are and of how many.
         **overrides: fields of `Method`.
 
     Returns:
@@ -98,7 +100,7 @@ def fit(
         )
     resolved, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
     assert loaded is not None
-    reader = Reader(BatchSegmenter(resolved, loaded, batch_size=batch_size), sources)
+    reader = Reader(BatchSegmenter(resolved, loaded, batch_size=batch_size), sources, on_image)
     if by_evidence:
         found = fit_evidence(
             reader,
@@ -135,12 +137,17 @@ def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Sou
 class Reader:
     """Features of the images, batch by batch, as often as asked; failures are kept aside."""
 
-    def __init__(self, segmenter: BatchSegmenter, sources: Sequence[Source]):
-        self.segmenter, self.sources = segmenter, sources
+    def __init__(
+        self,
+        segmenter: BatchSegmenter,
+        sources: Sequence[Source],
+        on_image: Callable[[int, int], Any] | None = None,
+    ):
+        self.segmenter, self.sources, self.on_image = segmenter, sources, on_image
         self.failed: list[str] = []
         self.read = 0
 
-    def __call__(self, chosen: Iterable[int]) -> Iterator[Array]:
+    def __call__(self, chosen: Sequence[int]) -> Iterator[Array]:
         """(B, N, D) features of the chosen images, in order; short batches are not padded."""
         self.read = 0
 
@@ -148,7 +155,11 @@ class Reader:
             return self.segmenter.prepare(load_image(self.sources[index]))
 
         with contextlib.closing(batches(chosen, prepare, self.segmenter.batch_size)) as loaded:
+            seen = 0
             for batch in loaded:
+                seen += len(batch)
+                if self.on_image is not None:
+                    self.on_image(seen, len(chosen))
                 pixels = [outcome.value for outcome in batch if outcome.value is not None]
                 for outcome in batch:
                     if isinstance(outcome.error, ImageError):

@@ -95,9 +95,7 @@ Object(box=(3, 0, 4, 2), area=2, score=0.50, label=1))
     clearness = None if evidence is None or mask.all() else _resize(evidence, mask.shape)
     outside = 0.0 if clearness is None else float(clearness[~mask].mean())
     objects = []
-    within = _labels_within(mask, labels)
-    for label in within:
-        region = mask if len(within) == 1 else mask & (np.maximum(labels, 1) == label)
+    for label, region in _regions(mask, labels):
         pieces, count = ndimage.label(region)  # type: ignore[misc]
         if not count:
             continue
@@ -118,14 +116,16 @@ Object(box=(3, 0, 4, 2), area=2, score=0.50, label=1))
     return tuple(sorted(objects, key=lambda it: (-it.area, it.box[1], it.box[0])))
 
 
-def _labels_within(mask: np.ndarray, labels: np.ndarray | None) -> list[int]:
+def _regions(mask: np.ndarray, labels: np.ndarray | None) -> list[tuple[int, np.ndarray]]:
+    """Each label within the mask, and where it is."""
     if labels is None:
-        return [1]
+        return [(1, mask)]
     # What edge refinement added to the mask may carry label 0: it belongs to the first.
-    counts = np.bincount(np.ravel(labels)[mask.ravel()])
-    counts = np.pad(counts, (0, max(0, 2 - counts.size)))
-    counts[1] += counts[0]
-    return [int(label) for label in np.flatnonzero(counts) if label]
+    labels = np.maximum(labels, 1)
+    numbers = np.flatnonzero(np.bincount(labels[mask]))
+    if len(numbers) == 1:
+        return [(int(numbers[0]), mask)]
+    return [(int(number), mask & (labels == number)) for number in numbers]
 
 
 def _resize(evidence: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
