@@ -4,7 +4,7 @@ Two kinds of model, told apart by the method's `foreground`:
 
 * `collective` (`foreground="set"` and no shared passes): the linear scorer of
   `unseg_jax.collective.evidence`, fitted on a random sample of the images. Segmenting is one
-  forward pass of the backbone and one product; edges are then moved to the image's by the guided filter.
+  forward pass of the backbone and one product; the guided filter then moves edges to the image's.
 * any other method of graph neural networks, above all `unsegmedgat-c`: its head, trained on the
   method's own loss over all images in turn (T0 passes), from which each image goes on by itself
   (T1 epochs).
@@ -52,8 +52,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone, list_backbones
+from unseg_jax.backbones.callables import CALLABLE
 from unseg_jax.collective import evidence
 from unseg_jax.collective.applying import ModelSegmenter
+from unseg_jax.collective.model_file import FORMAT, build_model, read_model
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.methods import Method, resolve
@@ -61,8 +63,6 @@ from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
 if TYPE_CHECKING:
     from unseg_jax.data.images import Source
-
-_FORMAT = "unseg_jax collective model 1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class CollectiveModel:
 
         named = self.backbone.name in list_backbones()
         facts = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "method": json.dumps(dataclasses.asdict(self.method)),
             "backbone": self.backbone.name if named else self.backbone.source,
             "foreground": json.dumps(self.foreground),
@@ -165,48 +165,32 @@ class CollectiveModel:
 def load_model(
     path: str | Path, *, backbone: str | Path | Backbone | None = None, dtype: str = "float32"
 ) -> CollectiveModel:
-    """Reads a model that `CollectiveModel.save` wrote.
+    """Reads a model that `CollectiveModel.save` wrote; every value in it is checked.
 
     Args:
         path: of the file.
-        backbone: instead of the one that is named in the file.
-        dtype: of the backbone.
+        backbone: name, path to weights, or a loaded `Backbone`, instead of the one named in the
+            file.
+        dtype: of the backbone, "float32" or "bfloat16".
 
     Raises:
-        ValueError: not such a file, or one for features of another width.
-        WeightsError: the backbone cannot be had.
+        ValueError: not such a file, one that is damaged, or one for features of another width.
+        WeightsError: the backbone cannot be loaded.
     """
-    from safetensors import SafetensorError, safe_open
-
     from unseg_jax.backbones import load_backbone
 
-    try:
-        with safe_open(str(path), "numpy") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read the model {path}: {error}.") from error
-    if facts.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not a model of unseg_jax.fit; fit and save one.")
-    method = _method_from(json.loads(facts["method"]))
+    stored = read_model(path)
     if backbone is None:
-        backbone = facts["backbone"]
+        if stored.backbone.startswith(CALLABLE):
+            raise ValueError(
+                f"{path} was fitted on the features of a function; give it again as "
+                "backbone=unseg_jax.from_callable(...)."
+            )
+        backbone = stored.backbone
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, dtype=dtype)  # type: ignore[arg-type]
-    parts = {
-        name.removeprefix("evidence/"): jnp.asarray(value)
-        for name, value in tensors.items()
-        if name.startswith("evidence/")
-    }
-    scorer = evidence.Scorer(**parts) if parts else None
-    params = _unflatten({k: v for k, v in tensors.items() if k.startswith("head/")})
-    if scorer is not None and scorer.mean.shape[0] != backbone.config.width:
-        raise ValueError(
-            f"{path} was fitted on features of width {scorer.mean.shape[0]}, and '{backbone.name}' "
-            f"gives {backbone.config.width}: use the backbone '{facts['backbone']}'."
-        )
-    foreground = tuple(json.loads(facts["foreground"]))
-    return CollectiveModel(method, backbone, scorer, params, foreground, int(facts["images"]))
+    scorer, head = build_model(path, stored, backbone)
+    return CollectiveModel(stored.method, backbone, scorer, head, stored.foreground, stored.images)
 
 
 @functools.lru_cache(maxsize=8)
@@ -247,11 +231,3 @@ def _unflatten(tensors: dict[str, np.ndarray]) -> Any:
         return {key: lists(value) for key, value in node.items()}
 
     return lists(root)
-
-
-def _method_from(fields: dict[str, Any]) -> Method:
-    fields["branches"] = tuple(map(tuple, fields["branches"]))
-    fields["code_overrides"] = tuple((name, value) for name, value in fields["code_overrides"])
-    if isinstance(fields["image_size"], list):
-        fields["image_size"] = tuple(fields["image_size"])
-    return Method(**fields)
