@@ -17,6 +17,7 @@ __all__ = [
     "Segmenter",
     "cluster",
     "fit",
+    "from_callable",
     "graphs",
     "layers",
     "list_backbones",
@@ -34,7 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from unseg_jax import metrics
     from unseg_jax.api import segment
-    from unseg_jax.backbones import Backbone, list_backbones, load_backbone
+    from unseg_jax.backbones import Backbone, from_callable, list_backbones, load_backbone
     from unseg_jax.clustering import graphs, layers, losses
     from unseg_jax.clustering.graphs import Graph
     from unseg_jax.clustering.loop import Clustering, cluster
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 # flax and optax take as long to import as JAX itself, and not every program needs them.
 _HOMES = {
     "segment": "api",
-    **dict.fromkeys(("Backbone", "list_backbones", "load_backbone"), "backbones"),
+    **dict.fromkeys(("Backbone", "from_callable", "list_backbones", "load_backbone"), "backbones"),
     "Graph": "clustering.graphs",
     **dict.fromkeys(("Clustering", "cluster"), "clustering.loop"),
     "fit": "collective.fitting",

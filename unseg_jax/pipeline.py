@@ -51,12 +51,11 @@ def fit_to_backbone(method: Method, backbone: Backbone, explicit: Iterable[str] 
 
     Published strides are stated for patches of 8 pixels: half a patch (4) stays half a patch.
     """
-    patch = backbone.config.patch_size
-    if method.stride is None or "stride" in explicit or patch % method.stride == 0:
+    strides = backbone.strides
+    if method.stride is None or "stride" in explicit or method.stride in strides:
         return method
-    wanted = method.stride * patch / _PUBLISHED_PATCH
-    divisors = [stride for stride in range(1, patch + 1) if patch % stride == 0]
-    fitting = max((stride for stride in divisors if stride <= wanted), default=1)
+    scaled = method.stride * backbone.config.patch_size / _PUBLISHED_PATCH
+    fitting = max((stride for stride in strides if stride <= scaled), default=strides[0])
     return override(method, stride=fitting)
 
 

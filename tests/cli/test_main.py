@@ -12,7 +12,6 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from unseg_jax.export.coco import decode_rle
 
 import unseg_jax
 from unseg_jax.cli import main
@@ -382,3 +381,12 @@ def test_video_is_written_and_its_flicker_said(photos, tiny_weights, tmp_path, c
     with Image.open(out) as film:
         assert film.n_frames == 3
         assert film.size == (40, 40)
+
+
+def test_weights_are_compared(tiny_weights, capsys):
+    from unseg_jax.cli.main import main
+
+    assert main(["weights", "compare", str(tiny_weights), str(tiny_weights)]) == 0
+    printed = capsys.readouterr()
+    assert "blocks.0.qkv.kernel" in printed.out
+    assert "are identical." in printed.err

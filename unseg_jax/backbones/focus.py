@@ -50,7 +50,7 @@ def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
     try:
         # Data outside of the file is not looked for: it could be any file of the user's.
         graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # onnx raises whatever its protobuf raises
+    except Exception as error:  # onnx passes the errors of its protobuf on
         raise WeightsError(
             f"{path} is not a readable ONNX file ({printable(str(error), 200)}); fetch it again."
         ) from error

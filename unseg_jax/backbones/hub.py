@@ -131,11 +131,15 @@ def fetch_any(name: str, timeout: float) -> tuple[Path, dict[str, Any]]:
     facts: dict[str, Any] = {}
     for file in ("config.json", "preprocessor_config.json"):
         try:
-            facts |= json.loads((_beside(repository, file, revision, timeout)).read_text())
+            beside = _beside(repository, file, revision, timeout)
         except WeightsError:
             continue  # not every repository has them
-        except (OSError, ValueError, TypeError) as error:
-            raise WeightsError(f"{file} of {name} is not readable JSON ({error}).") from error
+        try:
+            facts.update(json.loads(beside.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise WeightsError(
+                f"{file} of {name} is not readable as a JSON object; use another model."
+            ) from error
     return path, facts
 
 

@@ -48,8 +48,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     for name, stored in deserialize(path.read_bytes()):
         if stored["dtype"] not in dtypes:
             raise WeightsError(
-                f"{path} holds '{printable(name)}' as {stored['dtype']}, which is not read here; convert it "
-                "to float32."
+                f"{path} holds '{printable(name)}' as {stored['dtype']}, which is not read here; "
+                "convert it to float32."
             )
         data = np.frombuffer(stored["data"], dtypes[stored["dtype"]])
         tensors[name] = data.reshape(stored["shape"])
@@ -79,8 +79,8 @@ def _read_npy(path: Path, name: str, content: bytes) -> np.ndarray:
     shape, fortran_order, dtype = read_header(stream)
     if dtype.hasobject:
         raise WeightsError(
-            f"{path} holds '{printable(name)}' as pickled Python objects, which may run code; save arrays of "
-            "numbers instead."
+            f"{path} holds '{printable(name)}' as pickled Python objects, which may run code; "
+            "save arrays of numbers instead."
         )
     count = math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize > len(content) - stream.tell():
@@ -209,7 +209,7 @@ def write_safetensors(
     """
     from safetensors.numpy import save
 
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     content = save(contiguous, metadata=dict(metadata or {}))
     with atomic(path) as partial:
         partial.write_bytes(content)

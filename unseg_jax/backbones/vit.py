@@ -70,6 +70,9 @@ class ViTConfig:
     def stride(self, stride: int | None) -> int:
         """The stride in pixels; None is the patch size.
 
+        >>> ViTConfig(patch_size=14, width=384, depth=12, heads=6, grid=37).stride(None)
+        14
+
         Raises:
             ValueError: a stride that does not divide the patch size.
         """
@@ -78,12 +81,15 @@ class ViTConfig:
             divisors = [s for s in range(1, self.patch_size + 1) if self.patch_size % s == 0]
             raise ValueError(
                 f"stride {stride} does not divide the patch size {self.patch_size}; "
-                f"take one of {divisors}"
+                f"use one of {divisors}."
             )
         return stride
 
     def patch_grid(self, size: tuple[int, int], stride: int | None = None) -> tuple[int, int]:
         """(rows, columns) of patches of an image of `size` (height, width) in pixels.
+
+        >>> ViTConfig(patch_size=8, width=384, depth=12, heads=6, grid=28).patch_grid((280, 64), 4)
+        (69, 15)
 
         Raises:
             ValueError: an image smaller than a patch, or a stride that does not divide the patch.
@@ -92,7 +98,7 @@ class ViTConfig:
         if min(size) < self.patch_size:
             raise ValueError(
                 f"an image of {size[0]}x{size[1]} pixels is smaller than one patch of "
-                f"{self.patch_size}; resize it first"
+                f"{self.patch_size}; resize it first."
             )
         height, width = (1 + (side - self.patch_size) // stride for side in size)
         return height, width
@@ -130,7 +136,7 @@ def over_images(function: Callable[[Array], Array], pixels: Array) -> Array:
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with statistics in float32, whatever the dtype of its input."""
+    """Layer normalisation with statistics in float32 for inputs of any dtype."""
 
     def __init__(self, width: int, epsilon: float):
         self.scale = nnx.Param(jnp.ones(width))
@@ -324,7 +330,9 @@ class VisionTransformer(nnx.Module):
         """
         depth = self.config.depth
         if not -depth <= block < depth:
-            raise ValueError(f"there is no block {block}; this backbone has {depth}, from 0")
+            raise ValueError(
+                f"there is no block {block}; this backbone has {depth}, counted from 0."
+            )
         return block % depth
 
     def features(
@@ -339,9 +347,11 @@ class VisionTransformer(nnx.Module):
         """Patch features; see `Backbone.features`."""
         facet = self.config.facet if facet is None else facet
         if facet not in FACETS:
-            raise ValueError(f"there is no facet '{facet}'; take one of {', '.join(FACETS)}")
+            raise ValueError(f"there is no facet '{facet}'; use one of {', '.join(FACETS)}.")
         if log_bin and facet == "attn":
-            raise ValueError("log-bin descriptors are not defined for the facet 'attn'")
+            raise ValueError(
+                "log-bin descriptors are not defined for the facet 'attn'; leave one of them out."
+            )
         index = self.block_index(block)
         grid = self.config.patch_grid((pixels.shape[1], pixels.shape[2]), stride)
 

@@ -252,10 +252,10 @@ def _say_choice(name: str, failed: tuple[str, ...]) -> None:
 
 
 def list_weights() -> list[dict]:
-    """What is known of each named backbone's weights.
+    """The named backbones: source, licence, hash, and whether their weights are on this machine.
 
     Returns:
-        One dict a backbone: `name`, `source`, `cached` (bool), `path` (or None), `size` in
+        One dict per backbone: `name`, `source`, `cached` (bool), `path` (or None), `size` in
         bytes, `licence`, `sha256` (None: not known, not verified).
     """
     rows = []
@@ -280,7 +280,7 @@ def get_weights(name: str = AUTO) -> Path:
 
     Raises:
         ValueError: an unknown name.
-        WeightsError: they cannot be had.
+        WeightsError: they cannot be fetched.
     """
     if name == AUTO:
         return fetch_auto()[1].path

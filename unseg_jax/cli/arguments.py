@@ -15,7 +15,9 @@ MethodOption = Annotated[
 BackboneOption = Annotated[
     str,
     typer.Option(
-        "--backbone", "-b", help="A name that `unseg-jax weights list` prints, a file, or auto."
+        "--backbone",
+        "-b",
+        help="A name that `unseg-jax weights list` prints, hf:ORG/NAME, a file, or auto.",
     ),
 ]
 ClustersOption = Annotated[

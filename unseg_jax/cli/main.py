@@ -378,6 +378,23 @@ def weights_convert(
     print(convert_weights(source, destination))
 
 
+@weights_app.command("compare")
+def weights_compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A name, hf:ORG/NAME, or a file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other.")],
+    form: Annotated[
+        str, typer.Option("--format", help="How to print: text, markdown or json.")
+    ] = "text",
+) -> None:
+    """Prints how far apart two sets of weights are, parameter by parameter, and a verdict."""
+    from unseg_jax.backbones import compare_weights
+    from unseg_jax.cli.tables import difference_rows, format_table
+
+    comparison = compare_weights(first, second)
+    print(format_table(difference_rows(comparison.tensors), form))
+    say(comparison.verdict)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; what goes wrong becomes one sentence and an exit code.
 

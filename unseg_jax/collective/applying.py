@@ -102,7 +102,7 @@ class ModelSegmenter(BatchSegmenter):
             # The graph refines what the set decided: half of the say each.
             margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
             losses = clustering.losses
-        finite = jnp.isfinite(features).all((1, 2))
+        finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
         return MarginResult(margins.reshape(-1, *self.grid), losses, finite)
 
     def _run_shared(self, features) -> PatchResult:
