@@ -16,6 +16,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "cluster",
+    "export_segment_fn",
     "fit",
     "from_callable",
     "graphs",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from unseg_jax.postprocess import Object
     from unseg_jax.segmentation import Segmentation
     from unseg_jax.segmenter import Segmenter, make_segment_fn
+    from unseg_jax.serving import export_segment_fn
 
 # Public name → the module that holds it. A module is imported when one of its names is first used:
 # flax and optax take as long to import as JAX itself, and not every program needs them.
@@ -59,6 +61,7 @@ _HOMES = {
     "fit": "collective.fitting",
     **dict.fromkeys(("CollectiveModel", "load_model"), "collective.model"),
     "ImageError": "errors",
+    "export_segment_fn": "serving",
     "read_results": "export.results",
     "params_from_pytorch": "interop.pytorch",
     "Object": "postprocess",
