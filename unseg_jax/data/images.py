@@ -7,6 +7,7 @@ Whatever goes wrong becomes one `ImageError` that names the image and says what 
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -201,12 +202,17 @@ def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
 def _upright_rgb(
     image: Image.Image, at_least: tuple[int, int] | None, value_range: Range | None
 ) -> Picture:
+    low_bytes = _low_bytes(image)  # before the EXIF data, which decode a PNG
     turned = _orientation(image) >= 5
     width, height = image.size
     if at_least is not None and image.format == "JPEG":
         needed = [_DRAFT_MARGIN * side for side in at_least]
         image.draft(None, tuple(needed if turned else needed[::-1]))  # type: ignore[arg-type]
-    picture = _of_array(_channels(upright(image)), value_range)
+    channels = _channels(upright(image))
+    if low_bytes is not None:
+        low = _channels(upright(low_bytes))
+        channels = channels.astype(np.uint16) * np.uint16(256) + low
+    picture = _of_array(channels, value_range)
     return dataclasses.replace(picture, size=(width, height) if turned else (height, width))
 
 
@@ -215,6 +221,33 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
         return 1
+
+
+def _low_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower bytes of a PNG or TIFF of 16 bits per channel, which Pillow decodes without them.
+
+    The file is opened again and unpacked as if its bytes were in the other order.
+    """
+    tiles = getattr(image, "tile", None)
+    if not tiles or image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA"):
+        return None
+    other = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+    arguments = tiles[0].args
+    rawmode = arguments if isinstance(arguments, str) else arguments[0]
+    channels, _, order = rawmode.partition(";")
+    if channels not in ("RGB", "RGBA") or order not in other:
+        return None
+    file, page = image.fp, image.tell()  # type: ignore[attr-defined]
+    image.load()
+    file.seek(0)
+    again = Image.open(file, formats=[image.format])
+    again.seek(page)
+    swapped = f"{channels};{other[order]}"
+    again.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *arguments[1:]))
+        for tile in again.tile  # type: ignore[attr-defined]
+    ]
+    return again
 
 
 def _deep(image: Image.Image) -> np.ndarray:
