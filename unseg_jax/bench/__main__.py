@@ -11,7 +11,7 @@ from unseg_jax.bench import BenchError, Interrupted, Settings, format_table, run
 from unseg_jax.bench.settings import parse_shard
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.cli.options import parse_range, parse_size, parse_value
-from unseg_jax.data.masks import parse_values, parse_void
+from unseg_jax.data.truths import parse_values, parse_void
 
 _METHOD = "Settings of all methods (default: each method's own)"
 _RUN = "The run"

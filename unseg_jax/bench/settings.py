@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
-from unseg_jax.data.masks import Value
+from unseg_jax.data.truths import Value
 from unseg_jax.errors import nearest
 from unseg_jax.methods import METHODS, Method, resolve
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.data.grey import Range, spread_of, to_eight_bits
-from unseg_jax.data.masks import DEFAULT_RULE, MaskRule, Truth, fit_mask, load_mask, read_mask
+from unseg_jax.data.masks import fit_mask, load_mask, read_mask
 from unseg_jax.data.opening import (
     Page,
     Source,
@@ -27,6 +27,7 @@ from unseg_jax.data.opening import (
     page_numbers,
     upright,
 )
+from unseg_jax.data.truths import DEFAULT_RULE, MaskRule, Truth
 from unseg_jax.errors import ImageError
 
 __all__ = [
@@ -99,8 +100,8 @@ def read_image(
             Pillow's limit for decompression bombs.
         ValueError: a range whose low end is not below its high end.
 
-    >>> read_image(np.array([[0, 4095]], np.uint16)).stretched
-    (4.095, 4090.905)
+    >>> read_image(np.array([[0, 1000], [2000, 4000]], np.uint16), value_range=(0, 4000)).stretched
+    (0, 4000)
     """
     if value_range is not None and not value_range[0] < value_range[1]:
         raise ValueError(f"value_range={value_range} must have its low end below its high end.")
