@@ -12,7 +12,7 @@ from unseg_jax.bench.protocols import resolve_protocol
 from unseg_jax.bench.scoring import score_mask
 from unseg_jax.bench.truths import TruthTally, truth_fields
 from unseg_jax.data import Truth
-from unseg_jax.data.masks import NONZERO
+from unseg_jax.data.truths import NONZERO
 
 RNG = np.random.default_rng(0)
 

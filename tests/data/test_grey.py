@@ -1,5 +1,8 @@
 """Deep images keep their contrast, one rule for files and arrays of every type."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,3 +136,29 @@ def test_channels_are_stretched_together_and_alpha_is_not():
     assert not pixels[..., 2].any()
     alpha = np.full(SCENE.shape, 65535, np.uint16)
     np.testing.assert_array_equal(load_image(np.dstack([colours, alpha])), pixels)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", ["png", "tif", "deflated", "big-endian"])
+def test_colours_of_16_bits_are_read_at_full_depth(tmp_path, kind, channels):
+    stored = np.dstack([SCENE * 4095, SCENE[::-1] * 2000, SCENE * 0, SCENE * 0 + 65535])
+    stored = stored.astype(np.uint16)[..., :channels]
+    path = tmp_path / ("a.png" if kind == "png" else "a.tif")
+    if kind == "png":
+        lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in stored)
+        shape = (*SCENE.shape[::-1], 16, 2 if channels == 3 else 6, 0, 0, 0)
+        chunks = [(b"IHDR", struct.pack(">IIBBBBB", *shape)), (b"IDAT", zlib.compress(lines))]
+        content = b"\x89PNG\r\n\x1a\n"
+        for name, body in (*chunks, (b"IEND", b"")):
+            content += struct.pack(">I", len(body)) + name + body
+            content += struct.pack(">I", zlib.crc32(name + body))
+        path.write_bytes(content)
+    else:
+        tifffile = pytest.importorskip("tifffile")
+        options = {"deflated": {"compression": "zlib"}, "big-endian": {"byteorder": ">"}}
+        extra = {} if channels == 3 else {"extrasamples": ["unassalpha"]}
+        tifffile.imwrite(path, stored, photometric="rgb", **extra, **options.get(kind, {}))
+    found, expected = read_image(path), read_image(stored)
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert found.stretched == expected.stretched
+    assert found.stretched is not None

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unseg_jax.data.images import fit_mask, load_mask, read_mask
-from unseg_jax.data.masks import NONZERO, MaskRule, Truth, parse_values, parse_void
+from unseg_jax.data.truths import NONZERO, MaskRule, Truth, parse_values, parse_void
 from unseg_jax.errors import ImageError
 
 ROWS, COLUMNS = np.mgrid[:80, :100]

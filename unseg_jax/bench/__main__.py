@@ -12,7 +12,7 @@ import typer
 from unseg_jax.bench import BenchError, Interrupted, format_table, run, write_summary
 from unseg_jax.bench.settings import command_parameters, settings_from
 from unseg_jax.cache import enable_compilation_cache
-from unseg_jax.data.masks import parse_values
+from unseg_jax.data.truths import parse_values
 from unseg_jax.errors import printable
 
 tools = typer.Typer(add_completion=False)

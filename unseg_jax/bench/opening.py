@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unseg_jax.bench.names import readable
 from unseg_jax.data import Dataset, Item, open_dataset
-from unseg_jax.data.masks import Value
+from unseg_jax.data.truths import Value
 from unseg_jax.errors import BenchError
 
 

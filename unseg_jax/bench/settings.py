@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
 from unseg_jax.cli.options import overrides_from, parse_range
-from unseg_jax.data.masks import Value, parse_void
+from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.errors import nearest
 from unseg_jax.methods import METHODS, Method, resolve
 

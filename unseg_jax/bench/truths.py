@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unseg_jax.data.masks import NONZERO, Truth, Value
+from unseg_jax.data.truths import NONZERO, Truth, Value
 
 _EDGE = 1e-9
 _FEW = 16

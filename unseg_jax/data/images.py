@@ -7,6 +7,7 @@ Whatever goes wrong becomes one `ImageError` that names the image and says what 
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.data.grey import Range, spread_of, to_eight_bits
-from unseg_jax.data.masks import DEFAULT_RULE, MaskRule, Truth, fit_mask, load_mask, read_mask
+from unseg_jax.data.masks import fit_mask, load_mask, read_mask
 from unseg_jax.data.opening import (
     Page,
     Source,
@@ -26,6 +27,7 @@ from unseg_jax.data.opening import (
     page_numbers,
     upright,
 )
+from unseg_jax.data.truths import DEFAULT_RULE, MaskRule, Truth
 from unseg_jax.errors import ImageError
 
 __all__ = [
@@ -98,8 +100,8 @@ def read_image(
             Pillow's limit for decompression bombs.
         ValueError: a range whose low end is not below its high end.
 
-    >>> read_image(np.array([[0, 4095]], np.uint16)).stretched
-    (4.095, 4090.905)
+    >>> read_image(np.array([[0, 1000], [2000, 4000]], np.uint16), value_range=(0, 4000)).stretched
+    (0, 4000)
     """
     if value_range is not None and not value_range[0] < value_range[1]:
         raise ValueError(f"value_range={value_range} must have its low end below its high end.")
@@ -201,12 +203,17 @@ def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
 def _upright_rgb(
     image: Image.Image, at_least: tuple[int, int] | None, value_range: Range | None
 ) -> Picture:
+    low_bytes = _low_bytes(image)  # before the EXIF data, which decode a PNG
     turned = _orientation(image) >= 5
     width, height = image.size
     if at_least is not None and image.format == "JPEG":
         needed = [_DRAFT_MARGIN * side for side in at_least]
         image.draft(None, tuple(needed if turned else needed[::-1]))  # type: ignore[arg-type]
-    picture = _of_array(_channels(upright(image)), value_range)
+    channels = _channels(upright(image))
+    if low_bytes is not None:
+        low = _channels(upright(low_bytes))
+        channels = channels.astype(np.uint16) * np.uint16(256) + low
+    picture = _of_array(channels, value_range)
     return dataclasses.replace(picture, size=(width, height) if turned else (height, width))
 
 
@@ -215,6 +222,33 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
         return 1
+
+
+def _low_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower bytes of a PNG or TIFF of 16 bits per channel, which Pillow decodes without them.
+
+    The file is opened again and unpacked as if its bytes were in the other order.
+    """
+    tiles = getattr(image, "tile", None)
+    if not tiles or image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA"):
+        return None
+    other = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+    arguments = tiles[0].args
+    rawmode = arguments if isinstance(arguments, str) else arguments[0]
+    channels, _, order = rawmode.partition(";")
+    if channels not in ("RGB", "RGBA") or order not in other:
+        return None
+    file, page = image.fp, image.tell()  # type: ignore[attr-defined]
+    image.load()
+    file.seek(0)
+    again = Image.open(file, formats=[image.format])
+    again.seek(page)
+    swapped = f"{channels};{other[order]}"
+    again.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *arguments[1:]))
+        for tile in again.tile  # type: ignore[attr-defined]
+    ]
+    return again
 
 
 def _deep(image: Image.Image) -> np.ndarray:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from unseg_jax.data.masks import LUMA_RULE, MaskRule
+from unseg_jax.data.truths import LUMA_RULE, MaskRule
 
 
 @dataclasses.dataclass(frozen=True)
