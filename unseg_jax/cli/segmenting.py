@@ -17,7 +17,7 @@ from unseg_jax.cli.console import expand, progress, say
 if TYPE_CHECKING:
     from unseg_jax.data.folders import ImageFile
     from unseg_jax.export.folder import Output, Plan
-    from unseg_jax.export.run import Entry
+    from unseg_jax.export.run import Entry, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,14 +234,18 @@ def run_segmenter(segmenter: Any, plan: Plan, *, as_json: bool = False, quiet: b
     if not quiet:
         # Standard output is for the lines of JSON alone.
         stream = sys.stderr if as_json else sys.stdout
-        print(
-            f"{len(run.done)} of {len(run.entries)} images in {run.seconds:.1f} s, "
-            f"{run.images_per_second:.2f} images a second "
-            f"(and {run.compile_seconds:.1f} s compiling)",
-            file=stream,
-        )
+        print(f"{len(run.done)} of {len(run.entries)} images {_speed(run)}", file=stream)
         print(f"look at {plan.out / folder.REPORT}", file=stream)
     return 1 if run.failed else 0
+
+
+def _speed(run: Run) -> str:
+    if all(entry.reused for entry in run.done):
+        return "are done"
+    return (
+        f"in {run.seconds:.1f} s, {run.images_per_second:.2f} images a second "
+        f"(and {run.compile_seconds:.1f} s compiling)"
+    )
 
 
 def _line(entry: Entry, plan: Plan) -> dict[str, Any]:
