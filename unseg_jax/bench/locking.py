@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from unseg_jax.bench.manifest import foreign_error
+from unseg_jax.bench.ownership import foreign_error
 from unseg_jax.errors import BenchError, WriteError
 
 LOCK = ".unseg_jax.lock"
