@@ -1,8 +1,8 @@
 """Which files of a folder a run wrote itself, so that nothing else is ever replaced or removed.
 
 `manifest.jsonl` lists every file by its name in the folder, size, time and SHA-256. A file is the
-run's own if it is listed and was not changed since; anything else belongs to somebody else, and
-so does what is reached through a link. Lines are written before the files that they name appear,
+run's own if it is listed and was not changed since; everything else is foreign, and
+so is what is reached through a link. Lines are written before the files that they name appear,
 so a killed run owns all that it left behind.
 """
 
@@ -79,7 +79,7 @@ class Manifest:
         )
 
     def owns(self, name: str) -> bool:
-        """Whether a file is there that the run wrote, and nobody changed since."""
+        """Whether a file is there that the run wrote and that was not changed since."""
         path = self.folder / name
         if self._blocked_parent(name) is not None or name not in self._entries:
             return False

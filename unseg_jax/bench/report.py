@@ -248,9 +248,9 @@ def _embed(scores: Scores, thumbnails: Thumbnails) -> tuple[list[tuple[str, str]
         image = thumbnails("image", id)
         if image is None:
             continue
-        found = [image, *(thumbnails(kind, id) for kind in kinds[1:])]
+        encoded = [image, *(thumbnails(kind, id) for kind in kinds[1:])]
         shown[id] = len(pictures)
-        text = "|".join(base64.b64encode(one).decode() if one else "" for one in found)
+        text = "|".join(base64.b64encode(data).decode() if data else "" for data in encoded)
         pictures.append((f"picture-{shown[id]}", text))
     return pictures, shown
 
