@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,6 @@ from PIL import Image
 from unseg_jax.errors import WriteError
 
 _PARTIAL = ".part"
-_LEFTOVER = re.compile(rf"\.[0-9a-f]{{12}}{re.escape(_PARTIAL)}(\..*)?")
 
 
 @contextlib.contextmanager
@@ -46,22 +44,6 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def remove_partials(folder: str | os.PathLike, *, recursive: bool = True) -> None:
-    """Removes what a killed process has left half written; call it only as the sole writer.
-
-    Args:
-        folder: where `atomic` was writing; may be missing.
-        recursive: look into the folders below as well.
-    """
-    for found, folders, names in os.walk(folder):
-        for name in names:
-            if _LEFTOVER.fullmatch(name):
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(found, name))
-        if not recursive:
-            folders.clear()
 
 
 def _write(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:

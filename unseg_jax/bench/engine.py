@@ -34,7 +34,7 @@ _AXIS = "images"
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """What a method found in a batch.
+    """Results of one method on a batch.
 
     Attributes:
         result: host arrays, without the batch's padding; what the method's segmenter finishes.
@@ -62,8 +62,8 @@ class Engine:
     """Runs several methods on batches.
 
     Attributes:
-        segmenters: by the method's name, in the order given.
-        batch_size: images a batch, a multiple of the number of devices.
+        segmenters: by the method's name, in the order of `methods`.
+        batch_size: images per batch, a multiple of the number of devices.
         devices: that the batch is split over.
         compile_seconds: by method, what compiling it and its features took.
     """
@@ -85,7 +85,7 @@ class Engine:
             methods: with different names.
             backbone: name, path, or loaded.
             batch_size, seed, dtype: as for `Segmenter`.
-            record_every: record labels every so many epochs.
+            record_every: epochs between recorded labels; 0 records none.
             explicit: fields that the user chose, which are not fitted to the backbone.
             devices: None takes all local ones.
         """
@@ -142,7 +142,7 @@ class Engine:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """The sizes (height, width) that images are wanted in."""
+        """The sizes (height, width) that the methods take."""
         return sorted({segmenter.method.size for segmenter in self.segmenters.values()})
 
     def weights_digest(self) -> str:
@@ -199,7 +199,7 @@ class Engine:
             self.segmenters[name] = dataclasses.replace(model, **self._options).segmenter()
 
     def shrink(self, count: int) -> None:
-        """Makes batches no larger than so many images, before `compile`: a small set is not
+        """Makes batches no larger than `count` images, before `compile`: a small set is not
         padded far."""
         devices = len(self.devices)
         self.batch_size = min(self.batch_size, -(-count // devices) * devices)
@@ -319,8 +319,8 @@ class Engine:
             jax.block_until_ready(segmenter.run(blank, record_every=self.record_every))
             return max(0.0, first - start - (time.perf_counter() - first))
 
-        def assign(_, given):
-            features, attention = given
+        def assign(_, inputs):
+            features, attention = inputs
             return segment_features(
                 features,
                 segmenter.key,
@@ -335,8 +335,8 @@ class Engine:
         assert group.extract is not None
         width = jax.tree.leaves(group.extract.out_info)[0].shape[-1]  # type: ignore[attr-defined]
         attention = self._shape((nodes,), np.float32) if group.attend is not None else None
-        given = (self._shape((nodes, width), np.float32), attention)
-        self._assign[name], seconds = self._build(assign, None, given)
+        inputs = (self._shape((nodes, width), np.float32), attention)
+        self._assign[name], seconds = self._build(assign, None, inputs)
         return seconds
 
     def _run_group(self, group, pixels, count, outcomes) -> None:
@@ -358,26 +358,26 @@ class Engine:
         shared = time.perf_counter() - start
         for name in group.names:
             start = time.perf_counter()
-            found = map_images(self._assign[name], None, (features, attention))
-            result = jax.device_get(found)
+            output = map_images(self._assign[name], None, (features, attention))
+            result = jax.device_get(output)
             seconds = time.perf_counter() - start
             outcomes[name] = Timed(_cut(result, count), seconds, shared)
 
 
 def _load(methods: Sequence[Method], backbone: str | Backbone, dtype: Any) -> Backbone | None:
     """The one backbone of all methods; None if none works on patches."""
-    wanted = {method.backbone for method in methods if method.nodes == "patches"}
-    if not wanted or isinstance(backbone, Backbone):
+    backbones = {method.backbone for method in methods if method.nodes == "patches"}
+    if not backbones or isinstance(backbone, Backbone):
         return backbone if isinstance(backbone, Backbone) else None
     if backbone == "auto":
         # "auto" leaves the choice open: it follows a method that was measured with one backbone.
-        wanted = wanted - {"auto"} or wanted
-        if len(wanted) > 1:
+        backbones = backbones - {"auto"} or backbones
+        if len(backbones) > 1:
             raise ValueError(
-                f"the methods have different backbones ({', '.join(sorted(wanted))}): choose one "
-                f"for all by --backbone, or run them one at a time."
+                f"the methods have different backbones ({', '.join(sorted(backbones))}): choose "
+                f"one for all with --backbone, or run them one at a time."
             )
-        (backbone,) = wanted
+        (backbone,) = backbones
     return load_backbone(backbone, dtype=dtype)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from unseg_jax.bench.manifest import foreign_error
+from unseg_jax.bench.ownership import foreign_error
 from unseg_jax.errors import BenchError, WriteError
 
 LOCK = ".unseg_jax.lock"
@@ -20,7 +20,7 @@ class RunLock:
         """Makes the folder if missing, and takes it.
 
         Raises:
-            BenchError: another process has it, or a file of somebody else has the lock's name.
+            BenchError: another process has it, or a foreign file has the lock's name.
             WriteError: the folder cannot be written.
         """
         path = folder / LOCK
@@ -28,7 +28,7 @@ class RunLock:
             folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 state = os.lstat(path)
-                # The lock is an empty file; whatever else has this name is not touched.
+                # The lock is an empty file; anything else of this name is not touched.
                 if not stat.S_ISREG(state.st_mode) or state.st_size:
                     raise foreign_error(path)
             self._lock: FileLock | None = FileLock(path, timeout=0, thread_local=False)

@@ -1,8 +1,8 @@
 """Which files of a folder a run wrote itself, so that nothing else is ever replaced or removed.
 
 `manifest.jsonl` lists every file by its name in the folder, size, time and SHA-256. A file is the
-run's own if it is listed and was not changed since; anything else belongs to somebody else, and
-so does what is reached through a link. Lines are written before the files that they name appear,
+run's own if it is listed and was not changed since; everything else is foreign, and
+so is what is reached through a link. Lines are written before the files that they name appear,
 so a killed run owns all that it left behind.
 """
 
@@ -20,81 +20,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unseg_jax.bench.journal import Journal, is_journal, seal, unseal
-from unseg_jax.errors import BenchError, WriteError
+from unseg_jax.bench.journal import Journal, seal
+from unseg_jax.bench.ownership import Entries, Stamp, foreign_error, is_own, parse_manifest
+from unseg_jax.errors import WriteError
 
 MANIFEST = "manifest.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class Stamp:
-    """A file as it was written.
-
-    Attributes:
-        size: in bytes.
-        mtime_ns: time of its last change, in nanoseconds since 1970.
-        sha256: of its content, in hexadecimal digits.
-    """
-
-    size: int
-    mtime_ns: int
-    sha256: str
-
-
-Entries = dict[str, "set[Stamp] | None"]
-"""Name → the stamps that a file of this name had; None for a journal, whose lines are checked."""
-
-
-def parse_manifest(lines: Iterable[bytes]) -> tuple[str, Entries]:
-    """The token and the entries of a manifest.
-
-    Lines that cannot be read are left out: what they named is then not owned, which is safe.
-
-    Returns:
-        The token, "" if the lines are of no manifest, and the entries by name.
-    """
-    token, entries = "", {}
-    for line in lines:
-        try:
-            value = unseal(line.decode())
-            if not token:
-                token = str(value["token"])
-            elif value.get("journal"):
-                entries[value["name"]] = None
-            else:
-                stamp = Stamp(value["size"], value["mtime_ns"], value["sha256"])
-                entries.setdefault(value["name"], set()).add(stamp)
-        except (ValueError, KeyError, AttributeError):
-            if not token:
-                return "", {}
-    return token, entries
-
-
-def is_own(entries: Entries, name: str, content: bytes) -> bool:
-    """Whether a file has the content that its entry in a manifest says.
-
-    Args:
-        entries: see `parse_manifest`.
-        name: of the file in the run's folder.
-        content: of the file that is there by that name.
-    """
-    if name not in entries:
-        return False
-    stamps = entries[name]
-    if stamps is None:
-        return is_journal(content.splitlines(keepends=True))
-    if all(stamp.size != len(content) for stamp in stamps):
-        return False
-    digest = hashlib.sha256(content).hexdigest()
-    return any(stamp.sha256 == digest for stamp in stamps)
-
-
-def foreign_error(path: object) -> BenchError:
-    """The error for a file that is in the way and not the run's own."""
-    return BenchError(
-        f"{path} was not written by this run, or was changed since, and is kept: move it away, "
-        f"or choose another --out."
-    )
 
 
 class Manifest:
@@ -149,7 +79,7 @@ class Manifest:
         )
 
     def owns(self, name: str) -> bool:
-        """Whether a file is there that the run wrote, and nobody changed since."""
+        """Whether a file is there that the run wrote and that was not changed since."""
         path = self.folder / name
         if self._blocked_parent(name) is not None or name not in self._entries:
             return False

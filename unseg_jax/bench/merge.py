@@ -28,7 +28,7 @@ from unseg_jax.errors import BenchError
 
 
 def merge(path: Path, *, partial: bool = False) -> dict[str, Any]:
-    """Makes the run in a folder from the shards in it; as often as wanted.
+    """Makes the run in a folder from the shards in it; can be repeated.
 
     Args:
         path: holds `shard-I-of-N/`.

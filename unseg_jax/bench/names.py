@@ -16,7 +16,7 @@ def file_stem(id: str) -> str:
     >>> file_stem("bird-003")
     'bird-003'
     >>> file_stem("../a")
-    '__a~7b8c5a5d2d1e'
+    '_a~61b4c98bfb92'
     """
     safe = "".join("_" if _is_unsafe(character) else character for character in id)
     safe = safe.lstrip(".").rstrip(". ")

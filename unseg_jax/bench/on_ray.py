@@ -1,6 +1,6 @@
 """A run on a cluster: Ray Data decodes in tasks and segments in a pool of actors.
 
-The driver alone writes: what workers find comes back to it, so that a worker may be killed at
+The driver alone writes: results of the workers come back to it, so that a worker may be killed at
 any moment. Ray then does its batch again elsewhere, and the ledger keeps each image to one record.
 """
 
@@ -125,7 +125,7 @@ def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Tim
     blocks = min(_BLOCKS, -(-len(rows) // engine.batch_size))
     actors = max(1, min(settings.actors, blocks))
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    found = (
+    answers = (
         ray.data.from_items(rows, override_num_blocks=blocks)
         .map(_Prepare(preparer))
         .map_batches(
@@ -139,7 +139,7 @@ def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Tim
         )
     )
     by_id = {item.id: item for item in items}
-    for row in found.iter_rows():
+    for row in answers.iter_rows():
         answer = pickle.loads(row["answer"])
         with plain_errors():
             batch = [by_id[id] for id in answer["ids"]]

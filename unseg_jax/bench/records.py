@@ -2,9 +2,9 @@
 
 ```
 DIR/config.json       what the run is; a run with another config may not go on with it
-    per_image.jsonl   a line an image and method, appended a batch at a time and synced to disk
-    sessions.jsonl    a line for every time the run was worked on: timing, versions, device
-    manifest.jsonl    a line for every file that the run wrote: nothing else is ever removed
+    per_image.jsonl   one line per image and method, appended a batch at a time and synced to disk
+    sessions.jsonl    one line for every time the run was worked on: timing, versions, device
+    manifest.jsonl    one line for every file that the run wrote: nothing else is ever removed
     summary.json      made from the above, so it can be made again at any time
     report.html       likewise
     masks/METHOD/ID.png                            with --save-masks
@@ -87,7 +87,7 @@ class RunFolder:
             is_unchanged: called with a record; false if its image or mask is another now.
 
         Raises:
-            BenchError: a run is there and may not be gone on with, another process writes it, or
+            BenchError: a run is there that must not be resumed, another process writes it, or
                 files are in the way that the run did not write.
             WriteError: the folder cannot be written.
         """
@@ -101,7 +101,7 @@ class RunFolder:
                 _check_no_records(path, overwrite)
             elif not (resume or overwrite):
                 raise BenchError(
-                    f"{path} holds a run already: go on with it by --resume, replace it by "
+                    f"{path} holds a run already: continue it with --resume, replace it with "
                     f"--overwrite, or choose another --out."
                 )
             if overwrite or not (path / CONFIG).exists():
@@ -197,7 +197,7 @@ def clear(manifest: Manifest) -> None:
     manifest.check_free(FILES)
     manifest.check_folders(FOLDERS)
     manifest.sweep()
-    # Records first and the config last: a half-removed run can be removed or gone on with.
+    # Records first and the config last: a half-removed run can be removed or resumed.
     names = manifest.names()
     manifest.remove([RECORDS, *(name for name in names if name not in (RECORDS, CONFIG))])
     manifest.remove([CONFIG])
@@ -207,13 +207,13 @@ def clear(manifest: Manifest) -> None:
 def _check_no_records(path: Path, overwrite: bool) -> None:
     if (path / RECORDS).exists() and (path / RECORDS).stat().st_size and not overwrite:
         raise BenchError(
-            f"{path / RECORDS} has no {CONFIG} beside it, so nobody knows what it was made with: "
-            f"put that file back, or begin anew by --overwrite."
+            f"{path / RECORDS} has no {CONFIG} beside it, so its settings are unknown: "
+            f"put that file back, or start again with --overwrite."
         )
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a run's `config.json`, whatever is in it.
+    """The JSON object in a run's `config.json`, not checked any further.
 
     Raises:
         BenchError: no run there, or one that cannot be read.

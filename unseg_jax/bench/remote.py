@@ -22,7 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from unseg_jax.bench.journal import is_journal
-from unseg_jax.bench.manifest import MANIFEST, Entries, foreign_error, is_own, parse_manifest
+from unseg_jax.bench.manifest import MANIFEST
+from unseg_jax.bench.ownership import Entries, foreign_error, is_own, parse_manifest
 from unseg_jax.bench.records import CONFIG, FILES, FOLDERS, RECORDS
 from unseg_jax.errors import BenchError, WriteError
 
@@ -297,7 +298,7 @@ class Remote:
                 raise foreign_error(f"{self._name}/{MANIFEST}")
 
     def _is_own(self, name: str) -> bool:
-        """Whether a file there was written by this run, and by nobody since."""
+        """Whether a file there was written by this run, and not changed since."""
         self._check_links(name)
         if name in self._mine:
             return True
@@ -390,7 +391,7 @@ class Remote:
 
 
 def _is_alive(process: Any) -> bool:
-    """Whether a process of this machine runs; true where nobody can tell."""
+    """Whether a process of this machine runs; true where that is unknown."""
     if not isinstance(process, int) or os.name == "nt":
         return True
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from unseg_jax.bench.comparison import best_values, difference_matrix, signed
 from unseg_jax.bench.config import identity
 from unseg_jax.bench.manifest import Manifest
 from unseg_jax.bench.names import file_stem
@@ -179,7 +180,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["score"] = _score
+    environment.filters |= {"score": _score, "signed": signed}
     environment.globals |= {"series_style": charts.series_style}
     return environment.get_template("report.html").render(
         summary=summary,
@@ -187,7 +188,8 @@ def render(
         protocol=protocol,
         columns=_columns(summary),
         published=published,
-        rows=_rows(summary, published),
+        best=best_values(summary, [key for key, _, _ in _COLUMNS]),
+        matrix=difference_matrix(summary),
         methods=scores.methods,
         histograms=_histograms(summary, scores, protocol),
         curves=charts.curves(curves, scores.methods) if curves else None,
@@ -219,20 +221,6 @@ def _has(value: Any) -> bool:
     return value[0] is not None if isinstance(value, list) else value is not None
 
 
-def _rows(
-    summary: Mapping[str, Any], published: Sequence[PublishedScore]
-) -> list[tuple[str, Mapping[str, Any] | None, PublishedScore | None]]:
-    """(name, measured here or None, published or None): each method before its papers."""
-    rows: list[tuple[str, Mapping[str, Any] | None, PublishedScore | None]] = []
-    for name, method in summary["methods"].items():
-        rows.append((name, method, None))
-        rows += [(name, None, score) for score in published if score.method == name]
-    rows += [
-        (score.system, None, score) for score in published if score.method not in summary["methods"]
-    ]
-    return rows
-
-
 def _histograms(
     summary: Mapping[str, Any], scores: Scores, protocol: Protocol
 ) -> list[tuple[str, Any, Mapping[str, Any]]]:
@@ -260,9 +248,9 @@ def _embed(scores: Scores, thumbnails: Thumbnails) -> tuple[list[tuple[str, str]
         image = thumbnails("image", id)
         if image is None:
             continue
-        found = [image, *(thumbnails(kind, id) for kind in kinds[1:])]
+        encoded = [image, *(thumbnails(kind, id) for kind in kinds[1:])]
         shown[id] = len(pictures)
-        text = "|".join(base64.b64encode(one).decode() if one else "" for one in found)
+        text = "|".join(base64.b64encode(data).decode() if data else "" for data in encoded)
         pictures.append((f"picture-{shown[id]}", text))
     return pictures, shown
 
@@ -296,7 +284,7 @@ def _data(scores: Scores, listed: Sequence[int], shown: Mapping[str, int]) -> di
 
 
 def _script(value: Any) -> Any:
-    """JSON that can stand in a script element whatever its strings hold."""
+    """JSON that is safe in a script element."""
     from markupsafe import Markup
 
     return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))

@@ -55,10 +55,10 @@ def rescore(source: Path, out: Path, protocol: str, data: str | None = None) -> 
     """
     config = read_config(source)
     own = Protocol(**config["protocol"])
-    wanted = resolve_protocol(protocol)
-    if wanted.crop != own.crop:
+    target = resolve_protocol(protocol)
+    if target.crop != own.crop:
         raise BenchError(
-            f"{source} was made under the protocol '{own.name}', and '{wanted.name}' crops images "
+            f"{source} was made under the protocol '{own.name}', and '{target.name}' crops images "
             "otherwise before they are segmented: run the benchmark with it."
         )
     if (out / CONFIG).exists():
@@ -76,8 +76,8 @@ def rescore(source: Path, out: Path, protocol: str, data: str | None = None) -> 
     check_out(out, data, dataset.items)
     Manifest(out).check_free(FILES)
     items = {item.id: item for item in dataset.items}
-    records = list(_rescored(source, dataset, items, wanted))
-    config |= {"protocol": dataclasses.asdict(wanted), "every": 0, "data": data}
+    records = list(_rescored(source, dataset, items, target))
+    config |= {"protocol": dataclasses.asdict(target), "every": 0, "data": data}
     run = identity(config)
     lines = seal_lines({**record, "run": run} for record in records)
     with RunLock(out), Manifest(out) as manifest:

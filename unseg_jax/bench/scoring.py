@@ -54,23 +54,22 @@ def _iou(mask: np.ndarray, truth: Truth) -> float:
     return metrics.iou(truth.known(mask), truth.known(truth.mask))
 
 
-def score(found: Segmentation, truth: Truth, protocol: Protocol) -> dict[str, Any]:
+def score(segmentation: Segmentation, truth: Truth, protocol: Protocol) -> dict[str, Any]:
     """All of `SCORES`, and whether the mask was inverted for them.
 
-    NMI and ARI compare the found parts with the two regions of the truth.
+    NMI and ARI compare the predicted parts with the two regions of the truth.
 
     Args:
-        found: at the truth's size.
+        segmentation: at the truth's size.
         truth: of that size; its void pixels are left out of every score.
         protocol: whether to flip.
     """
-    regions = truth.mask.view(
-        np.uint8
-    )  # numbers, which are counted several times faster than bools
+    # Numbers are counted several times faster than bools.
+    regions = truth.mask.view(np.uint8)
     return {
-        **score_mask(found.mask, found.box, truth, protocol),
-        "nmi": metrics.nmi(found.labels, regions, truth.valid),
-        "ari": metrics.ari(found.labels, regions, truth.valid),
+        **score_mask(segmentation.mask, segmentation.box, truth, protocol),
+        "nmi": metrics.nmi(segmentation.labels, regions, truth.valid),
+        "ari": metrics.ari(segmentation.labels, regions, truth.valid),
     }
 
 
@@ -131,22 +130,24 @@ def iou_by_epoch(
     return values
 
 
-def make_record(found: Segmentation, truth: Truth | None, protocol: Protocol) -> dict[str, Any]:
+def make_record(
+    segmentation: Segmentation, truth: Truth | None, protocol: Protocol
+) -> dict[str, Any]:
     """The record of an image that was segmented; scores are null without a truth."""
     scores = (
         dict.fromkeys((*SCORES, F_EVERYTHING, "flipped"))
         if truth is None
-        else score(found, truth, protocol)
+        else score(segmentation, truth, protocol)
     )
     return {
-        "id": found.id,
-        "method": found.method,
+        "id": segmentation.id,
+        "method": segmentation.method,
         **{name: rounded(value) for name, value in scores.items()},
-        "box": found.box,
-        "num_clusters": found.num_clusters,
-        "loss": rounded(found.loss),
-        "confidence": rounded(found.confidence),
-        "size": list(found.mask.shape),
+        "box": segmentation.box,
+        "num_clusters": segmentation.num_clusters,
+        "loss": rounded(segmentation.loss),
+        "confidence": rounded(segmentation.confidence),
+        "size": list(segmentation.mask.shape),
         "error": None,
     }
 
