@@ -35,7 +35,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from unseg_jax import metrics
-    from unseg_jax.api import segment
+    from unseg_jax.api import Segmenter, segment
     from unseg_jax.backbones import Backbone, from_callable, list_backbones, load_backbone
     from unseg_jax.clustering import graphs, layers, losses
     from unseg_jax.clustering.graphs import Graph
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from unseg_jax.methods import Method, list_methods
     from unseg_jax.postprocess import Object
     from unseg_jax.segmentation import Segmentation
-    from unseg_jax.segmenter import Segmenter, make_segment_fn
+    from unseg_jax.segmenter import make_segment_fn
     from unseg_jax.serving import export_segment_fn
 
 # Public name → the module that holds it. A module is imported when one of its names is first used:
 # flax and optax take as long to import as JAX itself, and not every program needs them.
 _HOMES = {
-    "segment": "api",
+    **dict.fromkeys(("Segmenter", "segment"), "api"),
     **dict.fromkeys(("Backbone", "from_callable", "list_backbones", "load_backbone"), "backbones"),
     "Graph": "clustering.graphs",
     **dict.fromkeys(("Clustering", "cluster"), "clustering.loop"),
@@ -67,7 +67,7 @@ _HOMES = {
     "Object": "postprocess",
     "Segmentation": "segmentation",
     **dict.fromkeys(("Method", "list_methods"), "methods"),
-    **dict.fromkeys(("Segmenter", "make_segment_fn"), "segmenter"),
+    "make_segment_fn": "segmenter",
 }
 # Public modules, and where each lies.
 _MODULES = {

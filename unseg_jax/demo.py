@@ -25,10 +25,6 @@ PHOTOGRAPHS = (
 )
 """Photographs in scikit-image's own package folder, all free to use."""
 
-METHOD = "deepcut-cc"
-SETTINGS = {"image_size": 490, "epochs": 100, "refine": "bilateral"}
-"""Finer than the published 280 pixels and 10 epochs: 35 x 35 patches of DINOv2, for show."""
-
 
 def photographs() -> list[Path]:
     """The paths of `PHOTOGRAPHS` that the installed scikit-image holds."""
@@ -49,20 +45,14 @@ def run(out: Path, picture: Path | None = None) -> int:
         The exit code: 0 if all went well.
     """
     from unseg_jax.cache import enable_compilation_cache
-    from unseg_jax.cli.segmenting import run_segmenter
-    from unseg_jax.data.folders import find_images
-    from unseg_jax.export.folder import Output, plan_run
-    from unseg_jax.files import check_writable
-    from unseg_jax.segmenter import Segmenter
+    from unseg_jax.cli.segmenting import Choice, segment_paths
+    from unseg_jax.export.folder import Output
 
-    images = find_images(photographs(), out=out)
-    plan = plan_run(images, out, Output(("png", "coco")), {"method": METHOD, **SETTINGS})
-    check_writable(out)
     enable_compilation_cache()
-    segmenter = Segmenter(METHOD, batch_size=4, **SETTINGS) if plan.todo else None
-    code = run_segmenter(segmenter, plan)
-    settings = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SETTINGS.items())
-    print(f"for your own images: unseg-jax segment PATH... --method {METHOD} {settings}")
+    choice = Choice(None, "auto", "auto", 0, 4, "float32", {})
+    paths = [str(path) for path in photographs()]
+    code = segment_paths(paths, out, choice, Output(("png", "coco")))
+    print("for your own images: unseg-jax segment PATH...")
     if picture is not None:
         write_picture(out, picture)
         print(f"all of them in one picture: {picture}")

@@ -1,4 +1,4 @@
-"""Images in, masks out: `Segmenter` and the pure function under it, `make_segment_fn`.
+"""Images in, masks out: segmenters of batches, and the pure function under it, `make_segment_fn`.
 
 The device does everything from pixels to labels of patches in one compiled program; the host
 decodes the next batch meanwhile and turns the last one's labels into masks.
@@ -57,9 +57,9 @@ class _Decoded(NamedTuple):
 class BatchSegmenter:
     """Runs a method over batches of images, read ahead of the device and finished behind it.
 
-    `Segmenter` starts each image from fresh parameters; `collective.applying.ModelSegmenter` from
-    a model that was fitted on a set. Programs are compiled once for each shape of batch, and on a
-    CPU once for all.
+    `ImageSegmenter` starts each image from fresh parameters, `collective.applying.ModelSegmenter`
+    from a model that was fitted on a set. Programs are compiled once for each shape of batch, and
+    on a CPU once for all.
 
     Attributes:
         method: the `Method`, with a stride that fits the backbone.
@@ -408,7 +408,7 @@ class BatchSegmenter:
         return map_images(lambda _, regions: program(regions), None, regions, self.map)[0]
 
 
-class Segmenter(BatchSegmenter):
+class ImageSegmenter(BatchSegmenter):
     """Segments images one by one: every image starts from the same fresh parameters.
 
     Example:
@@ -416,7 +416,7 @@ class Segmenter(BatchSegmenter):
 
         >>> image = np.full((64, 64, 3), 40, np.uint8)
         >>> image[20:44, 20:44] = (220, 60, 60)
-        >>> segmenter = Segmenter("spectral-ncut", image_size=64)
+        >>> segmenter = ImageSegmenter("spectral-ncut", image_size=64)
         >>> (result,) = segmenter(image)
         >>> result.mask.shape, bool(result.mask[32, 32]), bool(result.mask[0, 0])
         ((64, 64), True, False)

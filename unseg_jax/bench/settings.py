@@ -19,7 +19,7 @@ GRID = tuple(
 )
 """The course project's grid of losses and layers, as `--method grid`."""
 
-_ALIASES = {"all": tuple(METHODS), "grid": GRID}
+_ALIASES = {"all": tuple(METHODS), "grid": GRID, "auto": ("collective",)}
 
 
 _RUN = "The run"

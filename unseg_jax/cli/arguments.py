@@ -10,7 +10,7 @@ import typer
 from unseg_jax.cli.options import overrides_from
 
 MethodOption = Annotated[
-    str, typer.Option("--method", "-m", help="A name that `unseg-jax methods` prints.")
+    str, typer.Option("--method", "-m", help="auto, or a name that `unseg-jax methods` prints.")
 ]
 BackboneOption = Annotated[
     str,

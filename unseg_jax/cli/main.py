@@ -110,7 +110,7 @@ def segment(
         Path | None,
         typer.Option("--model", help="A model from `unseg-jax fit`, with its own method."),
     ] = None,
-    method: MethodOption = "deepcut",
+    method: MethodOption = "auto",
     backbone: BackboneOption = "auto",
     k: ClustersOption = None,
     image_size: SizeOption = None,

@@ -54,15 +54,34 @@ class Choice:
         """
         from unseg_jax.methods import resolve
 
-        resolve(self.method, **self.overrides)
+        if self.method != "auto":
+            resolve(self.method, **self.overrides)
+        elif self.model is None:
+            resolve("deepcut", **self.overrides)
         if self.model is None:
             return
         others = [name for name in self.overrides if name != "epochs"]
-        others += ["method"] if self.method != "deepcut" else []
+        others += ["method"] if self.method != "auto" else []
         if others:
             raise typer.BadParameter(
                 f"--model brings its own method; leave out {', '.join(others)}, or fit with them."
             )
+
+    def settled(self, count: int) -> Choice:
+        """What "auto" is for so many images; said in one line."""
+        if self.method != "auto" or self.model is not None:
+            return self
+        if self.overrides:
+            names = ", ".join(self.overrides)
+            say(f"auto: '{names}' is a setting of the published methods, so 'deepcut' is taken.")
+            return dataclasses.replace(self, method="deepcut")
+        from unseg_jax.collective.auto import SET_SIZE, explain_choice
+        from unseg_jax.collective.ready import READY_MODEL
+
+        say(explain_choice(count))
+        if count >= SET_SIZE:
+            return dataclasses.replace(self, method="collective")
+        return dataclasses.replace(self, model=READY_MODEL)
 
     def settings(self, images: Sequence[ImageFile]) -> dict[str, Any]:
         """Plain values that decide what is found: what two runs into one folder must share."""
@@ -110,10 +129,6 @@ class Choice:
         if resolved.learns_from_set:
             from unseg_jax.cli.fitting import fit_with_bar
 
-            say(
-                f"fitting {resolved.name} on these {len(images)} images; "
-                "`unseg-jax fit` keeps a model"
-            )
             return fit_with_bar(
                 [image.source for image in images],
                 quiet=quiet,
@@ -126,9 +141,9 @@ class Choice:
                 dtype=self.dtype,
                 **self.overrides,
             ).segmenter()
-        from unseg_jax.segmenter import Segmenter
+        from unseg_jax.segmenter import ImageSegmenter
 
-        return Segmenter(
+        return ImageSegmenter(
             self.method,
             backbone=self.backbone,
             batch_size=self.batch_size,
@@ -174,6 +189,7 @@ def segment_paths(
     images = find_images(expand(paths), recursive=output.recursive, out=out, page=page)
     for message in images.left_out:
         say(message)
+    choice = choice.settled(len(images))
     settings = choice.settings(images)
     plan = plan_run(images, out, output, settings, overwrite=overwrite)
     if dry_run:

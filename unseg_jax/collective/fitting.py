@@ -21,7 +21,7 @@ from unseg_jax.clustering.loop import cluster_batch, dropout_seeds
 from unseg_jax.collective import evidence, shared_head
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.data.folders import find_images
-from unseg_jax.data.images import as_iterable, load_image
+from unseg_jax.data.images import as_iterable, read_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method, resolve
@@ -52,6 +52,7 @@ def fit(
     max_images: int = 512,
     dtype: str = "float32",
     on_image: Callable[[int, int], Any] | None = None,
+    value_range: tuple[float, float] | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
     """Fits one model on a set of unlabelled images.
@@ -69,6 +70,7 @@ def fit(
         batch_size: images on the device at a time.
         max_images: the evidence is fitted on at most this many images, drawn at random.
         dtype: of the backbone.
+        value_range: of deep images; see `unseg_jax.data.read_image`.
         on_image: called as images are read, with how many of the pass are and of how many.
         **overrides: fields of `Method`.
 
@@ -102,7 +104,9 @@ def fit(
         )
     resolved, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
     assert loaded is not None
-    reader = Reader(BatchSegmenter(resolved, loaded, batch_size=batch_size), sources, on_image)
+    segmenter = BatchSegmenter(resolved, loaded, batch_size=batch_size)
+    segmenter.value_range = value_range
+    reader = Reader(segmenter, sources, on_image)
     if by_evidence:
         found = fit_evidence(
             reader,
@@ -154,7 +158,8 @@ class Reader:
         self.read = 0
 
         def prepare(index):
-            return self.segmenter.prepare(load_image(self.sources[index]))
+            picture = read_image(self.sources[index], value_range=self.segmenter.value_range)
+            return self.segmenter.prepare(picture.pixels)
 
         with contextlib.closing(batches(chosen, prepare, self.segmenter.batch_size)) as loaded:
             seen = 0

@@ -27,7 +27,7 @@ from unseg_jax.errors import ImageError
 from unseg_jax.export import drawing
 from unseg_jax.methods import Method, override
 from unseg_jax.postprocess import foreground_labels, refine_labels, upsample_labels
-from unseg_jax.segmenter import Segmenter
+from unseg_jax.segmenter import ImageSegmenter
 from unseg_jax.video.frames import Frames, check_target, open_frames, write_frames
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def segment_video(
     if out is not None:
         check_target(source, out)
     frames = open_frames(source)
-    segmenter = Segmenter(method, num_clusters=num_clusters, **options)
+    segmenter = ImageSegmenter(method, num_clusters=num_clusters, **options)
     _check(segmenter.method)
     if not 0 <= memory < 1:
         raise ValueError(f"memory={memory} must lie in [0, 1).")
