@@ -108,7 +108,7 @@ def segment_features(
     if mask is None:
         mask = jnp.ones(features.shape[:2], bool)
     patch_grid = grid if index_map is None else None
-    found = cluster_batch(
+    clustering = cluster_batch(
         features,
         adjacency,
         mask,
@@ -133,24 +133,24 @@ def segment_features(
             class_attention=None if attention is None else spread(attention, index_map),
         )
 
-    voted = jax.vmap(vote)(found.labels, index_map, class_attention)
-    used = jax.nn.one_hot(found.labels, method.num_clusters, dtype=bool) & mask[..., None]
+    voted = jax.vmap(vote)(clustering.labels, index_map, class_attention)
+    used = jax.nn.one_hot(clustering.labels, method.num_clusters, dtype=bool) & mask[..., None]
     num_clusters = used.any(1).sum(-1).astype(jnp.int32)
-    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(found.assignments).all((1, 2))
+    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(clustering.assignments).all((1, 2))
     foreground = voted > 0
     if method.parts:
         voted, num_clusters = _split(features, voted, key, method, grid, patch_grid, map)
     history = None
     if record_every:
         over_time = jax.vmap(jax.vmap(vote, (0, None, None)))
-        history = over_time(found.history, index_map, class_attention)
-    margins = _margins(found.assignments)
+        history = over_time(clustering.history, index_map, class_attention)
+    margins = _margins(clustering.assignments)
     confidence = jnp.where(mask, margins, 0.0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
     clarity = jax.vmap(spread)(margins, index_map)
     result = PatchResult(
-        voted, foreground, num_clusters, found.losses, confidence, finite, history, clarity
+        voted, foreground, num_clusters, clustering.losses, confidence, finite, history, clarity
     )
-    return result, found.params
+    return result, clustering.params
 
 
 def _split(features, voted, key, method, grid, patch_grid, map):
@@ -163,10 +163,10 @@ def _split(features, voted, key, method, grid, patch_grid, map):
     def stage(part, clusters, epochs, first):
         inner = override(method, num_clusters=clusters, epochs=epochs, parts=0)
         mask = labels == part
-        found = cluster_batch(
+        clustering = cluster_batch(
             features, None, mask, None, key, method=inner, grid=patch_grid, map=map
         )
-        ranked = jax.vmap(functools.partial(_rank, count=clusters))(found.labels, mask)
+        ranked = jax.vmap(functools.partial(_rank, count=clusters))(clustering.labels, mask)
         return jnp.where(mask, first + ranked, 0)
 
     result = stage(1, method.parts, method.parts_epochs, 1)
