@@ -69,6 +69,7 @@ lint:
 	@$(call environment,test,$(TEST_EXTRAS))
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types:
 	@$(call environment,test,$(TEST_EXTRAS))

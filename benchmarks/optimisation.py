@@ -250,5 +250,20 @@ def table(result: dict) -> str:
     return f"{common.table(header, rows)}\n\n{note}"
 
 
+def short_table(result: dict) -> str:
+    """One row per head: the published loop, the best dense PyTorch, ours, and the ratios."""
+    rows = []
+    for name, head in result["heads"].items():
+        medians = {kind: times["median"] for kind, times in head["epoch"].items()}
+        ours = min(value for kind, value in medians.items() if kind.startswith("jax"))
+        dense = [v for k, v in medians.items() if k.startswith(("dense", "compiled"))]
+        best = min(dense) if dense else None
+        times = (medians.get("pyg"), best, ours)
+        ratios = (common.ratio(medians.get("pyg"), ours), common.ratio(best, ours))
+        rows.append([name, head["nodes"], *map(common.seconds, times), *ratios])
+    header = ["epoch of one image", "N", "published loop", "best dense PyTorch", "unseg_jax"]
+    return common.table([*header, "× published", "× best dense"], rows)
+
+
 if __name__ == "__main__":
     main()

@@ -5,13 +5,14 @@ by the table of benchmarks/results/NAME.json, where NAME is that of a benchmark,
 the like for what it gave elsewhere. `NAME` may also be
 
 * `versus_reference/quality`: the IoU part of that result;
+* `optimisation/short`: of each head the published loop, the best dense PyTorch and ours;
 * `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
   match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method;
 * `methods`: the registry, one row a method, as `unseg-jax methods` prints it;
 * `methods/GLOB`: of those that match, one row a method and one column a data set, with mIoU under
   `honest` and under `published`.
 
-    python benchmarks/tables.py                 # README.md
+    python benchmarks/tables.py                 # README.md and benchmarks/README.md
     python benchmarks/tables.py --check         # fails if a table is out of date
     python benchmarks/tables.py --keep-summary runs/horses/summary.json --as horses
 """
@@ -34,7 +35,8 @@ _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", type=Path, default=[common.ROOT / "README.md"])
+    pages = [common.ROOT / "README.md", common.ROOT / "benchmarks" / "README.md"]
+    parser.add_argument("files", nargs="*", type=Path, default=pages)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
     parser.add_argument("--keep-summary", type=Path, help="a summary.json to keep as a result")
     parser.add_argument("--as", dest="name", help="the name it is kept under")
@@ -82,7 +84,7 @@ def render(name: str, results: Path = common.RESULTS) -> str:
     if not path.is_file():
         raise SystemExit(f"no result {path.name}: run python benchmarks/{benchmark}.py first.")
     result = json.loads(path.read_text())
-    body = _quality(result) if part == "quality" else _TABLES[benchmark](result)
+    body = _PARTS.get(name, _TABLES[benchmark])(result)
     return f"{body}\n\n{provenance(result)}"
 
 
@@ -175,16 +177,20 @@ def _methods(folder: Path, pattern: str) -> str:
             cell[scores["protocol"]] = scores["miou"]
     if not cells:
         raise SystemExit(f"no kept summary matches bench/{pattern}; see --keep-summary.")
-    header = ["mIoU, honest / published", *(f"{name}, {n} images" for name, n in names.items())]
+    used = {protocol for row in cells.values() for cell in row.values() for protocol in cell}
+    protocols = [protocol for protocol in ("honest", "published") if protocol in used]
+    header = [f"mIoU, {' / '.join(protocols)}"]
+    header += [f"{name}, {count} images" for name, count in names.items()]
     rows = [
-        [method, *(_both(row.get(name, {})) for name in names)] for method, row in cells.items()
+        [method, *(_cell(row.get(name, {}), protocols) for name in names)]
+        for method, row in cells.items()
     ]
     return common.table(header, rows)
 
 
-def _both(cell: dict[str, float]) -> str:
-    values = [cell.get(protocol) for protocol in ("honest", "published")]
-    if values == [None, None]:
+def _cell(scores: dict[str, float], protocols: list[str]) -> str:
+    values = [scores.get(protocol) for protocol in protocols]
+    if all(value is None for value in values):
         return "–"
     return " / ".join("–" if value is None else f"{100 * value:.1f}" for value in values)
 
@@ -215,6 +221,12 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("/", "~", "../")):
         return Path(value).name
     return value
+
+
+_PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "versus_reference/quality": _quality,
+    "optimisation/short": optimisation.short_table,
+}
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def find_circle(imports: dict[str, set[str]]) -> list[str]:
         path.append(module)
         for target in sorted(imports[module]):
             if state.get(target) == "open":
-                return path[path.index(target) :] + [target]
+                return [*path[path.index(target) :], target]
             if target not in state and (circle := visit(target)):
                 return circle
         path.pop()
