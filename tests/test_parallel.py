@@ -86,3 +86,39 @@ def test_several_devices_get_the_batch_whole():
         [sys.executable, "-c", code], env=os.environ | flags, capture_output=True, text=True
     )
     assert found.stdout.strip() == "[4 2]", found.stderr
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import unseg_jax as us
+
+fn, params = us.make_segment_fn("deepcut", sys.argv[1], image_size=32, epochs=3)
+mesh = Mesh(np.array(jax.devices()), ("images",))
+pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+split = jax.device_put(pixels, NamedSharding(mesh, PartitionSpec("images")))
+whole = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+compiled = fn.lower(whole, split).compile()
+text = compiled.as_text()
+assert "all-gather" not in text and "all-to-all" not in text, "gathered"
+labels = compiled(whole, split)
+assert labels.sharding.spec[0] == "images", labels.sharding
+assert {part.data.shape for part in labels.addressable_shards} == {(2, 4, 4)}
+one = us.make_segment_fn("deepcut", sys.argv[1], image_size=32, epochs=3, map="loop")[0]
+print("equal", np.mean(np.asarray(labels) == one(params, pixels)))
+# The check can fail: a loop over the images does gather them.
+print("loop gathers", "all-gather" in one.lower(whole, split).compile().as_text())
+"""
+
+
+def test_a_sharded_batch_is_not_gathered(tiny_weights):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    found = subprocess.run(
+        [sys.executable, "-c", SHARDED, str(tiny_weights)],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines() == ["equal 1.0", "loop gathers True"]

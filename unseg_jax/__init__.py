@@ -15,6 +15,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "cluster",
+    "export_segment_fn",
     "fit",
     "graphs",
     "layers",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from unseg_jax.collective.fitting import fit
     from unseg_jax.collective.model import CollectiveModel, load_model
     from unseg_jax.errors import ImageError
+    from unseg_jax.export.program import export_segment_fn
     from unseg_jax.interop.pytorch import params_from_pytorch
     from unseg_jax.methods import Method, list_methods
     from unseg_jax.segmenter import Segmentation, Segmenter, make_segment_fn
@@ -53,6 +55,7 @@ _HOMES = {
     "fit": "collective.fitting",
     **dict.fromkeys(("CollectiveModel", "load_model"), "collective.model"),
     "ImageError": "errors",
+    "export_segment_fn": "export.program",
     "params_from_pytorch": "interop.pytorch",
     **dict.fromkeys(("Method", "list_methods"), "methods"),
     **dict.fromkeys(("Segmentation", "Segmenter", "make_segment_fn"), "segmenter"),

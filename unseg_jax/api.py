@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import jax
-
+from unseg_jax.clustering.loop import key_from_seed
 from unseg_jax.data.images import as_iterable
 from unseg_jax.methods import Method, resolve
 from unseg_jax.segmenter import Segmentation, Segmenter
@@ -31,6 +30,6 @@ def segment(
 
         sources = list(as_iterable(images))
         seed = options.pop("seed", 0)
-        model = fit(sources, method=resolved, key=jax.random.key(seed), **options)
+        model = fit(sources, method=resolved, key=key_from_seed(seed), **options)
         return model.segment(sources)
     return Segmenter(resolved, **options)(images)

@@ -1,4 +1,4 @@
-"""What sets one published system apart from another: `Method`, and the registry of them.
+"""What distinguishes one published system from another: `Method`, and their registry.
 
 A method is data. Everything downstream (graph, head, loop, postprocessing) reads its fields;
 nothing asks for its name. A new method is a new `Method(...)`.
@@ -28,17 +28,22 @@ Collapse = Literal["nodes", "clusters"]
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Everything that sets one system apart from another; hashable, so that it can be static
+    """Everything that distinguishes one system from another; hashable, so that it can be static
     under `jax.jit`.
 
+    Example:
+        >>> mine = Method("mine", affinity="cosine", tau=0.3, loss="modularity", epochs=50)
+        >>> mine.size
+        (224, 224)
+
     Attributes:
-        name: the registry name, or whatever the user calls a method of their own.
+        name: the registry name, or any name for a method of your own.
         source: the paper or report that the method comes from.
         algorithm: how nodes are assigned to clusters: "gnn" optimises a graph neural network
             per image on `loss`; the others are the baselines of `unseg_jax.clustering.baselines`.
         nodes: what a node is: ViT patches, SLIC superpixels, or pixels of a reduced image.
         backbone: a name of `list_backbones()`, "auto", or a path to weights.
-        facet: what the ViT gives out; None takes the backbone's own default.
+        facet: which ViT activations are the features; None is the backbone's own default.
         block: the ViT block that the facet is taken from, counted from 0; negative from the end.
         log_bin: whether features are log-binned descriptors (17 times as wide).
         image_size: side in pixels, or (height, width), that images are resized to.
@@ -72,12 +77,12 @@ class Method:
         epochs: optimisation steps per image.
         learning_rate, weight_decay: of AdamW.
         collective_epochs: T0, shared passes over the data set before the per-image epochs.
-        collective_steps: steps an image per shared pass.
+        collective_steps: steps per image in each shared pass.
         parts: clusters that the foreground is cut into in a second stage; 0 is one stage.
         parts_epochs: optimisation steps of that stage.
         background_parts, background_epochs: the same for the background.
-        foreground: how the foreground is told from the background (`unseg_jax.postprocess.vote`);
-            "own" where the algorithm decides that itself and gives the background label 0.
+        foreground: which rule decides what is foreground (`unseg_jax.postprocess.vote`); "own"
+            where the algorithm decides that itself and labels the background 0.
         largest_component: whether the mask is only the largest 4-connected component.
         refine: edge refinement of the mask: by the bilateral solver, or by a guided filter (which
             "collective" gives its soft maps to).
@@ -273,6 +278,12 @@ def override(method: Method, **overrides: Any) -> Method:
     paper, unless they are overridden too. `dropout` sets every rate, unless `layer_dropout` is
     given as well. Overrides that are None leave their field as it is.
 
+    Example:
+        >>> override(METHODS["deepcut"], epochs=20).epochs
+        20
+        >>> override(METHODS["unsegmedgat"], quirks="code").tau
+        0.5
+
     Raises:
         ValueError: an unknown field (the nearest name is suggested) or a value out of range.
     """
@@ -315,7 +326,12 @@ def resolve(method: str | Method, **overrides: Any) -> Method:
 
 
 def list_methods() -> list[str]:
-    """Names that `Segmenter`, `segment`, `cluster` and the command line take."""
+    """Names that `Segmenter`, `segment`, `cluster` and the command line accept.
+
+    Example:
+        >>> list_methods()[:3]
+        ['deepcut', 'deepcut-cc', 'unseggnet']
+    """
     return list(METHODS)
 
 
@@ -440,7 +456,7 @@ _ALL = (
         ),
     ),
     dataclasses.replace(_MEDGAT, name="unsegmedgat-c", collective_epochs=5, epochs=5),
-    # Fitted on a set with `unseg_jax.fit`; alone it has no foreground.
+    # Fitted on a set with `unseg_jax.fit`; a single image does not settle its foreground.
     Method(
         "collective",
         "this library: one head for a set of images",

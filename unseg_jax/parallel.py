@@ -1,10 +1,14 @@
-"""Several images at once on a CPU.
+"""How the images of a batch are taken: vmapped, in turn, or several at once on a CPU.
 
-XLA for CPU shares every single product of a program among the cores. The products of one graph are
-too small for that: an epoch of a GCN takes no longer on one core than on two. So a batch is not
-one program there but one for every image, and as many of them run at a time as there are cores.
-What is found in an image then cannot depend on the batch that it is in, and there is one program
-for batches of all sizes.
+Accelerators want one program for the whole batch (`jax.vmap`). XLA for CPU shares every single
+product of a program among the cores, and the products of one graph are too small for that: an
+epoch of a GCN takes no longer on one core than on two, and the working set of one graph fits the
+cache. So on a CPU a program takes its images in turn, and a batch is one call per image, with as
+many calls at a time as there are cores. Results then do not depend on the batch that an image is
+in, and one program serves batches of all sizes.
+
+`How` names the choice: "vmap", "loop" (in turn, in one program), "threads" (one call per image),
+or None for the default of the platform that the program is lowered for.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,40 +25,102 @@ import numpy as np
 from jax.core import Tracer
 
 Result = TypeVar("Result")
+How = Literal["vmap", "loop", "threads"]
 
 
-def takes_images_apart() -> bool:
-    """Whether `map_images` calls a function for each image: on a CPU, but not if it is divided
-    into several devices."""
-    return jax.default_backend() == "cpu" and jax.local_device_count() == 1
+def check_map(how: str | None, choices: tuple[str, ...] = get_args(How)) -> None:
+    """Raises ValueError if `how` is neither None nor one of the choices."""
+    if how is not None and how not in choices:
+        raise ValueError(f"map={how!r} is not one of {', '.join(choices)}.")
 
 
-def map_images(function: Callable[[Any, Any], Result], shared: Any, batch: Any) -> Result:
-    """function(shared, batch), on a CPU as one call an image, the results put together again.
+def map_batch(function: Callable[[Any], Result], batch: Any, how: How | None = None) -> Result:
+    """A function of one image over a batch, within one program that may be jitted or exported.
+
+    Args:
+        function: of a tree of arrays.
+        batch: the same tree with a leading batch axis on every array.
+        how: "vmap" or "loop". None is "loop" where the program is lowered for a CPU and "vmap"
+            for every other platform; where the CPU is divided into several devices it is "vmap"
+            too, outside of `jax.shard_map`: a loop would gather a batch that is sharded over
+            them, and every device would run all of it.
+
+    Returns:
+        The function's results with a leading batch axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> map_batch(jnp.sum, jnp.arange(6.0).reshape(3, 2), "loop").tolist()
+        [1.0, 5.0, 9.0]
+    """
+    at_once, in_turn = jax.vmap(function), functools.partial(jax.lax.map, function)
+    one_image = len(jax.tree.leaves(batch)[0]) == 1
+    if how is None and not one_image:
+        return take_by_platform(batch, at_once=at_once, in_turn=in_turn)
+    return at_once(batch) if how == "vmap" else in_turn(batch)
+
+
+def take_by_platform(
+    batch: Any, *, at_once: Callable[[Any], Result], in_turn: Callable[[Any], Result]
+) -> Result:
+    """Two forms of one function of a batch, chosen as `map_batch` does without `how`.
+
+    Args:
+        batch: tree of arrays with a leading batch axis.
+        at_once: the form for accelerators, and for a CPU that is divided into several devices.
+        in_turn: the form that takes one image after the other, for a CPU.
+    """
+    own_share = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    if jax.local_device_count(backend="cpu") > 1 and not own_share:
+        return at_once(batch)
+    return jax.lax.platform_dependent(batch, cpu=in_turn, default=at_once)
+
+
+def takes_images_apart(how: How | None = None) -> bool:
+    """Whether `map_images` calls a function once per image.
+
+    Args:
+        how: "threads" does; None does on a CPU that is not divided into several devices.
+    """
+    if how is None:
+        return jax.default_backend() == "cpu" and jax.local_device_count() == 1
+    return how == "threads"
+
+
+def map_images(
+    function: Callable[[Any, Any], Result], shared: Any, batch: Any, how: How | None = None
+) -> Result:
+    """function(shared, batch), as one call per image where `takes_images_apart` says so.
 
     The function is called on other threads, where JAX's context managers (`jax.debug_nans` and its
     like) do not reach; `jax.config` does.
 
     Args:
         function: jitted or compiled; takes a tree as `batch` of any number of images, where
-            `takes_images_apart` of one, and gives a tree of arrays with the same leading axis.
-        shared: tree that every call gets whole. What is traced must be in here or in batch: under
+            `takes_images_apart` of one, and returns a tree of arrays with the same leading axis.
+        shared: tree that every call gets whole. Traced values must be in here or in batch: under
             a transformation of JAX there is one call, on the caller's thread.
-        batch: tree of arrays whose leading axis are the images.
+        batch: tree of arrays whose leading axis is the images.
+        how: see `takes_images_apart`.
+
+    Example:
+        >>> program = jax.jit(lambda factor, batch: factor * batch)
+        >>> map_images(program, 2.0, np.arange(3.0), "threads").tolist()
+        [0.0, 2.0, 4.0]
 
     Returns:
-        What the function gives, possibly before it is computed.
+        The results of all images joined, possibly before they are computed.
     """
     leaves = jax.tree.leaves(batch)
     count = len(leaves[0])
     traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *jax.tree.leaves(shared)))
-    if count < 2 or traced or not takes_images_apart():
+    if count < 2 or traced or not takes_images_apart(how):
         return function(shared, batch)
     # NumPy's slices are free; JAX's are one program for all.
     split = _split if all(isinstance(leaf, np.ndarray) for leaf in leaves) else _split_on_device
     images = split(batch)
     lanes = _lanes()
-    # The first one alone: what has to be compiled is compiled once.
+    # The first one alone, so that its program is compiled once.
     results = [lanes[0].submit(function, shared, images[0]).result()]
     waiting = [
         lanes[at % len(lanes)].submit(function, shared, image)
@@ -72,7 +138,7 @@ def pad_batch(batch: np.ndarray, size: int) -> np.ndarray:
 
 @functools.cache
 def _lanes() -> list[ThreadPoolExecutor]:
-    """One thread a core. XLA runs what one thread starts in turn, and the threads side by side."""
+    """One thread per core: XLA runs the calls of one thread in turn, those of several at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [ThreadPoolExecutor(1, "unseg_jax") for _ in range(cores or 1)]
 

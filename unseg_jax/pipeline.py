@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.methods import Method, override
+from unseg_jax.parallel import How
 from unseg_jax.postprocess import foreground_labels
 
 if TYPE_CHECKING:
@@ -81,10 +82,11 @@ def segment_features(
     class_attention: Float[Array, "b n"] | None = None,
     params: Any = None,
     record_every: int = 0,
+    map: How | None = None,
 ) -> tuple[PatchResult, Any]:
     """From features to voted labels: a pure function.
 
-    Jit it with `method`, `grid` and `record_every` static.
+    Jit it with `method`, `grid`, `record_every` and `map` static.
 
     Args:
         features: (B, N, D).
@@ -96,6 +98,7 @@ def segment_features(
         class_attention: (B, N), for the rules that read it.
         params: start of the heads (shared, or with a batch axis).
         record_every: see `cluster`.
+        map: "vmap" or "loop"; None as in `unseg_jax.parallel.map_batch`.
 
     Returns:
         The `PatchResult`, and the optimised parameters with a leading batch axis.
@@ -112,6 +115,7 @@ def segment_features(
         method=method,
         record_every=record_every,
         grid=patch_grid,
+        map=map,
     )
 
     def spread(labels, index_map):
@@ -133,7 +137,7 @@ def segment_features(
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(found.assignments).all((1, 2))
     foreground = voted > 0
     if method.parts:
-        voted, num_clusters = _split(features, voted, key, method, grid, patch_grid)
+        voted, num_clusters = _split(features, voted, key, method, grid, patch_grid, map)
     history = None
     if record_every:
         over_time = jax.vmap(jax.vmap(vote, (0, None, None)))
@@ -144,7 +148,7 @@ def segment_features(
     return result, found.params
 
 
-def _split(features, voted, key, method, grid, patch_grid):
+def _split(features, voted, key, method, grid, patch_grid, map):
     """DeepCut's second stage: foreground, and if asked background, are cut again on their own.
 
     The sub-graphs are masks on the same nodes, so every image has the same shapes.
@@ -154,7 +158,9 @@ def _split(features, voted, key, method, grid, patch_grid):
     def stage(part, clusters, epochs, first):
         inner = override(method, num_clusters=clusters, epochs=epochs, parts=0)
         mask = labels == part
-        found = cluster_batch(features, None, mask, None, key, method=inner, grid=patch_grid)
+        found = cluster_batch(
+            features, None, mask, None, key, method=inner, grid=patch_grid, map=map
+        )
         ranked = jax.vmap(functools.partial(_rank, count=clusters))(found.labels, mask)
         return jnp.where(mask, first + ranked, 0)
 
@@ -170,14 +176,14 @@ def _split(features, voted, key, method, grid, patch_grid):
 
 def _rank(labels, mask, count):
     """Labels renumbered by descending size, counted over the mask."""
-    sizes = jnp.sum(jax.nn.one_hot(labels, count) * mask[:, None], 0)
+    sizes = jnp.sum(jax.nn.one_hot(labels, count, dtype=jnp.int32) * mask[:, None], 0)
     order = jnp.argsort(-sizes, stable=True)
-    return jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count))[labels]
+    return jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))[labels]
 
 
 def _confidence(found, mask):
     if found.assignments.shape[-1] == 1:
-        return jnp.ones(found.assignments.shape[0])
+        return jnp.ones(found.assignments.shape[0], jnp.float32)
     top = jax.lax.top_k(found.assignments, 2)[0]
     margin = jnp.where(mask, top[..., 0] - top[..., 1], 0.0)
     return margin.sum(-1) / jnp.maximum(mask.sum(-1), 1)
@@ -190,8 +196,17 @@ def segment_pixels(
     pixels: Array,
     key: Array,
     record_every: int = 0,
+    map: How | None = None,
 ) -> tuple[PatchResult, Any]:
-    """From pixels (B, H, W, 3) to voted labels: features, and what `segment_features` does."""
+    """From pixels to voted labels: the backbone's features, then `segment_features`.
+
+    Args:
+        backbone, method: static.
+        params: weights of the backbone.
+        pixels: (B, H, W, 3), uint8 or float in [0, 1].
+        key: of initial parameters and dropout.
+        record_every, map: see `segment_features`, static.
+    """
     features = extract_features(backbone, method, params, pixels)
     attention = None
     if method.foreground in ("attention", "auto"):
@@ -204,4 +219,5 @@ def segment_pixels(
         grid=grid,
         class_attention=attention,
         record_every=record_every,
+        map=map,
     )

@@ -11,18 +11,18 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
 from unseg_jax.backbones import Backbone, load_backbone
-from unseg_jax.clustering.loop import has_batch_axis
+from unseg_jax.clustering.loop import has_batch_axis, key_from_seed
 from unseg_jax.data.images import as_iterable, load_image, resize_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method, resolve
-from unseg_jax.parallel import map_images, pad_batch, takes_images_apart
+from unseg_jax.parallel import How, check_map, map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import (
     PatchResult,
     extract_features,
@@ -88,31 +88,58 @@ class BatchSegmenter:
         batch_size: images given to the device at a time; a CPU works on as many at once as it has
             cores.
         seed: random seed of initial parameters and dropout, the same for every image.
+        map: how a batch is taken, see `unseg_jax.cluster`; None by the platform.
         key: `jax.random.key` of that seed.
     """
 
     def __init__(
-        self, method: Method, backbone: Backbone | None, *, batch_size: int = 8, seed: int = 0
+        self,
+        method: Method,
+        backbone: Backbone | None,
+        *,
+        batch_size: int = 8,
+        seed: int = 0,
+        map: How | None = None,
     ):
         """
         Args:
             method: as `load_for` gives it.
             backbone: as `load_for` gives it.
             batch_size: images given to the device at a time, at least 1.
-            seed: random seed of initial parameters and dropout.
+            seed: random seed of initial parameters and dropout, from 0 to 2⁶³ − 1.
+            map: how a batch is taken, see `unseg_jax.cluster`.
 
         Raises:
-            ValueError: a batch size below 1.
+            ValueError: a batch size below 1, a seed out of range, or an unknown `map`.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        check_map(map)
         self.method, self.backbone = method, backbone
         self.batch_size, self.seed = batch_size, seed
-        self.key = jax.random.key(seed)
+        self.map: How | None = map
+        self._make_programs()
+
+    def _make_programs(self):
+        self.key = key_from_seed(self.seed)
         self._program = jax.jit(self._run_pixels, static_argnames=("record_every",))
         self._nodes_program = jax.jit(self._run_nodes, static_argnames=("record_every",))
         self._features_program = jax.jit(self._run_features)
         self._regions_programs: dict[tuple, Any] = {}
+
+    def __getstate__(self):
+        # Compiled programs are made again where the segmenter is unpickled.
+        made = ("key", "_program", "_nodes_program", "_features_program", "_regions_programs")
+        return {name: value for name, value in vars(self).items() if name not in made}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._make_programs()
+
+    @property
+    def _map(self) -> How | None:
+        """How a program takes its batch; with threads the batch is one image."""
+        return None if self.map == "threads" else self.map
 
     def __call__(self, images: Source | Iterable[Source]) -> list[Segmentation]:
         """Segments one image or many.
@@ -169,15 +196,20 @@ class BatchSegmenter:
             size: pad to this many images, unless a CPU takes them one by one; padding is cut off
                 the result lazily.
             record_every: record labels every so many epochs.
+
+        Raises:
+            ValueError: no images.
         """
-        size = len(pixels) if size is None or takes_images_apart() else size
+        if not len(pixels):
+            raise ValueError("there are no images to run; pass at least one.")
+        size = len(pixels) if size is None or takes_images_apart(self.map) else size
         padded = pad_batch(np.stack(pixels), size)
         if self.method.nodes != "patches":
             result = self._run_regions(padded, record_every)
         else:
             assert self.backbone is not None
             program = functools.partial(self._program, record_every=record_every)
-            result = map_images(program, self.backbone.params, padded)
+            result = map_images(program, self.backbone.params, padded, self.map)
         if size == len(pixels):
             return result
         return jax.tree.map(lambda leaf: leaf[: len(pixels)], result)
@@ -216,7 +248,7 @@ class BatchSegmenter:
                 features, class_attention=attention, params=start, record_every=record_every
             )
 
-        return map_images(run, common, (features, class_attention, own))
+        return map_images(run, common, (features, class_attention, own), self.map)
 
     def compile_regions(
         self, pixels: list[np.ndarray], *, record_every: int = 0
@@ -236,7 +268,8 @@ class BatchSegmenter:
             }
 
         regions = stack_regions([region_graph(image, self.method) for image in pixels])
-        one = jax.tree.map(lambda leaf: leaf[:1], regions) if takes_images_apart() else regions
+        apart = takes_images_apart(self.map)
+        one = jax.tree.map(lambda leaf: leaf[:1], regions) if apart else regions
         key = (one.nodes.shape, record_every)
         if key not in self._regions_programs:
             lowered = self._nodes_program.lower(one.nodes, **given(one), record_every=record_every)
@@ -292,14 +325,15 @@ class BatchSegmenter:
         if self.method.refine != "none" and mask.any() and not mask.all():
             mask, full = self._refine(image, foreground, mask, full)
         losses = np.asarray(result.losses[index])
+        # Clusters may be clear where there is no object: those of one colour are of positions.
+        nothing_found = not mask.any() or mask.all() or _is_one_colour(image)
         return Segmentation(
             mask=mask,
             labels=full,
             box=object_box(mask),
             num_clusters=int(result.num_clusters[index]),
             loss=float(losses[-1]) if losses.size else float("nan"),
-            # Where nothing was told apart, soft assignments may be as sure as they like.
-            confidence=float(result.confidence[index]) if mask.any() and not mask.all() else 0.0,
+            confidence=0.0 if nothing_found else float(result.confidence[index]),
             patch_labels=labels,
             losses=losses,
             method=self.method.name,
@@ -345,11 +379,19 @@ class BatchSegmenter:
 
     def _run_pixels(self, params, pixels, *, record_every=0):
         assert self.backbone is not None
-        return segment_pixels(self.backbone, self.method, params, pixels, self.key, record_every)[0]
+        return segment_pixels(
+            self.backbone, self.method, params, pixels, self.key, record_every, self._map
+        )[0]
 
     def _run_nodes(self, nodes, *, record_every=0, **given):
         return segment_features(
-            nodes, self.key, method=self.method, grid=self.grid, record_every=record_every, **given
+            nodes,
+            self.key,
+            method=self.method,
+            grid=self.grid,
+            record_every=record_every,
+            map=self._map,
+            **given,
         )
 
     def _run_features(self, params, pixels):
@@ -358,11 +400,22 @@ class BatchSegmenter:
 
     def _run_regions(self, pixels, record_every):
         program, regions = self.compile_regions(pixels, record_every=record_every)
-        return map_images(lambda _, regions: program(regions), None, regions)[0]
+        return map_images(lambda _, regions: program(regions), None, regions, self.map)[0]
 
 
 class Segmenter(BatchSegmenter):
-    """Segments images one by one: every image starts from the same fresh parameters."""
+    """Segments images one by one: every image starts from the same fresh parameters.
+
+    Example:
+        A method on colour superpixels, which needs no backbone:
+
+        >>> image = np.full((64, 64, 3), 40, np.uint8)
+        >>> image[20:44, 20:44] = (220, 60, 60)
+        >>> segmenter = Segmenter("spectral-ncut", image_size=64)
+        >>> (result,) = segmenter(image)
+        >>> result.mask.shape, bool(result.mask[32, 32]), bool(result.mask[0, 0])
+        ((64, 64), True, False)
+    """
 
     def __init__(
         self,
@@ -372,6 +425,7 @@ class Segmenter(BatchSegmenter):
         batch_size: int = 8,
         seed: int = 0,
         dtype: str = "float32",
+        map: How | None = None,
         **overrides: Any,
     ):
         """
@@ -382,19 +436,29 @@ class Segmenter(BatchSegmenter):
             batch_size: images given to the device at a time, at least 1.
             seed: random seed of initial parameters and dropout.
             dtype: "float32" or "bfloat16", of the backbone; losses are always float32.
+            map: how a batch is taken, see `unseg_jax.cluster`.
             **overrides: fields of `Method`.
 
         Raises:
             ValueError: an unknown method, backbone or field, or a value out of range.
         """
         resolved = resolve(method, **overrides)
-        if resolved.foreground == "set":
-            raise ValueError(
-                f"'{resolved.name}' finds the foreground in a whole set: fit it first with "
-                f"unseg_jax.fit(images, method='{resolved.name}'), or call unseg_jax.segment."
-            )
+        _refuse_sets(resolved)
         fitted, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
-        super().__init__(fitted, loaded, batch_size=batch_size, seed=seed)
+        super().__init__(fitted, loaded, batch_size=batch_size, seed=seed, map=map)
+
+
+def _is_one_colour(image: np.ndarray) -> bool:
+    # The first row settles it for nearly all images.
+    return bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all())
+
+
+def _refuse_sets(method: Method) -> None:
+    if method.foreground == "set":
+        raise ValueError(
+            f"'{method.name}' finds the foreground in a whole set: fit it first with "
+            f"unseg_jax.fit(images, method='{method.name}'), or call unseg_jax.segment."
+        )
 
 
 def load_for(
@@ -432,6 +496,7 @@ def make_segment_fn(
     *,
     seed: int = 0,
     dtype: str = "float32",
+    map: Literal["vmap", "loop"] | None = None,
     **overrides: Any,
 ) -> tuple[Callable[[Any, Array], Array], Any]:
     """The whole way from pixels to labels as one pure jitted function.
@@ -439,19 +504,26 @@ def make_segment_fn(
     Args:
         method: name or `Method`, of patches (superpixels are cut on the host: use `Segmenter`).
         backbone: name, path to weights, or a `Backbone`.
-        seed: of initial parameters and dropout.
+        seed: random seed of initial parameters and dropout, from 0 to 2⁶³ − 1.
         dtype: "float32" or "bfloat16", of the backbone.
+        map: "vmap" optimises all images of a batch at once, "loop" one after the other. None is
+            decided where the program is compiled: "loop" for a CPU, "vmap" for accelerators and
+            for a CPU that is divided into several devices, where a batch may be sharded.
         **overrides: fields of `Method`.
 
     Returns:
         fn, params: `fn(params, pixels)` takes (B, H, W, 3) pixels, uint8 or float in [0, 1],
-        already resized, and gives (B, h, w) int32 labels, 0 = background. jit, vmap or shard it
+        already resized, and returns (B, h, w) int32 labels, 0 = background. jit, vmap or shard it
         as you like; params are the backbone's weights.
 
     Raises:
-        ValueError: an unknown method, backbone or field, or a method without patches.
+        ValueError: an unknown method, backbone, field or `map`, a method without patches, or one
+            that is fitted on a set.
     """
+    check_map(map, ("vmap", "loop"))
+    key_from_seed(seed)
     resolved = resolve(method, **overrides)
+    _refuse_sets(resolved)
     if resolved.nodes != "patches":
         raise ValueError(
             f"'{resolved.name}' works on {resolved.nodes}, which are cut on the host: "
@@ -461,7 +533,11 @@ def make_segment_fn(
     assert loaded is not None
 
     def segment(params, pixels):
-        result, _ = segment_pixels(loaded, resolved, params, pixels, jax.random.key(seed))
+        if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+            raise ValueError(
+                f"pixels have shape {pixels.shape}: (B, H, W, 3) with at least one image is needed."
+            )
+        result, _ = segment_pixels(loaded, resolved, params, pixels, jax.random.key(seed), map=map)
         return result.labels
 
     return jax.jit(segment), loaded.params

@@ -99,9 +99,13 @@ def _compare_run(result, values, tolerance):
     assert differing <= (1 if steady else 0)
 
 
-def test_run(run):
+@pytest.mark.parametrize("map", ["loop", "vmap"])
+def test_run(run, map):
     values, method, params, tolerance = run
-    result = us.cluster(values["x"], method=method, params=params, adjacency=values["w"])
+    batch = us.cluster(
+        values["x"][None], method=method, params=params, adjacency=values["w"][None], map=map
+    )
+    result = jax.tree.map(lambda leaf: leaf[0], batch)
     _compare_run(result, values, tolerance)
     if values["steady"]:
         return

@@ -112,22 +112,6 @@ def test_batch_is_each_graph_on_its_own(features):
         np.testing.assert_array_equal(together.labels[index], alone.labels)
 
 
-def test_vmapped_is_mapped(features):
-    """Accelerators vmap where a CPU takes graphs in turn: the same program either way."""
-    method = small("arma", layer_dropout=0.3)
-    batch = jnp.stack([features, features[::-1]])
-    mapped = us.cluster(batch, method=method)
-
-    def one(features):
-        graph = loop.graphs.build_graph(features, method)
-        key = jax.random.key(0)
-        params = loop.head.init_head(loop.init_key(key), method, D)
-        return loop.cluster_graph(graph, params, key, method=method)
-
-    vmapped = jax.jit(jax.vmap(one))(batch)
-    np.testing.assert_allclose(vmapped.losses, mapped.losses, rtol=1e-4, atol=1e-6)
-
-
 def test_key_decides_everything(features):
     method = small("gcn", dropout=0.5)
     a, b = (us.cluster(features, method=method, key=jax.random.key(5)) for _ in range(2))
@@ -209,6 +193,8 @@ def test_knows_what_is_wrong(features):
         us.cluster(features, params=params, num_clusters=3)
     with pytest.raises(ValueError, match="affinity='x' is not one of"):
         us.cluster(features, affinity="x")
+    with pytest.raises(ValueError, match="map='vamp' is not one of vmap, loop, threads"):
+        us.cluster(features, map="vamp")
 
 
 def test_cc_arma_does_not_exist():

@@ -18,6 +18,7 @@ from flax import nnx
 
 from unseg_jax.backbones.descriptors import log_bin as log_bin_descriptors
 from unseg_jax.backbones.positions import interpolate_positions
+from unseg_jax.parallel import take_by_platform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
@@ -113,8 +114,9 @@ def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 def over_images(function: Callable[[Array], Array], pixels: Array) -> Array:
     """`function` of a batch, run in the way that is fast on the platform compiled for.
 
-    On a CPU, one image after the other: a block's activations then stay in the cache, and the
-    matrix products are large enough to occupy every core. Elsewhere, the whole batch at once.
+    On a CPU that is one device, one image after the other: a block's activations then stay in the
+    cache, and the matrix products are large enough to occupy every core. Elsewhere, the whole batch
+    at once.
     """
     if pixels.shape[0] == 1:
         return function(pixels)
@@ -122,7 +124,7 @@ def over_images(function: Callable[[Array], Array], pixels: Array) -> Array:
     def in_turn(pixels: Array) -> Array:
         return jax.lax.map(lambda image: function(image[None])[0], pixels)
 
-    return jax.lax.platform_dependent(pixels, cpu=in_turn, default=function)
+    return take_by_platform(pixels, at_once=function, in_turn=in_turn)
 
 
 class LayerNorm(nnx.Module):

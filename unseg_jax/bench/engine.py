@@ -94,7 +94,7 @@ class Engine:
         self.record_every = record_every
         self.backbone = _load(methods, backbone, dtype)
         self._explicit = tuple(field for field in explicit if field == "stride")
-        self._options = {"batch_size": self.batch_size, "seed": seed}
+        self._options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
         self._dtype = dtype
         self._unfitted = {method.name: method for method in methods if is_collective(method)}
         self.segmenters: dict[str, BatchSegmenter] = {

@@ -62,7 +62,8 @@ def kmeans(
         return jnp.maximum(squares[:, None] - 2 * products + jnp.sum(centres**2, -1), 0.0)
 
     def members(centres):
-        return jax.nn.one_hot(jnp.argmin(distances(centres), -1), num_clusters) * real
+        nearest = jnp.argmin(distances(centres), -1)
+        return jax.nn.one_hot(nearest, num_clusters, dtype=jnp.float32) * real
 
     def update(_, centres):
         chosen = members(centres)
@@ -82,7 +83,7 @@ def kmeans(
 def _spread_centres(features, squares, mask, num_clusters, key):
     """k-means++: each next centre is drawn with a chance proportional to its squared distance."""
     keys = jax.random.split(key, num_clusters)
-    uniform = jnp.where(mask, 0.0, -jnp.inf)
+    uniform = jnp.where(mask, jnp.float32(0), -jnp.inf)
     uniform = jnp.where(mask.any(), uniform, 0.0)
     first = features[jax.random.categorical(keys[0], uniform)]
     centres = jnp.broadcast_to(first, (num_clusters, features.shape[1]))
@@ -139,7 +140,7 @@ def tokencut(graph: Graph, method: Method, key: Array) -> Float[Array, "n k"]:
     mask = graph.mask
     unit = normalise_rows(graph.nodes)
     cosines = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST)
-    joined = jnp.where(cosines > method.tau, 1.0, _EPSILON)
+    joined = jnp.where(cosines > method.tau, jnp.float32(1), _EPSILON)
     adjacency = jnp.where(mask[:, None] & mask, joined, 0.0)
     # Graphs that all but fall apart have several eigenvalues near the second one.
     vector = spectral_embedding(adjacency, mask, 1, key, steps=_TOKENCUT_STEPS)[:, 0]
@@ -169,7 +170,7 @@ def _best_split(values, adjacency, mask) -> Int[Array, " n"]:
     weights = jnp.maximum(adjacency, 0.0)
     least = jnp.min(jnp.where(mask, values, jnp.inf))
     most = jnp.max(jnp.where(mask, values, -jnp.inf))
-    thresholds = least + (most - least) * jnp.arange(1, _SPLITS + 1) / (_SPLITS + 1)
+    thresholds = least + (most - least) * jnp.linspace(0, 1, _SPLITS + 2, dtype=jnp.float32)[1:-1]
     sides = ((values[:, None] > thresholds) & mask[:, None]).astype(jnp.float32)
     degrees = weights.sum(-1)
     inside = jnp.sum(sides * jnp.matmul(weights, sides, precision=jax.lax.Precision.HIGHEST), 0)

@@ -67,7 +67,7 @@ def spectral_embedding(
     # Both operators have their spectrum in [0, 1], and 0 on what is not a direction of the graph
     # (padding, an exhausted space), so that it is never among the largest.
     if inverse:
-        laplacian = jnp.eye(len(real)) * (1 + _SHIFT) - scale * weights * scale.T
+        laplacian = jnp.eye(len(real), dtype=jnp.float32) * (1 + _SHIFT) - scale * weights * scale.T
         factor = jax.scipy.linalg.cho_factor(laplacian)
 
         def invert(block):
@@ -82,7 +82,7 @@ def spectral_embedding(
         product = multiply
 
     with jax.default_matmul_precision("highest"):
-        start = jax.random.normal(key, (len(real), count)) * real[:, None]
+        start = jax.random.normal(key, (len(real), count), jnp.float32) * real[:, None]
         return scale * leading_eigenvectors(product, first, start, steps)
 
 
@@ -103,8 +103,8 @@ def leading_eigenvectors(
         steps: number of products.
     """
     nodes, width = start.shape
-    basis = jnp.zeros((nodes, 1 + steps * width)).at[:, 0].set(first)
-    images = jnp.zeros((nodes, steps * width))
+    basis = jnp.zeros((nodes, 1 + steps * width), jnp.float32).at[:, 0].set(first)
+    images = jnp.zeros((nodes, steps * width), jnp.float32)
 
     def orthonormal(block, basis):
         # Twice is enough: the second pass removes what rounding left of the first.
@@ -130,7 +130,7 @@ def leading_eigenvectors(
 def _orthonormalised(block, floor: float):
     """An orthonormal basis of the block's columns; directions shorter than `floor` become zero."""
     if block.shape[1] == 1:
-        lengths, rotation = jnp.sum(jnp.square(block), 0), jnp.eye(1)
+        lengths, rotation = jnp.sum(jnp.square(block), 0), jnp.eye(1, dtype=jnp.float32)
     else:
         lengths, rotation = jnp.linalg.eigh(block.T @ block)
     kept = lengths > floor**2

@@ -82,6 +82,18 @@ def affinity(
     * "dmon": 1 where cos(f_i, f_j) ≥ τ, else 0 (UnSegGNet).
     * "cosine": cos · (cos ≥ τ), divided by its maximum (UnSegMedGAT, Eq. 1).
 
+    Args:
+        features: (N, D) node features.
+        method: its `affinity`, `tau`, `alpha`, `neighbours` and `spatial_decay` are read.
+        mask: (N,) bool of real nodes; None means all.
+        grid: (height, width) of the patch grid; needed for `spatial_decay`.
+
+    Example:
+        >>> from unseg_jax.methods import resolve
+        >>> features = jnp.array([[2.0, 0.0], [1.0, 1.0], [0.0, -1.0]])
+        >>> affinity(features, resolve("unseggnet", tau=0.5)).astype(int).tolist()
+        [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+
     Raises:
         ValueError: "colour", which is not a function of the features: see
             `unseg_jax.clustering.superpixels`; or `spatial_decay` without a grid.
@@ -101,7 +113,7 @@ def affinity(
     gram = jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)
     gram = jnp.where(pairs, gram, 0.0)
     if kind == "dmon":
-        weights = jnp.where(pairs & (gram >= tau), 1.0, 0.0)
+        weights = (pairs & (gram >= tau)).astype(jnp.float32)
     elif kind == "cc":
         top = jnp.max(jnp.where(pairs, gram, -jnp.inf))
         weights = jnp.where(pairs, gram - top / method.alpha, 0.0)
@@ -119,7 +131,12 @@ def affinity(
 
 
 def normalise_rows(features: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Rows of length 1, so that their products are cosines; rows of zeros stay zero."""
+    """Rows of length 1, so that their products are cosines; rows of zeros stay zero.
+
+    Example:
+        >>> normalise_rows(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), _TINY)
 
 
@@ -133,15 +150,20 @@ def spatial_decay(grid: tuple[int, int], deviation: float) -> Float[Array, "n n"
 def nearest_neighbours(
     weights: Float[Array, "n n"], count: int, mask: Bool[Array, " n"] | None = None
 ) -> Float[Array, "n n"]:
-    """Keeps each node's `count` largest affinities (its own aside) and their mirror images.
+    """Keeps each node's `count` largest affinities (except to itself), made symmetric.
 
     Entries equal to the smallest one kept are kept too. The diagonal stays as it is.
+
+    Args:
+        weights: (N, N) symmetric affinities.
+        count: neighbours per node, at least 0.
+        mask: (N,) bool of real nodes; None means all.
     """
     own = jnp.eye(weights.shape[0], dtype=bool)
     count = min(count, weights.shape[0] - 1)
     if count == 0:
         return jnp.where(own, weights, 0.0)
-    # Padding must not pass for a neighbour: its zero is larger than a negative affinity.
+    # Padding must not count as a neighbour: its zero is larger than a negative affinity.
     barred = own if mask is None else own | ~_pairs(mask)
     others = jnp.where(barred, -jnp.inf, weights)
     least = jax.lax.top_k(others, count)[0][:, -1:]
@@ -156,12 +178,22 @@ def gcn_propagation(
 
     A holds the positive entries of W and, where the diagonal has none, self-loops of weight 1.
     With `normalise=False` the positive entries alone, without self-loops.
+
+    Args:
+        adjacency: W, (N, N) float32, symmetric.
+        mask: (N,) bool of real nodes; only they get self-loops.
+        normalise: whether to add self-loops and divide by degrees.
+
+    Example:
+        >>> linked = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+        >>> gcn_propagation(linked, jnp.array([True, True])).round(3).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
     """
     edges = jnp.maximum(adjacency, 0.0)
     if not normalise:
         return edges
     diagonal = jnp.diagonal(edges)
-    loops = jnp.where(mask & (diagonal <= 0), 1.0, 0.0)
+    loops = (mask & (diagonal <= 0)).astype(jnp.float32)
     return _symmetric_normalised(edges + jnp.diag(loops))
 
 

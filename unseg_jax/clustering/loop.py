@@ -1,7 +1,7 @@
 """The per-image optimisation loop: features in, cluster assignments out, one `lax.scan` an image.
 
-`cluster` is the door for users. Under it `cluster_graph` is the pure function of one graph that
-everything else (segmenter, two-stage, collective, video) vmaps or maps over.
+`cluster` is the public function. Under it `cluster_batch` is the pure function of a batch, and
+`cluster_graph` that of one graph.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -18,7 +19,7 @@ from unseg_jax.clustering import graphs, head, losses
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.clustering.optimiser import adamw, descend
 from unseg_jax.methods import Method, resolve
-from unseg_jax.parallel import map_images
+from unseg_jax.parallel import How, check_map, map_batch, map_images
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, UInt32
@@ -60,6 +61,7 @@ def cluster(
     quirks: str | None = None,
     record_every: int = 0,
     grid: tuple[int, int] | None = None,
+    map: How | None = None,
     **overrides: Any,
 ) -> Clustering:
     """Clusters the nodes of one graph, or of each graph of a batch on its own.
@@ -69,7 +71,7 @@ def cluster(
         method: name or `Method`.
         adjacency: (…, N, N) affinity W to use instead of the method's own, symmetric (its
             symmetric part is taken); GNN edges are its positive entries.
-        node_mask: (…, N) bool of real nodes; None means all.
+        node_mask: (…, N) bool, True for real nodes; None means all.
         params: parameters to start from, with a leading batch axis or without (shared start);
             None draws them from `key`, the same for every image.
         num_clusters, epochs, learning_rate, dropout, quirks: override the method's. `dropout`
@@ -78,16 +80,35 @@ def cluster(
             gets the same numbers whatever batch it is in.
         record_every: also record the labels of a deterministic pass every so many epochs.
         grid: (height, width) of the patch grid; only `spatial_decay` needs it.
+        map: how a batch is taken: "vmap", one program for all graphs at once; "loop", one program
+            that takes them in turn; "threads", one call per graph, as many at a time as the CPU
+            has cores (under a transformation of JAX, where there is one call, as None). None is
+            "threads" on a CPU and "vmap" on accelerators.
         **overrides: other fields of `Method`.
 
     Returns:
         A `Clustering`. Its assignments come from a deterministic pass with the final parameters;
         with `quirks="code"` from the last training pass, before the last update.
 
+    Example:
+        Two groups of nodes:
+
+        >>> import numpy as np
+        >>> noise = np.random.default_rng(0).normal(size=(20, 8))
+        >>> features = np.repeat([[3.0], [-3.0]], 10, axis=0) + noise
+        >>> result = cluster(features, method="deepcut", epochs=60)
+        >>> labels = np.asarray(result.labels)
+        >>> len(set(labels[:10])), len(set(labels[10:])), bool(labels[0] != labels[-1])
+        (1, 1, True)
+        >>> result.assignments.shape, result.losses.shape
+        ((20, 2), (60,))
+
     Raises:
-        ValueError: an unknown method or field, arrays of the wrong shape, or values of real
-            nodes that are not finite.
+        ValueError: an unknown method or field, arrays of the wrong shape or without nodes, values
+            of real nodes or parameters that are not finite, negative affinities under a loss that
+            cannot weigh them, or a result that is not finite.
     """
+    check_map(map)
     method = resolve(
         method,
         epochs=epochs,
@@ -113,10 +134,18 @@ def cluster(
         features = features[None]
         adjacency = None if adjacency is None else jnp.asarray(adjacency)[None]
         node_mask = None if node_mask is None else jnp.asarray(node_mask)[None]
+    if 0 in features.shape[1:]:
+        raise ValueError(
+            f"features have shape {features.shape[1:]}: at least one node with one feature is "
+            "needed."
+        )
     _check_shape("adjacency", adjacency, (*features.shape[:2], features.shape[1]))
     _check_shape("node_mask", node_mask, features.shape[:2])
     _check_finite("features", features, node_mask)
     _check_finite("adjacency", adjacency, None)
+    for leaf in jax.tree.leaves(params):
+        _check_finite("params", leaf, None)
+    _check_sign(adjacency, method)
     if node_mask is None:
         node_mask = jnp.ones(features.shape[:2], bool)
     key = jax.random.key(0) if key is None else key
@@ -134,10 +163,12 @@ def cluster(
             method=method,
             record_every=record_every,
             grid=grid,
+            map=None if map == "threads" else map,
         )
 
     own, common = (params, None) if has_batch_axis(params) else (None, params)
-    result = map_images(run, (common, key), (features, adjacency, node_mask, own))
+    result = map_images(run, (common, key), (features, adjacency, node_mask, own), map)
+    _check_result(result, features)
     return jax.tree.map(lambda leaf: leaf[0], result) if single else result
 
 
@@ -151,11 +182,19 @@ def cluster_batch(
     method: Method,
     record_every: int = 0,
     grid: tuple[int, int] | None = None,
+    map: How | None = None,
 ) -> Clustering:
     """Pure function behind `cluster`: a batch of graphs, each optimised on its own.
 
-    On a CPU the graphs are taken in turn, since the working set of one fills the cache (for several
-    at once there, see `unseg_jax.parallel`); elsewhere they are vmapped.
+    Args:
+        features: (B, N, D) float32.
+        adjacency: (B, N, N) to use instead of the method's affinity, or None.
+        mask: (B, N) bool of real nodes.
+        params: start of the heads, shared or with a batch axis; None draws them.
+        key: of initial parameters and dropout.
+        method: static.
+        record_every, grid: see `cluster`, static.
+        map: "vmap" or "loop", static; None as in `unseg_jax.parallel.map_batch`.
     """
     if params is None and method.algorithm == "gnn":
         params = head.init_head(init_key(key), method, features.shape[-1])
@@ -168,12 +207,10 @@ def cluster_batch(
         return cluster_graph(graph, start, key, method=method, record_every=record_every)
 
     arrays = (features, adjacency, mask, params if in_batch else None)
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(one, arrays)
-    return jax.vmap(one)(arrays)
+    return map_batch(one, arrays, map)
 
 
-_cluster_batch = jax.jit(cluster_batch, static_argnames=("method", "record_every", "grid"))
+_cluster_batch = jax.jit(cluster_batch, static_argnames=("method", "record_every", "grid", "map"))
 
 
 def cluster_graph(
@@ -193,7 +230,7 @@ def cluster_graph(
 
         assignments = baselines.ALGORITHMS[method.algorithm](graph, method, key)
         history = jnp.argmax(assignments, -1).astype(jnp.int32)[None] if record_every else None
-        return _finish(graph, assignments, jnp.zeros(0), {}, history)
+        return _finish(graph, assignments, jnp.zeros(0, jnp.float32), {}, history)
     assert params is not None
     prepared = head.prepare_head(method, graph)
     objective = make_objective(method, graph, prepared)
@@ -289,9 +326,20 @@ def make_optimiser(method: Method, params: Params) -> optax.GradientTransformati
 
     def decay(path, leaf):
         unused = getattr(path[-1], "key", None) in ("edge", "edge_kernel")
-        return jnp.full(jnp.shape(leaf), 0.0 if unused else method.weight_decay)
+        return jnp.full(jnp.shape(leaf), 0.0 if unused else method.weight_decay, jnp.float32)
 
     return adamw(method.learning_rate, jax.tree_util.tree_map_with_path(decay, params))
+
+
+def key_from_seed(seed: int) -> Array:
+    """`jax.random.key` of a seed.
+
+    Raises:
+        ValueError: a seed that is not a whole number from 0 to 2⁶³ − 1.
+    """
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} must be a whole number from 0 to 2⁶³ − 1.")
+    return jax.random.key(seed)
 
 
 def init_key(key: Array) -> Array:
@@ -345,6 +393,35 @@ def _check_finite(name, array, mask):
         raise ValueError(
             f"{name} hold {int((~finite).sum())} values that are not finite numbers; check the "
             "weights that they come from, or mask those nodes by node_mask."
+        )
+
+
+def _check_sign(adjacency, method):
+    """Cuts and modularity divide by sums of affinities, which may vanish if some are negative."""
+    if method.algorithm != "gnn" or method.loss == "cc":
+        return
+    if adjacency is None and method.affinity == "cc":
+        raise ValueError(
+            f"affinity='cc' has negative entries, which loss='{method.loss}' cannot weigh: take "
+            "loss='cc', or another affinity."
+        )
+    if adjacency is not None and not isinstance(adjacency, Tracer) and jnp.any(adjacency < 0):
+        raise ValueError(
+            f"adjacency has negative entries (down to {float(jnp.min(adjacency)):.3g}), which "
+            f"loss='{method.loss}' cannot weigh: take loss='cc', or cut them off at 0."
+        )
+
+
+def _check_result(result, features):
+    """Finite inputs may still overflow: features of 1e30 have no finite squares in float32."""
+    values = (result.assignments, result.losses)
+    if any(isinstance(array, Tracer) for array in values):
+        return
+    if not all(bool(jnp.isfinite(array).all()) for array in values):
+        largest = float(jnp.max(jnp.abs(features)))
+        raise ValueError(
+            f"the optimisation left the range of float32 (the largest feature is {largest:.3g}): "
+            "scale the features, or lower learning_rate."
         )
 
 

@@ -88,6 +88,17 @@ def ncut(
         mask: (N,) bool of real nodes; None means all.
         degrees: (N,) row sums of W, where they are known already.
 
+    Example:
+        Two pairs of nodes that are not linked, each in a cluster of its own:
+
+        >>> import jax.numpy as jnp
+        >>> pairs = jnp.kron(jnp.eye(2), jnp.ones((2, 2)))
+        >>> good = jnp.repeat(jnp.eye(2), 2, axis=0)
+        >>> float(ncut(good, pairs))
+        -1.0
+        >>> bool(ncut(good[jnp.array([0, 2, 1, 3])], pairs) > ncut(good, pairs))
+        True
+
     Returns:
         () float32; at least −1.
     """
@@ -99,7 +110,7 @@ def ncut(
     excess = between(assignments, adjacency, degrees) / jnp.maximum(volume, _TINY)
     overlap = assignments.T @ assignments
     count = assignments.shape[-1]
-    target = jnp.eye(count) / jnp.sqrt(count)
+    target = jnp.eye(count, dtype=jnp.float32) / count**0.5
     orthogonality = _norm(overlap / jnp.maximum(_norm(overlap), _TINY) - target)
     # Both are near 1 at the start, and their difference near 0.
     return excess + (orthogonality - jnp.where(volume > 0, 1.0, 0.0))
@@ -113,7 +124,18 @@ def correlation_clustering(
 ) -> Float[Array, ""]:
     """−Σ_ij W_ij (SSᵀ)_ij of a signed W (DeepCut, Eq. 8).
 
-    Args: as for `ncut`. Returns: () float32.
+    Args:
+        assignments: S, (N, K) float32, rows summing to 1.
+        adjacency: W, (N, N) float32, symmetric, of either sign.
+        mask: (N,) bool of real nodes; None means all.
+
+    Returns:
+        () float32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(correlation_clustering(jnp.eye(2), jnp.array([[1.0, -3.0], [-3.0, 1.0]])))
+        -2.0
     """
     return -within(_masked(assignments, mask), adjacency)
 
@@ -141,6 +163,14 @@ def modularity(
 
     Returns:
         () float32.
+
+    Example:
+        Two pairs of nodes that are not linked have modularity ½:
+
+        >>> import jax.numpy as jnp
+        >>> pairs = jnp.kron(jnp.eye(2), jnp.ones((2, 2)))
+        >>> round(float(modularity(jnp.repeat(jnp.eye(2), 2, axis=0), pairs)), 5)
+        -0.5
     """
     assignments = _masked(assignments, mask)
     if degrees is None:

@@ -17,6 +17,7 @@ from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.collective import evidence
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method
+from unseg_jax.parallel import How, map_batch
 from unseg_jax.pipeline import PatchResult, segment_features
 from unseg_jax.postprocess import object_box
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
@@ -59,6 +60,7 @@ class ModelSegmenter(BatchSegmenter):
         foreground: Sequence[bool],
         batch_size: int = 8,
         seed: int = 0,
+        map: How | None = None,
     ):
         """
         Args:
@@ -69,9 +71,9 @@ class ModelSegmenter(BatchSegmenter):
                 are no such epochs.
             foreground: for each cluster of the network whether it is foreground; read only of
                 models without `evidence`.
-            batch_size, seed: see `BatchSegmenter`.
+            batch_size, seed, map: see `BatchSegmenter`.
         """
-        super().__init__(method, backbone, batch_size=batch_size, seed=seed)
+        super().__init__(method, backbone, batch_size=batch_size, seed=seed, map=map)
         self.evidence, self.params, self.foreground = evidence, params, tuple(foreground)
 
     def _run_pixels(self, params, pixels, *, record_every=0):
@@ -87,18 +89,26 @@ class ModelSegmenter(BatchSegmenter):
             grid=self.grid,
             params=self.params,
             record_every=record_every,
+            map=self._map,
         )[0]
 
     def _run_evidence(self, scorer: Scorer, features) -> MarginResult:
         method = self.method
         margins, _, _ = jax.vmap(functools.partial(evidence.score, scorer))(features)
-        losses = jnp.zeros((len(features), 0))
+        losses = jnp.zeros((len(features), 0), jnp.float32)
         if method.epochs:
             nodes, cosines = evidence.project(features, scorer.projection)
-            adjacency = jax.lax.map(lambda one: graphs.affinity(one, method), cosines)
+            adjacency = map_batch(lambda one: graphs.affinity(one, method), cosines, self._map)
             mask = jnp.ones(nodes.shape[:2], bool)
             clustering = cluster_batch(
-                nodes, adjacency, mask, self.params, self.key, method=method, grid=self.grid
+                nodes,
+                adjacency,
+                mask,
+                self.params,
+                self.key,
+                method=method,
+                grid=self.grid,
+                map=self._map,
             )
             # The graph refines what the set decided: half of the say each.
             margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
@@ -111,7 +121,14 @@ class ModelSegmenter(BatchSegmenter):
         method = self.method
         mask = jnp.ones(features.shape[:2], bool)
         clustering = cluster_batch(
-            features, None, mask, self.params, self.key, method=method, grid=self.grid
+            features,
+            None,
+            mask,
+            self.params,
+            self.key,
+            method=method,
+            grid=self.grid,
+            map=self._map,
         )
         numbers = np.where(self.foreground, np.cumsum(self.foreground), 0)
         labels = jnp.asarray(numbers, jnp.int32)[clustering.labels].reshape(-1, *self.grid)

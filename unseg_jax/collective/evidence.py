@@ -172,7 +172,7 @@ def image_evidence(
         grid: (h, w), static.
     """
     border = border_of(valid.reshape(grid)).ravel()
-    share = border / jnp.maximum(border.sum(), 1)
+    share = border.astype(jnp.float32) / jnp.maximum(border.sum(), 1)
     unlike = -(whole @ (share @ whole))
 
     cosines = jnp.matmul(whole, whole.T, precision=jax.lax.Precision.HIGHEST)
@@ -210,14 +210,14 @@ def otsu(values: Float[Array, " n"], valid: Bool[Array, " n"]) -> Float[Array, "
     high = jnp.max(jnp.where(valid, values, -jnp.inf))
     width = jnp.maximum(high - low, _TINY) / _BINS
     bins = jnp.clip(((values - low) / width).astype(jnp.int32), 0, _BINS - 1)
-    counts = jnp.zeros(_BINS).at[bins].add(valid.astype(jnp.float32))
+    counts = jnp.zeros(_BINS, jnp.float32).at[bins].add(valid.astype(jnp.float32))
     below = jnp.cumsum(counts)
-    moment = jnp.cumsum(counts * jnp.arange(_BINS))
+    moment = jnp.cumsum(counts * jnp.arange(_BINS, dtype=jnp.float32))
     total, whole = below[-1], moment[-1]
     apart = (whole * below - moment * total) ** 2 / jnp.maximum(below * (total - below), _TINY)
     # The middle of a stretch of equal values: any threshold in an empty gap is as good.
     best = apart >= jnp.max(apart) * (1 - 1e-6)
-    place = jnp.sum(best * jnp.arange(_BINS)) / jnp.maximum(best.sum(), 1)
+    place = jnp.sum(best * jnp.arange(_BINS, dtype=jnp.float32)) / jnp.maximum(best.sum(), 1)
     return jnp.where(valid.any(), low + (place + 1) * width, jnp.inf)
 
 

@@ -83,9 +83,11 @@ def fit(
             f"'{resolved.name}' has no head that images could share; "
             "fit 'collective', or a method of graph neural networks on patches."
         )
-    for name, value in (("steps", steps), ("passes", passes), ("max_images", max_images - 1)):
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value} is too small.")
+    least = {"steps": 0, "passes": 0, "max_images": 1, "num_clusters": 1}
+    values = {"steps": steps, "passes": passes, "max_images": max_images}
+    for name, value in (values | {"num_clusters": num_clusters}).items():
+        if value is not None and value < least[name]:
+            raise ValueError(f"{name}={value} must be at least {least[name]}.")
     sources = list_sources(images)
     key = jax.random.key(0) if key is None else key
     by_evidence = resolved.foreground == "set" and not resolved.collective_epochs

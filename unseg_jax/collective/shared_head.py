@@ -17,6 +17,7 @@ from unseg_jax.clustering import graphs, head
 from unseg_jax.clustering.loop import init_key, make_objective, make_optimiser
 from unseg_jax.clustering.optimiser import descend
 from unseg_jax.methods import Method
+from unseg_jax.parallel import map_batch
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt32
@@ -108,7 +109,7 @@ def distil(
             wanted = jax.nn.sigmoid(_SHARPNESS * margins)
             return optax.sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], wanted).mean()
 
-        return jax.lax.map(image, (nodes, cosines, margins)).mean(), None
+        return map_batch(image, (nodes, cosines, margins)).mean(), None
 
     params, state, loss, _ = descend(objective, make_optimiser(method, params), params, state)
     return params, state, loss

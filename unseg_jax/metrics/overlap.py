@@ -36,24 +36,39 @@ def check_shapes(mask: np.ndarray, truth: np.ndarray) -> None:
 
 
 def iou(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union |M ∩ T| / |M ∪ T|, in [0, 1]."""
+    """Intersection over union |M ∩ T| / |M ∪ T|, in [0, 1].
+
+    Example:
+        >>> iou(np.array([[1, 1, 0]]), np.array([[0, 1, 1]]))
+        0.3333333333333333
+    """
     mask, truth = as_masks(mask, truth)
     intersection = np.count_nonzero(mask & truth)
     union = np.count_nonzero(mask) + np.count_nonzero(truth) - intersection
-    return intersection / union if union else 1.0
+    return float(intersection / union) if union else 1.0
 
 
 def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Dice coefficient 2|M ∩ T| / (|M| + |T|), the F₁ score, in [0, 1]."""
+    """Dice coefficient 2|M ∩ T| / (|M| + |T|), the F₁ score, in [0, 1].
+
+    Example:
+        >>> dice(np.array([[1, 1, 0]]), np.array([[0, 1, 1]]))
+        0.5
+    """
     mask, truth = as_masks(mask, truth)
     total = np.count_nonzero(mask) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(mask & truth) / total if total else 1.0
+    return float(2 * np.count_nonzero(mask & truth) / total) if total else 1.0
 
 
 def pixel_accuracy(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the pixels on which both agree, in [0, 1]."""
+    """Share of the pixels on which both agree, in [0, 1].
+
+    Example:
+        >>> pixel_accuracy(np.array([[1, 1, 0, 0]]), np.array([[0, 1, 0, 0]]))
+        0.75
+    """
     mask, truth = as_masks(mask, truth)
-    return np.count_nonzero(mask == truth) / mask.size
+    return float(np.count_nonzero(mask == truth) / mask.size)
 
 
 def box_iou(boxes: np.ndarray, true_boxes: np.ndarray) -> np.ndarray:
@@ -66,6 +81,10 @@ def box_iou(boxes: np.ndarray, true_boxes: np.ndarray) -> np.ndarray:
     Returns:
         (...) float64 in [0, 1]; a 0-d array for two single boxes. Two boxes without area agree
         fully if they are the same box.
+
+    Example:
+        >>> float(box_iou(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])))
+        0.3333333333333333
     """
     boxes, true_boxes = np.asarray(boxes, np.float64), np.asarray(true_boxes, np.float64)
     corner = np.maximum(boxes[..., :2], true_boxes[..., :2])
@@ -85,12 +104,16 @@ def corloc(box, true_boxes, threshold: float = 0.5) -> float:
     more, else 0. Its mean over images is CorLoc (Vo et al., 2020).
 
     Args:
-        box: (left, top, right, bottom), or None if nothing was found.
+        box: (left, top, right, bottom), or None for no detection.
         true_boxes: (M, 4) boxes, or one box; may be empty.
         threshold: least IoU that counts.
 
     Returns:
-        1.0 or 0.0; nothing found where nothing is to be found is 1.0.
+        1.0 or 0.0; no box where there is no true box is 1.0.
+
+    Example:
+        >>> corloc((0, 0, 4, 4), [(0, 0, 4, 3), (9, 9, 10, 10)])
+        1.0
     """
     true_boxes = np.asarray(true_boxes, np.float64).reshape(-1, 4)
     if box is None or not len(true_boxes):

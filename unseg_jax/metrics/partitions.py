@@ -1,4 +1,4 @@
-"""How well two partitions of the same pixels agree, whatever their labels are called."""
+"""How well two partitions of the same pixels agree, independent of the label numbers."""
 
 import numpy as np
 
@@ -38,6 +38,10 @@ def nmi(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
 
     1 if both are a single cluster or there are no pixels; 0 if only one is a single cluster.
 
+    Example:
+        >>> nmi(np.array([0, 0, 1, 1]), np.array([5, 5, 2, 2]))
+        1.0
+
     Args:
         labels, truth: integer labels of the same shape.
         mask: bool of that shape, False at pixels to leave out.
@@ -57,6 +61,10 @@ def ari(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
     """Rand index adjusted for chance (Hubert and Arabie, 1985), in [−½, 1]; 0 is chance.
 
     1 if both are a single cluster, both all singletons, or there are no pixels.
+
+    Example:
+        >>> ari(np.array([0, 0, 1, 1]), np.array([5, 5, 2, 2]))
+        1.0
 
     Args:
         labels, truth: integer labels of the same shape.

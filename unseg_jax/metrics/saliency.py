@@ -33,13 +33,17 @@ def _inputs(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.n
 def mae(prediction: np.ndarray, truth: np.ndarray) -> float:
     """Mean absolute error between map and truth, in [0, 1]; 0 is best.
 
+    Example:
+        >>> mae(np.array([[0.25, 1.0]]), np.array([[0, 1]]))
+        0.125
+
     Args:
         prediction: (H, W) bool mask or float map in [0, 1].
         truth: (H, W) mask.
     """
     prediction, truth = _inputs(prediction, truth)
     if prediction.dtype == bool:
-        return np.count_nonzero(prediction != truth) / truth.size
+        return float(np.count_nonzero(prediction != truth) / truth.size)
     return float(np.abs(prediction - truth).mean())
 
 

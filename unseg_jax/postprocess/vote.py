@@ -181,5 +181,9 @@ def _above_average(scores: jax.Array, membership: jax.Array, sizes: jax.Array) -
 def _renumber(labels: jax.Array, background: jax.Array, sizes: jax.Array) -> jax.Array:
     """Background clusters become 0, the others 1.. by descending size (ties by old number)."""
     order = jnp.argsort(jnp.where(background, jnp.inf, -sizes), stable=True)
-    ranks = jnp.zeros(sizes.shape[0], jnp.int32).at[order].set(jnp.arange(1, sizes.shape[0] + 1))
+    ranks = (
+        jnp.zeros(sizes.shape[0], jnp.int32)
+        .at[order]
+        .set(jnp.arange(1, sizes.shape[0] + 1, dtype=jnp.int32))
+    )
     return jnp.where(background, 0, ranks)[labels].astype(jnp.int32)

@@ -1,0 +1,75 @@
+"""How a batch is taken changes nothing: vmapped, in turn, or on threads, for every method."""
+
+import jax
+import numpy as np
+import pytest
+
+import unseg_jax as us
+from unseg_jax.clustering import loop
+from unseg_jax.methods import METHODS, resolve
+
+NODES, WIDTH, EPOCHS = 64, 16, 8
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Three graphs of two groups each, of unlike sizes, with padding in the last."""
+    rng = np.random.default_rng(0)
+    centres = 2 * rng.normal(size=(3, 2, WIDTH))
+    owners = [np.arange(NODES) < share for share in (12, 32, 40)]
+    features = [centre[owner.astype(int)] for centre, owner in zip(centres, owners, strict=True)]
+    features = np.stack(features) + rng.normal(size=(3, NODES, WIDTH))
+    mask = np.ones((3, NODES), bool)
+    mask[2, 60:] = False
+    return features.astype(np.float32), mask
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_vmapped_is_in_turn(batch, name):
+    features, mask = batch
+    # Colours need an image; the loop is the same on any affinity.
+    affinity = "ncut" if METHODS[name].affinity == "colour" else None
+    method = resolve(name, affinity=affinity, epochs=min(EPOCHS, METHODS[name].epochs))
+    in_turn, vmapped = (
+        us.cluster(features, method=method, node_mask=mask, map=how) for how in ("loop", "vmap")
+    )
+    assert np.mean(np.asarray(in_turn.labels) == vmapped.labels) >= 0.999
+    np.testing.assert_allclose(vmapped.losses, in_turn.losses, rtol=1e-4, atol=1e-4)
+    if METHODS[name].algorithm == "gnn" and method.epochs:
+        assert not np.array_equal(in_turn.losses[0], in_turn.losses[1])
+
+
+@pytest.mark.parametrize("fields", [{"dropout": 0.3}, {"quirks": "code"}], ids=str)
+def test_threads_are_in_turn(batch, fields):
+    features, mask = batch
+    results = [
+        us.cluster(
+            features, node_mask=mask, map=how, record_every=2, mlp_width=8, epochs=4, **fields
+        )
+        for how in ("threads", "loop", "vmap")
+    ]
+    for other in results[1:]:
+        np.testing.assert_allclose(other.losses, results[0].losses, rtol=1e-4)
+        np.testing.assert_array_equal(other.history, results[0].history)
+
+
+def test_a_program_is_lowered_as_its_platform_likes(batch):
+    """On a CPU host: a loop over the images for a CPU, none for accelerators."""
+    features, mask = batch
+    method = resolve("deepcut", epochs=1)
+
+    def loops(how, platform):
+        program = jax.jit(
+            lambda features, mask: (
+                loop.cluster_batch(
+                    features, None, mask, None, jax.random.key(0), method=method, map=how
+                ).labels
+            )
+        )
+        exported = jax.export.export(program, platforms=[platform])(features, mask)
+        return exported.mlir_module().count("stablehlo.while")
+
+    for platform, default in (("cpu", "loop"), ("cuda", "vmap"), ("tpu", "vmap")):
+        # The generator of random numbers has loops of its own, which depend on the platform.
+        assert loops("loop", platform) == loops("vmap", platform) + 1
+        assert loops(None, platform) == loops(default, platform)

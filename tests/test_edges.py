@@ -1,0 +1,120 @@
+"""Inputs at the edge of what makes sense: a sentence early, or the right answer."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unseg_jax as us
+
+FEATURES = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
+SMALL = {"epochs": 2, "mlp_width": 8, "branches": ((8,),)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"features": FEATURES[:0]}, r"shape \(0, 6\): at least one node"),
+        ({"features": FEATURES * 1e30}, "left the range of float32 .the largest feature is"),
+        ({"adjacency": np.full((12, 12), -1.0)}, "adjacency has negative entries .down to -1"),
+        ({"affinity": "cc"}, "affinity='cc' has negative entries, which loss='ncut'"),
+    ],
+)
+def test_cluster_says_what_is_wrong(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        us.cluster(**({"features": FEATURES} | SMALL | arguments))
+
+
+def test_parameters_that_are_not_finite_are_named():
+    params = us.cluster(FEATURES, **SMALL).params
+    params["mlp"][0]["bias"] = params["mlp"][0]["bias"].at[1].set(jnp.nan)
+    with pytest.raises(ValueError, match="params hold 1 values that are not finite"):
+        us.cluster(FEATURES, params=params, epochs=2)
+
+
+def test_negative_affinities_are_for_correlation_clustering():
+    signed = np.where(np.arange(12)[:, None] // 6 == np.arange(12) // 6, 1.0, -1.0)
+    result = us.cluster(FEATURES, adjacency=signed, method="deepcut-cc", **SMALL)
+    assert np.isfinite(result.losses).all()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5])
+def test_seeds_out_of_range(seed, tiny_weights):
+    for call in (
+        lambda: us.Segmenter("spectral-ncut", seed=seed),
+        lambda: us.make_segment_fn("deepcut", tiny_weights, seed=seed),
+    ):
+        with pytest.raises(ValueError, match=f"seed={seed} must be a whole number from 0"):
+            call()
+
+
+def test_empty_batches(tiny_weights):
+    segmenter = us.Segmenter("deepcut", backbone=tiny_weights, image_size=32, **SMALL)
+    assert segmenter([]) == []
+    with pytest.raises(ValueError, match="no images to run"):
+        segmenter.run([])
+    fn, params = us.make_segment_fn("deepcut", tiny_weights, image_size=32, **SMALL)
+    with pytest.raises(ValueError, match=r"pixels have shape \(0, 32, 32, 3\)"):
+        fn(params, np.zeros((0, 32, 32, 3), np.uint8))
+
+
+def test_a_model_of_no_clusters(tiny_weights):
+    image = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(ValueError, match="num_clusters=0 must be at least 1"):
+        us.fit([image], backbone=tiny_weights, image_size=32, num_clusters=0)
+
+
+def test_a_segmenter_is_pickled(tiny_weights):
+    image = np.random.default_rng(1).integers(0, 256, (40, 48, 3), np.uint8)
+    segmenter = us.Segmenter("deepcut", backbone=tiny_weights, image_size=32, seed=5, **SMALL)
+    (before,) = segmenter(image)
+    copy = pickle.loads(pickle.dumps(segmenter))
+    (after,) = copy(image)
+    np.testing.assert_array_equal(after.labels, before.labels)
+    np.testing.assert_array_equal(after.losses, before.losses)
+    assert (copy.seed, copy.method) == (5, segmenter.method)
+    assert jnp.array_equal(jax.random.key_data(copy.key), jax.random.key_data(segmenter.key))
+
+
+@pytest.mark.parametrize("name", ["vit-kmeans", "spectral-ncut"])
+def test_one_colour_gives_no_confidence(name, tiny_weights):
+    """Position embeddings and superpixels differ where the image does not."""
+    segmenter = us.Segmenter(name, backbone=tiny_weights, image_size=32)
+    black, half = np.zeros((2, 40, 40, 3), np.uint8)
+    half[:, 20:] = 255
+    assert segmenter(black)[0].confidence == 0
+    assert segmenter(half)[0].confidence == 1
+
+
+DOUBLE = """
+import sys
+import jax.numpy as jnp, numpy as np
+import unseg_jax as us
+assert jnp.zeros(1).dtype == jnp.float64
+features = np.random.default_rng(0).normal(size=(2, 16, 6))
+for name in ("deepcut", "unsegarmanet", "unsegmedgat", "vit-kmeans", "deep-spectral", "tokencut"):
+    result = us.cluster(features, method=name, epochs=2)
+    assert result.assignments.dtype == result.losses.dtype == jnp.float32, name
+    assert result.labels.dtype == jnp.int32, name
+image = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+model = us.fit([image, image[::-1]], backbone=sys.argv[1], image_size=32, steps=2, num_clusters=2)
+assert [result.losses.dtype for result in model.segment([image], epochs=2)] == [np.float32]
+parts = us.Segmenter("deepcut", backbone=sys.argv[1], image_size=32, parts=2, epochs=2)(image)
+assert parts[0].patch_labels.dtype == np.int32
+"""
+
+
+def test_nothing_changes_under_x64(tiny_weights):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", DOUBLE, str(tiny_weights)],
+        env=os.environ | {"JAX_ENABLE_X64": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
