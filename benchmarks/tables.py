@@ -27,7 +27,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import accelerator, common, compiled, optimisation, scaling, versus_reference, vit
+from benchmarks import (
+    accelerator,
+    common,
+    compiled,
+    host,
+    optimisation,
+    scaling,
+    versus_reference,
+    vit,
+)
 from unseg_jax.cli.tables import format_table, method_rows
 
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -133,6 +142,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "vit": vit.table,
     "accelerator": accelerator.table,
     "compiled": compiled.table,
+    "host": host.table,
 }
 
 
