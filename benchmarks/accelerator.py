@@ -3,20 +3,26 @@
 Needs jax with the accelerator's plugin, flax, optax, numpy, pillow, scipy and scikit-image; torch
 and torch-geometric for the PyTorch rows. ViT weights are random: speed does not depend on them.
 Labels are checked on saved features of real photographs against the labels that a CPU gave.
-Images are already decoded and on the device.
+Images are already decoded and on the device. The result is written after every row, so a run that
+is killed keeps what it measured.
 
     python benchmarks/accelerator.py [--profile DIR] [--torch-python PATH]
     python benchmarks/accelerator.py --save-features    # on a CPU: makes the file of the check
 """
 
+from __future__ import annotations
+
 import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
 import os
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,27 +30,79 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # PyTorch shares the accelerator, so JAX must not take all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from benchmarks import common, counts
+from benchmarks import common
 from benchmarks.random_weights import random_state
-from benchmarks.workers import Worker, WorkerError, torch_python
 
 FEATURES = common.ROOT / "benchmarks" / "data" / "photographs.npz"
-WIDTH, NODES, EPOCHS = 384, 784, 100
+_PLUGINS = (
+    "jax-cuda12-plugin",
+    "jax-cuda12-pjrt",
+    "jax-cuda13-plugin",
+    "jax-cuda13-pjrt",
+    "jax-rocm7-plugin",
+    "jax-rocm7-pjrt",
+    "libtpu",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+)
 
 
 class Clock:
-    """Seconds since the start, and whether the budget allows another part."""
+    """The time of the whole run, and the share of it that one part may take."""
 
     def __init__(self, budget: float):
         self.start, self.budget = time.perf_counter(), budget
+        self.deadline = budget
+        self.longest = 0.0
 
     @property
     def spent(self) -> float:
+        """Seconds since the start."""
         return time.perf_counter() - self.start
+
+    def begin(self, share: float) -> None:
+        """Gives the next part a share of what is left."""
+        self.deadline = self.spent + share * max(0.0, self.budget - self.spent)
+        self.longest = 0.0
 
     @property
     def over(self) -> bool:
-        return self.spent > self.budget
+        """Whether the part should end: its time is spent, or would be after another row as long as
+        its longest one so far."""
+        return self.spent + self.longest > self.deadline
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a row took."""
+        self.longest = max(self.longest, seconds)
+
+
+@dataclasses.dataclass
+class Context:
+    """What every part gets.
+
+    Attributes:
+        options: of the command line.
+        weights: file of a ViT-S/8 (or a tiny ViT) of random numbers.
+        clock: of the run.
+        result: what is written; parts add rows under `result["parts"]`.
+    """
+
+    options: argparse.Namespace
+    weights: Path
+    clock: Clock
+    result: dict[str, Any]
+
+    def save(self) -> None:
+        """Writes what there is."""
+        self.result["seconds"] = round(self.clock.spent, 1)
+        if self.options.out or not self.options.quick:
+            common.write_result("accelerator", self.result, self.options.out, quiet=True)
+
+    def note(self, part: str, title: str, row: Any) -> None:
+        """Adds a row to a part, shows it and writes it."""
+        self.result["parts"].setdefault(part, {})[title] = row
+        self.save()
+        print(f"[{self.clock.spent:4.0f} s] {part}, {title}: {row}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -54,12 +112,18 @@ def main() -> None:
         return
     import jax
 
+    from benchmarks.accelerator_parts import PARTS, profile
+
     device = jax.devices()[0]
-    result: dict = {
+    result: dict[str, Any] = {
         "device": device.device_kind,
         "backend": jax.default_backend(),
         "devices": jax.device_count(),
-        "versions": {"jax side": common.versions()},
+        "versions": {"jax side": common.versions() | plugin_versions()},
+        "driver": driver(),
+        "platform": getattr(device.client, "platform_version", "").split("\n")[0],
+        "quick": options.quick,
+        "finished": False,
         "parts": {},
         "errors": {},
     }
@@ -67,316 +131,65 @@ def main() -> None:
     clock = Clock(options.budget)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "vit.npz"
-        np.savez(weights, **random_state())
-        parts: dict[str, Callable] = {
-            "rates": _rates,
-            "whole": _whole,
-            "vit": _vit,
-            "loop": _loop,
-            "torch": _torch,
-            "labels": _labels,
-            "heads": _heads,
-            "stride_4": _stride_4,
-        }
-        for name, part in parts.items():
+        tiny = {"width": 64, "depth": 2, "native_grid": 8} if options.quick else {}
+        np.savez(weights, **random_state(**tiny))  # type: ignore[arg-type]
+        context = Context(options, weights, clock, result)
+        for name, (part, share) in PARTS.items():
             if options.parts and name not in options.parts:
                 continue
-            if clock.over:
+            clock.begin(share)
+            if clock.spent > clock.budget:
                 result["errors"][name] = f"left out: {clock.spent:.0f} s were spent already"
                 continue
             try:
-                result["parts"][name] = part(options, weights, result["parts"], clock)
-            except Exception as error:  # a row that fails must not cost the others
+                part(context)
+            except (Exception, SystemExit) as error:  # a part that fails must not cost the others
                 result["errors"][name] = f"{type(error).__name__}: {str(error)[-500:]}"
-            shown = result["parts"].get(name, result["errors"].get(name))
-            print(f"[{clock.spent:4.0f} s] {name}: {shown}", file=sys.stderr, flush=True)
+            context.save()
+        result["finished"] = True
+        context.save()
         if options.profile:
-            _profile(options, weights)
-    result["seconds"] = round(clock.spent, 1)
+            profile(context)
     print(table(result))
-    if not (options.quick and options.out is None):
-        common.write_result("accelerator", result, options.out)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--torch-python", help="interpreter with torch and torch_geometric")
     parser.add_argument("--parts", type=lambda text: text.split(","), help="only these rows")
-    parser.add_argument("--budget", type=float, default=400, help="seconds; later parts wait")
+    parser.add_argument("--budget", type=float, default=420, help="seconds; later rows are left")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=Path, help="folder for a jax.profiler trace")
     parser.add_argument("--save-features", action="store_true", help="make the file of the check")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    options.size = 64 if options.quick else 224
-    options.nodes = (options.size // 8) ** 2
-    options.epochs = 5 if options.quick else EPOCHS
     if options.quick:
         options.repeats = 2
     return options
 
 
-def _median(function: Callable, repeats: int) -> float:
-    import jax
-
-    jax.block_until_ready(function())
-    return statistics.median(
-        common.timed(lambda: jax.block_until_ready(function())) for _ in range(repeats)
-    )
-
-
-def _sweep(time_batch: Callable[[int], float], batches) -> dict:
-    """Images a second by batch; stops at the first batch that does not fit in memory."""
-    rates: dict[int, float] = {}
-    stopped = None
-    for batch in batches:
-        try:
-            rates[batch] = common.round_to(batch / time_batch(batch))
-        except Exception as error:
-            stopped = f"batch {batch}: {type(error).__name__}: {str(error)[:200]}"
-            break
-    if not rates:
-        raise RuntimeError(stopped)
-    best = max(rates, key=lambda batch: rates[batch])
-    found = {"batch": best, "images_per_second": rates[best], "by_batch": rates}
-    return found | ({"stopped": stopped} if stopped else {})
-
-
-# ---------------------------------------------------------------- parts
-
-
-def _rates(options, *_) -> dict:
-    """Operations a second of large products, and bytes a second of a copy."""
-    import jax
-    import jax.numpy as jnp
-
-    size = 512 if options.quick else 8192
+def plugin_versions() -> dict[str, str]:
+    """Versions of the accelerator's packages that are installed."""
     found = {}
-    for name, kind, precision in (
-        ("float32", jnp.float32, "highest"),
-        ("tf32", jnp.float32, "default"),
-        ("bfloat16", jnp.bfloat16, "default"),
-    ):
-        left = jax.random.normal(jax.random.key(0), (size, size)).astype(kind)
-        product = jax.jit(lambda a, b, precision=precision: jnp.matmul(a, b, precision=precision))
-        seconds = _median(lambda product=product, left=left: product(left, left), options.repeats)
-        found[name] = common.round_to(2 * size**3 / seconds)
-    source = jnp.ones((2**22 if options.quick else 2**28,), jnp.float32)
-    negate = jax.jit(lambda x: -x)
-    seconds = _median(lambda: negate(source), options.repeats)
-    found["copy_bytes"] = common.round_to(2 * source.nbytes / seconds)
+    for name in _PLUGINS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     return found
 
 
-def _pixels(batch: int, size: int):
-    import jax
-
-    return jax.random.randint(jax.random.key(0), (batch, size, size, 3), 0, 256, "uint8")
-
-
-def _batches(options):
-    return (2,) if options.quick else (32, 128, 256)
-
-
-def _vit_operations(options) -> float:
-    return counts.vit(options.nodes + 1)
-
-
-def _loop_operations(options, layer="gcn", nodes=None, branches=((64,),)) -> float:
-    return counts.epoch(layer, nodes or options.nodes, WIDTH, 2, branches).operations
-
-
-def _whole(options, weights, parts, _) -> dict:
-    """Pixels on the device to labels, `deepcut`, 100 epochs."""
-    import unseg_jax as us
-
-    found = {}
-    for dtype in ("bfloat16", "float32"):
-        segment, params = us.make_segment_fn(
-            "deepcut", weights, dtype=dtype, image_size=options.size, epochs=options.epochs
-        )
-
-        def seconds(batch, segment=segment, params=params):
-            pixels = _pixels(batch, options.size)
-            return _median(lambda: segment(params, pixels), options.repeats)
-
-        found[dtype] = _sweep(seconds, _batches(options))
-        rates = parts.get("rates")
-        if rates:
-            rate = rates["bfloat16" if dtype == "bfloat16" else "tf32"]
-            limit = _vit_operations(options) / rate
-            limit += options.epochs * _loop_operations(options) / rates["tf32"]
-            share = limit * found[dtype]["images_per_second"]
-            found[dtype]["fraction_of_limit"] = common.round_to(share, 3)
-    return found
-
-
-def _vit(options, weights, parts, _) -> dict:
-    """ViT-S/8 alone, up to the keys of its last block."""
-    from unseg_jax.backbones import load_backbone
-
-    found = {}
-    for dtype in ("bfloat16", "float32"):
-        backbone = load_backbone(weights, dtype=dtype)
-
-        def seconds(batch, backbone=backbone):
-            pixels = _pixels(batch, options.size)
-            return _median(
-                lambda: backbone.features(backbone.params, pixels, facet="key"), options.repeats
-            )
-
-        found[dtype] = _sweep(seconds, _batches(options))
-        if "rates" in parts:
-            rate = parts["rates"]["bfloat16" if dtype == "bfloat16" else "tf32"]
-            share = found[dtype]["images_per_second"] * _vit_operations(options) / rate
-            found[dtype]["fraction_of_limit"] = common.round_to(share, 3)
-    return found
-
-
-def _features(batch: int, nodes: int):
-    import jax.numpy as jnp
-
-    images = [common.clustered_features(nodes, WIDTH, seed) for seed in range(min(batch, 8))]
-    return jnp.asarray(np.stack([images[index % len(images)] for index in range(batch)]))
-
-
-def _loop(options, _, parts, __) -> dict:
-    """The loop alone: features to labels, `deepcut`, 100 epochs."""
-    import unseg_jax as us
-
-    def seconds(batch):
-        features = _features(batch, options.nodes)
-        return _median(
-            lambda: us.cluster(features, method="deepcut", epochs=options.epochs), options.repeats
-        )
-
-    found = _sweep(seconds, _batches(options))
-    if "rates" in parts:
-        operations = options.epochs * _loop_operations(options)
-        share = found["images_per_second"] * operations / parts["rates"]["tf32"]
-        found["fraction_of_limit"] = common.round_to(share, 3)
-    return found
-
-
-def _heads(options, *_) -> dict:
-    """Images a second of 20 epochs of the other heads, in batches."""
-    import unseg_jax as us
-
-    epochs = 2 if options.quick else 20
-    found = {}
-    for name in ("deepcut-cc", "unseggnet", "unsegarmanet", "unsegmedgat"):
-
-        def seconds(batch, name=name):
-            features = _features(batch, options.nodes)
-            return _median(
-                lambda: us.cluster(features, method=name, quirks="code", epochs=epochs), 3
-            )
-
-        found[name] = {
-            "epochs": epochs,
-            **_sweep(seconds, (2,) if options.quick else (64,)),
-        }
-    return found
-
-
-def _stride_4(options, *_) -> dict:
-    """UnSegGNet at its own stride: 3025 nodes, 100 epochs."""
-    import unseg_jax as us
-
-    nodes = 196 if options.quick else 3025
-
-    def seconds(batch):
-        features = _features(batch, nodes)
-        return _median(lambda: us.cluster(features, method="unseggnet", epochs=options.epochs), 3)
-
-    return {"nodes": nodes, **_sweep(seconds, (1,) if options.quick else (1, 8))}
-
-
-def _labels(_, __, ___, ____) -> dict:
-    """Share of patches of real photographs labelled as a CPU labels them."""
-    import jax.numpy as jnp
-
-    import unseg_jax as us
-
-    with np.load(FEATURES) as saved:
-        features = saved["features"].astype(np.float32)
-        expected = {
-            name.removeprefix("labels."): saved[name]
-            for name in saved.files
-            if name.startswith("labels.")
-        }
-    found = {}
-    for method, labels in expected.items():
-        for kind in ("float32", "bfloat16"):
-            nodes = jnp.asarray(features).astype(kind).astype(jnp.float32)
-            ours = np.asarray(us.cluster(nodes, method=method, dropout=0.0).labels)
-            same = np.mean([_same_cut(a, b) for a, b in zip(ours, labels, strict=True)])
-            found[f"{method}, {kind} features"] = round(float(same), 4)
-    return found
-
-
-def _same_cut(labels: np.ndarray, others: np.ndarray) -> float:
-    """Share of equal labels; with two clusters, whichever is called 0."""
-    same = float((labels == others).mean())
-    return max(same, 1 - same) if max(labels.max(), others.max()) < 2 else same
-
-
-def _torch(options, weights, _, clock) -> dict:
-    """The same in PyTorch on the same device."""
-    python = torch_python(options.torch_python)
-    if python is None:
-        raise RuntimeError("no PyTorch here")
-    found: dict = {}
-    batch = 2 if options.quick else 128
-    graph = {"nodes": options.nodes, "width": WIDTH}
-    compiled = not options.quick
-    with Worker(python, "benchmarks.torch_accelerator") as side:
-        found["environment"] = side("environment")
-
-        def add(title, images, command, **arguments):
-            if clock.over:
-                found[title] = {"error": "left out: the time was spent"}
-                return
-            try:
-                seconds = side(command, **arguments)
-                found[title] = {
-                    "batch": images,
-                    "images_per_second": common.round_to(images / seconds),
-                }
-            except WorkerError as error:
-                found[title] = {"error": str(error).strip().splitlines()[-1][:200]}
-
-        vit = {"weights": weights, "size": options.size, "batch": batch, "repeats": options.repeats}
-        loop = {**graph, "name": "deepcut", "batch": batch, "epochs": options.epochs, "repeats": 3}
-        add("vit bfloat16", batch, "vit", kind="bfloat16", compiled=False, **vit)
-        add("vit float32", batch, "vit", kind="float32", compiled=False, **vit)
-        add("dense loop", batch, "dense", compiled=False, **loop)
-        try:
-            found["pyg epoch seconds"] = common.round_to(
-                side("pyg", name="deepcut", epochs=2 if options.quick else 10, **graph)
-            )
-        except WorkerError as error:
-            found["pyg epoch seconds"] = str(error).strip().splitlines()[-1][:200]
-        if compiled:
-            add("vit bfloat16, torch.compile", batch, "vit", kind="bfloat16", compiled=True, **vit)
-            add("dense loop, torch.compile", batch, "dense", compiled=True, **loop)
-    return found
-
-
-def _profile(options, weights) -> None:
-    """A trace of one whole batch, compiled beforehand."""
-    import jax
-
-    import unseg_jax as us
-
-    segment, params = us.make_segment_fn(
-        "deepcut", weights, dtype="bfloat16", image_size=options.size, epochs=options.epochs
-    )
-    pixels = _pixels(_batches(options)[-1], options.size)
-    jax.block_until_ready(segment(params, pixels))
-    with jax.profiler.trace(str(options.profile)):
-        jax.block_until_ready(segment(params, pixels))
+def driver() -> str:
+    """Name, driver and memory of the GPUs, as nvidia-smi says; "" where there is none."""
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.total",
+        "--format=csv,noheader",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "; ".join(done.stdout.strip().splitlines())
 
 
 def save_features() -> None:
@@ -407,45 +220,67 @@ def save_features() -> None:
 # ---------------------------------------------------------------- table
 
 
-def table(result: dict) -> str:
-    """Images a second of unseg_jax and PyTorch on the device, and the share of the limit."""
+def table(result: dict[str, Any]) -> str:
+    """Images a second of unseg_jax and PyTorch on the device, and the shares of its limits."""
     parts = result["parts"]
     torch = parts.get("torch", {})
+    rates = parts.get("rates", {})
     rows = []
-
-    def add(title, row, other=None):
-        if not row:
-            return
-        theirs = torch.get(other, {}).get("images_per_second") if other else None
-        share = row.get("fraction_of_limit")
-        rows.append(
-            [
-                title,
-                row["batch"],
-                f"{row['images_per_second']:.4g}",
-                "–" if theirs is None else f"{theirs:.4g}",
-                "–" if theirs is None else common.ratio(row["images_per_second"], theirs),
-                "–" if share is None else f"{100 * share:.0f} %",
-            ]
-        )
-
-    for dtype in ("bfloat16", "float32"):
-        add(f"pixels to labels, {dtype} ViT", parts.get("whole", {}).get(dtype))
-    for dtype in ("bfloat16", "float32"):
-        add(f"ViT-S/8 alone, {dtype}", parts.get("vit", {}).get(dtype), f"vit {dtype}")
-    add("loop alone, 100 epochs", parts.get("loop"), "dense loop")
-    for name, row in parts.get("heads", {}).items():
-        add(f"{name}, {row['epochs']} epochs", row)
-    if "stride_4" in parts:
-        add(f"unseggnet, {parts['stride_4']['nodes']} nodes, 100 epochs", parts["stride_4"])
-    header = [result["device"], "batch", "images/s", "PyTorch dense", "ratio", "of limit"]
+    for part in ("whole", "vit", "loop", "heads"):
+        for title, row in parts.get(part, {}).items():
+            theirs = torch.get(row.get("torch"), {}).get("images_per_second")
+            rows.append(
+                [
+                    title,
+                    row["batch"],
+                    f"{row['images_per_second']:.4g}",
+                    "–" if theirs is None else f"{theirs:.4g}",
+                    "–" if theirs is None else common.ratio(row["images_per_second"], theirs),
+                    *(_percent(share) for share in shares(row, rates)),
+                    ", ".join(f"{batch}: {rate:.4g}" for batch, rate in row["by_batch"].items()),
+                    row["stopped"],
+                ]
+            )
+    header = [result["device"], "batch", "images/s", "PyTorch", "ratio", "of operations"]
+    header += ["of bytes", "of launches", "images/s by batch", "larger batches"]
     lines = [common.table(header, rows)]
     if "labels" in parts:
-        shares = ", ".join(f"{name} {100 * v:.1f} %" for name, v in parts["labels"].items())
-        lines.append(f"Patches labelled as on a CPU: {shares}.")
+        lines.append(
+            common.table(
+                ["patches labelled alike", "here and on a CPU", "here with two random seeds"],
+                [
+                    [title, _percent(row["cpu"], 1), _percent(row["seed"], 1)]
+                    for title, row in parts["labels"].items()
+                ],
+            )
+        )
+    if not result.get("finished", True):
+        lines.append("The run was ended before it was done.")
     if result["errors"]:
-        lines.append("Not measured: " + "; ".join(result["errors"]) + ".")
+        errors = (f"{name} ({error})" for name, error in result["errors"].items())
+        lines.append(f"Not measured: {'; '.join(errors)}.")
     return "\n\n".join(lines)
+
+
+def shares(row: dict[str, Any], rates: dict[str, Any]) -> tuple[float | None, ...]:
+    """Of the time of a row, what its products, its bytes and its launches take at the least.
+
+    Args:
+        row: with `images_per_second`, and `operations`, `bytes` and `kernels` of a batch.
+        rates: the part of that name; without it nothing is known.
+    """
+    if not rates:
+        return None, None, None
+    seconds = row["batch"] / row["images_per_second"]
+    operations = row["operations"]
+    products = operations["half"] / rates["bfloat16"] + operations["default"] / rates["tf32"]
+    products += operations["exact"] / rates["float32"]
+    moved, launched = row["bytes"] / rates["copy_bytes"], row["kernels"] * rates["launch_seconds"]
+    return products / seconds, moved / seconds, launched / seconds
+
+
+def _percent(share: float | None, digits: int = 0) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 if __name__ == "__main__":

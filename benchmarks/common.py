@@ -99,7 +99,9 @@ def commit() -> str:
         return "unknown"
 
 
-def write_result(name: str, result: dict[str, Any], out: Path | None = None) -> Path:
+def write_result(
+    name: str, result: dict[str, Any], out: Path | None = None, *, quiet: bool = False
+) -> Path:
     """Writes a result as JSON, whole or not at all, with the machine, versions and commit."""
     path = out or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,8 @@ def write_result(name: str, result: dict[str, Any], out: Path | None = None) -> 
     temporary = path.with_suffix(".json.part")
     temporary.write_text(json.dumps(stamp | result, indent=1, default=_plain) + "\n")
     temporary.replace(path)
-    print(f"wrote {os.path.relpath(path)}", file=sys.stderr)
+    if not quiet:
+        print(f"wrote {os.path.relpath(path)}", file=sys.stderr)
     return path
 
 

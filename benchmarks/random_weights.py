@@ -4,11 +4,16 @@ import math
 
 import numpy as np
 
+DINOV2 = {"patch": 14, "native_grid": 37, "layer_scale": True}
+"""Shapes of DINOv2 ViT-S/14 for `random_state`."""
+
 
 def random_state(
-    seed: int = 0, *, patch=8, width=384, depth=12, native_grid=28, **_: int
+    seed: int = 0, *, patch=8, width=384, depth=12, native_grid=28, layer_scale=False, **_: int
 ) -> dict[str, np.ndarray]:
     """A state dict, {official name: float32 array}; the defaults are ViT-S/8.
+
+    With `**DINOV2` it is DINOv2 ViT-S/14, which `layer_scale` tells from a DINO.
 
     The weights are spread so that attention and activations are neither flat nor saturated: a
     timing sees ordinary numbers.
@@ -40,5 +45,7 @@ def random_state(
         norm(f"blocks.{block}.norm2")
         linear(f"blocks.{block}.mlp.fc1", 4 * width, width)
         linear(f"blocks.{block}.mlp.fc2", width, 4 * width)
+        for half in (1, 2) if layer_scale else ():
+            state[f"blocks.{block}.ls{half}.gamma"] = np.ones(width, np.float32)
     norm("norm")
     return state

@@ -27,7 +27,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import accelerator, common, optimisation, scaling, versus_reference, vit
+from benchmarks import (
+    accelerator,
+    common,
+    compiled,
+    host,
+    optimisation,
+    scaling,
+    versus_reference,
+    vit,
+)
 from unseg_jax.cli.tables import format_table, method_rows
 
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -132,6 +141,8 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": scaling.table,
     "vit": vit.table,
     "accelerator": accelerator.table,
+    "compiled": compiled.table,
+    "host": host.table,
 }
 
 
