@@ -34,7 +34,7 @@ def command(tiny_weights, capsys, tmp_path):
     """Runs `unseg-jax segment` on paths; gives the exit code and the sentences said."""
 
     def run(*arguments, weights=tiny_weights, out=tmp_path / "out"):
-        options = ["--out", out, "--backbone", weights, *FAST]
+        options = ["--out", out, "--backbone", weights, "--method", "deepcut", *FAST]
         code = main.main(["segment", *map(str, [*options, *arguments])])
         said = capsys.readouterr().err
         assert "Traceback" not in said

@@ -96,6 +96,7 @@ def test_formats_and_objects_are_chosen(photos, tiny_weights, tmp_path, capsys):
 
 def test_a_model_takes_batch_size_and_seed(monkeypatch, tmp_path):
     import dataclasses
+    from types import SimpleNamespace
 
     from unseg_jax.cli.segmenting import Choice
     from unseg_jax.collective import model
@@ -106,11 +107,11 @@ def test_a_model_takes_batch_size_and_seed(monkeypatch, tmp_path):
         seed: int = 0
 
         def segmenter(self, epochs):
-            return self.batch_size, self.seed, epochs
+            return SimpleNamespace(taken=(self.batch_size, self.seed, epochs))
 
     monkeypatch.setattr(model, "load_model", lambda path, **_: Model())
     choice = Choice(tmp_path / "m", "deepcut", "auto", 7, 3, "float32", {"epochs": 2})
-    assert choice.load([], quiet=True) == (3, 7, 2)
+    assert choice.load([], quiet=True).taken == (3, 7, 2)
 
 
 def test_fit_replaces_nothing_but_a_model(photos, tmp_path, capsys):

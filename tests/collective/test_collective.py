@@ -86,8 +86,18 @@ def test_partition_is_the_second_eigenvector():
     border = np.asarray(evidence.border_of(jnp.ones(GRID, bool))).ravel()
     vector = -vector if vector[border].mean() > vector.mean() else vector
     unlike = -rows @ rows[border].mean(0)
-    expected = sum((cue - cue.mean()) / cue.std() for cue in (vector, unlike))
+    apart = -np.sort(rows @ rows[border].T, axis=1)[:, -5:].mean(1)
+    expected = sum((cue - cue.mean()) / cue.std() for cue in (vector, unlike, apart))
     np.testing.assert_allclose(ours, expected, atol=2e-3)
+
+
+def test_nearest_mean_takes_what_there_is():
+    cosines = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)
+    among = np.array([True, False, True, False, False, False])
+    nearest = evidence.nearest_mean(cosines, jnp.asarray(among), 5)
+    np.testing.assert_allclose(nearest, np.asarray(cosines)[:, among].mean(1), rtol=1e-6)
+    nothing = evidence.nearest_mean(cosines, jnp.zeros(6, bool), 5)
+    np.testing.assert_array_equal(nothing, np.zeros(6))
 
 
 def test_evidence_with_frame_equals_that_of_the_rest():

@@ -29,6 +29,7 @@ from unseg_jax.bench.journal import damaged, read_lines, seal_lines
 from unseg_jax.bench.locking import RunLock
 from unseg_jax.bench.manifest import MANIFEST, Manifest
 from unseg_jax.bench.protocols import Protocol
+from unseg_jax.bench.truths import are_truth_fields
 from unseg_jax.errors import BenchError
 
 CONFIG, RECORDS, SESSIONS, SUMMARY, REPORT = (
@@ -347,7 +348,9 @@ def _record_problem(record: Mapping[str, Any]) -> str | None:
         return "iou_by_epoch is no list of scores"
     box = record.get("box")
     is_box = isinstance(box, list) and len(box) == 4 and all(type(side) is int for side in box)
-    return None if box is None or is_box else "box is no box"
+    if box is not None and not is_box:
+        return "box is no box"
+    return None if are_truth_fields(record.get("truth")) else "truth is none"
 
 
 def _within(value: Any, low: float, high: float) -> bool:

@@ -22,6 +22,21 @@ def truth_fields(truth: Truth) -> dict[str, Any]:
     }
 
 
+def are_truth_fields(value: Any) -> bool:
+    """Whether a record's "truth" is what `truth_fields` makes, or missing."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, Mapping)
+        and all(isinstance(value.get(name), int | float) for name in ("share", "void_share"))
+        and all(_are_values(value.get(name)) for name in ("foreground", "void"))
+    )
+
+
+def _are_values(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, int | float | str) for v in values)
+
+
 class TruthTally:
     """Counts over a run's records, one image once."""
 

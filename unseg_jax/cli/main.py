@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ from unseg_jax.cli.arguments import (
     StrideOption,
     read_overrides,
 )
-from unseg_jax.cli.console import guarded
+from unseg_jax.cli.console import guarded, say
 from unseg_jax.cli.options import parse_page, parse_range
 
 app = typer.Typer(
@@ -324,7 +325,10 @@ def _run_module(name: str, arguments: Sequence[str]) -> None:
     # These two print `-h` as --help does.
     sys.argv = [name, *("--help" if argument == "-h" else argument for argument in arguments)]
     try:
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        with warnings.catch_warnings():
+            # The module may have been imported already, which is no matter here.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
     finally:
         sys.argv = before
 

@@ -34,6 +34,7 @@ class Choice:
         overrides: fields of `Method`.
         value_range: limits of deep images, "set" for those of all images, or None for each its
             own; see `unseg_jax.data.read_image`.
+        said: whether the user was told what is fitted.
     """
 
     model: Path | None
@@ -44,6 +45,7 @@ class Choice:
     dtype: str
     overrides: dict[str, Any]
     value_range: tuple[float, float] | str | None = None
+    said: bool = False
 
     def check(self) -> None:
         """Refuses what cannot work, before anything is loaded.
@@ -67,20 +69,21 @@ class Choice:
                 f"--model brings its own method; leave out {', '.join(others)}, or fit with them."
             )
 
-    def settled(self, count: int) -> Choice:
-        """What "auto" is for so many images; said in one line."""
+    def settled(self, count: int, quiet: bool) -> Choice:
+        """What "auto" is for so many images; said in one line unless `quiet`."""
         if self.method != "auto" or self.model is not None:
             return self
         if self.overrides:
-            names = ", ".join(self.overrides)
-            say(f"auto: '{names}' is a setting of the published methods, so 'deepcut' is taken.")
+            if not quiet:
+                say(f"auto: takes deepcut, since {', '.join(self.overrides)} is a setting of it.")
             return dataclasses.replace(self, method="deepcut")
         from unseg_jax.collective.auto import SET_SIZE, explain_choice
         from unseg_jax.collective.ready import READY_MODEL
 
-        say(explain_choice(count))
+        if not quiet:
+            say(explain_choice(count))
         if count >= SET_SIZE:
-            return dataclasses.replace(self, method="collective")
+            return dataclasses.replace(self, method="collective", said=True)
         return dataclasses.replace(self, model=READY_MODEL)
 
     def settings(self, images: Sequence[ImageFile]) -> dict[str, Any]:
@@ -129,6 +132,11 @@ class Choice:
         if resolved.learns_from_set:
             from unseg_jax.cli.fitting import fit_with_bar
 
+            if not (quiet or self.said):
+                say(
+                    f"fitting {resolved.name} on these {len(images)} images; "
+                    "`unseg-jax fit` keeps a model"
+                )
             return fit_with_bar(
                 [image.source for image in images],
                 quiet=quiet,
@@ -189,7 +197,7 @@ def segment_paths(
     images = find_images(expand(paths), recursive=output.recursive, out=out, page=page)
     for message in images.left_out:
         say(message)
-    choice = choice.settled(len(images))
+    choice = choice.settled(len(images), quiet)
     settings = choice.settings(images)
     plan = plan_run(images, out, output, settings, overwrite=overwrite)
     if dry_run:
