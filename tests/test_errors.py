@@ -218,9 +218,13 @@ def test_weights_that_do_not_fit_are_named(command, tmp_path):
 def test_features_that_are_not_finite_are_an_error_of_their_image(tiny_weights, tmp_path, command):
     with np.load(tiny_weights) as archive:
         tensors = dict(archive)
-    tensors["patch_embed.proj.bias"][0] = np.nan
-    np.savez(tmp_path / "nan.npz", **tensors)
-    code, said = command(draw(tmp_path / "one.png"), weights=tmp_path / "nan.npz")
+    # Finite weights whose products are not.
+    tensors["blocks.0.attn.qkv.weight"] = tensors["blocks.0.attn.qkv.weight"] * np.float32(3e38)
+    tensors["blocks.0.attn.qkv.weight"] = np.clip(
+        tensors["blocks.0.attn.qkv.weight"], -3e38, 3e38
+    ).astype(np.float32)
+    np.savez(tmp_path / "large.npz", **tensors)
+    code, said = command(draw(tmp_path / "one.png"), weights=tmp_path / "large.npz")
     assert code == 1
     assert len(said) == 1
     assert "one.png" in said[0]
