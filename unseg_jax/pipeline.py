@@ -52,9 +52,9 @@ def fit_to_backbone(method: Method, backbone: Backbone, explicit: Iterable[str] 
     patch = backbone.config.patch_size
     if method.stride is None or "stride" in explicit or patch % method.stride == 0:
         return method
-    wanted = method.stride * patch / _PUBLISHED_PATCH
+    largest = method.stride * patch / _PUBLISHED_PATCH
     divisors = [stride for stride in range(1, patch + 1) if patch % stride == 0]
-    fitting = max((stride for stride in divisors if stride <= wanted), default=1)
+    fitting = max((stride for stride in divisors if stride <= largest), default=1)
     return override(method, stride=fitting)
 
 
@@ -106,7 +106,7 @@ def segment_features(
     if mask is None:
         mask = jnp.ones(features.shape[:2], bool)
     patch_grid = grid if index_map is None else None
-    found = cluster_batch(
+    clustering = cluster_batch(
         features,
         adjacency,
         mask,
@@ -131,21 +131,27 @@ def segment_features(
             class_attention=None if attention is None else spread(attention, index_map),
         )
 
-    voted = jax.vmap(vote)(found.labels, index_map, class_attention)
-    used = jax.nn.one_hot(found.labels, method.num_clusters, dtype=bool) & mask[..., None]
+    voted = jax.vmap(vote)(clustering.labels, index_map, class_attention)
+    used = jax.nn.one_hot(clustering.labels, method.num_clusters, dtype=bool) & mask[..., None]
     num_clusters = used.any(1).sum(-1).astype(jnp.int32)
-    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(found.assignments).all((1, 2))
+    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(clustering.assignments).all((1, 2))
     foreground = voted > 0
     if method.parts:
         voted, num_clusters = _split(features, voted, key, method, grid, patch_grid, map)
     history = None
     if record_every:
         over_time = jax.vmap(jax.vmap(vote, (0, None, None)))
-        history = over_time(found.history, index_map, class_attention)
+        history = over_time(clustering.history, index_map, class_attention)
     result = PatchResult(
-        voted, foreground, num_clusters, found.losses, _confidence(found, mask), finite, history
+        voted,
+        foreground,
+        num_clusters,
+        clustering.losses,
+        _confidence(clustering, mask),
+        finite,
+        history,
     )
-    return result, found.params
+    return result, clustering.params
 
 
 def _split(features, voted, key, method, grid, patch_grid, map):
@@ -158,10 +164,10 @@ def _split(features, voted, key, method, grid, patch_grid, map):
     def stage(part, clusters, epochs, first):
         inner = override(method, num_clusters=clusters, epochs=epochs, parts=0)
         mask = labels == part
-        found = cluster_batch(
+        clustering = cluster_batch(
             features, None, mask, None, key, method=inner, grid=patch_grid, map=map
         )
-        ranked = jax.vmap(functools.partial(_rank, count=clusters))(found.labels, mask)
+        ranked = jax.vmap(functools.partial(_rank, count=clusters))(clustering.labels, mask)
         return jnp.where(mask, first + ranked, 0)
 
     result = stage(1, method.parts, method.parts_epochs, 1)
@@ -181,10 +187,10 @@ def _rank(labels, mask, count):
     return jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))[labels]
 
 
-def _confidence(found, mask):
-    if found.assignments.shape[-1] == 1:
-        return jnp.ones(found.assignments.shape[0], jnp.float32)
-    top = jax.lax.top_k(found.assignments, 2)[0]
+def _confidence(clustering, mask):
+    if clustering.assignments.shape[-1] == 1:
+        return jnp.ones(clustering.assignments.shape[0], jnp.float32)
+    top = jax.lax.top_k(clustering.assignments, 2)[0]
     margin = jnp.where(mask, top[..., 0] - top[..., 1], 0.0)
     return margin.sum(-1) / jnp.maximum(mask.sum(-1), 1)
 

@@ -148,7 +148,7 @@ class BatchSegmenter:
             images: one or an iterable of paths, PIL images, or uint8 arrays (H, W, 3) or (H, W).
 
         Returns:
-            One `Segmentation` an image, in order; a list also for a single image.
+            One `Segmentation` per image, in order; a list also for a single image.
 
         Raises:
             ImageError: the first image that cannot be read or segmented. `stream` goes on.
@@ -260,7 +260,7 @@ class BatchSegmenter:
         """
         from unseg_jax.clustering.superpixels import region_graph, stack_regions
 
-        def given(regions):
+        def arguments(regions):
             return {
                 "adjacency": regions.adjacency,
                 "mask": regions.mask,
@@ -269,13 +269,15 @@ class BatchSegmenter:
 
         regions = stack_regions([region_graph(image, self.method) for image in pixels])
         apart = takes_images_apart(self.map)
-        one = jax.tree.map(lambda leaf: leaf[:1], regions) if apart else regions
-        key = (one.nodes.shape, record_every)
+        first = jax.tree.map(lambda leaf: leaf[:1], regions) if apart else regions
+        key = (first.nodes.shape, record_every)
         if key not in self._regions_programs:
-            lowered = self._nodes_program.lower(one.nodes, **given(one), record_every=record_every)
+            lowered = self._nodes_program.lower(
+                first.nodes, **arguments(first), record_every=record_every
+            )
             self._regions_programs[key] = lowered.compile()
         program = self._regions_programs[key]
-        return lambda regions: program(regions.nodes, **given(regions)), regions
+        return lambda regions: program(regions.nodes, **arguments(regions)), regions
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -302,7 +304,7 @@ class BatchSegmenter:
         """Turns entry `index` of a result (host arrays) into a `Segmentation` of its image.
 
         Args:
-            result: from `run` or `assign`; `jax.device_get` it once a batch beforehand.
+            result: from `run` or `assign`; `jax.device_get` it once per batch beforehand.
             index: position in the batch.
             image: (H, W, 3) uint8 at its own size.
             id: of the result.

@@ -139,5 +139,5 @@ def test_errors_name_the_remedy():
         from_jraph(graphs, num_nodes=5)
     with pytest.raises(ValueError, match=r"graphs\.nodes must be one array"):
         from_jraph(graphs._replace(nodes={"colour": graphs.nodes}))
-    with pytest.raises(ValueError, match="one weight an edge"):
+    with pytest.raises(ValueError, match="one weight per edge"):
         from_jraph(graphs._replace(edges=jnp.ones((len(graphs.edges), 2))))

@@ -110,7 +110,7 @@ def deep_spectral(graph: Graph, method: Method, key: Array) -> Float[Array, "n k
     """Deep Spectral Methods (Melas-Kyriazi et al., CVPR 2022).
 
     K = 2: the second eigenvector of the normalised Laplacian, cut at 0. K > 2: k-means on the
-    K − 1 eigenvectors after the first. Which side is the object is for the border vote to say.
+    K − 1 eigenvectors after the first. The border vote decides which side is the object.
 
     Args:
         graph: its adjacency is the affinity, max(0, FFᵀ) for the method of this name.

@@ -77,7 +77,7 @@ def cluster(
         num_clusters, epochs, learning_rate, dropout, quirks: override the method's. `dropout`
             sets every dropout rate of the head.
         key: `jax.random.key` of the initial parameters and of dropout; None is key(0). An image
-            gets the same numbers whatever batch it is in.
+            gets the same numbers in every batch.
         record_every: also record the labels of a deterministic pass every so many epochs.
         grid: (height, width) of the patch grid; only `spatial_decay` needs it.
         map: how a batch is taken: "vmap", one program for all graphs at once; "loop", one program
@@ -119,10 +119,10 @@ def cluster(
     )
     if params is not None:
         method = resolve(method, **head.describe_params(params, method))
-        found = method.num_clusters
-        if num_clusters is not None and num_clusters != found:
+        in_params = method.num_clusters
+        if num_clusters is not None and num_clusters != in_params:
             raise ValueError(
-                f"num_clusters={num_clusters}, but params end in {found} clusters: "
+                f"num_clusters={num_clusters}, but params end in {in_params} clusters: "
                 "pass one or the other."
             )
     method = resolve(method, num_clusters=num_clusters)

@@ -306,8 +306,8 @@ def _regress(x, valid, evidence):
     gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-9)
     target = evidence
     for left in range(_ROUNDS, -1, -1):
-        wanted = target[valid].astype(np.float64)
-        weights = np.linalg.solve(gram, rows.T @ (wanted - wanted.mean()))
+        regressed = target[valid].astype(np.float64)
+        weights = np.linalg.solve(gram, rows.T @ (regressed - regressed.mean()))
         deviation = np.std(rows @ weights) + 1e-9
         weights = (weights / deviation).astype(np.float32)
         scores = (x - centre) @ weights

@@ -61,7 +61,7 @@ def fit(
         num_clusters: for "collective" the clusters of the set, from which frames are told (16);
             else K of the head.
         steps: for "collective" the training steps of the graph head that per-image epochs start
-            from (100; 0 leaves it out); else the steps an image in each shared pass.
+            from (100; 0 leaves it out); else the steps per image in each shared pass.
         passes: T0, shared passes over the set; not for "collective".
         key: `jax.random.key` of all chance; None is key(0).
         backbone: name, path to weights, or loaded.
@@ -102,7 +102,7 @@ def fit(
     assert loaded is not None
     reader = Reader(BatchSegmenter(resolved, loaded, batch_size=batch_size), sources)
     if by_evidence:
-        found = fit_evidence(
+        parts = fit_evidence(
             reader,
             resolved,
             _SET_CLUSTERS if num_clusters is None else num_clusters,
@@ -111,8 +111,8 @@ def fit(
             key,
         )
     else:
-        found = fit_shared(reader, resolved, key)
-    scorer, params, foreground = found
+        parts = fit_shared(reader, resolved, key)
+    scorer, params, foreground = parts
     skipped = tuple(dict.fromkeys(reader.failed))
     return CollectiveModel(
         resolved, loaded, scorer, params, foreground, reader.read, skipped, batch_size

@@ -1,6 +1,6 @@
 """A fitted set of unlabelled images: `CollectiveModel`, and `load_model` that reads it back.
 
-Two kinds of model, told apart by the method's `foreground`:
+Two kinds of model, distinguished by the method's `foreground`:
 
 * `collective` (`foreground="set"` and no shared passes): the linear scorer of
   `unseg_jax.collective.evidence`, fitted on a random sample of the images. Segmenting is one
@@ -100,7 +100,7 @@ class CollectiveModel:
         """A segmenter that applies this model, for `segment_files` and streams.
 
         Args:
-            epochs: T1, optimisation steps an image from the shared weights; None takes the
+            epochs: T1, optimisation steps per image from the shared weights; None takes the
                 method's, 0 is the forward pass alone.
 
         Raises:

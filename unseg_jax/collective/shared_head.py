@@ -1,6 +1,6 @@
 """One graph neural network for a whole set: the training that precedes the per-image loop.
 
-`train` is UnSegMedGATc's T0: the graph loss alone, a few steps an image, image after image, one
+`train` is UnSegMedGATc's T0: the graph loss alone, a few steps per image, image after image, one
 optimiser for all. `distil` teaches a head the margins of `unseg_jax.collective.evidence`, so that
 the per-image loop can go on from them. Both use the library's own head, losses and optimiser.
 """
@@ -44,7 +44,7 @@ def train(
     method: Method,
     grid: tuple[int, int],
 ) -> tuple[Params, Any, Float[Array, "b t"]]:
-    """A few steps on each image of a batch in turn, the parameters handed on from one to the next.
+    """A few steps on each image of a batch in turn, the parameters passed on from one to the next.
 
     Args:
         params, state: from `start`, or from the batch before.
@@ -106,8 +106,8 @@ def distil(
             graph = graphs.build_graph(nodes, method, adjacency=graphs.affinity(cosines, method))
             prepared = head.prepare_head(method, graph)
             logits = head.apply_head(params, prepared, method)
-            wanted = jax.nn.sigmoid(_SHARPNESS * margins)
-            return optax.sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], wanted).mean()
+            targets = jax.nn.sigmoid(_SHARPNESS * margins)
+            return optax.sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], targets).mean()
 
         return map_batch(image, (nodes, cosines, margins)).mean(), None
 

@@ -60,11 +60,11 @@ def to_jraph(graph: Graph, *, num_edges: int | None = None) -> jraph.GraphsTuple
     if isinstance(edges, Tracer):
         budget = edges.size if num_edges is None else num_edges
     else:
-        found = int(edges.sum())
-        budget = 1 << max(found - 1, 0).bit_length() if num_edges is None else num_edges
-        if found > budget:
+        count = int(edges.sum())
+        budget = 1 << max(count - 1, 0).bit_length() if num_edges is None else num_edges
+        if count > budget:
             raise ValueError(
-                f"num_edges={num_edges} is too small: these graphs have {found} edges; "
+                f"num_edges={num_edges} is too small: these graphs have {count} edges; "
                 "pass at least that many."
             )
 
@@ -170,7 +170,7 @@ def _edge_weights(graphs: Any) -> np.ndarray:
         return np.ones(count, np.float32)
     if not hasattr(weights, "shape") or weights.shape not in ((count,), (count, 1)):
         raise ValueError(
-            f"graphs.edges must be one weight an edge, of shape ({count},) or ({count}, 1): "
+            f"graphs.edges must be one weight per edge, of shape ({count},) or ({count}, 1): "
             "reduce the edge features to that first."
         )
     return np.asarray(weights, np.float32).reshape(count)

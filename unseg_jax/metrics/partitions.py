@@ -25,7 +25,7 @@ def _contingency(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None)
 
 
 def _codes(labels: np.ndarray) -> np.ndarray:
-    """Small non-negative integers, one a label."""
+    """Small non-negative integers, one per label."""
     if labels.size and np.issubdtype(labels.dtype, np.integer):
         low, high = int(labels.min()), int(labels.max())
         if high - low < _DIRECT:
