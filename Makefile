@@ -1,11 +1,12 @@
 # make demo   everything on a fresh machine: environment, weights, photographs cut into objects
 # make test   everything that the tests need, and the whole suite
-# make tpu-check   small programs compiled for a TPU, which need not be here: 140 MB, a minute
+# make docs   the documentation site, in build/site
+# make tpu-check   small programs compiled for a TPU that need not be here: 484 MB on disk, a minute
 # The first two work again without a network once things are here. Choose a Python: make PYTHON=python3.12
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo picture test lint types tpu-check install clean
+.PHONY: help demo picture test lint types docs tpu-check install clean
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
@@ -15,7 +16,7 @@ DEMO ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 LIBTPU := 'libtpu>=0.0.52'
-TEST_EXTRAS := onnx,tfds,cluster,video,notebooks,test
+TEST_EXTRAS := onnx,tfds,cluster,video,notebooks,docs,test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -55,7 +56,6 @@ install:
 
 demo:
 	@$(call environment,demo,onnx)
-	echo "weights: $$($(BIN)/unseg-jax weights get auto)"
 	$(BIN)/python -m unseg_jax.demo --out $(DEMO)
 
 # The picture in the README.
@@ -76,6 +76,12 @@ lint:
 types:
 	@$(call environment,test,$(TEST_EXTRAS))
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The documentation, in build/site; any warning is an error.
+docs:
+	@$(call environment,test,$(TEST_EXTRAS))
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	echo "open build/site/index.html"
 
 # libtpu lies in a folder of its own, so that nothing else takes this machine for one with a TPU.
 tpu-check:

@@ -84,7 +84,7 @@ def test_every_broken_image_is_named_once_and_good_ones_are_done(command, tmp_pa
     written = {path.name for path in (tmp_path / "out").iterdir()}
     for image in good:
         assert {f"{image.stem}_{kind}.png" for kind in ("mask", "labels", "overlay")} <= written
-    assert len(written) == 3 * len(good) + 1
+    assert len(written) == 3 * len(good) + 2  # and the report and the manifest
 
 
 def test_all_broken_still_ends_with_a_report(command, tmp_path):

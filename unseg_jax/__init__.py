@@ -12,11 +12,13 @@ __all__ = [
     "Graph",
     "ImageError",
     "Method",
+    "Object",
     "Segmentation",
     "Segmenter",
     "cluster",
     "export_segment_fn",
     "fit",
+    "from_callable",
     "graphs",
     "layers",
     "list_backbones",
@@ -27,38 +29,45 @@ __all__ = [
     "make_segment_fn",
     "metrics",
     "params_from_pytorch",
+    "read_results",
     "segment",
 ]
 
 if TYPE_CHECKING:
     from unseg_jax import metrics
-    from unseg_jax.api import segment
-    from unseg_jax.backbones import Backbone, list_backbones, load_backbone
+    from unseg_jax.api import Segmenter, segment
+    from unseg_jax.backbones import Backbone, from_callable, list_backbones, load_backbone
     from unseg_jax.clustering import graphs, layers, losses
     from unseg_jax.clustering.graphs import Graph
     from unseg_jax.clustering.loop import Clustering, cluster
     from unseg_jax.collective.fitting import fit
     from unseg_jax.collective.model import CollectiveModel, load_model
     from unseg_jax.errors import ImageError
-    from unseg_jax.export.program import export_segment_fn
+    from unseg_jax.export.results import read_results
     from unseg_jax.interop.pytorch import params_from_pytorch
     from unseg_jax.methods import Method, list_methods
-    from unseg_jax.segmenter import Segmentation, Segmenter, make_segment_fn
+    from unseg_jax.postprocess import Object
+    from unseg_jax.segmentation import Segmentation
+    from unseg_jax.segmenter import make_segment_fn
+    from unseg_jax.serving import export_segment_fn
 
 # Public name → the module that holds it. A module is imported when one of its names is first used:
 # flax and optax take as long to import as JAX itself, and not every program needs them.
 _HOMES = {
-    "segment": "api",
-    **dict.fromkeys(("Backbone", "list_backbones", "load_backbone"), "backbones"),
+    **dict.fromkeys(("Segmenter", "segment"), "api"),
+    **dict.fromkeys(("Backbone", "from_callable", "list_backbones", "load_backbone"), "backbones"),
     "Graph": "clustering.graphs",
     **dict.fromkeys(("Clustering", "cluster"), "clustering.loop"),
     "fit": "collective.fitting",
     **dict.fromkeys(("CollectiveModel", "load_model"), "collective.model"),
     "ImageError": "errors",
-    "export_segment_fn": "export.program",
+    "export_segment_fn": "serving",
+    "read_results": "export.results",
     "params_from_pytorch": "interop.pytorch",
+    "Object": "postprocess",
+    "Segmentation": "segmentation",
     **dict.fromkeys(("Method", "list_methods"), "methods"),
-    **dict.fromkeys(("Segmentation", "Segmenter", "make_segment_fn"), "segmenter"),
+    "make_segment_fn": "segmenter",
 }
 # Public modules, and where each lies.
 _MODULES = {

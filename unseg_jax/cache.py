@@ -29,7 +29,7 @@ def check_sha256(path: Path, expected: str) -> None:
     if actual != expected:
         raise WeightsError(
             f"{path} has the SHA-256 {actual}, but {expected} is expected; it is damaged or was "
-            "replaced, so delete it and fetch it again"
+            "replaced, so delete it and fetch it again."
         )
 
 

@@ -1,8 +1,8 @@
 """The demonstration behind `make demo`: photographs that scikit-image ships, cut into objects.
 
-    python -m unseg_jax.demo [--out demo]
+    unseg-jax demo [--out demo]
 
-Nothing is downloaded but the weights of the backbone, once.
+Only the weights of the backbone are downloaded, once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ PHOTOGRAPHS = (
 )
 """Photographs in scikit-image's own package folder, all free to use."""
 
-METHOD = "deepcut-cc"
-SETTINGS = {"image_size": 490, "epochs": 100, "refine": "bilateral"}
-"""Finer than the published 280 pixels and 10 epochs: 35 x 35 patches of DINOv2, for show."""
-
 
 def photographs() -> list[Path]:
     """The paths of `PHOTOGRAPHS` that the installed scikit-image holds."""
@@ -49,19 +45,14 @@ def run(out: Path, picture: Path | None = None) -> int:
         The exit code: 0 if all went well.
     """
     from unseg_jax.cache import enable_compilation_cache
-    from unseg_jax.cli.main import run_segmenter
-    from unseg_jax.data.folders import find_images
-    from unseg_jax.files import check_writable
-    from unseg_jax.segmenter import Segmenter
+    from unseg_jax.cli.segmenting import Choice, segment_paths
+    from unseg_jax.export.folder import Output
 
-    images = find_images(photographs(), out=out)
-    check_writable(out)
     enable_compilation_cache()
-    segmenter = Segmenter(METHOD, batch_size=4, **SETTINGS)
-    settings = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SETTINGS.items())
-    print(f"the same for your own images: unseg-jax segment PATH... --method {METHOD} {settings}")
-    code = run_segmenter(segmenter, images, out, coco=True)
-    print(f"masks, coloured parts and overlays of each photograph are in {out}")
+    choice = Choice(None, "auto", "auto", 0, 4, "float32", {})
+    paths = [str(path) for path in photographs()]
+    code = segment_paths(paths, out, choice, Output(("png", "coco")))
+    print("for your own images: unseg-jax segment PATH...")
     if picture is not None:
         write_picture(out, picture)
         print(f"all of them in one picture: {picture}")
@@ -97,10 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
     from unseg_jax.cli.console import guarded
 
     parser = argparse.ArgumentParser(
-        prog="python -m unseg_jax.demo",
+        prog="unseg-jax demo",
         description="Segments the photographs that scikit-image ships.",
     )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for what is found")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     parser.add_argument("--picture", type=Path, help="also write one picture of all, as WebP")
     options = parser.parse_args(arguments)
     return guarded(lambda: run(options.out, options.picture))

@@ -47,6 +47,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{match[0]}'?" if match else "known are: " + ", ".join(sorted(known))
 
 
+def printable(text: str) -> str:
+    r"""Text that any terminal and any file takes: control characters and broken UTF-8 escaped.
+
+    >>> printable("caf\xe9 \x1b[31m\udcff")
+    'café \\x1b[31m\\udcff'
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
 class WeightsError(ValueError):
     """Weights that cannot be had, read, or fitted to a backbone."""
 

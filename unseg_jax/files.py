@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,6 @@ from PIL import Image
 from unseg_jax.errors import WriteError
 
 _PARTIAL = ".part"
-_LEFTOVER = re.compile(rf"\.[0-9a-f]{{12}}{re.escape(_PARTIAL)}(\..*)?")
 
 
 @contextlib.contextmanager
@@ -48,22 +46,6 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def remove_partials(folder: str | os.PathLike, *, recursive: bool = True) -> None:
-    """Removes what a killed process has left half written; call it only as the sole writer.
-
-    Args:
-        folder: where `atomic` was writing; may be missing.
-        recursive: look into the folders below as well.
-    """
-    for found, folders, names in os.walk(folder):
-        for name in names:
-            if _LEFTOVER.fullmatch(name):
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(found, name))
-        if not recursive:
-            folders.clear()
-
-
 def _write(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
     with atomic(path) as partial, open(partial, "wb") as file:
         write(file)
@@ -76,7 +58,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8 text whole or not at all. Raises `WriteError`."""
-    write_bytes(path, text.encode())
+    # Names of files may hold bytes that are not UTF-8.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
@@ -97,8 +80,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
 
 
-def encode_png(array: np.ndarray, palette: np.ndarray | None = None) -> bytes:
-    """A PNG file in memory; see `write_png`."""
+def encode_png(array: np.ndarray, palette: np.ndarray | None = None, *, level: int = 6) -> bytes:
+    """A PNG file in memory; see `write_png`. `level` is that of compression, 0 to 9."""
     array = np.asarray(array)
     if palette is not None:
         if array.ndim != 2 or not array.size or array.min() < 0 or array.max() > 255:
@@ -118,7 +101,7 @@ def encode_png(array: np.ndarray, palette: np.ndarray | None = None) -> bytes:
             "pass a bool mask (H, W), or uint8 (H, W), (H, W, 3) or (H, W, 4)."
         )
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", compress_level=level)
     return buffer.getvalue()
 
 

@@ -33,6 +33,8 @@ class PatchResult(NamedTuple):
         confidence: (B,) float32 in 0..1.
         finite: (B,) bool; False where features or assignments are not finite numbers.
         history: (B, records, h, w) int32 voted labels at recorded epochs, or None.
+        clarity: (B, h, w) float32 in 0..1, the margin between the two likeliest clusters of each
+            cell, or None.
     """
 
     labels: Int[Array, "b h w"]
@@ -42,6 +44,7 @@ class PatchResult(NamedTuple):
     confidence: Float[Array, " b"]
     finite: Bool[Array, " b"]
     history: Int[Array, "b r h w"] | None = None
+    clarity: Float[Array, "b h w"] | None = None
 
 
 def fit_to_backbone(method: Method, backbone: Backbone, explicit: Iterable[str] = ()) -> Method:
@@ -49,12 +52,11 @@ def fit_to_backbone(method: Method, backbone: Backbone, explicit: Iterable[str] 
 
     Published strides are stated for patches of 8 pixels: half a patch (4) stays half a patch.
     """
-    patch = backbone.config.patch_size
-    if method.stride is None or "stride" in explicit or patch % method.stride == 0:
+    strides = backbone.strides
+    if method.stride is None or "stride" in explicit or method.stride in strides:
         return method
-    largest = method.stride * patch / _PUBLISHED_PATCH
-    divisors = [stride for stride in range(1, patch + 1) if patch % stride == 0]
-    fitting = max((stride for stride in divisors if stride <= largest), default=1)
+    scaled = method.stride * backbone.config.patch_size / _PUBLISHED_PATCH
+    fitting = max((stride for stride in strides if stride <= scaled), default=strides[0])
     return override(method, stride=fitting)
 
 
@@ -142,14 +144,11 @@ def segment_features(
     if record_every:
         over_time = jax.vmap(jax.vmap(vote, (0, None, None)))
         history = over_time(clustering.history, index_map, class_attention)
+    margins = _margins(clustering.assignments)
+    confidence = jnp.where(mask, margins, 0.0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
+    clarity = jax.vmap(spread)(margins, index_map)
     result = PatchResult(
-        voted,
-        foreground,
-        num_clusters,
-        clustering.losses,
-        _confidence(clustering, mask),
-        finite,
-        history,
+        voted, foreground, num_clusters, clustering.losses, confidence, finite, history, clarity
     )
     return result, clustering.params
 
@@ -187,12 +186,12 @@ def _rank(labels, mask, count):
     return jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))[labels]
 
 
-def _confidence(clustering, mask):
-    if clustering.assignments.shape[-1] == 1:
-        return jnp.ones(clustering.assignments.shape[0], jnp.float32)
-    top = jax.lax.top_k(clustering.assignments, 2)[0]
-    margin = jnp.where(mask, top[..., 0] - top[..., 1], 0.0)
-    return margin.sum(-1) / jnp.maximum(mask.sum(-1), 1)
+def _margins(assignments):
+    """(B, N) margin between the two likeliest clusters of each node; 1 where there is one."""
+    if assignments.shape[-1] == 1:
+        return jnp.ones(assignments.shape[:2], jnp.float32)
+    top = jax.lax.top_k(assignments, 2)[0]
+    return top[..., 0] - top[..., 1]
 
 
 def segment_pixels(

@@ -1,4 +1,4 @@
-"""Images in, masks out: `Segmenter` and the pure function under it, `make_segment_fn`.
+"""Images in, masks out: segmenters of batches, and the pure function under it, `make_segment_fn`.
 
 The device does everything from pixels to labels of patches in one compiled program; the host
 decodes the next batch meanwhile and turns the last one's labels into masks.
@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.clustering.loop import has_batch_axis, key_from_seed
-from unseg_jax.data.images import as_iterable, load_image, resize_image
+from unseg_jax.data.images import as_iterable, read_image, resize_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
+from unseg_jax.export.drawing import WORKING_SIDE, shrink_image
 from unseg_jax.methods import Method, resolve
 from unseg_jax.parallel import How, check_map, map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import (
@@ -30,8 +32,9 @@ from unseg_jax.pipeline import (
     segment_features,
     segment_pixels,
 )
-from unseg_jax.postprocess import largest_component, object_box, upsample_labels
+from unseg_jax.postprocess import largest_component, upsample_labels
 from unseg_jax.postprocess.margins import refine_margins, upsample_margins
+from unseg_jax.segmentation import Segmentation, smallest
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
@@ -40,47 +43,23 @@ if TYPE_CHECKING:
     from unseg_jax.data.images import Source
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What was found in one image.
+class _Decoded(NamedTuple):
+    """An image on its way to the device: (h, w, 3) pixels to keep, those prepared for the device,
+    and its own (H, W)."""
 
-    Attributes:
-        mask: (H, W) bool at the image's own size, True on the object.
-        labels: (H, W) int32, 0 = background, 1.. = clusters of the foreground by descending size;
-            if the background was cut too, its further parts come after those of the foreground.
-        box: (left, top, right, bottom) of the mask's largest 4-connected component, in pixels,
-            right and bottom exclusive; None if the mask is empty.
-        num_clusters: clusters that some patch belongs to.
-        loss: the last of `losses`; NaN for baselines, which have none.
-        confidence: how clear the cut is, in 0..1: the mean margin between the two likeliest
-            clusters of a patch; of `collective`, how far apart inside and outside are; 0 where
-            the mask is empty or takes the whole image.
-        patch_labels: (h, w) int32, as `labels` on the grid of patches (or pixels of the resized
-            image, for superpixel methods), before edge refinement.
-        losses: (epochs,) float32.
-        method, backbone: names of what was used; backbone is "" where none is needed.
-        id: the path, or the index in the call for images given as arrays.
-    """
-
-    mask: np.ndarray
-    labels: np.ndarray
-    box: tuple[int, int, int, int] | None
-    num_clusters: int
-    loss: float
-    confidence: float
-    patch_labels: np.ndarray
-    losses: np.ndarray
-    method: str
-    backbone: str
-    id: str
+    name: str
+    pixels: np.ndarray
+    prepared: np.ndarray
+    size: tuple[int, int]
+    notes: tuple[str, ...]
 
 
 class BatchSegmenter:
     """Runs a method over batches of images, read ahead of the device and finished behind it.
 
-    `Segmenter` starts each image from fresh parameters; `collective.applying.ModelSegmenter` from
-    a model that was fitted on a set. Programs are compiled once for each shape of batch, and on a
-    CPU once for all.
+    `ImageSegmenter` starts each image from fresh parameters, `collective.applying.ModelSegmenter`
+    from a model that was fitted on a set. Programs are compiled once for each shape of batch, and
+    on a CPU once for all.
 
     Attributes:
         method: the `Method`, with a stride that fits the backbone.
@@ -90,6 +69,7 @@ class BatchSegmenter:
         seed: random seed of initial parameters and dropout, the same for every image.
         map: how a batch is taken, see `unseg_jax.cluster`; None by the platform.
         key: `jax.random.key` of that seed.
+        value_range: see `unseg_jax.data.read_image`; may be set before the first image.
     """
 
     def __init__(
@@ -118,6 +98,7 @@ class BatchSegmenter:
         self.method, self.backbone = method, backbone
         self.batch_size, self.seed = batch_size, seed
         self.map: How | None = map
+        self.value_range: tuple[float, float] | None = None
         self._make_programs()
 
     def _make_programs(self):
@@ -160,14 +141,23 @@ class BatchSegmenter:
             results.append(result)
         return results
 
-    def stream(self, images: Source | Iterable[Source]) -> Iterator[Segmentation | ImageError]:
-        """Segments images in order without holding them all; failures are yielded, not raised."""
+    def stream(
+        self, images: Source | Iterable[Source], *, full_pixels: bool = False
+    ) -> Iterator[Segmentation | ImageError]:
+        """Segments images in order without holding them all; failures are yielded, not raised.
+
+        Args:
+            images: see `__call__`; each is decoded once.
+            full_pixels: keep the pixels of each image at its own size in its result, instead of
+                at most 1,600 on the longer side.
+        """
+        read = functools.partial(self._read, full_pixels=full_pixels)
         waiting = None
         full = False
         entries = enumerate(as_iterable(images))
-        with contextlib.closing(batches(entries, self._read, self.batch_size)) as loaded:
+        with contextlib.closing(batches(entries, read, self.batch_size)) as loaded:
             for batch in loaded:
-                pixels = [outcome.value[2] for outcome in batch if outcome.value is not None]
+                pixels = [outcome.value.prepared for outcome in batch if outcome.value is not None]
                 # A last, partial batch is padded to the size that is compiled already; a few
                 # images alone are not padded far.
                 full = full or len(batch) == self.batch_size
@@ -299,15 +289,21 @@ class BatchSegmenter:
         return jitted + len(self._regions_programs)
 
     def finish(
-        self, result: PatchResult, index: int, image: np.ndarray, id: str = ""
+        self,
+        result: PatchResult,
+        index: int,
+        image: np.ndarray,
+        id: str = "",
+        size: tuple[int, int] | None = None,
     ) -> Segmentation:
         """Turns entry `index` of a result (host arrays) into a `Segmentation` of its image.
 
         Args:
             result: from `run` or `assign`; `jax.device_get` it once per batch beforehand.
             index: position in the batch.
-            image: (H, W, 3) uint8 at its own size.
+            image: (h, w, 3) uint8; the mask is made, and its edges refined, at this size.
             id: of the result.
+            size: (H, W) of the image itself, if `image` was reduced.
 
         Raises:
             ImageError: features or assignments are not finite.
@@ -321,23 +317,25 @@ class BatchSegmenter:
         foreground = np.asarray(result.foreground[index])
         if self.method.largest_component:
             foreground = largest_component(foreground)
-        size = image.shape[:2]
-        mask = upsample_labels(foreground, size)
-        full = upsample_labels(labels, size)
+        mask = upsample_labels(foreground, image.shape[:2])
+        full = upsample_labels(smallest(labels), image.shape[:2])
         if self.method.refine != "none" and mask.any() and not mask.all():
             mask, full = self._refine(image, foreground, mask, full)
-        losses = np.asarray(result.losses[index])
-        # Clusters may be clear where there is no object: those of one colour are of positions.
-        nothing_found = not mask.any() or mask.all() or _is_one_colour(image)
-        return Segmentation(
-            mask=mask,
-            labels=full,
-            box=object_box(mask),
+        evidence = None
+        if result.clarity is not None:
+            clarity = np.asarray(result.clarity[index])
+            evidence = np.where(foreground, clarity, -clarity)
+        return Segmentation.of(
+            mask,
+            full,
+            size=size,
             num_clusters=int(result.num_clusters[index]),
-            loss=float(losses[-1]) if losses.size else float("nan"),
-            confidence=0.0 if nothing_found else float(result.confidence[index]),
+            # Clusters may be clear where there is no object: those of one colour are of positions.
+            confidence=0.0 if _is_one_colour(image) else float(result.confidence[index]),
             patch_labels=labels,
-            losses=losses,
+            losses=result.losses[index],
+            evidence=evidence,
+            pixels=image,
             method=self.method.name,
             backbone=self.backbone_name,
             id=id,
@@ -345,11 +343,16 @@ class BatchSegmenter:
 
     # ------------------------------------------------------------- inner works
 
-    def _read(self, entry):
+    def _read(self, entry, *, full_pixels=False) -> _Decoded:
         index, source = entry
-        image = load_image(source)
-        name = str(source) if isinstance(source, (str, Path)) else str(index)
-        return name, image, self.prepare(image)
+        # A JPEG is decoded at no less than twice this size.
+        needed = [max(side, WORKING_SIDE // 2) for side in self.method.size]
+        at_least = None if full_pixels else (needed[0], needed[1])
+        picture = read_image(source, at_least, value_range=self.value_range)
+        name = str(source) if isinstance(source, (str, os.PathLike)) else str(index)
+        prepared = self.prepare(picture.pixels)
+        kept = picture.pixels if full_pixels else shrink_image(picture.pixels)
+        return _Decoded(name, kept, prepared, picture.size, picture.notes)
 
     def _finish_batch(self, batch, result):
         host: Any = None if result is None else jax.device_get(result)
@@ -360,9 +363,11 @@ class BatchSegmenter:
                     raise outcome.error
                 yield outcome.error
                 continue
-            name, image, _ = outcome.value
+            image = outcome.value
+            working = shrink_image(image.pixels)
             try:
-                yield self.finish(host, index, image, name)
+                segmentation = self.finish(host, index, working, image.name, image.size)
+                yield dataclasses.replace(segmentation, pixels=image.pixels, notes=image.notes)
             except ImageError as error:
                 yield error
             index += 1
@@ -373,7 +378,7 @@ class BatchSegmenter:
             refined = refine_margins(image, np.where(foreground, 1.0, -1.0), method)
             mask = upsample_margins(refined, image.shape[:2])
             # Parts keep the edges between them; what the mask gains goes to the first part.
-            return mask, np.where(mask, np.maximum(labels, 1), 0).astype(np.int32)
+            return mask, np.where(mask, np.maximum(labels, 1), 0)
         from unseg_jax.postprocess.bilateral import refine_segmentation
 
         sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
@@ -405,7 +410,7 @@ class BatchSegmenter:
         return map_images(lambda _, regions: program(regions), None, regions, self.map)[0]
 
 
-class Segmenter(BatchSegmenter):
+class ImageSegmenter(BatchSegmenter):
     """Segments images one by one: every image starts from the same fresh parameters.
 
     Example:
@@ -413,7 +418,7 @@ class Segmenter(BatchSegmenter):
 
         >>> image = np.full((64, 64, 3), 40, np.uint8)
         >>> image[20:44, 20:44] = (220, 60, 60)
-        >>> segmenter = Segmenter("spectral-ncut", image_size=64)
+        >>> segmenter = ImageSegmenter("spectral-ncut", image_size=64)
         >>> (result,) = segmenter(image)
         >>> result.mask.shape, bool(result.mask[32, 32]), bool(result.mask[0, 0])
         ((64, 64), True, False)

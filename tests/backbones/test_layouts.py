@@ -207,7 +207,7 @@ def test_every_mapping_error_is_in_one_message(config, weights):
         "(5 problems",
         "missing blocks.qkv.kernel of block 1",
         "missing norm.bias",
-        "wrong shape blocks.0.mlp.fc1.bias: (7,) where (512,) is wanted",
+        "wrong shape blocks.0.mlp.fc1.bias: (7,) where (512,) is expected",
         "unexpected register_tokens",
         "unexpected blocks.2.norm1.weight",
     ):

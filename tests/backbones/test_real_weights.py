@@ -9,10 +9,9 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from unseg_jax.backbones import VisionTransformer, WeightsError, get_weights
-from unseg_jax.backbones.layouts import build_params, strip_prefixes
-from unseg_jax.backbones.readers import read_tensors
-from unseg_jax.backbones.weights import SOURCES, cached_path
+from unseg_jax.backbones import VisionTransformer, WeightsError
+from unseg_jax.backbones.layouts import build_params
+from unseg_jax.backbones.weights import SOURCES, cached_path, fetch
 
 PHOTOGRAPH = "UNSEG_JAX_COCO_39769"
 
@@ -29,7 +28,7 @@ def test_dino_gives_the_published_hidden_state():
     with Image.open(os.environ[PHOTOGRAPH]) as image:
         resized = image.convert("RGB").resize((480, 480), Image.Resampling.BILINEAR)
     try:
-        tensors = strip_prefixes(read_tensors(get_weights("dino_vits8")))
+        tensors = fetch("dino_vits8").tensors
     except WeightsError as error:
         pytest.fail(str(error))
     config = dataclasses.replace(SOURCES["dino_vits8"].config, position_offset=0.0)

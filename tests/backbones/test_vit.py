@@ -229,7 +229,7 @@ def _poison_last(leaf):
 
 
 def test_settings_compile_once(tiny, pixels):
-    from unseg_jax.backbones import _features
+    from unseg_jax.backbones.backbone import _features
 
     before = _features._cache_size()
     for seed in range(3):

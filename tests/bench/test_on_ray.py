@@ -12,7 +12,7 @@ import pytest
 from unseg_jax.bench import Settings, run
 
 pytest.importorskip("ray.data", reason="the extra 'cluster' is not installed")
-TIMES = {"seconds", "shared_seconds", "worker", "loss", "confidence"}
+TIMES = {"seconds", "shared_seconds", "worker", "loss", "confidence", "crc", "run"}
 
 
 def timeless(out):

@@ -5,24 +5,13 @@ import pytest
 
 from unseg_jax.bench.protocols import PROTOCOLS, crop_box, resolve_protocol
 from unseg_jax.bench.scoring import SCORES, orient, score
+from unseg_jax.data import Truth
 from unseg_jax.metrics import iou
 from unseg_jax.segmenter import Segmentation
 
 
 def segmentation(mask):
-    return Segmentation(
-        mask=mask,
-        labels=mask.astype(np.int32),
-        box=(0, 0, 1, 1),
-        num_clusters=2,
-        loss=0.0,
-        confidence=1.0,
-        patch_labels=mask.astype(np.int32),
-        losses=np.zeros(1),
-        method="deepcut",
-        backbone="",
-        id="a",
-    )
+    return Segmentation.of(mask, mask.astype(np.int32), confidence=1.0, method="deepcut", id="a")
 
 
 def test_honest_neither_flips_nor_crops_nor_drops():
@@ -66,10 +55,10 @@ def test_flip_scores_the_better_side():
     truth[2:6, 2:6] = True
     wrong = ~truth
     wrong[0, 0] = False
-    mask, flipped = orient(wrong, truth, True)
+    mask, flipped = orient(wrong, Truth(truth), True)
     assert flipped
     assert iou(mask, truth) == 16 / 17
-    mask, flipped = orient(wrong, truth, False)
+    mask, flipped = orient(wrong, Truth(truth), False)
     assert not flipped
     assert iou(mask, truth) == 0
 
@@ -78,8 +67,8 @@ def test_scores_are_those_of_the_side_that_is_scored():
     truth = np.zeros((8, 8), bool)
     truth[2:6, 2:6] = True
     found = segmentation(~truth)
-    honest = score(found, truth, resolve_protocol("honest"))
-    published = score(found, truth, resolve_protocol("published"))
+    honest = score(found, Truth(truth), resolve_protocol("honest"))
+    published = score(found, Truth(truth), resolve_protocol("published"))
     assert honest["iou"] == honest["dice"] == honest["pixel_accuracy"] == 0
     assert honest["mae"] == 1
     assert honest["corloc"] == 0

@@ -1,11 +1,11 @@
 """The run's folder survives torn lines, second writers and other configs."""
 
 import errno
-import json
 import os
 
 import pytest
 
+from unseg_jax.bench.journal import seal
 from unseg_jax.bench.records import RunFolder, read_records, shard_folder
 from unseg_jax.errors import BenchError, WriteError
 
@@ -35,7 +35,7 @@ def test_a_torn_line_is_cut_off(tmp_path, kept):
         folder.append([record("a")])
     path = tmp_path / "per_image.jsonl"
     whole = path.read_bytes()
-    torn = (json.dumps({**record("b"), "padding": "x" * 100}) + "\n").encode()[:kept]
+    torn = seal({**record("b"), "padding": "x" * 100}).encode()[:kept]
     path.write_bytes(whole + torn)
     assert ids(tmp_path) == ["a"]
     with RunFolder(tmp_path, CONFIG, resume=True) as folder:
@@ -61,7 +61,6 @@ def test_a_run_is_neither_mixed_nor_lost(tmp_path):
 
 
 def test_a_second_writer_is_turned_away(tmp_path):
-    pytest.importorskip("fcntl")
     with (
         RunFolder(tmp_path, CONFIG),
         pytest.raises(BenchError, match="another process is writing"),
@@ -70,10 +69,9 @@ def test_a_second_writer_is_turned_away(tmp_path):
 
 
 def test_a_run_at_work_is_not_overwritten(tmp_path):
-    pytest.importorskip("fcntl")
     other = {**CONFIG, "seed": 1}
     with RunFolder(tmp_path, CONFIG) as folder:
-        (tmp_path / "masks").mkdir()
+        folder.write("masks/a.png", b"a mask")
         with pytest.raises(BenchError, match="another process is writing"):
             RunFolder(tmp_path, other, overwrite=True)
         folder.append([record("a")])

@@ -8,13 +8,15 @@ from typer.testing import CliRunner
 
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
+from unseg_jax.bench.journal import seal
+from unseg_jax.bench.manifest import Manifest
 from unseg_jax.bench.remote import Remote
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
 
 
 def lines(*ids):
-    return "".join(json.dumps({"id": id}) + "\n" for id in ids)
+    return "".join(map(seal, ({"id": id, "method": "deepcut", "error": None} for id in ids)))
 
 
 def ids(out):
@@ -72,8 +74,10 @@ def test_records_go_out_in_parts_and_come_back(tmp_path):
     records = tmp_path / "here" / "per_image.jsonl"
     remote = Remote(url, tmp_path / "here")
     remote.pull()
+    with Manifest(tmp_path / "here") as manifest:
+        manifest.open_journal("per_image.jsonl").close()
+        manifest.write({"config.json": b"{}"})
     records.write_text(lines("a", "b") + '{"id": "to')
-    (tmp_path / "here" / "config.json").write_text("{}")
     remote.push()
     records.write_text(lines("a", "b", "c"))
     remote.push()
@@ -126,7 +130,7 @@ def test_overwriting_a_shard_leaves_its_siblings(there, data, weights):
 
 
 def test_overwriting_a_run_leaves_what_is_not_its_own(there, data, weights):
-    (there / "per_image.jsonl").write_text(lines("old"))
+    run(given(data, weights, f"file://{there}", seed=1), quiet=True)
     (there / "notes.txt").write_text("mine")
     before = contents(there / "shard-1-of-2")
     run(given(data, weights, f"file://{there}", overwrite=True), quiet=True)
@@ -161,9 +165,7 @@ def test_shards_are_merged_and_reported_at_a_url(there, data, weights):
     assert f"{url}/shard-1-of-2 is not finished" in refused.stderr
     assert not (there / "per_image.jsonl").exists()
     run(given(data, weights, url, shard=(1, 2), save_masks=True, resume=True), quiet=True)
-    for _ in range(2):  # as often as wanted, and of an earlier merge nothing stays
-        (there / "masks").mkdir(exist_ok=True)
-        (there / "masks" / "old.png").touch()
+    for _ in range(2):  # as often as wanted
         done = CliRunner().invoke(tools, ["merge", url])
         assert done.exit_code == 0, done.stderr
         assert f"written to {url}" in done.stdout
@@ -176,13 +178,16 @@ def test_shards_are_merged_and_reported_at_a_url(there, data, weights):
             own = there / f"shard-{shard}-of-2" / "masks" / "deepcut" / f"{id}.png"
             assert masks[there / "masks" / "deepcut" / f"{id}.png"] == own.read_bytes()
 
-    before = contents(there)
+    def written():
+        return {path: data for path, data in contents(there).items() if path.stem != "manifest"}
+
+    before = written()
     for name in ("summary.json", "report.html"):
         (there / name).unlink()
     done = CliRunner().invoke(tools, ["report", url])
     assert done.exit_code == 0, done.stderr
     assert f"written to {url}" in done.stdout
-    assert contents(there) == before
+    assert written() == before
 
     # The merged run can be gone on with: its records are there in parts as well.
     run(given(data, weights, url, save_masks=True, resume=True), quiet=True)
@@ -199,8 +204,8 @@ def test_a_url_without_a_run_is_named(command):
 
 def test_records_that_are_there_whole_only_are_read(tmp_path):
     """As in a run that was copied there by hand."""
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "per_image.jsonl").write_text(lines("a", "b"))
+    with Manifest(tmp_path / "there") as manifest:
+        manifest.rewrite_journal("per_image.jsonl", [lines("a", "b")])
     (tmp_path / "here").mkdir()
     remote = Remote(f"file://{tmp_path}/there", tmp_path / "here")
     remote.pull()
@@ -208,10 +213,12 @@ def test_records_that_are_there_whole_only_are_read(tmp_path):
     remote.push()
     part = tmp_path / "there" / "per_image.jsonl.parts" / "000000.jsonl"
     assert part.read_text() == lines("a", "b")
-    # Until the changed records are sent, those from before are still there.
-    remote.forget_parts()
-    assert not part.exists()
-    assert ids(tmp_path / "there") == ["a", "b"]
+    # Once lines are taken out, all are sent anew.
+    with Manifest(tmp_path / "here") as manifest:
+        manifest.rewrite_journal("per_image.jsonl", [lines("b")])
+    remote.push()
+    assert part.read_text() == lines("b")
+    assert ids(tmp_path / "there") == ["b"]
 
 
 def test_unknown_places_are_one_sentence(data, weights):

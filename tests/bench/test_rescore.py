@@ -10,7 +10,7 @@ from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.rescore import rescore
 
 # What the device says of an image, or how long it took, is the first run's.
-NOT_SCORES = {"seconds", "shared_seconds", "loss", "confidence"}
+NOT_SCORES = {"seconds", "shared_seconds", "loss", "confidence", "run", "crc"}
 
 
 def settings(data, weights, out, **changes):

@@ -18,10 +18,10 @@ from unseg_jax.bench.finishing import Finisher
 from unseg_jax.bench.preparing import Preparer
 from unseg_jax.data import Dataset, Item
 from unseg_jax.metrics import dice, iou
-from unseg_jax.segmenter import Segmenter
+from unseg_jax.segmenter import ImageSegmenter
 
 OVERRIDES = {"image_size": 48, "epochs": 4}
-TIMES = {"seconds", "shared_seconds"}
+TIMES = {"seconds", "shared_seconds", "run", "crc"}
 
 
 def settings(data, weights, out, **changes):
@@ -87,7 +87,7 @@ def test_summary_and_records_are_as_the_design_says(whole):
 def test_scores_are_those_of_the_segmenter(whole, data, weights):
     out, summary = whole
     paths = sorted((data / "images").iterdir())
-    segmenter = Segmenter("deepcut", backbone=weights, batch_size=4, **OVERRIDES)
+    segmenter = ImageSegmenter("deepcut", backbone=weights, batch_size=4, **OVERRIDES)
     found = segmenter([str(path) for path in paths])
     truths = [np.asarray(Image.open(data / "masks" / path.name)) > 127 for path in paths]
     ious = [iou(one.mask, truth) for one, truth in zip(found, truths, strict=True)]
@@ -130,7 +130,7 @@ def test_honest_sees_no_truth_before_it_scores(data, weights, tmp_path, monkeypa
         Item(path.stem, Watched(path, log), Watched(data / "masks" / path.name, log))
         for path in sorted((data / "images").iterdir())[:4]
     )
-    monkeypatch.setattr(runner_module, "open_dataset", lambda *_, **__: Dataset("watched", items))
+    monkeypatch.setattr(runner_module, "open_data", lambda *_, **__: Dataset("watched", items))
     compute = Engine.run
 
     def watched_run(self, pixels):
@@ -252,7 +252,8 @@ def test_resuming_does_only_what_is_left(whole, data, weights, tmp_path, monkeyp
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)
     # The third image has one of its two records, and a part of the other.
-    lines = {(r["id"], r["method"]): json.dumps(r) + "\n" for r in records(out)}
+    texts = (out / "per_image.jsonl").read_text().splitlines(keepends=True)
+    lines = {(r["id"], r["method"]): text for r, text in zip(records(out), texts, strict=True)}
     kept = [lines[id, name] for id in ("000", "001") for name in ("deepcut", "deepcut-cc")]
     kept += [lines["002", "deepcut"], lines["002", "deepcut-cc"][:30]]
     (out / "per_image.jsonl").write_text("".join(kept))
@@ -260,9 +261,9 @@ def test_resuming_does_only_what_is_left(whole, data, weights, tmp_path, monkeyp
     done = []
     finish = Finisher.__call__
 
-    def counted(self, items, prepared, results, wanted):
-        done.extend((item.id, sorted(names)) for item, names in zip(items, wanted, strict=True))
-        return finish(self, items, prepared, results, wanted)
+    def counted(self, items, prepared, results, missing):
+        done.extend((item.id, sorted(names)) for item, names in zip(items, missing, strict=True))
+        return finish(self, items, prepared, results, missing)
 
     monkeypatch.setattr(Finisher, "__call__", counted)
     changes = {"resume": True, "save_masks": True}
@@ -291,11 +292,11 @@ def test_a_full_disk_ends_the_run_in_one_sentence(whole, data, weights, tmp_path
     append = RunFolder.append
     room = [4]
 
-    def full(self, lines):
+    def full(self, lines, files):
         room[0] -= len(lines)
         if room[0] < 0:
             raise WriteError(self.path, OSError(errno.ENOSPC, "no space left"))
-        append(self, lines)
+        append(self, lines, files)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -339,15 +340,14 @@ SIGNALLED = """
 import os
 import signal
 import sys
-from unseg_jax import files
-from unseg_jax.bench import records
+from unseg_jax.bench import journal, manifest, records
 from unseg_jax.bench.__main__ import main
 
 # A shell without job control starts what runs in its background with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv[1:4] = []
-replace, write_all, append = os.replace, records._write_all, records.RunFolder.append
+replace, write_all, append = os.replace, journal.write_all, records.RunFolder.append
 
 
 def comes():
@@ -365,19 +365,20 @@ def mask_half_written(partial, path):
 
 def line_half_written(file, data):
     write_all(file, data[: len(data) // 2])
-    comes()
+    if b'"method"' in data:
+        comes()
     write_all(file, data[len(data) // 2 :])
 
 
-def batch_recorded(self, lines):
-    append(self, lines)
+def batch_recorded(self, lines, files):
+    append(self, lines, files)
     comes()
 
 
 if moment == "mask half written":
-    files.os.replace = mask_half_written
+    manifest.os.replace = mask_half_written
 elif moment == "line half written":
-    records._write_all = line_half_written
+    journal.write_all = line_half_written
 elif moment == "batch recorded":
     records.RunFolder.append = batch_recorded
 main()

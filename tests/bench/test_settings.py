@@ -1,11 +1,13 @@
 """What the command line says, and how it is understood."""
 
+import inspect
+
 import pytest
 
 from unseg_jax.bench import Settings
-from unseg_jax.bench.__main__ import _fields, _split_foreground
-from unseg_jax.bench.settings import GRID, parse_shard
-from unseg_jax.cli.options import parse_size, parse_value
+from unseg_jax.bench.__main__ import _split_foreground, bench
+from unseg_jax.bench.settings import GRID, parse_shard, settings_from
+from unseg_jax.cli.options import overrides_from, parse_size, parse_value
 from unseg_jax.methods import METHODS
 
 
@@ -41,7 +43,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "a", "1x2x3", "-5"])
 def test_no_sizes(text):
-    with pytest.raises(ValueError, match="must be a side in pixels"):
+    with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
 
 
@@ -61,12 +63,52 @@ def test_foreground_is_a_rule_or_values_of_the_mask():
 
 
 def test_any_field_can_be_set():
-    assert _fields(["parts=4", "log_bin=True", "branches=((64, 64),)", "loss=cc"]) == {
+    assert overrides_from(["parts=4", "log_bin=True", "branches=((64, 64),)", "loss=cc"]) == {
         "parts": 4,
         "log_bin": True,
         "branches": ((64, 64),),
         "loss": "cc",
     }
     assert parse_value("1e-3") == 0.001
-    with pytest.raises(ValueError, match="must read FIELD=VALUE"):
-        _fields(["parts"])
+    with pytest.raises(ValueError, match="write FIELD=VALUE"):
+        overrides_from(["parts"])
+
+
+def test_options_of_the_command_line_become_settings():
+    parameters = inspect.signature(bench).parameters
+    options = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in ("distributed", "quiet")
+    }
+    options |= {"data": "d", "out": "o"}
+    assert settings_from(options) == Settings("d", "o")
+    chosen = {"methods": "a, b", "shard": "1/3", "retry_failed": True, "num_clusters": 3}
+    chosen |= {"image_size": "32x48", "set_field": ["parts=4"], "foreground": "border"}
+    found = settings_from({**options, **chosen}, (1, 3))
+    assert found == Settings(
+        "d",
+        "o",
+        ("a", "b"),
+        shard=(1, 3),
+        resume=True,
+        retry_failed=True,
+        foreground_values=(1, 3),
+        overrides={
+            "num_clusters": 3,
+            "image_size": (32, 48),
+            "parts": 4,
+            "foreground": "border",
+        },
+    )
+
+
+def test_names_cannot_steer_the_terminal(capsys):
+    from unseg_jax.bench.__main__ import _say
+    from unseg_jax.cli.console import say
+
+    _say("a\x1b[2Jb\x07\nnext\u202e\udce9")
+    say("a\x1b[2Jb")
+    captured = capsys.readouterr()
+    assert captured.out == "a\\x1b[2Jb\\x07\nnext\\u202e\\udce9\n"
+    assert captured.err == "unseg-jax: a\\x1b[2Jb\n"

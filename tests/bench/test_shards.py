@@ -11,7 +11,7 @@ import pytest
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.merge import merge
 
-TIMES = {"seconds", "shared_seconds"}
+TIMES = {"seconds", "shared_seconds", "run", "crc"}
 
 
 def settings(data, weights, out, **changes):
@@ -52,14 +52,18 @@ def test_merged_shards_are_the_whole(whole, data, weights, tmp_path):
     assert len(list((out / "masks" / "deepcut").iterdir())) == 10
     assert len(list((out / "thumbnails" / "image").iterdir())) == 10
     assert summary["timing"]["images"] == 10
-    # Merging again changes nothing, and brings nothing of an earlier merge back.
+    # Merging again changes nothing; a mask that is gone comes back, one that was changed is kept.
     mask = next((out / "masks" / "deepcut").iterdir())
     content = mask.read_bytes()
     mask.unlink()
-    mask.write_bytes(b"of an earlier run")
     assert merge(out) == summary
     assert timeless(out) == timeless(whole[0])
     assert mask.read_bytes() == content
+    mask.unlink()
+    mask.write_bytes(b"of somebody else")
+    with pytest.raises(BenchError, match="was not written by this run, or was changed since"):
+        merge(out)
+    assert mask.read_bytes() == b"of somebody else"
 
 
 def test_shards_of_other_settings_are_not_merged(data, weights, tmp_path):

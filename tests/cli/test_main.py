@@ -17,10 +17,9 @@ import unseg_jax
 from unseg_jax.cli import main
 from unseg_jax.data.folders import ImageFile, find_images
 from unseg_jax.export import folder
-from unseg_jax.export.coco import decode_rle
 from unseg_jax.export.drawing import palette
 from unseg_jax.export.folder import _Clock
-from unseg_jax.export.report import polyline
+from unseg_jax.export.rle import decode_rle
 from unseg_jax.export.run import Entry, Run
 
 FAST = ["--image-size", "40x48", "--epochs", "60", "--batch-size", "2"]
@@ -90,7 +89,8 @@ def test_broken_image_is_named_and_the_others_are_done(run):
 def test_each_image_has_its_files_and_nothing_else_lies_there(run):
     out = run[0]
     expected = {f"{name}_{kind}.png" for name in GOOD for kind in ("mask", "labels", "overlay")}
-    assert {path.name for path in out.iterdir()} == expected | {"report.html", "coco.json"}
+    whole = {"report.html", "coco.json", "coco_polygons.json", "unseg_jax.json"}
+    assert {path.name for path in out.iterdir()} == expected | whole
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -111,31 +111,46 @@ def test_files_hold_what_the_api_finds(run, photos, tiny_weights, name):
     assert (overlay != image).any() == found.mask.any()
 
 
-def test_coco_holds_masks_and_boxes(run, photos):
+def test_coco_has_an_annotation_for_each_object(run, photos):
     out = run[0]
     coco = json.loads((out / "coco.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == sorted(GOOD.values())
     names = {file: name for name, file in GOOD.items()}
     identifiers = [annotation["id"] for annotation in coco["annotations"]]
     assert identifiers == list(range(1, len(identifiers) + 1))
-    assert identifiers
-    for annotation in coco["annotations"]:
-        image = coco["images"][annotation["image_id"] - 1]
+    for image in coco["images"]:
         mask = np.asarray(Image.open(out / f"{names[image['file_name']]}_mask.png")) == 255
-        np.testing.assert_array_equal(decode_rle(annotation["segmentation"]), mask)
-        rows, columns = np.nonzero(mask)
+        pieces = [
+            decode_rle(annotation["segmentation"])
+            for annotation in coco["annotations"]
+            if annotation["image_id"] == image["id"]
+        ]
+        assert bool(pieces) == mask.any()
+        if not pieces:
+            continue
+        # Together they are the mask, without specks; none overlaps another.
+        count = np.sum(pieces, 0)
+        assert count.max() == 1
+        assert not (count > mask).any()
+        assert (mask & (count == 0)).mean() < 0.01
+    assert coco["annotations"]
+    for annotation in coco["annotations"]:
+        rows, columns = np.nonzero(decode_rle(annotation["segmentation"]))
         left, top, width, height = annotation["bbox"]
         assert (left, top) == (columns.min(), rows.min())
         assert (left + width, top + height) == (columns.max() + 1, rows.max() + 1)
+        assert annotation["area"] == len(rows)
 
 
 def test_report_shows_every_image_and_the_failure(run):
     page = (run[0] / "report.html").read_text()
     for name in GOOD:
         assert f'href="{name}_overlay.png"' in page
-    assert page.count("data:image/webp") == 3 * len(GOOD)
+    assert page.count("data:image/jpeg") == 2 * len(GOOD)
+    assert re.search(r"<h1>4 images, \d+ objects?, \d to check, 1 failed</h1>", page)
+    assert "a small graph network was optimised on each image on its own" in page
     assert "broken.jpg" in page
-    assert "Not done" in page
+    assert ">Failed<" in page
     assert "http" not in page
     assert "<script" not in page
 
@@ -148,7 +163,7 @@ def test_report_of_many_images_lists_those_it_does_not_show(
     arguments = ["--out", str(tmp_path), "--backbone", str(tiny_weights), *FAST]
     assert main.main(["segment", *chosen, *arguments]) == 0
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/webp") == 3
+    assert page.count("data:image/jpeg") == 2
     assert 'href="grey_overlay.png"' in page
 
 
@@ -156,8 +171,8 @@ def test_second_run_writes_the_same_files(run, photos, tiny_weights, tmp_path):
     out = tmp_path / "again"
     chosen = [str(photos / "one.png"), str(photos / "grey.png")]
     arguments = ["--backbone", str(tiny_weights), *FAST]
-    for _ in range(2):
-        assert main.main(["segment", *chosen, "--out", str(out), *arguments]) == 0
+    for again in ([], ["--overwrite"]):
+        assert main.main(["segment", *chosen, "--out", str(out), *arguments, *again]) == 0
     for name in ("one_mask.png", "grey_labels.png"):
         assert (out / name).read_bytes() == (run[0] / name).read_bytes()
     assert not (out / "coco.json").exists()
@@ -184,7 +199,7 @@ def test_parts_and_other_fields_reach_the_method(photos, tiny_weights, tmp_path,
     coco = json.loads((tmp_path / "coco.json").read_text())
     numbers = {annotation["category_id"] for annotation in coco["annotations"]}
     assert found.labels.max() > 1
-    assert numbers == set(np.unique(found.labels)) - {0}
+    assert numbers == {item.label for item in found.objects}
 
 
 def test_methods_prints_every_method(capsys):
@@ -279,13 +294,6 @@ def test_speed_leaves_out_failures():
     assert Run(entries, 2.0, 9.0).images_per_second == pytest.approx(0.5)
 
 
-def test_polyline_falls_with_the_loss():
-    points = [tuple(map(float, point.split(","))) for point in polyline([3.0, 2.0, 1.0]).split()]
-    assert points == [(0.0, 1.0), (50.0, 15.0), (100.0, 29.0)]
-    assert polyline([1.0]) == ""
-    assert polyline([1.0, np.nan]) == ""
-
-
 def test_shipped_photographs_are_in_the_wheel_of_scikit_image():
     from importlib.metadata import files
 
@@ -299,7 +307,7 @@ def test_shipped_photographs_are_in_the_wheel_of_scikit_image():
 @pytest.mark.parametrize("chosen", ["", "mine"])
 def test_compiled_programs_are_kept_unless_the_user_has_another_place(tmp_path, chosen):
     code = (
-        "import jax; from unseg_jax.console import enable_compilation_cache as enable; enable()\n"
+        "import jax; from unseg_jax.cache import enable_compilation_cache as enable; enable()\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
         "jax.jit(lambda x: x * 2 + 1)(1.0).block_until_ready()"
     )
@@ -373,3 +381,12 @@ def test_video_is_written_and_its_flicker_said(photos, tiny_weights, tmp_path, c
     with Image.open(out) as film:
         assert film.n_frames == 3
         assert film.size == (40, 40)
+
+
+def test_weights_are_compared(tiny_weights, capsys):
+    from unseg_jax.cli.main import main
+
+    assert main(["weights", "compare", str(tiny_weights), str(tiny_weights)]) == 0
+    printed = capsys.readouterr()
+    assert "blocks.0.qkv.kernel" in printed.out
+    assert "are identical." in printed.err

@@ -7,8 +7,6 @@ import pytest
 from PIL import Image, ImageOps
 
 from unseg_jax.data.images import (
-    MaskRule,
-    fit_mask,
     load_image,
     load_mask,
     read_image,
@@ -80,13 +78,10 @@ def test_floats_are_fractions_or_grey_levels_or_are_stretched(tmp_path):
     for values, expected in (
         ([[0.0, 0.5, 1.0]], [[0, 128, 255]]),
         ([[0.0, 100.0, 255.0]], [[0, 100, 255]]),
-        ([[-10.0, 40.0, 90.0]], [[0, 128, 255]]),
+        ([[-10.0, 41.0, 90.0]], [[0, 130, 255]]),
     ):
         path = saved(tmp_path / "a.tif", Image.fromarray(np.array(values, np.float32)))
         np.testing.assert_array_equal(load_image(path)[..., 0], expected)
-    path = saved(tmp_path / "a.tif", Image.fromarray(np.array([[np.nan, 1]], np.float32)))
-    with pytest.raises(ImageError, match=r"a\.tif holds values that are not finite"):
-        load_image(path)
 
 
 def test_transparency_is_composited_on_white(tmp_path, rgb):
@@ -216,7 +211,9 @@ def test_pillows_bomb_limit_is_kept(tmp_path, monkeypatch, rgb):
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (np.zeros((4, 4, 3), np.float32), "give uint8"),
+        (np.zeros((4, 4, 3), np.complex64), "give bool, integers or floats"),
+        (np.zeros((4, 4, 3), object), "give bool, integers or floats"),
+        (np.zeros((7, 4, 4, 3), np.uint8), "transpose"),
         (np.zeros((0, 4, 3), np.uint8), "zero size"),
         (np.zeros((4, 4, 7), np.uint8), "shape"),
         (np.zeros(4, np.uint8), "shape"),
@@ -228,60 +225,12 @@ def test_a_bad_array_is_refused(array, says):
 
 
 def test_other_types_and_zero_size_pil_images_are_refused():
-    with pytest.raises(ImageError, match="an image of type int"):
+    with pytest.raises(ImageError, match="of type int cannot be read: give a path"):
         load_image(7)
     with pytest.raises(ImageError, match="zero size"):
         load_image(Image.new("RGB", (0, 5)))
     with pytest.raises(ImageError, match="given as 4 bytes is not an image"):
         load_image(b"nope")
-
-
-def test_mask_thresholds(tmp_path):
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    path = saved(tmp_path / "a.png", Image.fromarray(grey))
-    np.testing.assert_array_equal(load_mask(path), grey >= 128)
-    np.testing.assert_array_equal(load_mask(path, 199), grey >= 200)
-    np.testing.assert_array_equal(load_mask(path, MaskRule(values=(255,))), grey == 255)
-    colour = saved(tmp_path / "c.png", Image.fromarray(np.dstack([grey] * 3)))
-    np.testing.assert_array_equal(load_mask(colour), grey >= 128)
-    bits = saved(tmp_path / "b.png", Image.fromarray(grey > 3))
-    np.testing.assert_array_equal(load_mask(bits), grey > 3)
-    deep = saved(tmp_path / "d.png", Image.fromarray(grey.astype(np.uint16) * 257))
-    np.testing.assert_array_equal(load_mask(deep), grey >= 128)
-    np.testing.assert_array_equal(load_mask(grey > 9), grey > 9)
-    assert str(MaskRule(threshold=199)) == "value > 199"
-    assert str(MaskRule(values=(1, 3))) == "value in {1, 3}"
-
-
-def test_jpeg_noise_near_black_is_an_empty_mask(tmp_path):
-    dark = np.full((16, 16), 2, np.uint8)
-    assert not load_mask(saved(tmp_path / "a.jpg", Image.fromarray(dark))).any()
-    assert not load_mask(np.zeros((4, 4), np.uint8)).any()
-
-
-def test_class_numbers_need_to_be_named(tmp_path):
-    trimap = np.array([[1, 2, 3], [3, 2, 1]], np.uint8)
-    path = saved(tmp_path / "a.png", Image.fromarray(trimap))
-    for source in (path, trimap):
-        with pytest.raises(ImageError, match=r"class numbers up to 3.*foreground=\(1,\)"):
-            load_mask(source)
-        np.testing.assert_array_equal(load_mask(source, MaskRule(values=(1, 3))), trimap != 2)
-    coloured = Image.fromarray(trimap)
-    coloured.putpalette([0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0, 128])
-    path = saved(tmp_path / "p.png", coloured)
-    with pytest.raises(ImageError, match="class numbers"):
-        load_mask(path)
-    np.testing.assert_array_equal(load_mask(path, MaskRule(values=(1,))), trimap == 1)
-
-
-def test_a_mask_of_another_size_is_fitted_and_flagged():
-    mask = np.array([[True, False], [False, True]])
-    same, resized = fit_mask(mask, (2, 2))
-    assert same is mask
-    assert resized is False
-    larger, resized = fit_mask(mask, (4, 6))
-    assert resized is True
-    np.testing.assert_array_equal(larger, mask.repeat(2, axis=0).repeat(3, axis=1))
 
 
 def test_a_record_is_named_in_its_errors():

@@ -1,9 +1,12 @@
 """The loader keeps order, bounds and failures; the writer keeps its errors."""
 
+import dataclasses
+import os
 import threading
 import time
 from contextlib import closing
 
+import numpy as np
 import pytest
 
 from unseg_jax.data import loader
@@ -110,14 +113,50 @@ def test_no_items_no_batches():
     assert list(batches([], lambda item: item, 3)) == []
 
 
-@pytest.mark.parametrize("name", ["batch_size", "workers", "ahead"])
+@pytest.mark.parametrize("name", ["batch_size", "workers", "ahead", "max_bytes"])
 def test_sizes_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
         batches([1], lambda item: item, **{"batch_size": 1, name: 0})
 
 
-def test_default_workers_is_a_sane_number():
-    assert 2 <= loader.default_workers() <= 16
+@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (5, 5), (64, 16)])
+def test_threads_are_as_many_as_this_process_may_use(monkeypatch, cores, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert loader.default_workers() == threads
+
+
+@pytest.mark.parametrize(("max_bytes", "most"), [(2500, 4), (10**6, 12), (1, 4)])
+def test_what_waits_is_bounded_by_its_bytes(max_bytes, most):
+    """Images of 1,000 bytes in batches of four, two ahead."""
+    begun, lock = 0, threading.Lock()
+
+    def prepare(_):
+        nonlocal begun
+        with lock:
+            begun += 1
+        return "name", np.zeros((10, 100), np.uint8)
+
+    consumed, held = 0, []
+    generator = batches(range(40), prepare, 4, workers=2, ahead=2, max_bytes=max_bytes)
+    for batch in generator:
+        assert len(batch) == 4
+        time.sleep(0.01)
+        held.append(begun - consumed)  # the batch in hand included
+        consumed += len(batch)
+    assert consumed == begun == 40
+    assert max(held) <= most
+    # Not a bound that nothing reaches.
+    assert max(held) == most
+
+
+def test_bytes_of_a_value_are_those_of_all_its_arrays():
+    @dataclasses.dataclass
+    class Pair:
+        first: np.ndarray
+        rest: dict
+
+    pair = Pair(np.zeros(10, np.uint8), {"a": [np.zeros(3, np.float32), None], "b": ("text", 7)})
+    assert loader.nbytes(pair) == 22
 
 
 def test_a_really_full_disk_is_said_plainly():

@@ -32,8 +32,10 @@ def test_folder_pairs_pair_by_stem_in_order(tmp_path):
     assert ids(dataset) == ["a", "b", "c.one"]
     assert [Path(item.mask).name for item in dataset.items] == ["a.png", "b.png", "c.one.jpg"]
     assert dataset.name == tmp_path.name
-    assert (len(dataset), dataset.scored, dataset.notes) == (3, 3, ())
-    assert str(dataset.rule) == "value > 127"
+    assert (len(dataset), dataset.scored) == (3, 3)
+    where = tmp_path / "images"
+    assert dataset.notes == (f"1 file in {where} left out by suffix: 1 .txt.",)
+    assert dataset.rule == MaskRule()
     assert ids(open_dataset(str(tmp_path), limit=2)) == ["a", "b"]
     assert open_dataset(tmp_path, foreground=[1, 3]).rule == MaskRule(values=(1, 3))
 
@@ -84,7 +86,7 @@ def test_two_files_of_one_stem_are_refused(tmp_path, folder):
         ("nowhere", "nowhere was not found"),
         ("empty", "holds no images: put files"),
         ("ecsd:empty", "did you mean 'ecssd'"),
-        ("ecssd:nowhere", "is to be had at https"),
+        ("ecssd:nowhere", "is published at https"),
         ("ecssd:empty", "does not look like ECSSD.*images with ground_truth_mask"),
     ],
 )
@@ -263,7 +265,24 @@ def test_datasets_travel_between_processes(tmp_path):
 
 
 def test_the_development_sets_open(shared):
-    counts = {"isic2018": 120, "kvasir-seg": 80, "cvc-clinicdb": 60, "weizmann_horses": 80}
+    counts = {"isic2018": 200, "kvasir-seg": 200, "cvc-clinicdb": 200, "weizmann_horses": 120}
     for name, count in counts.items():
         dataset = open_dataset(shared / "data" / name)
         assert (len(dataset), dataset.scored) == (count, count)
+
+
+def test_a_list_keeps_newlines_within_quotes(tmp_path):
+    name = "two\nlines.png"
+    put(tmp_path, name, "b.png")
+    text = f'image,mask,id\r\n"{name}","{name}",first\r\nb.png,b.png,"second, with ""quotes"""\r\n'
+    (tmp_path / "list.csv").write_bytes(text.encode())
+    dataset = open_dataset(tmp_path / "list.csv")
+    assert [Path(item.image).name for item in dataset.items] == [name, "b.png"]
+    assert ids(dataset) == ["first", 'second, with "quotes"']
+    lines = [
+        json.dumps({"image": name, "id": "a\u2028b"}, ensure_ascii=False),
+        '{"image": "b.png"}',
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    dataset = open_dataset(tmp_path / "list.jsonl")
+    assert [Path(item.image).name for item in dataset.items] == [name, "b.png"]

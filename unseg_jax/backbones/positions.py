@@ -1,13 +1,15 @@
 """Position embeddings for grids other than the one that they were learned on.
 
 PyTorch's bicubic interpolation (a = -0.75, no antialiasing, borders clamped) is linear and
-separable, so it is two small constant matrices. `jax.image.resize` has a = -0.5 and does not match.
+separable, so it is two small constant matrices. `jax.image.resize` has a = -0.5 and does not match;
+it does match PyTorch's interpolation with antialiasing, which models with registers use.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,19 +49,28 @@ def bicubic_matrix(source: int, target: int, scale: float) -> np.ndarray:
 
 
 def interpolate_positions(
-    positions: Float[Array, "g g d"], grid: tuple[int, int], offset: float
+    positions: Float[Array, "g g d"],
+    grid: tuple[int, int],
+    offset: float,
+    antialias: bool = False,
 ) -> Float[Array, "h w d"]:
     """Position embeddings of another grid.
 
     Args:
         positions: (G, G, D) embeddings of the native grid.
-        grid: (h, w), rows and columns of the grid wanted.
+        grid: (h, w), rows and columns of the new grid.
         offset: added to h and w where they set the sampling scale: 0.1 in DINO's code (a guard
             against rounding that moves every sample a little), 0 in Hugging Face's DINOv2.
+        antialias: smooth where the grid becomes smaller, as models with registers do; the offset
+            is not used then.
 
     Returns:
         (h, w, D) of the dtype of `positions`.
     """
+    if antialias:
+        return jax.image.resize(
+            positions, (*grid, positions.shape[-1]), "cubic", precision=jax.lax.Precision.HIGHEST
+        )
     side = positions.shape[0]
     rows, columns = (
         jnp.asarray(bicubic_matrix(side, size, (size + offset) / side), positions.dtype)

@@ -45,8 +45,10 @@ class ViTConfig:
         grid: side of the square grid that the position embedding was learned on.
         mlp_ratio: hidden width of the multilayer perceptrons over `width`.
         layer_scale: whether branches are scaled by a learned vector (DINOv2).
+        registers: number of register tokens, which follow the class token and are left out of
+            the features.
         norm_epsilon: of every layer normalisation.
-        position_offset: see `interpolate_positions`.
+        position_offset, position_antialias: see `interpolate_positions`.
         normalised_tokens: whether the facet "token" of the last block is taken after the final
             normalisation (DINOv2) or before (DINO).
         facet: the facet that serves these weights best.
@@ -59,13 +61,18 @@ class ViTConfig:
     grid: int
     mlp_ratio: int = 4
     layer_scale: bool = False
+    registers: int = 0
     norm_epsilon: float = 1e-6
     position_offset: float = 0.1
+    position_antialias: bool = False
     normalised_tokens: bool = False
     facet: Facet = "key"
 
     def stride(self, stride: int | None) -> int:
         """The stride in pixels; None is the patch size.
+
+        >>> ViTConfig(patch_size=14, width=384, depth=12, heads=6, grid=37).stride(None)
+        14
 
         Raises:
             ValueError: a stride that does not divide the patch size.
@@ -75,12 +82,15 @@ class ViTConfig:
             divisors = [s for s in range(1, self.patch_size + 1) if self.patch_size % s == 0]
             raise ValueError(
                 f"stride {stride} does not divide the patch size {self.patch_size}; "
-                f"take one of {divisors}"
+                f"use one of {divisors}."
             )
         return stride
 
     def patch_grid(self, size: tuple[int, int], stride: int | None = None) -> tuple[int, int]:
         """(rows, columns) of patches of an image of `size` (height, width) in pixels.
+
+        >>> ViTConfig(patch_size=8, width=384, depth=12, heads=6, grid=28).patch_grid((280, 64), 4)
+        (69, 15)
 
         Raises:
             ValueError: an image smaller than a patch, or a stride that does not divide the patch.
@@ -89,7 +99,7 @@ class ViTConfig:
         if min(size) < self.patch_size:
             raise ValueError(
                 f"an image of {size[0]}x{size[1]} pixels is smaller than one patch of "
-                f"{self.patch_size}; resize it first"
+                f"{self.patch_size}; resize it first."
             )
         height, width = (1 + (side - self.patch_size) // stride for side in size)
         return height, width
@@ -128,7 +138,7 @@ def over_images(function: Callable[[Array], Array], pixels: Array) -> Array:
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with statistics in float32, whatever the dtype of its input."""
+    """Layer normalisation with statistics in float32 for inputs of any dtype."""
 
     def __init__(self, width: int, epsilon: float):
         self.scale = nnx.Param(jnp.ones(width))
@@ -262,7 +272,8 @@ class VisionTransformer(nnx.Module):
     """A vision transformer that gives out patch features.
 
     Its parameters: `patch_embed`, `class_token` (D,), `positions` (1 + G², D) with the class
-    token's first, `blocks` (every leaf with a leading axis of length depth), `norm`.
+    token's first, `registers` (R, D) or None, `blocks` (every leaf with a leading axis of length
+    depth), `norm`.
     """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
@@ -271,12 +282,14 @@ class VisionTransformer(nnx.Module):
         self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,)))
         positions = jax.random.normal(rngs.params(), (1 + config.grid**2, config.width))
         self.positions = nnx.Param(0.02 * positions)
+        registers = (config.registers, config.width)
+        self.registers = nnx.Param(jnp.zeros(registers)) if config.registers else None
         stack = nnx.split_rngs(splits=config.depth)(nnx.vmap(lambda rngs: Block(config, rngs)))
         self.blocks = stack(rngs)
         self.norm = LayerNorm(config.width, config.norm_epsilon)
 
     def tokens(self, pixels: Array, *, stride: int | None = None) -> Float[Array, "b t d"]:
-        """The tokens that enter block 0: class token first, then patches, positions added."""
+        """The tokens that enter block 0: class token, registers, patches with positions added."""
         config = self.config
         size = (pixels.shape[1], pixels.shape[2])
         grid = config.patch_grid(size, stride)
@@ -285,11 +298,15 @@ class VisionTransformer(nnx.Module):
         native = table[1:].reshape(config.grid, config.grid, config.width)
         # The reference leaves the embedding alone only for square images on the native grid.
         if size[0] != size[1] or grid[0] * grid[1] != config.grid**2:
-            native = interpolate_positions(native, grid, config.position_offset)
+            native = interpolate_positions(
+                native, grid, config.position_offset, config.position_antialias
+            )
         positions = native.reshape(-1, config.width)
         patches = patches + positions.astype(patches.dtype)
-        first = (self.class_token[...] + table[0]).astype(patches.dtype)
-        first = jnp.broadcast_to(first, (patches.shape[0], 1, config.width))
+        first = (self.class_token[...] + table[0]).astype(patches.dtype)[None]
+        if self.registers is not None:
+            first = jnp.concatenate([first, self.registers[...].astype(patches.dtype)])
+        first = jnp.broadcast_to(first, (patches.shape[0], *first.shape))
         return jnp.concatenate([first, patches], axis=1)
 
     def block(self, index: int | Array) -> Block:
@@ -315,7 +332,9 @@ class VisionTransformer(nnx.Module):
         """
         depth = self.config.depth
         if not -depth <= block < depth:
-            raise ValueError(f"there is no block {block}; this backbone has {depth}, from 0")
+            raise ValueError(
+                f"there is no block {block}; this backbone has {depth}, counted from 0."
+            )
         return block % depth
 
     def features(
@@ -330,15 +349,17 @@ class VisionTransformer(nnx.Module):
         """Patch features; see `Backbone.features`."""
         facet = self.config.facet if facet is None else facet
         if facet not in FACETS:
-            raise ValueError(f"there is no facet '{facet}'; take one of {', '.join(FACETS)}")
+            raise ValueError(f"there is no facet '{facet}'; use one of {', '.join(FACETS)}.")
         if log_bin and facet == "attn":
-            raise ValueError("log-bin descriptors are not defined for the facet 'attn'")
+            raise ValueError(
+                "log-bin descriptors are not defined for the facet 'attn'; leave one of them out."
+            )
         index = self.block_index(block)
         grid = self.config.patch_grid((pixels.shape[1], pixels.shape[2]), stride)
 
         def extract(pixels: Array) -> Array:
             x = self.facet(self.tokens(pixels, stride=stride), facet, index)
-            x = x[:, 1:].astype(jnp.float32)
+            x = x[:, 1 + self.config.registers :].astype(jnp.float32)
             return log_bin_descriptors(x, grid) if log_bin else x
 
         return over_images(extract, pixels)
@@ -362,6 +383,6 @@ class VisionTransformer(nnx.Module):
         def extract(pixels: Array) -> Array:
             x = self.run_blocks(self.tokens(pixels, stride=stride), last)
             weights = self.block(last).attention_weights(x, queries=slice(0, 1))
-            return weights[:, :, 0, 1:].mean(axis=1)
+            return weights[:, :, 0, 1 + self.config.registers :].mean(axis=1)
 
         return over_images(extract, pixels)

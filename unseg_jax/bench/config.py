@@ -10,8 +10,9 @@ from unseg_jax.bench.settings import Settings
 from unseg_jax.errors import BenchError
 from unseg_jax.methods import Method
 
-# These change how fast a run goes or where its data lie, not what it finds.
-_FREE = ("data", "batch_size")
+# These change how fast a run goes, or where its data lie and what that place is called; the
+# images themselves are compared one by one.
+_FREE = ("data", "dataset", "notes", "batch_size")
 
 
 def make_config(
@@ -46,7 +47,11 @@ def make_config(
         "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
         "split": settings.split,
         "limit": settings.limit,
+        "image_key": settings.image_key,
+        "mask_key": settings.mask_key,
         "foreground_values": settings.foreground_values,
+        "void_values": settings.void_values,
+        "value_range": settings.value_range,
         "protocol": dataclasses.asdict(settings.resolve_protocol()),
         "methods": {method.name: dataclasses.asdict(method) for method in methods},
         "backbone": backbone,
@@ -60,6 +65,13 @@ def make_config(
         "batch_size": settings.batch_size,
     }
     return json.loads(json.dumps(config))
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """A short digest of what makes a run's records comparable; all its shards share it."""
+    fixed = {key: value for key, value in config.items() if key not in (*_FREE, "shard")}
+    text = json.dumps(fixed, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:

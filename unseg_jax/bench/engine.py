@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ _AXIS = "images"
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """What a method found in a batch.
+    """Results of one method on a batch.
 
     Attributes:
         result: host arrays, without the batch's padding; what the method's segmenter finishes.
@@ -61,8 +62,8 @@ class Engine:
     """Runs several methods on batches.
 
     Attributes:
-        segmenters: by the method's name, in the order given.
-        batch_size: images a batch, a multiple of the number of devices.
+        segmenters: by the method's name, in the order of `methods`.
+        batch_size: images per batch, a multiple of the number of devices.
         devices: that the batch is split over.
         compile_seconds: by method, what compiling it and its features took.
     """
@@ -84,7 +85,7 @@ class Engine:
             methods: with different names.
             backbone: name, path, or loaded.
             batch_size, seed, dtype: as for `Segmenter`.
-            record_every: record labels every so many epochs.
+            record_every: epochs between recorded labels; 0 records none.
             explicit: fields that the user chose, which are not fitted to the backbone.
             devices: None takes all local ones.
         """
@@ -96,7 +97,7 @@ class Engine:
         self._explicit = tuple(field for field in explicit if field == "stride")
         self._options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
         self._dtype = dtype
-        self._unfitted = {method.name: method for method in methods if is_collective(method)}
+        self._unfitted = {method.name: method for method in methods if method.learns_from_set}
         self.segmenters: dict[str, BatchSegmenter] = {
             method.name: self._segmenter(method, backbone) for method in methods
         }
@@ -141,7 +142,7 @@ class Engine:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """The sizes (height, width) that images are wanted in."""
+        """The sizes (height, width) that the methods take."""
         return sorted({segmenter.method.size for segmenter in self.segmenters.values()})
 
     def weights_digest(self) -> str:
@@ -157,12 +158,13 @@ class Engine:
     def reads_images(self) -> bool:
         """Whether a method needs the images at their own size after the device."""
         methods = self.methods.values()
-        return any(method.refine != "none" or is_collective(method) for method in methods)
+        return any(method.refine != "none" or method.learns_from_set for method in methods)
 
     def fit(
         self,
         images: Sequence[Source],
         folder: Path,
+        save: Callable[[str, bytes], Any],
         progress: Callable[[str], Any] = lambda name: None,
     ) -> None:
         """Fits the models of methods that learn from the whole set, or reads them again.
@@ -170,6 +172,7 @@ class Engine:
         Args:
             images: of the whole set.
             folder: where models are kept, so that a resumed run has the same.
+            save: called with the file name and the content of a new model for that folder.
             progress: called with the name of each method before its turn.
         """
         for name, method in self._unfitted.items():
@@ -189,11 +192,14 @@ class Engine:
                     batch_size=self.batch_size,
                     **{field: getattr(method, field) for field in self._explicit},
                 )
-                model.save(path)
+                with tempfile.TemporaryDirectory() as scratch:
+                    file = Path(scratch, path.name)
+                    model.save(file)
+                    save(path.name, file.read_bytes())
             self.segmenters[name] = dataclasses.replace(model, **self._options).segmenter()
 
     def shrink(self, count: int) -> None:
-        """Makes batches no larger than so many images, before `compile`: a small set is not
+        """Makes batches no larger than `count` images, before `compile`: a small set is not
         padded far."""
         devices = len(self.devices)
         self.batch_size = min(self.batch_size, -(-count // devices) * devices)
@@ -313,8 +319,8 @@ class Engine:
             jax.block_until_ready(segmenter.run(blank, record_every=self.record_every))
             return max(0.0, first - start - (time.perf_counter() - first))
 
-        def assign(_, given):
-            features, attention = given
+        def assign(_, inputs):
+            features, attention = inputs
             return segment_features(
                 features,
                 segmenter.key,
@@ -329,8 +335,8 @@ class Engine:
         assert group.extract is not None
         width = jax.tree.leaves(group.extract.out_info)[0].shape[-1]  # type: ignore[attr-defined]
         attention = self._shape((nodes,), np.float32) if group.attend is not None else None
-        given = (self._shape((nodes, width), np.float32), attention)
-        self._assign[name], seconds = self._build(assign, None, given)
+        inputs = (self._shape((nodes, width), np.float32), attention)
+        self._assign[name], seconds = self._build(assign, None, inputs)
         return seconds
 
     def _run_group(self, group, pixels, count, outcomes) -> None:
@@ -352,30 +358,27 @@ class Engine:
         shared = time.perf_counter() - start
         for name in group.names:
             start = time.perf_counter()
-            found = map_images(self._assign[name], None, (features, attention))
-            result = jax.device_get(found)
+            output = map_images(self._assign[name], None, (features, attention))
+            result = jax.device_get(output)
             seconds = time.perf_counter() - start
             outcomes[name] = Timed(_cut(result, count), seconds, shared)
 
 
 def _load(methods: Sequence[Method], backbone: str | Backbone, dtype: Any) -> Backbone | None:
     """The one backbone of all methods; None if none works on patches."""
-    wanted = {method.backbone for method in methods if method.nodes == "patches"}
-    if not wanted or isinstance(backbone, Backbone):
+    backbones = {method.backbone for method in methods if method.nodes == "patches"}
+    if not backbones or isinstance(backbone, Backbone):
         return backbone if isinstance(backbone, Backbone) else None
     if backbone == "auto":
-        if len(wanted) > 1:
+        # "auto" leaves the choice open: it follows a method that was measured with one backbone.
+        backbones = backbones - {"auto"} or backbones
+        if len(backbones) > 1:
             raise ValueError(
-                f"the methods have different backbones ({', '.join(sorted(wanted))}): choose one "
-                f"for all by --backbone, or run them one at a time."
+                f"the methods have different backbones ({', '.join(sorted(backbones))}): choose "
+                f"one for all with --backbone, or run them one at a time."
             )
-        (backbone,) = wanted
+        (backbone,) = backbones
     return load_backbone(backbone, dtype=dtype)
-
-
-def is_collective(method: Method) -> bool:
-    """Whether a method learns from the whole set before it segments an image."""
-    return method.learns_from_set
 
 
 def _reads_attention(method: Method) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import platform
-from collections.abc import Iterator
 from typing import Any
 
 from unseg_jax.bench.engine import Engine
@@ -14,8 +12,6 @@ from unseg_jax.bench.preparing import Preparer
 from unseg_jax.bench.records import RunFolder
 from unseg_jax.bench.settings import Settings
 from unseg_jax.data import Dataset, Item
-from unseg_jax.errors import BenchError, ImageError, WriteError
-from unseg_jax.files import write_bytes
 
 
 @dataclasses.dataclass
@@ -58,7 +54,9 @@ class Job:
         """What turns items into pixels."""
         engine, protocol = self.engine, self.settings.resolve_protocol()
         rule, draft = self.dataset.rule, self.settings.draft
-        return Preparer(engine.sizes, protocol, rule, engine.reads_images, draft)
+        limits = self.settings.value_range
+        assert not isinstance(limits, str), "the range of the set is measured before"
+        return Preparer(engine.sizes, protocol, rule, engine.reads_images, draft, limits)
 
     @property
     def thumbnails(self) -> frozenset[str]:
@@ -74,29 +72,7 @@ class Job:
             self.dataset.rule,
             self.settings.record_every,
             self.settings.save_masks,
-            lambda path, content: write_bytes(self.folder.path / path, content),
         )
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors of the operating system in a writing thread, as one sentence each."""
-    try:
-        yield
-    except WriteError as error:
-        raise BenchError(
-            f"{error} What is done is kept: give the same command with --resume."
-        ) from error
-
-
-def failure_reason(error: Exception | None) -> str:
-    """A failure in words; errors that no image can be blamed for are raised."""
-    if isinstance(error, ImageError):
-        return str(error)
-    if isinstance(error, (OSError, MemoryError)):
-        return f"{type(error).__name__}: {error}"
-    assert error is not None
-    raise error
 
 
 def _peak_memory() -> float | None:

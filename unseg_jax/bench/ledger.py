@@ -1,4 +1,4 @@
-"""What is done, what failed, and what is to be tried again; the only writer of records."""
+"""What is done, what failed, and what is tried again; the only writer of records."""
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ class Ledger:
     """Keeps each image and method to one record; its methods may be called by any thread.
 
     Attributes:
-        failures: items that failed in this attempt and are to be tried again.
+        failures: items that failed in this attempt and are tried again.
         attempt: 1, then 2.
     """
 
@@ -52,13 +52,18 @@ class Ledger:
         return sum(not names for names in self._missing.values())
 
     def next_attempt(self) -> list[Item]:
-        """Begins another attempt; returns the items that are to be tried again."""
+        """Begins another attempt; returns the items to try again."""
         items = list(self.failures.values())
         self.failures = {}
         self.attempt += 1
         return items
 
-    def settle(self, records: Iterable[Mapping[str, Any]], items: Sequence[Item]) -> None:
+    def settle(
+        self,
+        records: Iterable[Mapping[str, Any]],
+        items: Sequence[Item],
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Appends the records of a batch, each image and method once.
 
         A failure is not recorded before the last attempt.
@@ -66,10 +71,11 @@ class Ledger:
         Args:
             records: of the batch; what has a record already is left out.
             items: of the batch.
+            files: pictures that belong to the records: name in the run's folder → content.
 
         Raises:
-            BenchError: an image failed, and failures are to stop the run.
-            WriteError: the records cannot be written.
+            BenchError: an image failed, and failures stop the run.
+            WriteError: the records or pictures cannot be written.
         """
         by_id = {item.id: item for item in items}
         with self._lock:
@@ -78,7 +84,8 @@ class Ledger:
             for id in left:
                 settled = {record["method"] for record in kept if record["id"] == id}
                 left[id] = self._missing[id] - settled
-            self.folder.append([{**record, "attempts": self.attempt} for record in kept])
+            kept = [{**record, "attempts": self.attempt} for record in kept]
+            self.folder.append(kept, files)
             before = sum(bool(self._missing[id]) for id in by_id)
             self._missing |= left
             self._advance(before - sum(bool(names) for names in left.values()))

@@ -11,11 +11,11 @@ from typing import Any
 def versions() -> dict[str, str]:
     """Versions of Python and of what the numbers depend on."""
     names = ("unseg_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def describe_device(devices: Sequence[Any]) -> str:

@@ -1,31 +1,34 @@
 """Joining the shards of a run, made by `--shard I/N`, into one."""
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.config import check_same
+from unseg_jax.bench.config import check_same, identity
+from unseg_jax.bench.journal import seal_lines
+from unseg_jax.bench.locking import RunLock
+from unseg_jax.bench.manifest import Manifest
 from unseg_jax.bench.records import (
     CONFIG,
+    FILES,
+    FOLDERS,
     RECORDS,
     SESSIONS,
     find_shards,
+    json_bytes,
+    load_config,
     read_config,
     read_records,
     read_sessions,
-    record_lines,
 )
 from unseg_jax.bench.remote import Remote, local_copy
 from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.summary import summarise
-from unseg_jax.errors import BenchError, WriteError
-from unseg_jax.files import atomic, write_json, write_text
+from unseg_jax.errors import BenchError
 
 
 def merge(path: Path, *, partial: bool = False) -> dict[str, Any]:
-    """Makes the run in a folder from the shards in it; as often as wanted.
+    """Makes the run in a folder from the shards in it; can be repeated.
 
     Args:
         path: holds `shard-I-of-N/`.
@@ -52,27 +55,48 @@ def merge(path: Path, *, partial: bool = False) -> dict[str, Any]:
             )
     if not partial:
         _check_complete(path, shards, configs, count)
-    write_json(path / CONFIG, {**configs[0], "shard": [0, 1]})
-    try:
-        with atomic(path / RECORDS) as file, open(file, "w", encoding="utf-8") as out:
-            out.writelines(record_lines(_records(shards)))
-    except OSError as error:
-        raise error if isinstance(error, WriteError) else WriteError(path, error) from error
-    sessions = [read_sessions(shard) for shard in shards]
-    last = [session[-1] for session in sessions if session]
-    write_text(path / SESSIONS, "".join(record_lines([_join(last)] if last else [])))
-    for kind in ("masks", "thumbnails"):
-        # Those of an earlier merge may be of shards that were run again since.
-        shutil.rmtree(path / kind, ignore_errors=True)
+    for _ in _records(shards, configs):  # all of them can be read before anything is changed
+        pass
+    merged = {**configs[0], "shard": [0, 1]}
+    with RunLock(path), Manifest(path) as manifest:
+        _check_place(path, manifest, merged)
+        # Masks and thumbnails of an earlier merge may be of shards that were run again since.
+        manifest.check_folders(FOLDERS)
+        manifest.sweep()
+        manifest.remove(manifest.names(*FOLDERS))
+        manifest.write({CONFIG: json_bytes(merged)})
+        manifest.rewrite_journal(RECORDS, seal_lines(_records(shards, configs)))
+        sessions = [read_sessions(shard) for shard in shards]
+        last = [session[-1] for session in sessions if session]
+        manifest.rewrite_journal(SESSIONS, seal_lines([_join(last)] if last else []))
         for shard in shards:
-            if (shard / kind).is_dir():
-                shutil.copytree(shard / kind, path / kind, copy_function=_link, dirs_exist_ok=True)
-    return write_summary(path)
+            own = Manifest(shard)
+            names = [name for name in own.names("masks", "thumbnails") if own.owns(name)]
+            manifest.link({name: shard / name for name in names})
+        return write_summary(path, manifest)
 
 
-def _records(shards: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for shard in shards:
-        yield from read_records(shard)
+def _check_place(path: Path, manifest: Manifest, merged: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds another run than an earlier merge of the same shards."""
+    manifest.check_free(FILES)
+    if (path / CONFIG).exists():
+        check_same(load_config(path), merged, str(path))
+
+
+def _records(
+    shards: Sequence[Path], configs: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """All records; an image that two shards hold ends the merge."""
+    owners: dict[str, Path] = {}
+    for shard, config in zip(shards, configs, strict=True):
+        for record in read_records(shard, identity(config)):
+            owner = owners.setdefault(record["id"], shard)
+            if owner != shard:
+                raise BenchError(
+                    f"{shard} and {owner} both hold records of {record['id']}: remove the one "
+                    f"that does not belong to this run."
+                )
+            yield record
 
 
 def _check_complete(path, shards, configs, count) -> None:
@@ -114,16 +138,6 @@ def _join(sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _link(source: str, target: str) -> None:
-    """A hard link where the file system has them, else a copy."""
-    if os.path.exists(target):
-        return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def merge_remote(url: str, *, partial: bool = False) -> dict[str, Any]:
     """`unseg_jax.bench.merge.merge` of the shards at a URL.
 
@@ -132,12 +146,12 @@ def merge_remote(url: str, *, partial: bool = False) -> dict[str, Any]:
     """
     with local_copy(url) as folder:
         whole = Remote(url, folder)
-        shards = whole.shards()
-        for shard in shards:
-            shard.pull()
-        summary = merge(folder, partial=partial)
-        whole.clear()  # an earlier merge, all of which is made again from the shards
-        for shard in shards:
-            whole.copy_masks(shard)
-        whole.push(last=True)
+        with whole.locked():
+            whole.check_folders()
+            whole.pull(masks=True)
+            shards = whole.shards()
+            for shard in shards:
+                shard.pull(masks=True)
+            summary = merge(folder, partial=partial)
+            whole.replace()
     return summary

@@ -1,6 +1,6 @@
 """A run on a cluster: Ray Data decodes in tasks and segments in a pool of actors.
 
-The driver alone writes: what workers find comes back to it, so that a worker may be killed at
+The driver alone writes: results of the workers come back to it, so that a worker may be killed at
 any moment. Ray then does its batch again elsewhere, and the ledger keeps each image to one record.
 """
 
@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unseg_jax.bench.engine import Engine
-from unseg_jax.bench.finishing import Finisher
+from unseg_jax.bench.failures import failure_reason, plain_errors
+from unseg_jax.bench.finishing import Finished, Finisher
 from unseg_jax.bench.ledger import ATTEMPTS, Ledger
 from unseg_jax.bench.preparing import Preparer, stack_pixels
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings
 from unseg_jax.data import Item, MaskRule
 from unseg_jax.errors import BenchError
-from unseg_jax.files import write_bytes
 
 if TYPE_CHECKING:
     from unseg_jax.bench.job import Job, Timing
@@ -125,7 +125,7 @@ def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Tim
     blocks = min(_BLOCKS, -(-len(rows) // engine.batch_size))
     actors = max(1, min(settings.actors, blocks))
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    found = (
+    answers = (
         ray.data.from_items(rows, override_num_blocks=blocks)
         .map(_Prepare(preparer))
         .map_batches(
@@ -139,14 +139,11 @@ def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Tim
         )
     )
     by_id = {item.id: item for item in items}
-    from unseg_jax.bench.job import plain_errors
-
-    for row in found.iter_rows():
+    for row in answers.iter_rows():
         answer = pickle.loads(row["answer"])
         with plain_errors():
-            for path, content in answer["files"].items():
-                write_bytes(job.folder.path / path, content)
-            ledger.settle(answer["records"], [by_id[id] for id in answer["ids"]])
+            batch = [by_id[id] for id in answer["ids"]]
+            ledger.settle(answer["records"], batch, answer["files"])
         timing.device += answer["seconds"] / actors
         for name, seconds in answer["compile_seconds"].items():
             engine.compile_seconds[name] = max(seconds, engine.compile_seconds[name])
@@ -159,8 +156,6 @@ class _Prepare:
         self.preparer = preparer
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        from unseg_jax.bench.job import failure_reason
-
         item = pickle.loads(row["item"])
         try:
             value: Any = self.preparer(item, bool(row["thumbnail"]))
@@ -182,7 +177,6 @@ class SegmentActor:
             rule: which mask values are foreground.
             models: files of methods that learned from the whole set.
         """
-        self.files: dict[str, bytes] = {}
         self.engine = Engine.from_settings(settings)
         if self.engine.weights_digest() != digest:
             raise BenchError(
@@ -192,7 +186,7 @@ class SegmentActor:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in models.items():
                 (Path(folder) / name).write_bytes(content)
-            self.engine.fit([], Path(folder))
+            self.engine.fit([], Path(folder), lambda name, content: None)
         self.engine.compile()
         self.finisher = Finisher(
             self.engine.segmenters,
@@ -200,7 +194,6 @@ class SegmentActor:
             rule,
             settings.record_every,
             settings.save_masks,
-            self.files.__setitem__,
         )
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -220,25 +213,25 @@ class SegmentActor:
             for item, value in zip(items, prepared, strict=True)
             if not isinstance(value, str)
         ]
-        self.files.clear()
-        seconds = 0.0
+        finished, seconds = Finished(), 0.0
         if good:
             begin = time.perf_counter()
             results = self.engine.run(stack_pixels([value for _, value in good]))
             seconds = time.perf_counter() - begin
-            records += self.finisher(
+            finished = self.finisher(
                 [item for item, _ in good],
                 [value for _, value in good],
                 results,
                 [names] * len(good),
             )
+        records += finished.records
         for record in records:
             record["worker"] = self.worker
         answer = {
             "ids": [item.id for item in items],
             # Through JSON, as the records go to the disk: NumPy's types end here.
             "records": json.loads(json.dumps(records)),
-            "files": dict(self.files),
+            "files": finished.files,
             "seconds": seconds,
             "compile_seconds": self.engine.compile_seconds,
         }

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.bench.protocols import Box, Protocol, crop_box
-from unseg_jax.data import Item, MaskRule, fit_mask, load_mask, read_image, resize_image
+from unseg_jax.bench.stamps import stamp_source
+from unseg_jax.data import Item, MaskRule, Truth, fit_mask, read_image, read_mask, resize_image
 
 THUMBNAIL = 128
 """Longer side of a thumbnail, in pixels."""
@@ -27,6 +28,8 @@ class Prepared:
         whole: (height, width) of the image.
         crop: (left, top, right, bottom) in the image, or None.
         thumbnail: an encoded JPEG, or None.
+        stamp: of the image file, see `stamp_source`.
+        notes: what was done to the image while it was read.
     """
 
     size: tuple[int, int]
@@ -35,6 +38,8 @@ class Prepared:
     whole: tuple[int, int]
     crop: Box | None
     thumbnail: bytes | None
+    stamp: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Preparer:
         rule: which mask values are foreground.
         keep_image: whether a method needs the image at its own size afterwards.
         draft: whether large JPEGs may be decoded at a reduced size.
+        value_range: see `unseg_jax.data.read_image`.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -56,6 +62,7 @@ class Preparer:
     rule: MaskRule
     keep_image: bool = False
     draft: bool = True
+    value_range: tuple[float, float] | None = None
 
     def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
         """Prepares one item.
@@ -67,10 +74,11 @@ class Preparer:
         at_least = None
         if self.draft and not crops and not self.keep_image:
             at_least = (max(size[0] for size in self.sizes), max(size[1] for size in self.sizes))
-        picture = read_image(item.image, at_least)
+        stamp = stamp_source(item.image)
+        picture = read_image(item.image, at_least, value_range=self.value_range)
         pixels, size, crop = picture.pixels, picture.size, None
         if crops:
-            crop = crop_box(load_truth(item, self.rule, size)[0], self.protocol.crop or 0)
+            crop = crop_box(load_truth(item, self.rule, size)[0].mask, self.protocol.crop or 0)
             left, top, right, bottom = crop
             pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
             size = pixels.shape[:2]
@@ -81,6 +89,8 @@ class Preparer:
             picture.size,
             crop,
             encode_thumbnail(pixels) if thumbnail else None,
+            stamp,
+            picture.notes,
         )
 
 
@@ -89,7 +99,7 @@ def stack_pixels(prepared: Sequence[Prepared]) -> dict[tuple[int, int], np.ndarr
     return {size: np.stack([one.pixels[size] for one in prepared]) for size in prepared[0].pixels}
 
 
-def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
+def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[Truth, bool]:
     """The true mask of an item, and whether it had to be resized.
 
     Args:
@@ -100,7 +110,7 @@ def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[np.nd
     Raises:
         ImageError: it cannot be read.
     """
-    return fit_mask(load_mask(item.mask, rule), size)
+    return fit_mask(read_mask(item.mask, rule), size)
 
 
 def encode_thumbnail(pixels: np.ndarray) -> bytes:

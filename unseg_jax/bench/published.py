@@ -179,5 +179,5 @@ def published_scores(dataset: str) -> tuple[PublishedScore, ...]:
         return re.sub(r"[^a-z0-9]", "", name.lower())
 
     name = plain(_OTHER_NAMES.get(plain(dataset), dataset))
-    found = (score for score in PUBLISHED if plain(score.dataset) == name)
-    return tuple(sorted(found, key=lambda score: -score.miou))
+    scores = (score for score in PUBLISHED if plain(score.dataset) == name)
+    return tuple(sorted(scores, key=lambda score: -score.miou))

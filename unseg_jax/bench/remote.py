@@ -10,18 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import json
+import os
+import socket
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from unseg_jax.bench.records import OWN, RECORDS
+from unseg_jax.bench.journal import is_journal
+from unseg_jax.bench.manifest import MANIFEST
+from unseg_jax.bench.ownership import Entries, foreign_error, is_own, parse_manifest
+from unseg_jax.bench.records import CONFIG, FILES, FOLDERS, RECORDS
 from unseg_jax.errors import BenchError, WriteError
 
 _PARTS = f"{RECORDS}.parts"
+_LOCK = ".unseg_jax.lock.json"
 _SECONDS = 30.0
-# What a resumed run reads beside its records; the report shows thumbnails of all sessions.
-_READ = tuple(name for name in OWN if name not in (RECORDS, "report.html", "masks"))
+# A lock that was not renewed for so long belongs to a process that is gone.
+_STALE_SECONDS = 4 * _SECONDS
 
 
 def is_remote(out: str) -> bool:
@@ -67,11 +77,20 @@ class Remote:
             ) from None
         self._system.invalidate_cache()  # other machines write there too
         self.url, self.folder = url, folder / shard
+        self._name = f"{url.rstrip('/')}/{shard}".rstrip("/")
         self._root = f"{root}/{shard}" if shard else root
+        protocol = self._system.protocol
+        is_local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        self.local_path = Path(self._root) if is_local else None
+        # What the manifest there lists, and what this process has put there itself.
+        self._entries: Entries = {}
+        self._mine: set[str] = set()
         self._sent: dict[str, tuple[int, int]] = {}
-        # Of the records: bytes that are there in parts, and how many parts.
-        self._offset, self._count = 0, 0
+        # Of the records: bytes that are there in parts, how many parts, and the file they are of.
+        self._offset, self._count, self._inode = 0, 0, None
         self._lock = threading.Lock()
+        self._token = uuid.uuid4().hex
+        self._held = False
 
     def shards(self) -> list[Remote]:
         """Those of the run's shards that are there."""
@@ -82,21 +101,123 @@ class Remote:
             for name in sorted(fnmatch.filter(names, "shard-*-of-*"))
         ]
 
-    def clear(self) -> None:
-        """Removes what is there."""
-        with self._plainly():
-            for path, _ in self._listed(*OWN, _PARTS):
-                self._system.rm(path, recursive=True)
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing there while the block runs.
 
-    def pull(self) -> None:
-        """Copies what a run needs to go on into the folder."""
+        The lock is a file that names its owner and is renewed with every `push`. Two processes
+        that begin in the same moment see each other when they read it back.
+
+        Raises:
+            BenchError: another process has the lock.
+        """
         with self._plainly():
-            names = self._find(*_READ)
+            self._check_lock()
+            self._renew()
+            if self._read_lock().get("token") != self._token:
+                self._held = False
+                self._check_lock()
+        try:
+            yield
+        finally:
+            self._held = False
+            with contextlib.suppress(Exception):  # it goes stale by itself
+                if self._read_lock().get("token") == self._token:
+                    self._system.rm_file(f"{self._root}/{_LOCK}")
+
+    def _renew(self) -> None:
+        lock = {
+            "token": self._token,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "time": time.time(),
+        }
+        self._pipe(_LOCK, json.dumps({"unseg_jax": lock}).encode())
+        self._held = True
+
+    def _read_lock(self) -> dict[str, Any]:
+        """The lock that is there; {} if there is none."""
+        self._system.invalidate_cache()
+        path = f"{self._root}/{_LOCK}"
+        if not self._system.exists(path):
+            return {}
+        try:
+            lock = json.loads(self._system.cat_file(path))["unseg_jax"]
+            return {"token": lock["token"], "time": float(lock["time"]), **lock}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError):
+            raise foreign_error(f"{self._name}/{_LOCK}") from None
+
+    def _check_lock(self) -> None:
+        self._check_links(_LOCK)
+        lock = self._read_lock()
+        if not lock or lock["token"] == self._token:
+            return
+        age = time.time() - lock["time"]
+        here = lock.get("host") == socket.gethostname()
+        if age > _STALE_SECONDS or (here and not _is_alive(lock.get("process"))):
+            return
+        raise BenchError(
+            f"another process, {lock.get('process')} on {lock.get('host')}, was writing to "
+            f"{self._name} {max(age, 0):.0f} s ago: wait for it, or if it is gone, "
+            f"{_STALE_SECONDS:.0f} s."
+        )
+
+    def check_folders(self) -> None:
+        """Checks that pictures and parts that are there are the run's own.
+
+        Raises:
+            BenchError: the first file that is not.
+        """
+        with self._plainly():
+            self._read_manifest()
+            for name in self._find(*FOLDERS, _PARTS):
+                if not self._is_own(name):
+                    raise foreign_error(f"{self._name}/{name}")
+
+    def clear(self) -> None:
+        """Removes the run that is there, that is the files that it wrote itself.
+
+        Raises:
+            BenchError: a file that the run did not write is in the way; nothing is removed then.
+        """
+        self.check_folders()
+        with self._plainly():
+            names = self._find(*FILES, MANIFEST, *FOLDERS, _PARTS)
+            for name in names:
+                if not self._is_own(name):
+                    raise foreign_error(f"{self._name}/{name}")
+            # Records first, config and manifest last: what is left of a half-removed run is known.
+            order = {CONFIG: 1, MANIFEST: 2}
+            self._remove(sorted(names, key=lambda name: (order.get(name, 0), name)))
+        self._entries = {}
+
+    def replace(self) -> None:
+        """Copies a new state of the folder out and removes what the old one had besides."""
+        with self._plainly():
+            for name in self._find(*FOLDERS):
+                if not (self.folder / name).exists() and self._is_own(name):
+                    self._remove([name])
+        self.push(last=True)
+
+    def pull(self, *, masks: bool = False) -> None:
+        """Copies what a run needs to go on into the folder.
+
+        Args:
+            masks: its masks too.
+        """
+        with self._plainly():
+            self._read_manifest()
+            tops = [name for name in FILES if name != RECORDS]
+            listed = self._find(*(top for top in FOLDERS if masks or top != "masks"))
+            names = [*self._find(*tops, MANIFEST), *(n for n in listed if n in self._entries)]
             targets = [self.folder / name for name in names]
             for parent in {target.parent for target in targets}:
                 parent.mkdir(parents=True, exist_ok=True)
             # All at once, because object stores take long over each of many small files.
-            self._system.get(self._there(names), [str(target) for target in targets])
+            if names:
+                self._system.get(self._there(names), [str(target) for target in targets])
             # A run that was copied there by hand has its records whole only.
             parts = self._find(_PARTS)
             for path in self._there(parts or self._find(RECORDS)):
@@ -107,30 +228,16 @@ class Remote:
                 if parts:
                     self._count += 1
                     self._offset += len(content)
+            if (self.folder / RECORDS).exists():
+                self._inode = (self.folder / RECORDS).stat().st_ino
         # Records count as changed: a killed run has left them in parts only.
         self._sent = {name: stamp for name, stamp in self._changed() if name != RECORDS}
-
-    def forget_parts(self) -> None:
-        """Has all records sent anew, because lines among them are going to change."""
-        with self._plainly():
-            if (self.folder / RECORDS).exists():  # for a run that is killed before they are
-                self._put(RECORDS, (self.folder / RECORDS).read_bytes())
-            for path, _ in self._listed(_PARTS):
-                self._system.rm(path, recursive=True)
-        self._offset, self._count = 0, 0
-
-    def copy_masks(self, other: Remote) -> None:
-        """Copies the masks of a shard to this run, without a detour over this machine."""
-        with self._plainly():
-            names = other._find("masks")
-            targets = self._there(names)
-            for parent in {target.rpartition("/")[0] for target in targets}:
-                self._system.makedirs(parent, exist_ok=True)
-            self._system.copy(other._there(names), targets)
 
     def push(self, *, last: bool = False) -> None:
         """Copies out what has changed; records whole only the last time."""
         with self._lock, self._plainly():
+            if self._held:
+                self._renew()
             for name, stamp in self._changed():
                 path = self.folder / name
                 if name == RECORDS:
@@ -162,6 +269,10 @@ class Remote:
 
     def _push_part(self, path: Path) -> None:
         with open(path, "rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if self._inode not in (None, inode):
+                self._forget_parts(path)
+            self._inode = inode
             file.seek(self._offset)
             content = file.read()
         content = content[: content.rfind(b"\n") + 1]
@@ -170,42 +281,101 @@ class Remote:
             self._count += 1
             self._offset += len(content)
 
+    def _forget_parts(self, path: Path) -> None:
+        """Has all records sent anew, because lines among them were taken out."""
+        self._put(RECORDS, path.read_bytes())  # for a run that is killed before they are
+        self._remove([name for name in self._find(_PARTS) if self._is_own(name)])
+        self._offset, self._count = 0, 0
+
+    def _read_manifest(self) -> None:
+        path = f"{self._root}/{MANIFEST}"
+        self._check_links(MANIFEST)
+        self._entries = {}
+        if self._system.exists(path):
+            lines = self._system.cat_file(path).splitlines(keepends=True)
+            token, self._entries = parse_manifest(lines)
+            if not token:
+                raise foreign_error(f"{self._name}/{MANIFEST}")
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a file there was written by this run, and not changed since."""
+        self._check_links(name)
+        if name in self._mine:
+            return True
+        content = self._system.cat_file(f"{self._root}/{name}")
+        if name == MANIFEST or name.startswith(f"{_PARTS}/"):
+            return is_journal(content.splitlines(keepends=True))
+        return is_own(self._entries, name, content)
+
+    def _check_links(self, name: str) -> None:
+        """Raises BenchError if a file of this name would be reached through a link."""
+        if self.local_path is None:
+            return
+        for part in (PurePosixPath(name), *PurePosixPath(name).parents):
+            if part.name and (self.local_path / part).is_symlink():
+                raise foreign_error(self.local_path / part)
+
     def _listed(self, *names: str) -> list[tuple[str, bool]]:
         """What is there by these names, or by any: (path, whether it is a folder)."""
         if not self._system.exists(self._root):
             return []
         entries = self._system.ls(self._root, detail=True)
-        found = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
-        return [one for one in found if not names or one[0].rpartition("/")[2] in names]
+        paths = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
+        return [path for path in paths if not names or path[0].rpartition("/")[2] in names]
 
     def _find(self, *names: str) -> list[str]:
         """The files there by these names or in folders of these names, in order."""
-        found = []
+        paths = []
         for path, is_folder in self._listed(*names):
-            found += self._system.find(path) if is_folder else [path]
-        return sorted(path[len(self._root) :].lstrip("/") for path in found)
+            self._check_links(path[len(self._root) :].lstrip("/"))
+            paths += self._system.find(path) if is_folder else [path]
+        return sorted(path[len(self._root) :].lstrip("/") for path in paths)
 
     def _there(self, names: list[str]) -> list[str]:
         return [f"{self._root}/{name}" for name in names]
 
     def _put(self, name: str, content: bytes) -> None:
+        """Writes a file there, unless one is in the way that is not the run's own."""
+        self._check_links(name)
+        if name not in self._mine:
+            if self._system.exists(f"{self._root}/{name}") and not self._is_own(name):
+                raise foreign_error(f"{self._name}/{name}")
+            self._mine.add(name)
+        self._pipe(name, content)
+
+    def _pipe(self, name: str, content: bytes) -> None:
         path = f"{self._root}/{name}"
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
         self._system.pipe_file(path, content)
 
+    def _remove(self, names: list[str]) -> None:
+        """Removes files, and folders of a local file system that are empty then."""
+        for name in names:
+            self._system.rm_file(f"{self._root}/{name}")
+            self._mine.discard(name)
+        if self.local_path is None:
+            return
+        for parent in sorted(
+            {p for name in names for p in PurePosixPath(name).parents}, reverse=True
+        ):
+            if parent.name:
+                with contextlib.suppress(OSError):
+                    (self.local_path / parent).rmdir()
+
     def _changed(self) -> list[tuple[str, tuple[int, int]]]:
-        found = []
-        for own in sorted(OWN):
+        changed = []
+        # The manifest goes first: what it names is known to be the run's before it is there.
+        for own in (MANIFEST, *sorted(FILES), *FOLDERS):
             top = self.folder / own
             for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-                if path.name.startswith(".") or not path.is_file():
+                if not path.is_file():
                     continue
                 state = path.stat()
                 name = path.relative_to(self.folder).as_posix()
                 stamp = (state.st_size, state.st_mtime_ns)
                 if self._sent.get(name) != stamp:
-                    found.append((name, stamp))
-        return found
+                    changed.append((name, stamp))
+        return changed
 
     @contextlib.contextmanager
     def _plainly(self) -> Iterator[None]:
@@ -218,3 +388,16 @@ class Remote:
             raise BenchError(
                 f"{self.url} refuses ({reason}): check the address and your rights to it."
             ) from error
+
+
+def _is_alive(process: Any) -> bool:
+    """Whether a process of this machine runs; true where that is unknown."""
+    if not isinstance(process, int) or os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

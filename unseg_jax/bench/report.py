@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unseg_jax.bench.comparison import best_values, difference_matrix, signed
+from unseg_jax.bench.config import identity
+from unseg_jax.bench.manifest import Manifest
+from unseg_jax.bench.names import file_stem
 from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.published import PublishedScore, published_scores
-from unseg_jax.bench.records import SUMMARY, read_config, read_records, read_sessions
+from unseg_jax.bench.records import (
+    REPORT,
+    SUMMARY,
+    json_bytes,
+    read_config,
+    read_records,
+    read_sessions,
+)
 from unseg_jax.bench.remote import Remote, local_copy
 from unseg_jax.bench.scoring import SCORES, WORST
 from unseg_jax.bench.summary import summarise
-from unseg_jax.errors import WriteError
-from unseg_jax.files import write_json, write_text
-
-REPORT = "report.html"
 
 # Of more images than this, an even choice is listed, so that the page stays quick to open;
 # tables and histograms always count all of them.
@@ -64,29 +72,42 @@ Thumbnails = Callable[[str, str], bytes | None]
 """(kind, image id) → an encoded small picture, or None; kind is "image", "truth" or a method."""
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, manifest: Manifest | None = None) -> Path:
     """Makes `report.html` from `config.json`, `per_image.jsonl` and what else a run has written.
 
     Args:
         folder: of the run.
+        manifest: of the folder, if it is open.
 
     Returns:
         The path of the report.
 
     Raises:
-        BenchError: no run there, or one that cannot be read.
+        BenchError: no run there, one that cannot be read, or a file in the report's place that
+            the run did not write.
         WriteError: the report cannot be written.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    with _opened(folder, manifest) as manifest:
+        config = read_config(folder)
         summary = summarise(read_records(folder), config, read_sessions(folder))
+        manifest.write({REPORT: _render_folder(folder, config, summary).encode()})
+    return folder / REPORT
+
+
+def _render_folder(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     scores = collect_scores(read_records(folder), list(config["methods"]))
-    path = folder / REPORT
-    write_text(path, render(summary, scores, folder_thumbnails(folder)))
-    return path
+    return render(summary, scores, folder_thumbnails(folder))
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, manifest: Manifest | None) -> Iterator[Manifest]:
+    """The manifest that is open, or the folder's."""
+    if manifest is not None:
+        yield manifest
+        return
+    with Manifest(folder) as manifest:
+        yield manifest
 
 
 def collect_scores(records: Iterable[Mapping[str, Any]], methods: Sequence[str]) -> Scores:
@@ -117,7 +138,7 @@ def folder_thumbnails(folder: Path) -> Thumbnails:
     def read(kind: str, id: str) -> bytes | None:
         suffix = ".jpg" if kind == "image" else ".png"
         try:
-            return (folder / "thumbnails" / kind / f"{id}{suffix}").read_bytes()
+            return (folder / "thumbnails" / kind / f"{file_stem(id)}{suffix}").read_bytes()
         except OSError:
             return None
 
@@ -159,7 +180,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["score"] = _score
+    environment.filters |= {"score": _score, "signed": signed}
     environment.globals |= {"series_style": charts.series_style}
     return environment.get_template("report.html").render(
         summary=summary,
@@ -167,7 +188,8 @@ def render(
         protocol=protocol,
         columns=_columns(summary),
         published=published,
-        rows=_rows(summary, published),
+        best=best_values(summary, [key for key, _, _ in _COLUMNS]),
+        matrix=difference_matrix(summary),
         methods=scores.methods,
         histograms=_histograms(summary, scores, protocol),
         curves=charts.curves(curves, scores.methods) if curves else None,
@@ -199,20 +221,6 @@ def _has(value: Any) -> bool:
     return value[0] is not None if isinstance(value, list) else value is not None
 
 
-def _rows(
-    summary: Mapping[str, Any], published: Sequence[PublishedScore]
-) -> list[tuple[str, Mapping[str, Any] | None, PublishedScore | None]]:
-    """(name, measured here or None, published or None): each method before its papers."""
-    rows: list[tuple[str, Mapping[str, Any] | None, PublishedScore | None]] = []
-    for name, method in summary["methods"].items():
-        rows.append((name, method, None))
-        rows += [(name, None, score) for score in published if score.method == name]
-    rows += [
-        (score.system, None, score) for score in published if score.method not in summary["methods"]
-    ]
-    return rows
-
-
 def _histograms(
     summary: Mapping[str, Any], scores: Scores, protocol: Protocol
 ) -> list[tuple[str, Any, Mapping[str, Any]]]:
@@ -240,9 +248,9 @@ def _embed(scores: Scores, thumbnails: Thumbnails) -> tuple[list[tuple[str, str]
         image = thumbnails("image", id)
         if image is None:
             continue
-        found = [image, *(thumbnails(kind, id) for kind in kinds[1:])]
+        encoded = [image, *(thumbnails(kind, id) for kind in kinds[1:])]
         shown[id] = len(pictures)
-        text = "|".join(base64.b64encode(one).decode() if one else "" for one in found)
+        text = "|".join(base64.b64encode(data).decode() if data else "" for data in encoded)
         pictures.append((f"picture-{shown[id]}", text))
     return pictures, shown
 
@@ -276,31 +284,42 @@ def _data(scores: Scores, listed: Sequence[int], shown: Mapping[str, int]) -> di
 
 
 def _script(value: Any) -> Any:
-    """JSON that can stand in a script element whatever its strings hold."""
+    """JSON that is safe in a script element."""
     from markupsafe import Markup
 
     return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))
 
 
-def write_summary(path: Path) -> dict[str, Any]:
+def write_summary(path: Path, manifest: Manifest | None = None) -> dict[str, Any]:
     """Makes `summary.json` and `report.html` from a run's records.
 
+    Args:
+        path: the run's folder.
+        manifest: of the folder, if it is open.
+
+    Returns:
+        The content of `summary.json`.
+
     Raises:
-        BenchError: no run there.
+        BenchError: no run there, or files in the way that it did not write.
         WriteError: they cannot be written.
     """
-    summary = summarise(read_records(path), read_config(path), read_sessions(path))
-    write_json(path / SUMMARY, summary)
-    try:
-        write_report(path)
-    except WriteError:
-        raise
-    except Exception as error:  # the scores are safe, and the report can be made again
-        warnings.warn(
-            f"report.html was not written ({type(error).__name__}: {error}): make it again by "
-            f"python -m unseg_jax.bench report {path}",
-            stacklevel=2,
-        )
+    config = read_config(path)
+    with _opened(path, manifest) as manifest:
+        manifest.check_free((SUMMARY, REPORT))
+        records = read_records(path, identity(config))
+        summary = summarise(records, config, read_sessions(path))
+        manifest.write({SUMMARY: json_bytes(summary)})
+        try:
+            page = _render_folder(path, config, summary)
+        except Exception as error:  # the scores are safe, and the report can be made again
+            warnings.warn(
+                f"report.html was not written ({type(error).__name__}: {error}): make it again by "
+                f"python -m unseg_jax.bench report {path}",
+                stacklevel=2,
+            )
+        else:
+            manifest.write({REPORT: page.encode()})
     return summary
 
 
@@ -312,8 +331,8 @@ def report_remote(url: str) -> dict[str, Any]:
     """
     with local_copy(url) as folder:
         remote = Remote(url, folder)
-        remote.pull()
-        summary = write_summary(folder)
-        # Not the last time: the run may be going on, with more records than were pulled.
-        remote.push()
+        with remote.locked():
+            remote.pull()
+            summary = write_summary(folder)
+            remote.push()
     return summary

@@ -1,5 +1,6 @@
 """Scoring the masks of a finished run again under another protocol, without a device."""
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,31 +9,40 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unseg_jax.bench.config import identity
+from unseg_jax.bench.failures import ITEM_ERRORS, failure_reason
+from unseg_jax.bench.journal import seal_lines
+from unseg_jax.bench.locking import RunLock
+from unseg_jax.bench.manifest import Manifest
+from unseg_jax.bench.names import file_stem
+from unseg_jax.bench.opening import check_out, open_data
 from unseg_jax.bench.preparing import load_truth
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
 from unseg_jax.bench.records import (
     CONFIG,
+    FILES,
     RECORDS,
     SESSIONS,
+    json_bytes,
     read_config,
     read_records,
     read_sessions,
-    record_lines,
 )
 from unseg_jax.bench.report import write_summary
-from unseg_jax.bench.scoring import rounded, score_mask
-from unseg_jax.data import Dataset, Item, default_workers, open_dataset
+from unseg_jax.bench.scoring import failure_record, rounded, score_mask
+from unseg_jax.bench.stamps import stamp_source
+from unseg_jax.data import Dataset, Item, default_workers
 from unseg_jax.errors import BenchError
-from unseg_jax.files import write_json, write_text
 
 
-def rescore(source: Path, out: Path, protocol: str) -> dict[str, Any]:
+def rescore(source: Path, out: Path, protocol: str, data: str | None = None) -> dict[str, Any]:
     """Makes a run's folder with the scores that another protocol gives to the same masks.
 
     Args:
         source: the folder of a run that was made with `--save-masks`.
         out: where to; without a run in it.
         protocol: name of one that crops as the run's own did.
+        data: where the data lie now; None is where the run found them.
 
     Returns:
         The content of `summary.json` in `out`.
@@ -45,53 +55,63 @@ def rescore(source: Path, out: Path, protocol: str) -> dict[str, Any]:
     """
     config = read_config(source)
     own = Protocol(**config["protocol"])
-    wanted = resolve_protocol(protocol)
-    if wanted.crop != own.crop:
+    target = resolve_protocol(protocol)
+    if target.crop != own.crop:
         raise BenchError(
-            f"{source} was made under the protocol '{own.name}', and '{wanted.name}' crops images "
+            f"{source} was made under the protocol '{own.name}', and '{target.name}' crops images "
             "otherwise before they are segmented: run the benchmark with it."
         )
     if (out / CONFIG).exists():
         raise BenchError(f"{out} holds a run already: choose another folder.")
-    dataset = open_dataset(
-        config["data"],
-        foreground=config["foreground_values"],
-        limit=config["limit"],
-        split=config["split"],
+    data = data or str(config["data"])
+    dataset = open_data(
+        data,
+        image_key=config.get("image_key"),
+        mask_key=config.get("mask_key"),
+        foreground=config.get("foreground_values"),
+        void=config.get("void_values"),
+        limit=config.get("limit"),
+        split=config.get("split"),
     )
+    check_out(out, data, dataset.items)
+    Manifest(out).check_free(FILES)
     items = {item.id: item for item in dataset.items}
-    records = list(_rescored(source, dataset, items, wanted))
-    changed = {"protocol": {**config["protocol"], **_fields(wanted)}, "every": 0}
-    write_json(out / CONFIG, {**config, **changed})
-    write_text(out / RECORDS, "".join(record_lines(records)))
-    write_text(out / SESSIONS, "".join(record_lines(read_sessions(source))))
-    return write_summary(out)
-
-
-def _fields(protocol: Protocol) -> dict[str, Any]:
-    return dict(vars(protocol))
+    records = list(_rescored(source, dataset, items, target))
+    config |= {"protocol": dataclasses.asdict(target), "every": 0, "data": data}
+    run = identity(config)
+    lines = seal_lines({**record, "run": run} for record in records)
+    with RunLock(out), Manifest(out) as manifest:
+        manifest.write({CONFIG: json_bytes(config)})
+        manifest.rewrite_journal(RECORDS, lines)
+        manifest.rewrite_journal(SESSIONS, seal_lines(read_sessions(source)))
+        return write_summary(out, manifest)
 
 
 def _rescored(
     source: Path, dataset: Dataset, items: dict[str, Item], protocol: Protocol
 ) -> Iterator[dict[str, Any]]:
-    def one(record: dict[str, Any]) -> dict[str, Any]:
+    def rescore_one(record: dict[str, Any]) -> dict[str, Any]:
         item = items.get(record["id"])
         if item is None:
             raise BenchError(f"{record['id']} of {source} is not among the data any more.")
         record = {name: value for name, value in record.items() if name != "iou_by_epoch"}
         if record["error"] is not None or item.mask is None:
             return record
-        path = source / "masks" / record["method"] / f"{record['id']}.png"
+        path = source / "masks" / record["method"] / f"{file_stem(record['id'])}.png"
         try:
             mask = np.asarray(Image.open(path)) > 127
-        except OSError:
+        except (OSError, ValueError, SyntaxError):
             raise BenchError(
                 f"the mask {path} is missing: run the benchmark with --save-masks."
             ) from None
-        truth, _ = load_truth(item, dataset.rule, (mask.shape[0], mask.shape[1]))
+        stamp = stamp_source(item.mask)
+        try:
+            truth, _ = load_truth(item, dataset.rule, (mask.shape[0], mask.shape[1]))
+        except ITEM_ERRORS as error:
+            return failure_record(item, record["method"], failure_reason(error))
         scores = score_mask(mask, record["box"], truth, protocol)
-        return record | {name: rounded(value) for name, value in scores.items()}
+        scores = {name: rounded(value) for name, value in scores.items()}
+        return record | scores | {"mask_stamp": stamp}
 
     with ThreadPoolExecutor(default_workers()) as pool:
-        yield from pool.map(one, read_records(source))
+        yield from pool.map(rescore_one, read_records(source))

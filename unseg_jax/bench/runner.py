@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,22 @@ import jax
 
 from unseg_jax.bench.config import make_config
 from unseg_jax.bench.engine import Engine
-from unseg_jax.bench.job import Job, Timing, failure_reason, plain_errors
+from unseg_jax.bench.failures import failure_reason, plain_errors
+from unseg_jax.bench.job import Job, Timing
 from unseg_jax.bench.ledger import ATTEMPTS, Ledger
 from unseg_jax.bench.machine import describe_device, versions
+from unseg_jax.bench.opening import check_out, open_data
 from unseg_jax.bench.preparing import Prepared, stack_pixels
 from unseg_jax.bench.records import RunFolder, shard_folder
 from unseg_jax.bench.remote import Remote, is_remote, local_copy
 from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings
-from unseg_jax.data import Item, Writer, batches, open_dataset
+from unseg_jax.bench.stamps import is_item_unchanged
+from unseg_jax.data import Item, Writer, batches, measure_range
 from unseg_jax.errors import Interrupted
+
+_log = logging.getLogger(__name__)
 
 # Scoring threads, and batches that may wait for them: enough never to hold the device up.
 _FINISHERS = 2
@@ -52,20 +58,24 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         BenchError: the run cannot start or go on; `Interrupted` after Ctrl-C.
         WriteError: the disk is full, or the folder cannot be written.
     """
-    settings.resolve_protocol()
-    settings.resolve_methods()
+    settings.check()
     if is_remote(settings.out):
         return run_remote(settings, quiet=quiet)
-    dataset = open_dataset(
+    dataset = open_data(
         settings.data,
         image_key=settings.image_key,
         mask_key=settings.mask_key,
         foreground=settings.foreground_values,
+        void=settings.void_values,
         limit=settings.limit,
         split=settings.split,
     )
+    if settings.value_range == "set":
+        limits = measure_range([item.image for item in dataset.items])
+        settings = dataclasses.replace(settings, value_range=limits)
     shard = settings.shard or (jax.process_index(), jax.process_count())
     path = shard_folder(Path(settings.out), shard)
+    check_out(path, settings.data, dataset.items)
     engine = Engine.from_settings(settings)
     config = make_config(
         settings,
@@ -77,13 +87,27 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         weights=engine.weights_digest(),
         shard=shard,
     )
+    by_id = {item.id: item for item in dataset.items}
+
+    def is_unchanged(record: Mapping[str, Any]) -> bool:
+        item = by_id.get(record["id"])
+        return item is not None and is_item_unchanged(item, record, strict=settings.strict)
+
     with RunFolder(
         path,
         config,
         resume=settings.resume,
         overwrite=settings.overwrite,
         retry_failed=settings.retry_failed,
+        is_unchanged=is_unchanged,
     ) as folder:
+        if folder.changed:
+            _log.warning(
+                "%d images or masks have changed since they were scored, such as %s: they are "
+                "done again.",
+                len(folder.changed),
+                folder.changed[0],
+            )
         names = frozenset(engine.segmenters)
         items = dataset.items[shard[0] :: shard[1]]
         missing = {item.id: names - folder.finished.get(item.id, frozenset()) for item in items}
@@ -91,7 +115,7 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         job = Job(settings, dataset, engine, folder, pending, missing)
         if pending:
             _work(job, done=len(items) - len(pending), quiet=quiet)
-    return write_summary(path)
+        return write_summary(path, folder.manifest)
 
 
 def _work(job: Job, *, done: int, quiet: bool) -> None:
@@ -107,6 +131,7 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
             job.engine.fit(
                 [item.image for item in job.dataset.items],
                 job.folder.path / "models",
+                lambda name, content: job.folder.write(f"models/{name}", content),
                 lambda name: bar.set_description(f"fitting {name}"),
             )
             if job.settings.cluster is not None:
@@ -120,7 +145,7 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
             timing.images = ledger.count_finished() - done
             with undisturbed(), contextlib.suppress(OSError):
                 _end_session(job, timing)
-                write_summary(job.folder.path)
+                write_summary(job.folder.path, job.folder.manifest)
             raise Interrupted(
                 f"stopped after {ledger.count_finished()} of {total} images, which are "
                 f"kept: give the same command with --resume to go on."
@@ -171,8 +196,9 @@ def _pass(job: Job, items: Sequence[Item], ledger: Ledger, timing: Timing) -> No
 
     def finish(batch, prepared, results) -> None:
         with plain_errors():
-            wanted = [ledger.missing(item) for item in batch]
-            ledger.settle(finisher(batch, prepared, results, wanted), batch)
+            missing = [ledger.missing(item) for item in batch]
+            finished = finisher(batch, prepared, results, missing)
+            ledger.settle(finished.records, batch, finished.files)
 
     def give_up(outcomes) -> None:
         with plain_errors():
@@ -217,6 +243,7 @@ def _end_session(job: Job, timing: Timing) -> None:
             "compile_seconds": job.engine.compile_seconds,
             "versions": versions(),
             "device": describe_device(job.engine.devices),
+            "changed": len(job.folder.changed),
         }
     )
 
@@ -230,11 +257,23 @@ def run_remote(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
     shard = settings.shard or (jax.process_index(), jax.process_count())
     with local_copy(settings.out) as folder:
         remote = Remote(settings.out, folder, shard_folder(Path(), shard).name)
-        if settings.overwrite:
-            remote.clear()
-        else:
-            remote.pull()
-        if settings.retry_failed:
-            remote.forget_parts()
-        with remote.pushing():
-            return run(dataclasses.replace(settings, out=str(folder)), quiet=quiet)
+        local = remote.local_path
+        if local is not None:
+            check_out(local, settings.data, _items(settings))
+        with remote.locked():
+            if settings.overwrite:
+                remote.clear()
+            else:
+                remote.pull()
+            with remote.pushing():
+                return run(dataclasses.replace(settings, out=str(folder)), quiet=quiet)
+
+
+def _items(settings: Settings) -> Sequence[Item]:
+    return open_data(
+        settings.data,
+        image_key=settings.image_key,
+        mask_key=settings.mask_key,
+        limit=settings.limit,
+        split=settings.split,
+    ).items

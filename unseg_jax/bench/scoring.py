@@ -9,7 +9,8 @@ import numpy as np
 
 from unseg_jax import metrics
 from unseg_jax.bench.protocols import Protocol
-from unseg_jax.data import Item
+from unseg_jax.bench.stamps import stamp_source
+from unseg_jax.data import Item, Truth
 from unseg_jax.methods import Method
 from unseg_jax.postprocess import largest_component, object_box, upsample_labels
 from unseg_jax.segmenter import Segmentation
@@ -36,74 +37,86 @@ F_EVERYTHING = "f_everything"
 maxF is the larger mean of this and of "f_measure": the two thresholds that a bool mask has."""
 
 
-def orient(mask: np.ndarray, truth: np.ndarray, flip: bool) -> tuple[np.ndarray, bool]:
+def orient(mask: np.ndarray, truth: Truth, flip: bool) -> tuple[np.ndarray, bool]:
     """The mask that is scored, and whether it is the inverted one.
 
     Args:
-        mask, truth: (H, W) bool.
+        mask: (H, W) bool.
+        truth: of that size.
         flip: take the better of mask and inverted mask, by IoU.
     """
-    if flip and metrics.iou(~mask, truth) > metrics.iou(mask, truth):
+    if flip and _iou(~mask, truth) > _iou(mask, truth):
         return ~mask, True
     return mask, False
 
 
-def score(found: Segmentation, truth: np.ndarray, protocol: Protocol) -> dict[str, Any]:
+def _iou(mask: np.ndarray, truth: Truth) -> float:
+    return metrics.iou(truth.known(mask), truth.known(truth.mask))
+
+
+def score(segmentation: Segmentation, truth: Truth, protocol: Protocol) -> dict[str, Any]:
     """All of `SCORES`, and whether the mask was inverted for them.
 
-    NMI and ARI compare the found parts with the two regions of the truth.
+    NMI and ARI compare the predicted parts with the two regions of the truth.
 
     Args:
-        found: at the truth's size.
-        truth: (H, W) bool.
+        segmentation: at the truth's size.
+        truth: of that size; its void pixels are left out of every score.
         protocol: whether to flip.
     """
-    regions = truth.view(np.uint8)  # numbers, which are counted several times faster than bools
+    # Numbers are counted several times faster than bools.
+    regions = truth.mask.view(np.uint8)
     return {
-        **score_mask(found.mask, found.box, truth, protocol),
-        "nmi": metrics.nmi(found.labels, regions),
-        "ari": metrics.ari(found.labels, regions),
+        **score_mask(segmentation.mask, segmentation.box, truth, protocol),
+        "nmi": metrics.nmi(segmentation.labels, regions, truth.valid),
+        "ari": metrics.ari(segmentation.labels, regions, truth.valid),
     }
 
 
 def score_mask(
-    mask: np.ndarray, box: Sequence[int] | None, truth: np.ndarray, protocol: Protocol
+    mask: np.ndarray, box: Sequence[int] | None, truth: Truth, protocol: Protocol
 ) -> dict[str, Any]:
     """Those of `SCORES` that need the mask alone, and whether it was inverted for them.
 
     Args:
         mask: (H, W) bool.
         box: of its object.
-        truth: (H, W) bool.
+        truth: of that size; its void pixels are left out of every score.
         protocol: whether to flip.
     """
     mask, flipped = orient(mask, truth, protocol.flip)
-    true_box = object_box(truth)
+    true_box = object_box(truth.mask)
+    if truth.valid is not None:
+        mask = mask & truth.valid
+        box = None  # the object's may reach into what is void
     box = object_box(mask) if flipped or box is None else tuple(box)
-    f_curve = metrics.f_curve(mask, truth)
-    nothing = not (mask.any() or truth.any())
+    s_measure = metrics.s_measure(mask, truth.mask, valid=truth.valid)
+    # From here on pixels have no place: what is void is cut out.
+    mask, region = truth.known(mask), truth.known(truth.mask)
+    f_curve = metrics.f_curve(mask, region)
+    nothing = not (mask.any() or region.any())
     return {
-        "iou": metrics.iou(mask, truth),
-        "dice": metrics.dice(mask, truth),
-        "pixel_accuracy": metrics.pixel_accuracy(mask, truth),
+        "iou": metrics.iou(mask, region),
+        "dice": metrics.dice(mask, region),
+        "pixel_accuracy": metrics.pixel_accuracy(mask, region),
         "f_measure": 1.0 if nothing else float(f_curve[0]),
         F_EVERYTHING: float(f_curve[-1]),
-        "mae": metrics.mae(mask, truth),
-        "e_measure": metrics.e_measure(mask, truth),
-        "s_measure": metrics.s_measure(mask, truth),
+        "mae": metrics.mae(mask, region),
+        "e_measure": metrics.e_measure(mask, region),
+        "s_measure": s_measure,
         "corloc": metrics.corloc(box, [] if true_box is None else [true_box]),
         "flipped": flipped,
     }
 
 
 def iou_by_epoch(
-    history: np.ndarray, truth: np.ndarray, method: Method, protocol: Protocol
+    history: np.ndarray, truth: Truth, method: Method, protocol: Protocol
 ) -> list[float]:
     """IoU at each recorded epoch, before any edge refinement.
 
     Args:
         history: (records, h, w) voted labels, 0 = background.
-        truth: (H, W) bool.
+        truth: of the image.
         method: whether only the largest component counts.
         protocol: whether to flip.
     """
@@ -112,29 +125,29 @@ def iou_by_epoch(
         foreground = labels > 0
         if method.largest_component:
             foreground = largest_component(foreground)
-        mask = upsample_labels(foreground, (truth.shape[0], truth.shape[1]))
-        values.append(round(metrics.iou(orient(mask, truth, protocol.flip)[0], truth), 6))
+        mask = upsample_labels(foreground, truth.shape)
+        values.append(round(_iou(orient(mask, truth, protocol.flip)[0], truth), 6))
     return values
 
 
 def make_record(
-    found: Segmentation, truth: np.ndarray | None, protocol: Protocol
+    segmentation: Segmentation, truth: Truth | None, protocol: Protocol
 ) -> dict[str, Any]:
     """The record of an image that was segmented; scores are null without a truth."""
     scores = (
         dict.fromkeys((*SCORES, F_EVERYTHING, "flipped"))
         if truth is None
-        else score(found, truth, protocol)
+        else score(segmentation, truth, protocol)
     )
     return {
-        "id": found.id,
-        "method": found.method,
+        "id": segmentation.id,
+        "method": segmentation.method,
         **{name: rounded(value) for name, value in scores.items()},
-        "box": found.box,
-        "num_clusters": found.num_clusters,
-        "loss": rounded(found.loss),
-        "confidence": rounded(found.confidence),
-        "size": list(found.mask.shape),
+        "box": segmentation.box,
+        "num_clusters": segmentation.num_clusters,
+        "loss": rounded(segmentation.loss),
+        "confidence": rounded(segmentation.confidence),
+        "size": list(segmentation.mask.shape),
         "error": None,
     }
 
@@ -148,6 +161,8 @@ def failure_record(item: Item, method: str, error: str) -> dict[str, Any]:
         **scores,
         "scored": item.mask is not None,
         "error": error,
+        "image_stamp": stamp_source(item.image),
+        "mask_stamp": stamp_source(item.mask),
     }
 
 

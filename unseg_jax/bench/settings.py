@@ -1,10 +1,13 @@
 """What a run is asked to do: `Settings`, the methods it names, and the config that is compared."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_args, get_type_hints
 
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
+from unseg_jax.cli.options import overrides_from, parse_range
+from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.errors import nearest
 from unseg_jax.methods import METHODS, Method, resolve
 
@@ -16,64 +19,174 @@ GRID = tuple(
 )
 """The course project's grid of losses and layers, as `--method grid`."""
 
-_ALIASES = {"all": tuple(METHODS), "grid": GRID}
+_ALIASES = {"all": tuple(METHODS), "grid": GRID, "auto": ("collective",)}
+
+
+_RUN = "The run"
+_METHOD = "Settings of all methods (default: each method's own)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """How a field of `Settings`, or of `Method`, is said on the command line.
+
+    Attributes:
+        help: one sentence.
+        flags: names; none means the field's own.
+        panel: of the help page.
+        kind: type there; None means the field's own.
+        default: there; None means the field's own.
+        parse: makes the field's value from the one there.
+        minimum: smallest number.
+    """
+
+    help: str
+    flags: tuple[str, ...] = ()
+    panel: str | None = None
+    kind: Any = None
+    default: Any = None
+    parse: Callable[[Any], Any] | None = None
+    minimum: int | None = None
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names that are separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "I/N" with 0 ≤ I < N.
+
+    Raises:
+        ValueError: anything else.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"shard '{text}' must be I/N with I from 0 to N - 1, such as 0/4.")
+    return int(index), int(count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that the command line of `python -m unseg_jax.bench` says.
+    """What a run does; the options of `python -m unseg_jax.bench` are made from these fields.
 
     Attributes:
-        data: see `unseg_jax.data.open_dataset`.
-        out: the run's folder.
-        methods: names; "all" and "grid" stand for several.
-        protocol: of `unseg_jax.bench.protocols.PROTOCOLS`.
-        crop: crop to the true box too, or not; None leaves it to the protocol.
-        limit, split, image_key, mask_key, foreground_values: see `open_dataset`.
-        backbone, batch_size, seed, dtype: see `unseg_jax.Segmenter`.
+        crop: None leaves it to the protocol.
+        foreground_values: mask values that are foreground; see `unseg_jax.data.open_dataset`.
+        void_values: see `unseg_jax.data.open_dataset`.
+        value_range: see `unseg_jax.data.read_image`; "set" is measured when the run begins.
         overrides: fields of `Method`, for all methods.
-        record_every: record the labels every so many epochs; 0 never.
-        resume: go on with the run in `out`.
-        retry_failed: on resuming, try the listed failures again.
-        overwrite: throw away the run in `out`.
-        fail_fast: stop at the first image that fails.
-        shard: (I, N): only every N-th image, from the I-th on; None is what
-            `jax.process_index()` and `jax.process_count()` say.
-        save_masks: write each mask as PNG.
-        thumbnails: of the first so many images, for the report.
-        workers: threads that decode; None is one a core.
-        draft: decode large JPEGs at a reduced size (see `unseg_jax.data.read_image`).
-        cluster: "local" or the address of a Ray cluster; None does without.
-        actors: Ray actors, each with a backbone of its own.
+        shard: (I, N); None is what `jax.process_index()` and `jax.process_count()` say.
+        workers: None is one per core.
+        cluster: None does without Ray.
     """
 
-    data: str
-    out: str
-    methods: tuple[str, ...] = ("deepcut",)
-    protocol: str = "honest"
-    crop: bool | None = None
-    limit: int | None = None
-    split: str | None = None
-    image_key: str | None = None
-    mask_key: str | None = None
-    foreground_values: tuple[int, ...] | None = None
-    backbone: str = "auto"
-    batch_size: int = 8
-    seed: int = 0
-    dtype: str = "float32"
+    data: Annotated[
+        str,
+        Option(
+            "DIR with images/ and masks/, a .csv or .jsonl list, NAME:DIR of a known data set, or "
+            "tfds:NAME[/CONFIG][:SPLIT]."
+        ),
+    ]
+    out: Annotated[str, Option("Folder of the run, or a URL that fsspec takes.")]
+    methods: Annotated[
+        tuple[str, ...],
+        Option(
+            "Names, separated by commas; 'grid' or 'all' for many.",
+            ("--method",),
+            kind=str,
+            default="deepcut",
+            parse=parse_names,
+        ),
+    ] = ("deepcut",)
+    protocol: Annotated[
+        str,
+        Option(
+            "honest, published, or that of a paper: deepcut, unseggnet, unsegarmanet, unsegmedgat."
+        ),
+    ] = "honest"
+    crop: Annotated[
+        bool | None,
+        Option("Crop to the true box + 20 px first (published).", ("--crop/--no-crop",)),
+    ] = None
+    limit: Annotated[int | None, Option("Only the first so many images.", minimum=1)] = None
+    split: Annotated[str | None, Option("Only this split of the data set.")] = None
+    image_key: Annotated[str | None, Option("Image feature of a tfds: set.")] = None
+    mask_key: Annotated[str | None, Option("Mask feature of a tfds: set.")] = None
+    foreground_values: tuple[Value, ...] | str | None = None
+    void_values: Annotated[
+        tuple[Value, ...] | None,
+        Option(
+            "Mask values left out of every score, such as 255; none for no value.",
+            ("--void",),
+            kind=str | None,
+            parse=parse_void,
+        ),
+    ] = None
+    value_range: Annotated[
+        tuple[float, float] | str | None,
+        Option(
+            "Values of deep images made black and white: image, set, LOW:HIGH.",
+            ("--range",),
+            kind=str,
+            default="image",
+            parse=parse_range,
+        ),
+    ] = None
+    backbone: Annotated[str, Option("Name or weights file.")] = "auto"
+    dtype: Annotated[str, Option("float32 or bfloat16, of the backbone.")] = "float32"
+    batch_size: Annotated[int, Option("Images on the device at a time.", minimum=1)] = 8
+    seed: Annotated[int, Option("Of initial parameters and dropout.")] = 0
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    record_every: int = 0
-    resume: bool = False
-    retry_failed: bool = False
-    overwrite: bool = False
-    fail_fast: bool = False
-    shard: tuple[int, int] | None = None
-    save_masks: bool = False
-    thumbnails: int = 1000
-    workers: int | None = None
-    draft: bool = True
-    cluster: str | None = None
-    actors: int = 2
+    record_every: Annotated[
+        int, Option("Record IoU every so many epochs; 0 never.", ("--every",), minimum=0)
+    ] = 0
+    resume: Annotated[bool, Option("Go on with the run in --out.", ("--resume",), _RUN)] = False
+    retry_failed: Annotated[
+        bool, Option("With --resume: try failed images again.", ("--retry-failed",), _RUN)
+    ] = False
+    strict: Annotated[
+        bool,
+        Option(
+            "With --resume: compare the contents of all files, not size and time.",
+            ("--strict",),
+            _RUN,
+        ),
+    ] = False
+    overwrite: Annotated[bool, Option("Throw away the run in --out.", ("--overwrite",), _RUN)] = (
+        False
+    )
+    fail_fast: Annotated[
+        bool, Option("Stop at the first image that fails.", ("--fail-fast",), _RUN)
+    ] = False
+    shard: Annotated[
+        tuple[int, int] | None,
+        Option(
+            "I/N: only every N-th image, from the I-th on.",
+            panel=_RUN,
+            kind=str | None,
+            parse=parse_shard,
+        ),
+    ] = None
+    save_masks: Annotated[bool, Option("Write every mask as PNG.", ("--save-masks",), _RUN)] = False
+    thumbnails: Annotated[
+        int, Option("Images whose thumbnails the report shows.", panel=_RUN, minimum=0)
+    ] = 1000
+    workers: Annotated[int | None, Option("Threads that decode.", panel=_RUN, minimum=1)] = None
+    draft: Annotated[
+        bool, Option("Decode large JPEGs at reduced size.", ("--draft/--no-draft",), _RUN)
+    ] = True
+    cluster: Annotated[
+        str | None, Option("Run on Ray: 'local' or a cluster's address.", panel=_RUN)
+    ] = None
+    actors: Annotated[int, Option("Segmenters on the cluster.", panel=_RUN, minimum=1)] = 2
+
+    def check(self) -> None:
+        """Raises ValueError for names or values that cannot be used, before anything is read."""
+        self.resolve_protocol()
+        self.resolve_methods()
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"the seed {self.seed} must be from 0 to 2**63 - 1.")
 
     def resolve_protocol(self) -> Protocol:
         """The protocol with the crop as asked for."""
@@ -98,13 +211,85 @@ def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
     return resolve(name, **overrides)
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """ "I/N" with 0 ≤ I < N.
+METHOD_OPTIONS: Mapping[str, Option] = {
+    "image_size": Option("Pixels, or HEIGHTxWIDTH.", kind=str),
+    "stride": Option("Pixels between patches.", kind=int),
+    "facet": Option("key, query, value, token, attn.", kind=str),
+    "affinity": Option("ncut, cc, dmon, cosine, colour.", kind=str),
+    "tau": Option("Threshold of the affinity.", kind=float),
+    "alpha": Option("Of the affinity cc.", kind=float),
+    "layer": Option("gcn, gat, arma.", kind=str),
+    "activation": Option("relu, elu, selu, silu, gelu.", kind=str),
+    "loss": Option("ncut, cc, modularity.", kind=str),
+    "num_clusters": Option("Number of clusters.", ("--k",), kind=int),
+    "epochs": Option("Steps per image.", kind=int),
+    "learning_rate": Option("Of AdamW.", kind=float),
+    "weight_decay": Option("Of AdamW.", kind=float),
+    "dropout": Option("All dropout rates.", kind=float),
+    "refine": Option("none, bilateral, guided.", kind=str),
+    "foreground": Option(
+        "Rule: corner, border, centre, attention, set, auto. Or the mask's values that are "
+        "foreground, such as 1,3 or 128-255 or '#ff0000', or nonzero.",
+        kind=list[str],
+    ),
+    "quirks": Option("paper, code.", kind=str),
+    "set_field": Option("FIELD=VALUE of any other field of a method.", ("--set",), kind=list[str]),
+}
+"""Options for fields of `Method`; all are optional."""
+
+
+def command_parameters() -> list[inspect.Parameter]:
+    """The parameters of a Typer command for all of `Settings` and `METHOD_OPTIONS`."""
+    import typer
+
+    parameters = []
+
+    def add(name: str, option: Option, kind: Any, default: Any) -> None:
+        info = typer.Option(
+            *option.flags, help=option.help, rich_help_panel=option.panel, min=option.minimum
+        )
+        kinds = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(
+            inspect.Parameter(name, kinds, default=default, annotation=Annotated[kind, info])
+        )
+
+    for name, (kind, option, default) in _field_options().items():
+        add(name, option, option.kind or kind, option.default or default)
+    for name, option in METHOD_OPTIONS.items():
+        add(name, dataclasses.replace(option, panel=_METHOD), option.kind | None, None)
+    return parameters
+
+
+def settings_from(
+    options: Mapping[str, Any], foreground_values: tuple[Value, ...] | str | None = None
+) -> Settings:
+    """`Settings` from the values of a command that has `command_parameters`.
+
+    Args:
+        options: by name; those of `METHOD_OPTIONS` become overrides where they are not None.
+        foreground_values: mask values that are foreground.
 
     Raises:
-        ValueError: anything else.
+        ValueError: a text that its option cannot read.
     """
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ValueError(f"shard '{text}' must be I/N with I from 0 to N - 1, such as 0/4.")
-    return int(index), int(count)
+    fields = {}
+    for name, (_, option, _) in _field_options().items():
+        value = options[name]
+        fields[name] = option.parse(value) if option.parse and value is not None else value
+    named = {name: options[name] for name in METHOD_OPTIONS if name != "set_field"}
+    fields["overrides"] = overrides_from(options["set_field"], **named)
+    fields["resume"] = fields["resume"] or fields["retry_failed"]
+    return Settings(**fields, foreground_values=foreground_values)
+
+
+def _field_options() -> dict[str, tuple[Any, Option, Any]]:
+    """Name → (type, option, default) of the fields of `Settings` that have an option."""
+    hints = get_type_hints(Settings, include_extras=True)
+    options = {}
+    for field in dataclasses.fields(Settings):
+        kind, *extras = get_args(hints[field.name])
+        if extras and isinstance(extras[0], Option):
+            missing = field.default is dataclasses.MISSING
+            default = inspect.Parameter.empty if missing else field.default
+            options[field.name] = kind, extras[0], default
+    return options

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.scoring import F_EVERYTHING, SCORES, WORST
+from unseg_jax.bench.truths import TruthTally
 from unseg_jax.metrics import bootstrap_interval, paired_difference
 
 # With more methods than this, each is compared with the best one only.
@@ -85,7 +87,9 @@ def summarise(
     """
     protocol = Protocol(**config["protocol"])
     columns = {name: _Column() for name in config["methods"]}
+    tally = TruthTally()
     for record in records:
+        tally.add(record)
         if record["method"] in columns:
             columns[record["method"]].add(record)
     last = sessions[-1] if sessions else {}
@@ -110,6 +114,7 @@ def summarise(
             if position in column.errors
         ],
         "complete": all(len(column.position) == expected for column in columns.values()),
+        "truths": tally.as_json(config.get("foreground_values")),
         "protocol": protocol.family,
         "timing": last.get("timing", {}),
         "config": dict(config),
@@ -231,13 +236,14 @@ def _paired(columns: Mapping[str, _Column], protocol: Protocol) -> list[dict[str
 
 def _rank_correlation(confidences: Sequence[float], ious: Sequence[float]) -> float | None:
     """Spearman's correlation of confidence with IoU, over the images that have both."""
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
     pairs = np.array([confidences, ious])
     pairs = pairs[:, np.isfinite(pairs).all(0)]
     if pairs.shape[1] < 3 or (pairs.min(1) == pairs.max(1)).any():
         return None
-    return _number(np.corrcoef(rankdata(pairs, axis=1))[0, 1])
+    correlation: Any = spearmanr(*pairs)
+    return _number(correlation.statistic)
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -255,9 +261,10 @@ def _total(values: Sequence[float]) -> float:
 def format_table(summary: Mapping[str, Any]) -> str:
     """The summary's methods as a plain table, protocol named."""
     header = ("method", "protocol", "mIoU", "95 % interval", "Dice", "images", "failed", "images/s")
-    rows: list[tuple[str, ...]] = [header]
+    rows = []
     for name, method in summary["methods"].items():
         low, high = method["miou_interval"]
+        speed = method["images_per_second"]
         rows.append(
             (
                 name,
@@ -267,18 +274,12 @@ def format_table(summary: Mapping[str, Any]) -> str:
                 _cell(method["dice"]),
                 str(method["images"]),
                 str(method["failed"]),
-                f"{method['images_per_second']:.2f}" if method["images_per_second"] else "–",
+                f"{speed:.2f}" if speed else "–",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    align = ("left", "left", *["right"] * (len(header) - 2))
+    table = tabulate(rows, header, tablefmt="plain", colalign=align, disable_numparse=True)
+    return "\n".join(line.rstrip() for line in table.splitlines())
 
 
 def _cell(value: float | None) -> str:

@@ -1,11 +1,16 @@
-"""What all commands share: messages and errors of one line, exit codes, the compilation cache."""
+"""What all commands share: paths, progress, messages and errors of one line, exit codes."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from unseg_jax.errors import InputError, printable
 
 DEBUG_VARIABLE = "UNSEG_JAX_DEBUG"
 """Environment variable that shows where an error comes from."""
@@ -13,7 +18,39 @@ DEBUG_VARIABLE = "UNSEG_JAX_DEBUG"
 
 def say(message: object) -> None:
     """One line on standard error."""
-    print(f"unseg-jax: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    line = printable(" ".join(str(message).split()))
+    print(f"unseg-jax: {line}", file=sys.stderr, flush=True)
+
+
+def expand(paths: Sequence[str]) -> list[str]:
+    """Paths with patterns replaced by what they match, sorted, where no shell has done that.
+
+    Raises:
+        InputError: a pattern without a match, or not one path that exists.
+    """
+    expanded: list[str] = []
+    for path in paths:
+        if os.path.lexists(path) or not glob.has_magic(path):
+            expanded.append(path)
+            continue
+        matches = sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise InputError(f"no file matches {path}: check the pattern.")
+        expanded += matches
+    if expanded and not any(map(os.path.lexists, expanded)):
+        others = f" (and {len(expanded) - 1} more)" if len(expanded) > 1 else ""
+        raise InputError(f"{expanded[0]}{others} was not found: check the path.")
+    return expanded
+
+
+@contextlib.contextmanager
+def progress(total: int, quiet: bool, unit: str = "image") -> Iterator[Any]:
+    """A progress bar on standard error; nothing is shown if quiet."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=quiet)
+    with bar:
+        yield bar
 
 
 class _Spoken(logging.Handler):

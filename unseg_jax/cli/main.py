@@ -10,8 +10,25 @@ from typing import Annotated, Any
 import typer
 
 from unseg_jax.cache import enable_compilation_cache
-from unseg_jax.cli.console import guarded, say
-from unseg_jax.cli.options import overrides_from
+from unseg_jax.cli.arguments import (
+    BackboneOption,
+    BatchOption,
+    ClustersOption,
+    DtypeOption,
+    EpochsOption,
+    MethodOption,
+    PageOption,
+    QuietOption,
+    RangeOption,
+    RecursiveOption,
+    SeedOption,
+    SetOption,
+    SizeOption,
+    StrideOption,
+    read_overrides,
+)
+from unseg_jax.cli.console import guarded
+from unseg_jax.cli.options import parse_page, parse_range
 
 app = typer.Typer(
     name="unseg-jax",
@@ -22,60 +39,78 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 weights_app = typer.Typer(
-    help="Weights of the backbones: what there is, fetch them, convert them.",
+    help="Weights of the backbones: list, fetch and convert them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(weights_app, name="weights")
 
-MethodOption = Annotated[
-    str, typer.Option("--method", "-m", help="A name that `unseg-jax methods` prints.")
-]
-BackboneOption = Annotated[
-    str,
-    typer.Option(
-        "--backbone", "-b", help="A name that `unseg-jax weights list` prints, a file, or auto."
-    ),
-]
-ClustersOption = Annotated[
-    int | None, typer.Option("--k", min=1, help="Number of clusters, or the most for cc.")
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option("--image-size", help="Pixels that images are seen at: SIDE or HEIGHTxWIDTH."),
-]
-StrideOption = Annotated[
-    int | None, typer.Option("--stride", min=1, help="Pixels between patches; divides the patch.")
-]
-EpochsOption = Annotated[
-    int | None, typer.Option("--epochs", min=0, help="Optimisation steps an image.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of starting weights and dropout.")]
-BatchOption = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Images on the device at a time.")
-]
-DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="Of the backbone: float32, or bfloat16 for accelerators.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of Method; repeatable."),
-]
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from unseg_jax import __version__
+
+        print(f"unseg-jax {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Unsupervised image segmentation: images in, masks out."""
 
 
 @app.command()
 def segment(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Images, and folders of images.")
+        list[str],
+        typer.Argument(metavar="PATH...", help='Images, folders, and patterns as "a/*.jpg".'),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is found.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path(
         "segmented"
     ),
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="png (default), coco, geojson, yolo, tiff, npz, cutout or csv; repeatable.",
+        ),
+    ] = None,
+    objects: Annotated[
+        str, typer.Option("--objects", help="Objects to keep in each image: all or largest.")
+    ] = "all",
+    min_area: Annotated[
+        float,
+        typer.Option("--min-area", help="Share of the image that an object has at least, 0 to 1."),
+    ] = 0.001,
+    full_overlay: Annotated[
+        bool,
+        typer.Option("--full-overlay", help="Overlays at full size, not at most 1,600 pixels."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do images again that an earlier run has done.")
+    ] = False,
+    recursive: RecursiveOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be read and written.")
+    ] = False,
+    show: Annotated[
+        str | None,
+        typer.Option("--print", help="json: one line per image on standard output."),
+    ] = None,
+    quiet: QuietOption = False,
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="What `unseg-jax fit` wrote; brings its own method."),
+        typer.Option("--model", help="A model from `unseg-jax fit`, with its own method."),
     ] = None,
-    method: MethodOption = "deepcut",
+    method: MethodOption = "auto",
     backbone: BackboneOption = "auto",
     k: ClustersOption = None,
     image_size: SizeOption = None,
@@ -90,7 +125,9 @@ def segment(
     foreground: Annotated[
         str | None,
         typer.Option(
-            "--foreground", help="What tells the object: corner, border, centre, attention, auto."
+            "--foreground",
+            help="How the object is told from the background: corner, border, centre, attention "
+            "or auto.",
         ),
     ] = None,
     parts: Annotated[
@@ -101,16 +138,20 @@ def segment(
     ] = None,
     settings: SetOption = None,
     json: Annotated[
-        str | None, typer.Option("--json", help="Write coco.json with masks and boxes: coco.")
+        str | None, typer.Option("--json", help="coco: the same as --format coco, beside png.")
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
-    ] = False,
+    page: PageOption = "all",
+    value_range: RangeOption = "image",
 ) -> None:
-    """Segments images: <stem>_mask.png, _labels.png and _overlay.png for each, and report.html."""
+    """Segments images: <stem>_mask.png, _labels.png and _overlay.png for each, and report.html.
+
+    Run again, it goes on where it stopped.
+    """
     if json not in (None, "coco"):
         raise typer.BadParameter(f"--json {json} is not known: the only format is coco.")
-    overrides = overrides_from(
+    if show not in (None, "json"):
+        raise typer.BadParameter(f"--print {show} is not known: the only form is json.")
+    overrides = read_overrides(
         settings,
         num_clusters=k,
         image_size=image_size,
@@ -121,92 +162,36 @@ def segment(
         parts=parts,
         background_parts=background_parts,
     )
-    from unseg_jax.data.folders import find_images
-    from unseg_jax.files import check_writable
-    from unseg_jax.methods import resolve
-    from unseg_jax.segmenter import Segmenter
+    from unseg_jax.cli.segmenting import Choice, segment_paths
+    from unseg_jax.export.folder import Output
 
-    # Everything that can be wrong is looked at before the weights are loaded.
-    resolved = resolve(method, **overrides)
-    images = find_images(paths, recursive=recursive, out=out)
-    check_writable(out)
-    enable_compilation_cache()
-    if model is not None:
-        segmenter = _fitted(model, backbone, dtype, method, overrides)
-    elif resolved.learns_from_set:
-        import jax
-
-        from unseg_jax.collective.fitting import fit
-
-        say(f"fitting {resolved.name} on these {len(images)} images; `unseg-jax fit` keeps a model")
-        segmenter = fit(
-            [image.path for image in images],
-            method=method,
-            # A graph head that no epoch would use need not be trained.
-            steps=None if resolved.epochs or resolved.collective_epochs else 0,
-            key=jax.random.key(seed),
-            backbone=backbone,
-            batch_size=batch_size,
-            dtype=dtype,
-            **overrides,
-        ).segmenter()
-    else:
-        segmenter = Segmenter(
-            method, backbone=backbone, batch_size=batch_size, seed=seed, dtype=dtype, **overrides
-        )
-    raise typer.Exit(run_segmenter(segmenter, images, out, coco=json is not None))
-
-
-def _fitted(path: Path, backbone: str, dtype: str, method: str, overrides: dict[str, Any]) -> Any:
-    """The segmenter of a model that `fit` wrote, of which only the epochs can be chosen."""
-    others = [name for name in overrides if name != "epochs"]
-    others += ["method"] if method != "deepcut" else []
-    if others:
-        raise typer.BadParameter(
-            f"--model brings its own method; leave out {', '.join(others)}, or fit with them."
-        )
-    from unseg_jax.collective.model import load_model
-
-    chosen = None if backbone == "auto" else backbone
-    return load_model(path, backbone=chosen, dtype=dtype).segmenter(overrides.get("epochs"))
-
-
-def run_segmenter(segmenter: Any, images: Sequence[Any], out: Path, *, coco: bool = False) -> int:
-    """Segments files with a progress bar, says what failed and where the results are.
-
-    Returns:
-        0 if all went well, 1 if some image could not be done, 130 if the user stopped it.
-    """
-    from tqdm import tqdm
-
-    from unseg_jax.export.folder import REPORT, segment_files
-
-    with tqdm(total=len(images), unit="image", file=sys.stderr, dynamic_ncols=True) as bar:
-
-        def show(entry: Any) -> None:
-            if entry.error:
-                bar.clear()
-                say(entry.error)
-            bar.update()
-
-        try:
-            run = segment_files(segmenter, images, out, coco=coco, on_entry=show)
-        except KeyboardInterrupt:
-            bar.close()
-            say(f"stopped; what was found in {bar.n} images is written to {out}.")
-            return 130
-    print(
-        f"{len(run.done)} of {len(run.entries)} images in {run.seconds:.1f} s, "
-        f"{run.images_per_second:.2f} images a second (and {run.compile_seconds:.1f} s compiling)"
+    chosen = [*(formats or ["png"]), *([json] if json else [])]
+    choice = Choice(
+        model, method, backbone, seed, batch_size, dtype, overrides, parse_range(value_range)
     )
-    print(f"look at {out / REPORT}")
-    return 1 if run.failed else 0
+    choice.check()
+    output = Output(tuple(chosen), min_area, objects, full_overlay, recursive=recursive)
+    enable_compilation_cache()
+    raise typer.Exit(
+        segment_paths(
+            paths,
+            out,
+            choice,
+            output,
+            page=parse_page(page),
+            overwrite=overwrite,
+            dry_run=dry_run,
+            as_json=show == "json",
+            quiet=quiet,
+        )
+    )
 
 
 @app.command()
 def fit(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of images, and images.")
+        list[str],
+        typer.Argument(metavar="PATH...", help="Folders, images, and patterns of images."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="File for the model, .safetensors.")
@@ -221,7 +206,7 @@ def fit(
         int | None, typer.Option("--passes", min=0, help="Shared passes over the images.")
     ] = None,
     max_images: Annotated[
-        int, typer.Option("--max-images", min=1, help="Fit on so many, drawn at random.")
+        int, typer.Option("--max-images", min=1, help="Fit on at most so many, drawn at random.")
     ] = 512,
     image_size: SizeOption = None,
     stride: StrideOption = None,
@@ -230,42 +215,36 @@ def fit(
     batch_size: BatchOption = 8,
     dtype: DtypeOption = "float32",
     settings: SetOption = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
-    ] = False,
+    recursive: RecursiveOption = False,
+    quiet: QuietOption = False,
+    page: PageOption = "all",
 ) -> None:
     """Fits one model on a set of unlabelled images; use it with `unseg-jax segment --model`."""
-    overrides = overrides_from(settings, image_size=image_size, stride=stride, epochs=epochs)
-    import jax
-
-    from unseg_jax.collective.fitting import fit as fit_model
-    from unseg_jax.data.folders import find_images
-    from unseg_jax.files import check_writable
+    overrides = read_overrides(settings, image_size=image_size, stride=stride, epochs=epochs)
+    from unseg_jax.cli.fitting import fit_paths
     from unseg_jax.methods import resolve
 
     resolve(method, **overrides)
-    images = find_images(paths, recursive=recursive)
-    check_writable(out.parent)
     enable_compilation_cache()
-    model = fit_model(
-        [image.path for image in images],
-        method=method,
-        num_clusters=k,
-        steps=steps,
-        passes=passes,
-        key=jax.random.key(seed),
-        backbone=backbone,
-        batch_size=batch_size,
-        max_images=max_images,
-        dtype=dtype,
-        **overrides,
+    raise typer.Exit(
+        fit_paths(
+            paths,
+            out,
+            recursive=recursive,
+            page=parse_page(page),
+            quiet=quiet,
+            method=method,
+            num_clusters=k,
+            steps=steps,
+            passes=passes,
+            seed=seed,
+            backbone=backbone,
+            batch_size=batch_size,
+            max_images=max_images,
+            dtype=dtype,
+            **overrides,
+        )
     )
-    for message in model.skipped:
-        say(message)
-    model.save(out)
-    print(f"{model.method.name} fitted on {model.images} images: {out}")
-    print(f"use it: unseg-jax segment PATH... --model {out}")
-    raise typer.Exit(1 if model.skipped else 0)
 
 
 @app.command()
@@ -286,12 +265,12 @@ def video(
     batch_size: BatchOption = 8,
     dtype: DtypeOption = "float32",
     compare: Annotated[
-        bool, typer.Option(help="Also segment each frame on its own, to compare the flicker.")
+        bool, typer.Option(help="Also segment each frame on its own and compare the flicker.")
     ] = True,
     settings: SetOption = None,
 ) -> None:
     """Segments a video into parts that keep their colours from frame to frame."""
-    overrides = overrides_from(
+    overrides = read_overrides(
         settings, num_clusters=k, image_size=image_size, stride=stride, epochs=epochs
     )
     from unseg_jax.methods import resolve
@@ -322,6 +301,34 @@ def video(
     print(f"look at {out}")
 
 
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Scores methods on a data set with truths; the same as `python -m unseg_jax.bench`."""
+    _run_module("unseg_jax.bench", context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def demo(context: typer.Context) -> None:
+    """Segments photographs that scikit-image ships; the same as `python -m unseg_jax.demo`."""
+    _run_module("unseg_jax.demo", context.args)
+
+
+def _run_module(name: str, arguments: Sequence[str]) -> None:
+    """Runs a program above this one by its name, as `python -m` does."""
+    import runpy
+
+    before = sys.argv
+    # These two print `-h` as --help does.
+    sys.argv = [name, *("--help" if argument == "-h" else argument for argument in arguments)]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
+
+
 @app.command()
 def methods(
     form: Annotated[
@@ -340,7 +347,7 @@ def weights_list(
         str, typer.Option("--format", help="How to print: text, markdown or json.")
     ] = "text",
 ) -> None:
-    """Prints the backbones that have a name, where their weights come from, and which are here."""
+    """Prints the known backbones, where their weights come from, and which are here."""
     from unseg_jax.backbones import list_weights
     from unseg_jax.cli.tables import format_table, weight_rows
 
@@ -350,10 +357,10 @@ def weights_list(
 @weights_app.command("get")
 def weights_get(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Backbones; none is auto.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Backbones (default: auto).")
     ] = None,
 ) -> None:
-    """Fetches weights, once, and prints where they are."""
+    """Fetches weights if they are not here yet, and prints their paths."""
     from unseg_jax.backbones import get_weights
 
     for name in names or ["auto"]:
@@ -371,6 +378,23 @@ def weights_convert(
     print(convert_weights(source, destination))
 
 
+@weights_app.command("compare")
+def weights_compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A name, hf:ORG/NAME, or a file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other.")],
+    form: Annotated[
+        str, typer.Option("--format", help="How to print: text, markdown or json.")
+    ] = "text",
+) -> None:
+    """Prints how far apart two sets of weights are, parameter by parameter, and a verdict."""
+    from unseg_jax.backbones import compare_weights
+    from unseg_jax.cli.tables import difference_rows, format_table
+
+    comparison = compare_weights(first, second)
+    print(format_table(difference_rows(comparison.tensors), form))
+    say(comparison.verdict)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; what goes wrong becomes one sentence and an exit code.
 
@@ -380,7 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes those of the process.
 
     Returns:
-        0 all went well, 1 something could not be done, 2 a wrong option, 130 stopped by the user.
+        0 all went well, 1 something failed, 2 a wrong option, 130 stopped by the user.
     """
     command = None if arguments is None else list(arguments)
     return guarded(lambda: app(args=command, prog_name="unseg-jax"))

@@ -1,8 +1,9 @@
-"""Options that the command lines share: FIELD=VALUE and HEIGHTxWIDTH."""
+"""Options that the command lines share: FIELD=VALUE, HEIGHTxWIDTH, pages and ranges."""
 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,3 +52,39 @@ def parse_size(text: str) -> int | tuple[int, int]:
             f"--image-size {text} is not a size: write a side such as 280, or 280x360."
         )
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def parse_page(text: str) -> int | None:
+    """A page number from 1, or None for "all".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text.strip().lower() == "all":
+        return None
+    if not (text.strip().isdigit() and int(text) > 0):
+        raise ValueError(f"--page {text} is not a page: write a number from 1 on, or all.")
+    return int(text)
+
+
+def parse_range(text: str) -> tuple[float, float] | str | None:
+    """Which pixel values become black and white: "image", "set", or "LOW:HIGH".
+
+    Returns:
+        None for "image", which stretches each image on its own where it has to be; "set" for the
+        range of the whole set, see `unseg_jax.data.measure_range`; or (low, high).
+
+    Raises:
+        ValueError: anything else.
+    """
+    text = text.strip().lower()
+    if text in ("image", "set"):
+        return None if text == "image" else "set"
+    first, _, last = text.partition(":")
+    try:
+        low, high = float(first), float(last)
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"--range {text} is not a range: write image, set, or such as 0:4095.")
+    return low, high

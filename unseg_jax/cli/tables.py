@@ -68,6 +68,19 @@ def weight_rows(weights: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def difference_rows(tensors: Sequence[Any]) -> list[dict[str, Any]]:
+    """One row a parameter, from `compare_weights(...).tensors`."""
+    return [
+        {
+            "parameter": tensor.name,
+            "shape": "x".join(map(str, tensor.shapes[0])) or "-",
+            "max difference": f"{tensor.max_difference:.3g}",
+            "cosine": f"{tensor.cosine:.6f}",
+        }
+        for tensor in tensors
+    ]
+
+
 def _short(source: str) -> str:
     """Where weights come from, with at most eight digits of a commit."""
     place, at, revision = source.partition("@")

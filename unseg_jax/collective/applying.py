@@ -19,7 +19,6 @@ from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method
 from unseg_jax.parallel import How, map_batch
 from unseg_jax.pipeline import PatchResult, segment_features
-from unseg_jax.postprocess import object_box
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
 from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
@@ -113,7 +112,7 @@ class ModelSegmenter(BatchSegmenter):
             # The graph refines what the set decided: half of the say each.
             margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
             losses = clustering.losses
-        finite = jnp.isfinite(features).all((1, 2))
+        finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
         return MarginResult(margins.reshape(-1, *self.grid), losses, finite)
 
     def _run_shared(self, features) -> PatchResult:
@@ -144,10 +143,17 @@ class ModelSegmenter(BatchSegmenter):
             finite & jnp.isfinite(clustering.assignments).all((1, 2)),
         )
 
-    def finish(self, result: Any, index: int, image: np.ndarray, id: str = "") -> Segmentation:
+    def finish(
+        self,
+        result: Any,
+        index: int,
+        image: np.ndarray,
+        id: str = "",
+        size: tuple[int, int] | None = None,
+    ) -> Segmentation:
         """See `Segmenter.finish`."""
         if not isinstance(result, MarginResult):
-            return super().finish(result, index, image, id)
+            return super().finish(result, index, image, id, size)
         if not result.finite[index]:
             raise ImageError(
                 f"{id or 'the image'}: its features are not finite numbers; check the weights of "
@@ -156,16 +162,16 @@ class ModelSegmenter(BatchSegmenter):
         margins = np.asarray(result.margins[index])
         refined = refine_margins(image, margins, self.method)
         mask = upsample_margins(refined, image.shape[:2])
-        losses = np.asarray(result.losses[index])
-        return Segmentation(
-            mask=mask,
-            labels=mask.astype(np.int32),
-            box=object_box(mask),
+        return Segmentation.of(
+            mask,
+            mask,
+            size=size,
             num_clusters=len(np.unique(margins > 0)),
-            loss=float(losses[-1]) if losses.size else float("nan"),
             confidence=contrast(refined),
-            patch_labels=(margins > 0).astype(np.int32),
-            losses=losses,
+            patch_labels=margins > 0,
+            losses=result.losses[index],
+            evidence=np.clip(refined, -1, 1),
+            pixels=image,
             method=self.method.name,
             backbone=self.backbone_name,
             id=id,

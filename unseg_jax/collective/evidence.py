@@ -10,11 +10,10 @@ the patch features: what is left is what features have in common with being fore
 2. `frame_clusters`: clusters that lie almost only along the border (the black surround of an
    endoscope, a passe-partout) are a frame, not a background. They are taken away, and the border
    of an image is that of what remains.
-3. `image_evidence`: unlikeness to the border, and the second eigenvector of the normalised cut,
-   each standardised within its image.
+3. `image_evidence`: unlikeness to the border as a whole, unlikeness to the nearest parts of the
+   border, and the second eigenvector of the normalised cut, each standardised within its image.
 4. `fit_scorer`: ridge regression of that evidence; then the scorer learns from its own labels.
-5. `score`: the scorer on a new image. Its threshold lies half way between the set's Otsu threshold
-   and the image's own.
+5. `score`: the scorer on a new image, with the image's own Otsu threshold.
 
 Everything on arrays of one image here is pure JAX, to be vmapped.
 """
@@ -43,6 +42,8 @@ _ROUNDS = 2
 _BINS = 64
 # How many patches statistics are taken from; more change nothing.
 _SAMPLE = 16_384
+# How many patches of the border a patch is compared with to be like some part of it.
+_NEAREST = 5
 # What a patch of the frame scores: surely background.
 _FRAME_SCORE = -1.5
 _TINY = 1e-6
@@ -163,8 +164,10 @@ def image_evidence(
 ) -> Float[Array, " n"]:
     """Evidence for foreground from one image alone: standardised, 0 outside `valid`.
 
-    The sum of two cues: minus the mean cosine to the patches of the border; and the second
-    eigenvector of D⁻¹W, W the cosines above τ, with the sign that puts the border below.
+    The sum of three cues: minus the mean cosine to all patches of the border; minus the mean
+    cosine to the five of them that are most alike (a border of several parts, such as a near wall
+    and a far wall, is like none of them on average); and the second eigenvector of D⁻¹W, W the
+    cosines above τ, with the sign that puts the border below.
 
     Args:
         whole: uncentred patches of length 1, from `project`.
@@ -173,9 +176,34 @@ def image_evidence(
     """
     border = border_of(valid.reshape(grid)).ravel()
     share = border.astype(jnp.float32) / jnp.maximum(border.sum(), 1)
-    unlike = -(whole @ (share @ whole))
-
     cosines = jnp.matmul(whole, whole.T, precision=jax.lax.Precision.HIGHEST)
+    unlike = -(cosines @ share)
+    apart = -nearest_mean(cosines, border, _NEAREST)
+    cut = _normalised_cut(cosines, valid, share, unlike)
+    return _standardise(unlike, valid) + _standardise(apart, valid) + _standardise(cut, valid)
+
+
+def nearest_mean(
+    cosines: Float[Array, "n n"], among: Bool[Array, " n"], count: int
+) -> Float[Array, " n"]:
+    """Mean of each row's largest cosines to some of the patches.
+
+    Args:
+        cosines: between all patches.
+        among: the patches to compare with.
+        count: how many of the largest are averaged; all where there are fewer.
+
+    Returns:
+        (N,) float32; 0 where `among` is empty.
+    """
+    largest = jax.lax.top_k(jnp.where(among, cosines, -jnp.inf), min(count, len(among)))[0]
+    counted = jnp.isfinite(largest)
+    total = jnp.where(counted, largest, 0.0).sum(-1)
+    return total / jnp.maximum(counted.sum(-1), 1).astype(jnp.float32)
+
+
+def _normalised_cut(cosines, valid, share, start):
+    """The second eigenvector of D⁻¹W over valid patches, the border on its lower side."""
     weights = jnp.where(cosines < _TAU, _EPSILON, cosines)
     weights = jnp.where(valid[:, None] & valid, weights, 0.0)
     root = jnp.sqrt(jnp.maximum(weights.sum(-1), _EPSILON))
@@ -188,12 +216,11 @@ def image_evidence(
         vector = walk @ vector
         return vector / jnp.maximum(jnp.linalg.norm(vector), _TINY)
 
-    # Power iteration from the other cue: of eigenvectors near to each other it finds the one
-    # that has most to do with the border.
-    parted = jax.lax.fori_loop(0, _POWER_STEPS, step, jnp.where(valid, unlike, 0.0)) / root
-    mean = jnp.sum(parted * valid) / jnp.maximum(valid.sum(), 1)
-    parted = jnp.where(share @ parted > mean, -parted, parted)
-    return _standardise(unlike, valid) + _standardise(parted, valid)
+    # Power iteration from another cue: of eigenvectors near to each other it finds the one that
+    # has most to do with the border.
+    vector = jax.lax.fori_loop(0, _POWER_STEPS, step, jnp.where(valid, start, 0.0)) / root
+    mean = jnp.sum(vector * valid) / jnp.maximum(valid.sum(), 1)
+    return jnp.where(share @ vector > mean, -vector, vector)
 
 
 def _standardise(values, valid):
@@ -235,8 +262,7 @@ def score(
     scores = x @ scorer.weights + scorer.offset
     own = otsu(scores, valid)
     own = jnp.where(jnp.isfinite(own), own, scorer.threshold)
-    margins = jnp.where(valid, scores - 0.5 * (scorer.threshold + own), _FRAME_SCORE)
-    return margins, scores, valid
+    return jnp.where(valid, scores - own, _FRAME_SCORE), scores, valid
 
 
 def fit_scorer(

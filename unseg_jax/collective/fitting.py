@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from unseg_jax.clustering.loop import cluster_batch, dropout_seeds
 from unseg_jax.collective import evidence, shared_head
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.data.folders import find_images
-from unseg_jax.data.images import as_iterable, load_image
+from unseg_jax.data.images import as_iterable, read_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method, resolve
@@ -51,6 +51,8 @@ def fit(
     batch_size: int = 8,
     max_images: int = 512,
     dtype: str = "float32",
+    on_image: Callable[[int, int], Any] | None = None,
+    value_range: tuple[float, float] | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
     """Fits one model on a set of unlabelled images.
@@ -68,6 +70,8 @@ def fit(
         batch_size: images on the device at a time.
         max_images: the evidence is fitted on at most this many images, drawn at random.
         dtype: of the backbone.
+        value_range: of deep images; see `unseg_jax.data.read_image`.
+        on_image: called as images are read, with how many of the pass are and of how many.
         **overrides: fields of `Method`.
 
     Returns:
@@ -100,7 +104,9 @@ def fit(
         )
     resolved, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
     assert loaded is not None
-    reader = Reader(BatchSegmenter(resolved, loaded, batch_size=batch_size), sources)
+    segmenter = BatchSegmenter(resolved, loaded, batch_size=batch_size)
+    segmenter.value_range = value_range
+    reader = Reader(segmenter, sources, on_image)
     if by_evidence:
         parts = fit_evidence(
             reader,
@@ -126,7 +132,7 @@ def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Sou
         ValueError: there are none.
     """
     if isinstance(images, (str, Path)):
-        sources = [image.path for image in find_images([images])]
+        sources = [image.source for image in find_images([images])]
     else:
         sources = list(as_iterable(images))
     if not sources:
@@ -137,20 +143,30 @@ def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Sou
 class Reader:
     """Features of the images, batch by batch, as often as asked; failures are kept aside."""
 
-    def __init__(self, segmenter: BatchSegmenter, sources: Sequence[Source]):
-        self.segmenter, self.sources = segmenter, sources
+    def __init__(
+        self,
+        segmenter: BatchSegmenter,
+        sources: Sequence[Source],
+        on_image: Callable[[int, int], Any] | None = None,
+    ):
+        self.segmenter, self.sources, self.on_image = segmenter, sources, on_image
         self.failed: list[str] = []
         self.read = 0
 
-    def __call__(self, chosen: Iterable[int]) -> Iterator[Array]:
+    def __call__(self, chosen: Sequence[int]) -> Iterator[Array]:
         """(B, N, D) features of the chosen images, in order; short batches are not padded."""
         self.read = 0
 
         def prepare(index):
-            return self.segmenter.prepare(load_image(self.sources[index]))
+            picture = read_image(self.sources[index], value_range=self.segmenter.value_range)
+            return self.segmenter.prepare(picture.pixels)
 
         with contextlib.closing(batches(chosen, prepare, self.segmenter.batch_size)) as loaded:
+            seen = 0
             for batch in loaded:
+                seen += len(batch)
+                if self.on_image is not None:
+                    self.on_image(seen, len(chosen))
                 pixels = [outcome.value for outcome in batch if outcome.value is not None]
                 for outcome in batch:
                     if isinstance(outcome.error, ImageError):

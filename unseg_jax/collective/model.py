@@ -47,16 +47,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.serialization import from_state_dict, to_state_dict
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.serialization import to_state_dict
+from flax.traverse_util import flatten_dict
 
 from unseg_jax.backbones import Backbone, list_backbones
-from unseg_jax.clustering.head import Params, init_head
+from unseg_jax.backbones.callables import CALLABLE
 from unseg_jax.collective import evidence
 from unseg_jax.collective.applying import ModelSegmenter
+from unseg_jax.collective.model_file import FORMAT, build_model, read_model
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.methods import Method, resolve
@@ -64,8 +63,6 @@ from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
 if TYPE_CHECKING:
     from unseg_jax.data.images import Source
-
-_FORMAT = "unseg_jax collective model 1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,7 +145,7 @@ class CollectiveModel:
 
         named = self.backbone.name in list_backbones()
         facts = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "method": json.dumps(dataclasses.asdict(self.method)),
             "backbone": self.backbone.name if named else self.backbone.source,
             "foreground": json.dumps(self.foreground),
@@ -168,44 +165,32 @@ class CollectiveModel:
 def load_model(
     path: str | Path, *, backbone: str | Path | Backbone | None = None, dtype: str = "float32"
 ) -> CollectiveModel:
-    """Reads a model that `CollectiveModel.save` wrote.
+    """Reads a model that `CollectiveModel.save` wrote; every value in it is checked.
 
     Args:
         path: of the file.
-        backbone: instead of the one that is named in the file.
-        dtype: of the backbone.
+        backbone: name, path to weights, or a loaded `Backbone`, instead of the one named in the
+            file.
+        dtype: of the backbone, "float32" or "bfloat16".
 
     Raises:
-        ValueError: not such a file, or one for features of another width.
-        WeightsError: the backbone cannot be had.
+        ValueError: not such a file, one that is damaged, or one for features of another width.
+        WeightsError: the backbone cannot be loaded.
     """
-    from safetensors import SafetensorError, safe_open
-
     from unseg_jax.backbones import load_backbone
 
-    try:
-        with safe_open(str(path), "numpy") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read the model {path}: {error}.") from error
-    if facts.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not a model of unseg_jax.fit; fit and save one.")
-    method = _method_from(json.loads(facts["method"]))
+    stored = read_model(path)
     if backbone is None:
-        backbone = facts["backbone"]
+        if stored.backbone.startswith(CALLABLE):
+            raise ValueError(
+                f"{path} was fitted on the features of a function; give it again as "
+                "backbone=unseg_jax.from_callable(...)."
+            )
+        backbone = stored.backbone
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, dtype=dtype)  # type: ignore[arg-type]
-    tree = unflatten_dict({name: jnp.asarray(value) for name, value in tensors.items()}, sep="/")
-    scorer = evidence.Scorer(**tree["evidence"]) if "evidence" in tree else None
-    params = _head_from(tree["head"], method, path) if "head" in tree else None
-    if scorer is not None and scorer.mean.shape[0] != backbone.config.width:
-        raise ValueError(
-            f"{path} was fitted on features of width {scorer.mean.shape[0]}, and '{backbone.name}' "
-            f"gives {backbone.config.width}: use the backbone '{facts['backbone']}'."
-        )
-    foreground = tuple(json.loads(facts["foreground"]))
-    return CollectiveModel(method, backbone, scorer, params, foreground, int(facts["images"]))
+    scorer, head = build_model(path, stored, backbone)
+    return CollectiveModel(stored.method, backbone, scorer, head, stored.foreground, stored.images)
 
 
 @functools.lru_cache(maxsize=8)
@@ -220,33 +205,3 @@ def _cached_segmenter(model: CollectiveModel, method: Method) -> ModelSegmenter:
         batch_size=model.batch_size,
         seed=model.seed,
     )
-
-
-def _head_from(state: dict[str, Any], method: Method, path: str | Path) -> Params:
-    """Parameters from nested dicts: lists where the method's head has lists.
-
-    Raises:
-        ValueError: names or shapes that are not those of the method's head.
-    """
-    try:
-        layer = state["branches"]["0"]["layers"]["0"]
-        inputs = layer["initial" if method.layer == "arma" else "kernel"].shape[-2]
-        wanted = jax.eval_shape(lambda key: init_head(key, method, inputs), jax.random.key(0))
-        params = from_state_dict(wanted, state)
-        shapes = jax.tree.map(lambda ours, theirs: ours.shape == theirs.shape, wanted, params)
-        if not all(jax.tree.leaves(shapes)):
-            raise ValueError("some have another shape")
-    except (KeyError, IndexError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{path} holds parameters that do not fit the head of '{method.name}' ({error}): "
-            "fit and save the model again."
-        ) from error
-    return params
-
-
-def _method_from(fields: dict[str, Any]) -> Method:
-    fields["branches"] = tuple(map(tuple, fields["branches"]))
-    fields["code_overrides"] = tuple((name, value) for name, value in fields["code_overrides"])
-    if isinstance(fields["image_size"], list):
-        fields["image_size"] = tuple(fields["image_size"])
-    return Method(**fields)

@@ -3,13 +3,17 @@
 from unseg_jax.data.dataset import Dataset, Item
 from unseg_jax.data.images import (
     MaskRule,
+    Page,
     Picture,
     Source,
+    Truth,
     describe,
     fit_mask,
     load_image,
     load_mask,
+    measure_range,
     read_image,
+    read_mask,
     resize_image,
 )
 from unseg_jax.data.layouts import LAYOUTS
@@ -26,8 +30,10 @@ __all__ = [
     "Item",
     "MaskRule",
     "Outcome",
+    "Page",
     "Picture",
     "Source",
+    "Truth",
     "Writer",
     "batches",
     "default_workers",
@@ -37,7 +43,9 @@ __all__ = [
     "list_file",
     "load_image",
     "load_mask",
+    "measure_range",
     "open_dataset",
     "read_image",
+    "read_mask",
     "resize_image",
 ]

@@ -14,12 +14,14 @@ class Item:
         image: see `unseg_jax.data.images.Source`.
         mask: the same, or None: such an image is segmented and not scored.
         split: name of the split, or None.
+        page: of a file with several pages, from 1; `image` and `mask` are `Page`s then.
     """
 
     id: str
     image: Source
     mask: Source | None = None
     split: str | None = None
+    page: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,25 +1,39 @@
-"""Image files in folders: which files count, and the name that each gets in a run."""
+"""The one search for image files: which files count, what is left out, how each is named.
+
+It follows links, visits each folder once, has no limit of depth, and goes on where a folder
+cannot be read.
+"""
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import overload
 
-from unseg_jax.errors import InputError
+from unseg_jax.data.opening import Page, page_numbers
+from unseg_jax.errors import InputError, printable
 
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
-    *(".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
 )
 """Suffixes, in lower case, of the files in a folder that count as images."""
 
 OUTPUT_SUFFIXES = ("_mask.png", "_labels.png", "_overlay.png")
 """Ends of the names of the files that are written for an image."""
+
+_OUTPUT = re.compile(r"(?P<stem>.*)_(?:mask|labels|overlay)\.(?:png|jpg|webp)", re.DOTALL)
+# One of these lies in a folder that outputs were written to.
+_REPORTS = frozenset(("report.html", "manifest.json", "coco.json"))
+# Bytes of a name, so that what is added to it for an output stays below a file system's 255.
+_LONGEST_NAME = 200
+_LISTED = 5  # suffixes that a message lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +43,120 @@ class ImageFile:
     Attributes:
         path: of the file.
         name: unique in a run; outputs are called `<name>_mask.png` and so on.
+        page: of a file with several pages, from 1; None for a file that is one image.
     """
 
     path: Path
     name: str
+    page: int | None = None
+
+    @property
+    def source(self) -> Path | Page:
+        """What `load_image` reads."""
+        return self.path if self.page is None else Page(self.path, self.page)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The image files of a folder.
+
+    Attributes:
+        files: in order: those of a folder sorted by name, then those of its folders.
+        left_out: what was not taken, a sentence each.
+        inner: folders directly within, if they were not searched.
+    """
+
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...] = ()
+    inner: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundImages(Sequence[ImageFile]):
+    """What `find_images` found; a sequence of its images.
+
+    Attributes:
+        images: in order.
+        left_out: what was not taken, a sentence each.
+    """
+
+    images: tuple[ImageFile, ...]
+    left_out: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageFile: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImageFile]: ...
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def list_images(
+    folder: str | os.PathLike,
+    *,
+    recursive: bool = False,
+    skip: str | os.PathLike | None = None,
+) -> Listing:
+    """The image files of a folder, by their suffix; hidden ones do not count.
+
+    Links are followed, and each folder is searched once. What cannot be read, files of other
+    suffixes, and outputs of an earlier run are left out and counted.
+
+    Args:
+        folder: to search.
+        recursive: whether folders within folders are searched as well.
+        skip: a folder that is not searched, such as the one that outputs go to.
+
+    Raises:
+        InputError: the folder itself cannot be read.
+    """
+    root = Path(folder)
+    files: list[Path] = []
+    suffixes: collections.Counter[str] = collections.Counter()
+    own, said, inner = 0, [], []
+    visited = set() if skip is None else {_identity(skip)}
+    waiting = [root]
+    while waiting:
+        current = waiting.pop()
+        identity = _identity(current)
+        if identity is not None and identity in visited and current is not root:
+            continue
+        visited.add(identity)
+        try:
+            with os.scandir(current) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            message = f"the folder {printable(str(current))} cannot be read ({reason})"
+            if current is root:
+                raise InputError(f"{message}: check the path and its permissions.") from None
+            said.append(f"{message} and was left out.")
+            continue
+        names = {entry.name for entry in entries}
+        folders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append(current / entry.name)
+            elif Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES:
+                # A report is no image that someone may miss.
+                if entry.name not in _REPORTS:
+                    suffixes[Path(entry.name).suffix or "no suffix"] += 1
+            elif _is_output(entry.name, names):
+                own += 1
+            else:
+                files.append(current / entry.name)
+        if recursive:
+            waiting.extend(reversed(folders))
+        else:
+            inner = [path for path in folders if _identity(path) not in visited]
+    return Listing(tuple(files), (*_left_out(root, suffixes, own), *said), tuple(inner))
 
 
 def find_images(
@@ -40,91 +164,154 @@ def find_images(
     *,
     recursive: bool = False,
     out: str | os.PathLike | None = None,
-) -> list[ImageFile]:
-    """Expands folders and gives each image a name of its own.
+    page: int | None = None,
+) -> FoundImages:
+    """Expands folders and files of several pages, and gives each image a name of its own.
 
     Args:
-        paths: files, whatever their suffix, and folders, of which the files with a suffix of an
-            image are taken, sorted. What is not there is kept, and fails on its own later.
+        paths: files, whatever their suffix, and folders (see `list_images`). What is not there
+            is kept, and fails on its own later.
         recursive: whether folders within folders are searched as well; hidden ones are not.
         out: where outputs will go; a folder of that path is not searched.
+        page: take only this page of files with several, from 1; None takes all.
 
     Returns:
-        Each file once, in the order of `paths`. Names are stems; files that share a stem are told
-        apart by their suffix, else by their folder, else by a number.
+        Each image once, in the order of `paths`. Names are stems; files that share a stem are
+        told apart by their suffix, else by their folder, else by a number; pages by `_p001`.
 
     Raises:
         InputError: a folder without images, or an image that an output would overwrite.
     """
-    files: dict[Path, Path] = {}
+    files: dict[str, Path] = {}
+    left_out: list[str] = []
     for path in map(Path, paths):
-        found = _in_folder(path, recursive, out) if path.is_dir() else [path]
-        for file in found:
-            files.setdefault(file.resolve(), file)
-    images = [ImageFile(path, name) for path, name in _name(list(files.values()))]
+        inside: tuple[Path, ...] = (path,)
+        if _is_dir(path):
+            listing = list_images(path, recursive=recursive, skip=out)
+            if not listing.files:
+                raise InputError(_no_images(path, listing, recursive))
+            inside = listing.files
+            left_out += listing.left_out
+        for file in inside:
+            files.setdefault(os.path.realpath(file), file)
+    images = []
+    for path, name in _name(list(files.values())):
+        pages = page_numbers(path)
+        if page is not None and pages:
+            pages = (page,)
+        images += [ImageFile(path, page_name(name, number), number) for number in pages]
+        images += [] if pages else [ImageFile(path, name)]
     if out is not None:
         targets = {
-            Path(out, image.name + suffix).resolve()
+            os.path.realpath(Path(out, image.name + suffix))
             for image in images
             for suffix in OUTPUT_SUFFIXES
         }
         for file, path in files.items():
             if file in targets:
                 raise InputError(
-                    f"{path} would be overwritten by an output of that name: "
+                    f"{printable(str(path))} would be overwritten by an output of that name: "
                     "choose another folder with --out."
                 )
-    return images
+    return FoundImages(tuple(images), tuple(left_out))
 
 
-def _in_folder(folder: Path, recursive: bool, out: str | os.PathLike | None) -> list[Path]:
-    skipped = None if out is None else Path(out).resolve()
-    found, inner = [], []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.resolve() == skipped:
-            continue
-        if path.is_dir():
-            inner.append(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(path)
-    if recursive:
-        for path in inner:
-            with contextlib.suppress(InputError):
-                found.extend(_in_folder(path, True, out))
-    if not found:
-        remedy = "put images there, or name another folder"
-        if inner and not recursive:
-            remedy = f"name a folder within it, such as {inner[0]}, or use --recursive"
-        raise InputError(f"the folder {folder} holds no images: {remedy}.")
-    return found
+def page_name(name: str, page: int) -> str:
+    """The name of a page, so that names sort as pages do up to 999.
+
+    >>> page_name("stack", 7)
+    'stack_p007'
+    """
+    return f"{name}_p{page:03d}"
+
+
+def safe_name(text: str) -> str:
+    """A name that every file system and every report takes.
+
+    Control characters and bytes that are not UTF-8 are escaped with "%", separators become "__",
+    and names of more than 200 bytes end in a hash instead.
+
+    >>> safe_name("caf\\udce9/1")
+    'caf%udce9__1'
+    """
+    name = text.strip("/\\").replace("\\", "__").replace("/", "__")
+    name = printable(name).replace("\\", "%")
+    encoded = name.encode()
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[: _LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself: opening it says so
+        return False
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_output(name: str, names: set[str]) -> bool:
+    """Whether a file is what an earlier run wrote: all kinds are there, and so is the report."""
+    match = _OUTPUT.fullmatch(name)
+    if match is None or names.isdisjoint(_REPORTS):
+        return False
+    stem = match["stem"]
+    return f"{stem}_mask.png" in names and f"{stem}_labels.png" in names
+
+
+def _left_out(folder: Path, suffixes: collections.Counter[str], own: int) -> Iterator[str]:
+    where = printable(str(folder))
+    total = suffixes.total()
+    if total:
+        listed = [f"{count} {suffix}" for suffix, count in suffixes.most_common(_LISTED)]
+        rest = total - sum(count for _, count in suffixes.most_common(_LISTED))
+        listed += [f"{rest} others"] if rest else []
+        yield printable(f"{_files(total)} in {where} left out by suffix: {', '.join(listed)}.")
+    if own:
+        yield f"{_files(own)} in {where} left out as outputs of an earlier run."
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _no_images(folder: Path, listing: Listing, recursive: bool) -> str:
+    remedy = "put images there, or name another folder"
+    if listing.inner and not recursive:
+        inner = printable(str(listing.inner[0]))
+        remedy = f"name a folder within it, such as {inner}, or use --recursive"
+    said = f" ({' '.join(listing.left_out).rstrip('.')})" if listing.left_out else ""
+    return f"the folder {printable(str(folder))} holds no images{said}: {remedy}."
 
 
 def _name(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Names compared without case, as some file systems do."""
-    stems = [path.stem.casefold() for path in paths]
+    names = [safe_name(path.stem) for path in paths]
+    stems = [name.casefold() for name in names]
     shared = {stem for stem, count in collections.Counter(stems).items() if count > 1}
     taken = set(stems) - shared
-    for path, stem in zip(paths, stems, strict=True):
-        name = path.stem
+    for path, name, stem in zip(paths, names, stems, strict=True):
         if stem in shared:
             suffix = path.suffix[1:] or "file"
-            folder = path.resolve().parent.name or "root"
-            options = [f"{path.stem}_{suffix}", f"{folder}_{path.stem}"]
-            options.append(f"{folder}_{path.stem}_{suffix}")
-            numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
-            choices = itertools.chain(options, numbered)
+            folder = Path(os.path.realpath(path)).parent.name or "root"
+            options = [f"{name}_{suffix}", f"{folder}_{name}", f"{folder}_{name}_{suffix}"]
+            numbered = (f"{name}_{number}" for number in itertools.count(2))
+            choices = map(safe_name, itertools.chain(options, numbered))
             name = next(choice for choice in choices if choice.casefold() not in taken)
             taken.add(name.casefold())
         yield path, name
-
-
-def image_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """Image files, sorted, without hidden ones (such as macOS's `._name.jpg`)."""
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(
-        path
-        for path in found
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-    )

@@ -1,44 +1,63 @@
-"""Images and masks from wherever they come to arrays: decoding, resizing, thresholds.
+"""Images from any source to upright RGB of 8 bits: decoding, grey ranges, resizing.
 
 Every image becomes RGB uint8 (H, W, 3) the way it is meant to be looked at: EXIF orientation
-applied, transparency composited on white, 16-bit grey scaled to 8. Whatever goes wrong becomes
-one `ImageError` that names the image and says what to do.
+applied, transparency composited on white, more than 8 bits brought to 8 (see `data.grey`).
+Whatever goes wrong becomes one `ImageError` that names the image and says what to do.
 """
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable
-from io import BytesIO
+import math
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from unseg_jax.data.grey import Range, spread_of, to_eight_bits
+from unseg_jax.data.masks import fit_mask, load_mask, read_mask
+from unseg_jax.data.opening import (
+    Page,
+    Source,
+    as_array,
+    decode,
+    describe,
+    has_pages,
+    is_single,
+    page_numbers,
+    upright,
+)
+from unseg_jax.data.truths import DEFAULT_RULE, MaskRule, Truth
 from unseg_jax.errors import ImageError
 
-Source = Any
-"""What images and masks are read from: a path, a PIL image, an array, the bytes of an encoded
-image, or an object whose `read()` gives such bytes or an array (an open file, a record)."""
+__all__ = [
+    "DEFAULT_RULE",
+    "MaskRule",
+    "Page",
+    "Picture",
+    "Source",
+    "Truth",
+    "as_iterable",
+    "describe",
+    "fit_mask",
+    "load_image",
+    "load_mask",
+    "measure_range",
+    "read_image",
+    "read_mask",
+    "resize_image",
+]
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels),
-}
 # A JPEG is decoded at no less than this multiple of the size that is asked for, so that what
 # the decoder averages is well below what the LANCZOS filter averages afterwards.
 _DRAFT_MARGIN = 2
-# Lossless masks whose largest value lies below this hold class numbers, not grey levels.
-_LARGEST_LABEL = 15
+# Images that `measure_range` looks at.
+_SAMPLE = 64
+_CHANNELS = (1, 3, 4)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded image.
 
@@ -46,68 +65,101 @@ class Picture:
         pixels: RGB uint8 (h, w, 3).
         size: (height, width) of the image itself, upright; larger than `pixels` where a JPEG
             was decoded at a reduced size.
+        stretched: (low, high), the stored values that became 0 and 255; None where the range of
+            the image's type was kept.
+        notes: what was done to the image that a user should know, a sentence each.
     """
 
     pixels: np.ndarray
     size: tuple[int, int]
+    stretched: Range | None = None
+    notes: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskRule:
-    """Which values of a mask are foreground; called with an array, it gives a bool array.
-
-    Attributes:
-        threshold: grey levels (0..255) above this are foreground, unless `values` is given.
-        values: exactly these values are foreground.
-    """
-
-    threshold: int = 127
-    values: tuple[int, ...] | None = None
-
-    def __call__(self, mask: np.ndarray) -> np.ndarray:
-        if self.values is None:
-            return mask > self.threshold
-        return np.isin(mask, self.values)
-
-    def __str__(self) -> str:
-        if self.values is None:
-            return f"value > {self.threshold}"
-        return "value in {" + ", ".join(map(str, self.values)) + "}"
-
-
-DEFAULT_RULE = MaskRule()
-"""Grey levels above 127 are foreground."""
-
-
-def read_image(source: Source, at_least: tuple[int, int] | None = None) -> Picture:
+def read_image(
+    source: Source,
+    at_least: tuple[int, int] | None = None,
+    *,
+    page: int | None = None,
+    value_range: Range | None = None,
+) -> Picture:
     """Decodes an image to upright RGB.
 
     Args:
-        source: see `Source`; arrays are uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        source: see `Source`; arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or have their
+            channels first where that is unambiguous; bool, integers or floats.
         at_least: (height, width) that is needed. A JPEG more than twice as large is then
             decoded at a half, quarter or eighth of its size, never below twice this one, which
             is several times faster. Other images are decoded in full.
+        page: of a file with several, from 1; None is the first, with a note.
+        value_range: (low, high) that become 0 and 255; None takes those of the image's type, or
+            stretches the image where it uses less than half of them (see `data.grey`).
 
     Raises:
-        ImageError: not found, not an image, truncated, empty, of another type than uint8, or
-            larger than Pillow's limit for decompression bombs.
+        ImageError: not found, not an image, damaged, empty, wholly transparent, or larger than
+            Pillow's limit for decompression bombs.
+        ValueError: a range whose low end is not below its high end.
+
+    >>> read_image(np.array([[0, 1000], [2000, 4000]], np.uint16), value_range=(0, 4000)).stretched
+    (0, 4000)
     """
-    source = _content(source)
-    if isinstance(source, np.ndarray):
-        pixels = _rgb_of_array(source)
-        return Picture(pixels, pixels.shape[:2])
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range={value_range} must have its low end below its high end.")
     if isinstance(source, Image.Image):
         at_least = None  # draft mode would change the caller's image
-    return _decode(source, "image", lambda image: _upright_rgb(image, at_least))
+
+    def from_image(image: Image.Image) -> Picture:
+        several = page is None and not isinstance(source, Page) and has_pages(image)
+        notes = ("the first of several pages was read.",) if several else ()
+        picture = _upright_rgb(image, at_least, value_range)
+        return dataclasses.replace(picture, notes=notes + picture.notes)
+
+    def from_array(array: np.ndarray) -> Picture:
+        return _of_array(array, value_range)
+
+    return decode(source, "image", from_image, from_array, page)
 
 
-def load_image(source: Source, at_least: tuple[int, int] | None = None) -> np.ndarray:
-    """The pixels of `read_image`: RGB uint8 (H, W, 3).
+def load_image(
+    source: Source,
+    at_least: tuple[int, int] | None = None,
+    *,
+    page: int | None = None,
+    value_range: Range | None = None,
+) -> np.ndarray:
+    """The pixels of `read_image`, which says what the arguments are: RGB uint8 (H, W, 3).
 
     Raises:
         ImageError: as `read_image`.
     """
-    return read_image(source, at_least).pixels
+    return read_image(source, at_least, page=page, value_range=value_range).pixels
+
+
+def measure_range(sources: Sequence[Source], sample: int = _SAMPLE) -> Range | None:
+    """The range of a whole set, so that equal values are equally bright in all its images.
+
+    Args:
+        sources: the images of the set; those that cannot be read are passed over.
+        sample: so many of them are decoded, evenly spread.
+
+    Returns:
+        (low, high), the smallest .1 and the largest 99.9 percentile; None where all are 8 bits
+        deep or constant.
+    """
+    spreads = []
+    for index in np.unique(np.linspace(0, len(sources) - 1, min(sample, len(sources))).astype(int)):
+        try:
+            spread = decode(
+                sources[index], "image", lambda image: spread_of(_deep(image)), spread_of
+            )
+        except ImageError:
+            continue
+        if spread is not None:
+            spreads.append(spread)
+    if not spreads:
+        return None
+    low, high = min(low for low, _ in spreads), max(high for _, high in spreads)
+    return (low, high) if low < high and math.isfinite(high - low) else None
 
 
 def resize_image(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -127,160 +179,42 @@ def resize_image(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image)
 
 
-def load_mask(source: Source, threshold: int | MaskRule = 127) -> np.ndarray:
-    """Reads a mask, upright.
-
-    Args:
-        source: see `Source`; arrays are bool, which are returned as they are, or integers
-            (H, W), (H, W, 1) or (H, W, 3).
-        threshold: grey levels above this are foreground; or a rule, which sees the grey levels
-            (0..255; colours as their luma), or, if it lists values, the values as stored
-            (palette indices, 16-bit values).
-
-    Returns:
-        bool (H, W).
+def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
+    """One image or many, as many; the file of several pages is many.
 
     Raises:
-        ImageError: as `read_image`; and where a threshold meets a lossless mask that holds
-            class numbers instead of grey levels, which it would call empty.
+        ImageError: neither a source nor an iterable of them.
     """
-    rule = threshold if isinstance(threshold, MaskRule) else MaskRule(int(threshold))
-    content = _content(source)
-    if isinstance(content, np.ndarray):
-        values, largest_label = _mask_of_array(content), _LARGEST_LABEL
-    else:
-        stored = rule.values is not None
-        values, largest_label = _decode(content, "mask", lambda image: _mask_values(image, stored))
-    if values.dtype == bool:
-        return values
-    largest = int(values.max())
-    if rule.values is None and 0 < largest <= min(largest_label, rule.threshold):
+    if isinstance(images, str | Path):
+        return [Page(Path(images), number) for number in page_numbers(images)] or [images]
+    if is_single(images):
+        return [images]
+    array = as_array(images)
+    if array is not None:
+        return [array] if array.dtype != object and array.ndim <= 3 else array
+    if not isinstance(images, Iterable):
         raise ImageError(
-            f"mask {describe(source)} holds class numbers up to {largest} and no grey levels: "
-            f"say which numbers are foreground, such as foreground=(1,) or --foreground 1."
+            f"an image of type {type(images).__name__} cannot be read: give a path, a PIL image, "
+            f"bytes, an open file, or an array (H, W, 3) or (H, W)."
         )
-    return rule(values)
+    return images
 
 
-def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
-    """Brings a mask to its image's size by the nearest neighbour.
-
-    Args:
-        mask: bool (H, W).
-        size: (height, width) in pixels.
-
-    Returns:
-        The bool mask of that size, and whether it had another.
-    """
-    height, width = size
-    if mask.shape == (height, width):
-        return mask, False
-    image = Image.fromarray(mask.astype(np.uint8))
-    resized = image.resize((width, height), Image.Resampling.NEAREST)
-    return np.asarray(resized).astype(bool), True
-
-
-def describe(source: Source) -> str:
-    """What messages call a source: its path, or what kind of thing it is."""
-    if isinstance(source, str | os.PathLike):
-        return str(source)
-    if isinstance(source, np.ndarray):
-        return f"given as an array of shape {source.shape}"
-    if isinstance(source, bytes):
-        return f"given as {len(source)} bytes"
-    if isinstance(source, Image.Image):
-        return str(getattr(source, "filename", "") or f"given as a PIL image {source.size}")
-    return str(getattr(source, "name", source))
-
-
-def _content(source: Source) -> Any:
-    """The source as something that `_decode` takes, or an array."""
-    if isinstance(source, str | os.PathLike | bytes | Image.Image | np.ndarray):
-        return source
-    if hasattr(source, "read"):
-        content = source.read()
-        return _Named(content, describe(source)) if isinstance(content, bytes) else content
-    if hasattr(source, "__array__"):
-        return np.asarray(source)
-    raise ImageError(
-        f"an image of type {type(source).__name__} cannot be read: give a path, a PIL image or a "
-        f"uint8 array (H, W, 3) or (H, W)."
-    )
-
-
-class _Named(bytes):
-    """Bytes that remember what they were read from, for messages."""
-
-    name: str
-
-    def __new__(cls, content: bytes, name: str):
-        self = super().__new__(cls, content)
-        self.name = name
-        return self
-
-
-def _decode(source: Any, kind: str, convert: Callable[[Image.Image], Any]) -> Any:
-    """Opens the source and converts it, with every failure as one `ImageError`."""
-    name = source.name if isinstance(source, _Named) else describe(source)
-    try:
-        if isinstance(source, Image.Image):
-            _check_size(source)
-            return convert(source)
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            _check_size(image)
-            return convert(image)
-    except ImageError as error:
-        raise ImageError(f"{kind} {name} {error}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise ImageError(
-            f"{kind} {name} is too large to decode safely (Pillow's limit is {limit:.0f} million "
-            f"pixels, times two): reduce it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you "
-            f"trust it."
-        ) from None
-    except FileNotFoundError:
-        raise ImageError(f"{kind} {name} was not found: check the path.") from None
-    except IsADirectoryError:
-        raise ImageError(f"{name} is a folder, not an image: name the files in it.") from None
-    except PermissionError:
-        raise ImageError(f"{kind} {name} may not be read: check its permissions.") from None
-    except MemoryError:
-        raise ImageError(f"{kind} {name} does not fit into memory: reduce it first.") from None
-    except Exception as error:  # decoders raise almost anything on damaged files
-        raise ImageError(f"{kind} {name} {_damage(source, error)}") from error
-
-
-def _damage(source: Any, error: Exception) -> str:
-    if isinstance(source, bytes):
-        empty = not source
-    else:
-        empty = isinstance(source, str | os.PathLike) and Path(source).stat().st_size == 0
-    if empty:
-        return "is empty (0 bytes): copy or download it again."
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "is not an image that Pillow can read: convert it to PNG or JPEG."
-    if "truncated" in str(error).lower():
-        return "is truncated: copy or download it again."
-    reason = str(error).strip().rstrip(".") or type(error).__name__
-    return f"cannot be decoded ({reason}): copy or download it again, or convert it to PNG."
-
-
-def _check_size(image: Image.Image) -> None:
-    if 0 in image.size:
-        raise ImageError(f"has zero size {image.size}: leave it out.")
-
-
-def _upright_rgb(image: Image.Image, at_least: tuple[int, int] | None) -> Picture:
-    orientation = _orientation(image)
-    turned = orientation >= 5
+def _upright_rgb(
+    image: Image.Image, at_least: tuple[int, int] | None, value_range: Range | None
+) -> Picture:
+    low_bytes = _low_bytes(image)  # before the EXIF data, which decode a PNG
+    turned = _orientation(image) >= 5
     width, height = image.size
     if at_least is not None and image.format == "JPEG":
-        wanted = [_DRAFT_MARGIN * side for side in at_least]
-        image.draft(None, tuple(wanted if turned else wanted[::-1]))  # type: ignore[arg-type]
-    pixels = _rgb(image)
-    if orientation in _UPRIGHT:
-        pixels = np.ascontiguousarray(_UPRIGHT[orientation](pixels))
-    return Picture(pixels, (width, height) if turned else (height, width))
+        needed = [_DRAFT_MARGIN * side for side in at_least]
+        image.draft(None, tuple(needed if turned else needed[::-1]))  # type: ignore[arg-type]
+    channels = _channels(upright(image))
+    if low_bytes is not None:
+        low = _channels(upright(low_bytes))
+        channels = channels.astype(np.uint16) * np.uint16(256) + low
+    picture = _of_array(channels, value_range)
+    return dataclasses.replace(picture, size=(width, height) if turned else (height, width))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -290,98 +224,89 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _low_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower bytes of a PNG or TIFF of 16 bits per channel, which Pillow decodes without them.
+
+    The file is opened again and unpacked as if its bytes were in the other order.
+    """
+    tiles = getattr(image, "tile", None)
+    if not tiles or image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA"):
+        return None
+    other = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+    arguments = tiles[0].args
+    rawmode = arguments if isinstance(arguments, str) else arguments[0]
+    channels, _, order = rawmode.partition(";")
+    if channels not in ("RGB", "RGBA") or order not in other:
+        return None
+    file, page = image.fp, image.tell()  # type: ignore[attr-defined]
+    image.load()
+    file.seek(0)
+    again = Image.open(file, formats=[image.format])
+    again.seek(page)
+    swapped = f"{channels};{other[order]}"
+    again.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *arguments[1:]))
+        for tile in again.tile  # type: ignore[attr-defined]
+    ]
+    return again
+
+
+def _deep(image: Image.Image) -> np.ndarray:
+    """The values of an image where they are deeper than 8 bits; else something of 8 bits."""
     if image.mode.startswith(("I", "F")):
-        grey = _grey8(np.asarray(image))
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        if image.mode in ("La", "RGBa"):
-            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        return np.asarray(image)
+    return np.zeros(1, np.uint8)
+
+
+def _channels(image: Image.Image) -> np.ndarray:
+    """An image as (H, W) levels of any type, or uint8 (H, W, 3) or (H, W, 4)."""
+    if image.mode.startswith(("I", "F")):
+        return np.asarray(image)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return np.asarray(image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
 
 
-def _grey8(grey: np.ndarray) -> np.ndarray:
-    """Grey levels of more than 8 bits as uint8 (H, W).
-
-    Whole numbers up to 65535 are 16-bit levels; floats up to 1 are fractions, up to 255 are
-    8-bit levels; anything else is stretched from its smallest to its largest value.
-    """
-    levels = grey.astype(np.float64)
-    if not np.isfinite(levels).all():
-        raise ImageError("holds values that are not finite: convert it to 8 or 16 bits.")
-    low, high = float(levels.min()), float(levels.max())
-    whole = np.issubdtype(grey.dtype, np.integer)
-    if low < 0 or high > (65535 if whole else 255):
-        levels, full = levels - low, high - low
-    else:
-        full = 65535 if whole else (1 if high <= 1 else 255)
-    return np.rint(levels * 255 / full).astype(np.uint8)
+def _of_array(array: np.ndarray, value_range: Range | None) -> Picture:
+    if array.dtype.kind not in "buif":
+        raise ImageError(f"is of type {array.dtype}: give bool, integers or floats.")
+    array = _channels_last(array)
+    colours, alpha = array[..., :3], array[..., 3:]
+    levels = to_eight_bits(colours, value_range)
+    pixels = levels.values
+    if alpha.shape[2]:
+        pixels = _on_white(pixels, to_eight_bits(alpha, _alpha_range(alpha)).values)
+    pixels = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    return Picture(pixels, pixels.shape[:2], levels.stretched, levels.notes)
 
 
-def _rgb_of_array(array: np.ndarray) -> np.ndarray:
-    name = describe(array)
-    if 0 in array.shape:
-        raise ImageError(f"image {name} has zero size: leave it out.")
-    if array.dtype != np.uint8:
-        raise ImageError(
-            f"image {name} is of type {array.dtype}: give uint8 values 0..255, such as "
-            f"(255 * image).astype('uint8') for fractions."
-        )
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    """(H, W) and (C, H, W) as (H, W, C), with C of 1, 3 or 4."""
     if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ImageError(f"image {name} must have the shape (H, W), (H, W, 3) or (H, W, 4).")
-    if array.shape[2] == 4:
-        return _rgb(Image.fromarray(array))
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+        return array[..., None]
+    if array.ndim == 3 and array.shape[2] in _CHANNELS:
+        return array
+    if array.ndim == 3 and array.shape[0] in _CHANNELS:
+        return np.moveaxis(array, 0, 2)
+    raise ImageError(
+        "must have the shape (H, W), (H, W, 3) or (H, W, 4): transpose it so that its channels "
+        "come last, as in image.transpose(1, 2, 0)."
+    )
 
 
-def _mask_of_array(array: np.ndarray) -> np.ndarray:
-    name = describe(array)
-    if 0 in array.shape:
-        raise ImageError(f"mask {name} has zero size: leave it out.")
-    if array.dtype != bool and not np.issubdtype(array.dtype, np.integer):
-        raise ImageError(f"mask {name} is of type {array.dtype}: give bool or whole numbers.")
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
-        array = np.asarray(Image.fromarray(array).convert("L"))
-    if array.ndim != 2:
-        raise ImageError(f"mask {name} must have the shape (H, W).")
-    return array
+def _alpha_range(alpha: np.ndarray) -> Range | None:
+    if alpha.dtype.kind == "f":
+        return (0.0, 1.0) if float(alpha.max()) <= 1 else (0.0, 255.0)
+    return None if alpha.dtype in (bool, np.uint8) else (0.0, float(np.iinfo(alpha.dtype).max))
 
 
-def _mask_values(image: Image.Image, stored: bool) -> tuple[np.ndarray, int]:
-    """Values (H, W) of a mask, and up to which value they may be class numbers.
-
-    Lossy files hold no class numbers; a palette may give one any colour.
-    """
-    orientation = _orientation(image)
-    lossy = image.format in ("JPEG", "MPO", "WEBP")
-    largest_label = 0 if lossy else (255 if image.mode == "P" else _LARGEST_LABEL)
-    deep = image.mode.startswith(("I", "F"))
-    if image.mode == "L" or (stored and (deep or image.mode == "P")):
-        values = np.asarray(image)
-    elif image.mode == "1":
-        values = np.asarray(image.convert("L"))
-    elif deep and np.asarray(image).max() <= _LARGEST_LABEL:
-        values = np.asarray(image)  # class numbers would vanish when scaled to 8 bits
-    else:
-        values = np.asarray(Image.fromarray(_rgb(image)).convert("L"))
-    if orientation in _UPRIGHT:
-        values = np.ascontiguousarray(_UPRIGHT[orientation](values))
-    return values, largest_label
-
-
-def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
-    """One image or many, as many."""
-    if isinstance(images, (str, Path)) or hasattr(images, "convert"):
-        return [images]
-    # Any array library's: NumPy's, JAX's, PyTorch's.
-    if hasattr(images, "dtype") and hasattr(images, "ndim"):
-        array = np.asarray(images)
-        return [array] if array.dtype != object and array.ndim <= 3 else array
-    return images
+def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    if not alpha.any():
+        raise ImageError("is wholly transparent: leave it out, or remove its alpha channel.")
+    if alpha.min() == 255:
+        return pixels
+    image = Image.fromarray(np.concatenate([pixels, alpha], axis=2))
+    white = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(white, image).convert("RGB"))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from unseg_jax.data.images import DEFAULT_RULE, MaskRule
+from unseg_jax.data.truths import LUMA_RULE, MaskRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Layout:
 
     Attributes:
         title: its name in full.
-        home: where it is to be had.
+        home: the page that it is published at.
         alternatives: the ways it is handed out; of each way, all parts that exist are read,
             and the first way with any wins. `images` and `masks` side by side always work too.
         counts: numbers of images that count as complete, by split; "" is all of them.
@@ -42,7 +42,7 @@ class Layout:
     home: str
     alternatives: tuple[tuple[Part, ...], ...]
     counts: Mapping[str, tuple[int, ...]]
-    rule: MaskRule = DEFAULT_RULE
+    rule: MaskRule = LUMA_RULE
     split_file: str | None = None
 
 

@@ -6,15 +6,17 @@ here; an item that cannot be read fails on its own, later.
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from unseg_jax.data.dataset import Dataset, Item
-from unseg_jax.data.folders import IMAGE_SUFFIXES, image_files
-from unseg_jax.data.images import MaskRule
+from unseg_jax.data.folders import IMAGE_SUFFIXES, Listing, list_images, page_name, safe_name
 from unseg_jax.data.layouts import LAYOUTS, Layout, Part
+from unseg_jax.data.opening import Page, page_numbers
+from unseg_jax.data.truths import MaskRule, Value
 from unseg_jax.errors import DatasetError, nearest
 
 
@@ -23,7 +25,8 @@ def open_dataset(
     *,
     image_key: str | None = None,
     mask_key: str | None = None,
-    foreground: Sequence[int] | None = None,
+    foreground: Sequence[Value] | str | None = None,
+    void: Sequence[Value] | None = None,
     limit: int | None = None,
     split: str | None = None,
     strict: bool = False,
@@ -39,7 +42,9 @@ def open_dataset(
             `NAME:DIR` for a data set of `unseg_jax.data.layouts.LAYOUTS`;
             `tfds:NAME[/CONFIG][:VERSION][:SPLIT]` for a TensorFlow Datasets one (extra `tfds`).
         image_key, mask_key: names of the features of a TFDS data set; "a/b" for nested ones.
-        foreground: mask values that are foreground, instead of the data set's own rule.
+        foreground: mask values that are foreground, instead of the data set's own rule, or
+            "nonzero"; see `unseg_jax.data.MaskRule`.
+        void: mask values that are left out of every score.
         limit: take only the first so many.
         split: take only this split.
         strict: whether another number of images than the data set is known to have is an error;
@@ -68,7 +73,11 @@ def open_dataset(
     if not dataset.items:
         raise DatasetError(f"{text} holds no images: check the path.")
     items = dataset.items if limit is None else dataset.items[:limit]
-    rule = dataset.rule if foreground is None else MaskRule(values=tuple(foreground))
+    rule = dataset.rule
+    if foreground is not None:
+        rule = MaskRule(values=foreground if isinstance(foreground, str) else tuple(foreground))
+    if void is not None:
+        rule = dataclasses.replace(rule, void=tuple(void))
     return dataclasses.replace(dataset, items=items, rule=rule)
 
 
@@ -83,22 +92,25 @@ def folder_pairs(folder: str | Path) -> Dataset:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder: check the path.")
     inner = folder / "images"
-    images = _by_stem(inner if inner.is_dir() else folder)
+    place = inner if inner.is_dir() else folder
+    listing = list_images(place)
+    images = _by_stem(place, listing)
     if not images:
-        place = inner if inner.is_dir() else folder
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise DatasetError(f"{place} holds no images: put files with a suffix of {suffixes} there.")
     name = folder.resolve().name
     if not (inner.is_dir() and (folder / "masks").is_dir()):
         note = f"{folder} has no masks: its images are segmented and not scored."
-        items = tuple(Item(stem, path) for stem, path in images.items())
-        return Dataset(name, items, notes=(note,))
-    masks = _by_stem(folder / "masks")
+        items = (Item(safe_name(stem), path) for stem, path in images.items())
+        return Dataset(name, _by_page(items), notes=(note, *listing.left_out))
+    mask_listing = list_images(folder / "masks")
+    masks = _by_stem(folder / "masks", mask_listing)
     _check_pairs(folder / "masks", images, masks)
-    items = tuple(Item(stem, path, masks[stem]) for stem, path in images.items())
-    spare = len(masks.keys() - images.keys())
-    notes = (f"{spare} masks in {folder / 'masks'} have no image.",) if spare else ()
-    return Dataset(name, items, notes=notes)
+    items = (Item(safe_name(stem), path, masks[stem]) for stem, path in images.items())
+    notes = [*listing.left_out, *mask_listing.left_out]
+    if spare := len(masks.keys() - images.keys()):
+        notes.append(f"{spare} masks in {folder / 'masks'} have no image.")
+    return Dataset(name, _by_page(items), notes=tuple(notes))
 
 
 def list_file(path: str | Path) -> Dataset:
@@ -109,7 +121,8 @@ def list_file(path: str | Path) -> Dataset:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"list {path} cannot be read ({error}): check it.") from None
     rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
@@ -120,9 +133,9 @@ def list_file(path: str | Path) -> Dataset:
             raise DatasetError(f"line {line} of {path} names no image: give every line a path.")
         entries.append((row.get("id"), path.parent / image, mask and path.parent / mask, row))
     ids = _unique_ids([Path(image) for _, image, _, _ in entries])
-    items = tuple(
-        Item(_safe(str(given)) if given else made, image, mask, row.get("split") or None)
-        for made, (given, image, mask, row) in zip(ids, entries, strict=True)
+    items = _by_page(
+        Item(safe_name(str(named)) if named else made, image, mask, row.get("split") or None)
+        for made, (named, image, mask, row) in zip(ids, entries, strict=True)
     )
     _check_unique(path, (item.id for item in items))
     return Dataset(path.stem, items)
@@ -139,17 +152,17 @@ def open_layout(
     layout = LAYOUTS[name]
     if not folder.is_dir():
         raise DatasetError(
-            f"{folder} is not a folder: {layout.title} is to be had at {layout.home}."
+            f"{folder} is not a folder: {layout.title} is published at {layout.home}."
         )
-    items = _layout_items(layout, folder)
+    items, left_out = _layout_items(layout, folder)
     if layout.split_file:
         items = _with_splits(items, folder, layout.split_file)
     dataset = _only(Dataset(name, items, layout.rule), split)
     expected = layout.counts.get(split or "", ())
-    notes = [f"{name}: masks by {layout.rule}."]
+    notes = [f"{name}: masks by {layout.rule}.", *left_out]
     if expected and len(dataset) not in expected:
-        wanted = " or ".join(map(str, expected))
-        message = f"{folder} holds {len(dataset)} images of {layout.title}, not {wanted}"
+        counts = " or ".join(map(str, expected))
+        message = f"{folder} holds {len(dataset)} images of {layout.title}, not {counts}"
         if strict:
             raise DatasetError(f"{message}: complete it from {layout.home}.")
         notes.append(f"{message}; the whole is at {layout.home}.")
@@ -163,7 +176,8 @@ def _open_path(text: str) -> Dataset:
     if path.suffix.lower() in (".csv", ".jsonl"):
         return list_file(path)
     if path.is_file():
-        return Dataset(path.stem, (Item(path.stem, path),), notes=(f"{path} has no mask.",))
+        items = _by_page([Item(safe_name(path.stem), path)])
+        return Dataset(path.stem, items, notes=(f"{path} has no mask.",))
     name, colon, _ = text.partition(":")
     if colon and not Path(name).exists():
         hint = nearest(name, [*LAYOUTS, "tfds"])
@@ -182,10 +196,34 @@ def _only(dataset: Dataset, split: str | None) -> Dataset:
     return dataclasses.replace(dataset, items=items)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_page(items: Iterable[Item]) -> tuple[Item, ...]:
+    """The items, those of several pages as one for each page."""
+    expanded = []
+    for item in items:
+        pages = page_numbers(item.image)
+        masks = () if item.mask is None else page_numbers(item.mask)
+        if item.mask is not None and len(pages) != len(masks):
+            raise DatasetError(
+                f"{item.image} has {len(pages) or 1} pages and its mask {item.mask} has "
+                f"{len(masks) or 1}: masks pair with images page by page."
+            )
+        for index, number in enumerate(pages):
+            page = dataclasses.replace(
+                item,
+                id=page_name(item.id, number),
+                image=Page(item.image, number),
+                mask=None if item.mask is None else Page(item.mask, masks[index]),
+                page=number,
+            )
+            expanded.append(page)
+        expanded += [] if pages else [item]
+    return tuple(expanded)
+
+
+def _by_stem(folder: Path, listing: Listing) -> dict[str, Path]:
     """Image files by stem, in the order of their stems."""
     paths: dict[str, Path] = {}
-    for path in image_files(folder):
+    for path in listing.files:
         if path.stem in paths:
             raise DatasetError(
                 f"{folder} holds both {paths[path.stem].name} and {path.name}: files pair by "
@@ -212,43 +250,44 @@ def _check_pairs(folder: Path, images: dict[str, Path], masks: dict[str, Path]) 
     )
 
 
-def _layout_items(layout: Layout, folder: Path) -> tuple[Item, ...]:
+def _layout_items(layout: Layout, folder: Path) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     ways = (*layout.alternatives, (Part("images", "masks"),))
     for way in ways:
         present = [part for part in way if (folder / part.images).is_dir()]
         present = [part for part in present if (folder / part.masks).is_dir()]
         if present:
-            items = [item for part in present for item in _part_items(folder, part)]
+            parts = [_part_items(folder, part) for part in present]
+            items = _by_page(item for items, _ in parts for item in items)
             _check_unique(folder, (item.id for item in items))
-            return tuple(items)
-    wanted = "; or ".join(
+            return items, tuple(message for _, left_out in parts for message in left_out)
+    folders = "; or ".join(
         ", ".join(f"{part.images} with {part.masks}" for part in way) for way in ways
     )
     raise DatasetError(
-        f"{folder} does not look like {layout.title}, which has the folders {wanted}: it is to "
-        f"be had at {layout.home}."
+        f"{folder} does not look like {layout.title}, which has the folders {folders}: it is "
+        f"published at {layout.home}."
     )
 
 
-def _part_items(folder: Path, part: Part) -> list[Item]:
+def _part_items(folder: Path, part: Part) -> tuple[list[Item], tuple[str, ...]]:
     """Pairs by the path below the part's folders, its stem with the part's suffix."""
     roots = folder / part.images, folder / part.masks
-    images = image_files(roots[0], recursive=True)
-    masks = {
-        path.relative_to(roots[1]).with_suffix(""): path for path in image_files(roots[1], True)
-    }
+    listings = [list_images(root, recursive=True) for root in roots]
+    images = sorted(listings[0].files)
+    masks = {path.relative_to(roots[1]).with_suffix(""): path for path in listings[1].files}
     keys = [path.relative_to(roots[0]).with_suffix("") for path in images]
     # Masks may also carry their image's bare stem, as in copies that people hand on.
-    found = [masks.get(key.with_name(key.name + part.suffix)) or masks.get(key) for key in keys]
+    paired = [masks.get(key.with_name(key.name + part.suffix)) or masks.get(key) for key in keys]
     _check_pairs(
         roots[1],
         {str(key): path for key, path in zip(keys, images, strict=True)},
-        {str(key): path for key, path in zip(keys, found, strict=True) if path is not None},
+        {str(key): path for key, path in zip(keys, paired, strict=True) if path is not None},
     )
-    return [
+    items = [
         Item(id, image, mask, part.split)
-        for id, image, mask in zip(_unique_ids(images), images, found, strict=True)
+        for id, image, mask in zip(_unique_ids(images), images, paired, strict=True)
     ]
+    return items, (*listings[0].left_out, *listings[1].left_out)
 
 
 def _with_splits(items: Iterable[Item], folder: Path, name: str) -> tuple[Item, ...]:
@@ -269,7 +308,8 @@ def _with_splits(items: Iterable[Item], folder: Path, name: str) -> tuple[Item, 
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    # The csv module itself tells ends of lines from newlines within quotes.
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     if "image" not in (reader.fieldnames or ()):
         raise DatasetError(f"list {path} has no column 'image': begin it with a line image,mask.")
     return [(reader.line_num, row) for row in reader]
@@ -277,7 +317,8 @@ def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
 
 def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines, which also splits at characters that JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -295,12 +336,8 @@ def _unique_ids(paths: Sequence[Path]) -> list[str]:
     for depth in range(1, max((len(path.parts) for path in paths), default=1) + 1):
         ids = ["__".join(path.with_suffix("").parts[-depth:]) for path in paths]
         if len(set(ids)) == len(ids):
-            return [_safe(id) for id in ids]
-    return [_safe("__".join(path.parts)) for path in paths]
-
-
-def _safe(id: str) -> str:
-    return id.strip("/\\").replace("/", "__").replace("\\", "__")
+            return [safe_name(id) for id in ids]
+    return [safe_name("__".join(path.parts)) for path in paths]
 
 
 def _check_unique(where: Path, ids: Iterable[str]) -> None:

@@ -1,171 +1,341 @@
-"""Image files in, pictures of their masks out: what `unseg-jax segment` and the demo do."""
+"""Image files in, files of what was found in them out: `unseg-jax segment` and the demo."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import errno
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.folders import OUTPUT_SUFFIXES, ImageFile
-from unseg_jax.data.images import load_image
+from unseg_jax.data.folders import ImageFile
+from unseg_jax.data.images import read_image
 from unseg_jax.data.writer import Writer
-from unseg_jax.errors import ImageError, WriteError
-from unseg_jax.export.coco import coco_annotations
-from unseg_jax.export.drawing import colour_labels, draw_box, overlay, write_labels
+from unseg_jax.errors import ImageError, InputError, WriteError
+from unseg_jax.export.drawing import shrink_image
+from unseg_jax.export.formats import (
+    check_formats,
+    encode_image,
+    encode_run,
+    files_of,
+    record_of,
+    suffixes_of,
+)
+from unseg_jax.export.manifest import FITTED_ON, Done, Manifest, stamp_of
 from unseg_jax.export.report import render_report
 from unseg_jax.export.run import Entry, Run
-from unseg_jax.files import write_json, write_png, write_text
-
-if TYPE_CHECKING:
-    from unseg_jax.segmenter import Segmentation, Segmenter
+from unseg_jax.files import write_bytes, write_text
+from unseg_jax.postprocess.objects import MIN_AREA
 
 REPORT = "report.html"
 PICTURED = 400
-"""Images that the report shows; further ones are listed, lest memory and browsers choke."""
-COCO = "coco.json"
+"""Images that the report shows; the others are listed, because browsers choke on more."""
+# Bytes of results that wait to be written.
+_WAITING_BYTES = 256 * 2**20
 # After these nothing else can be written either; other errors concern one file only.
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def segment_files(
-    segmenter: Segmenter,
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What is written of a run.
+
+    Attributes:
+        formats: names of `unseg_jax.export.formats.FORMATS`.
+        min_area: share of the image below which a piece is no object.
+        objects: "all", or "largest" to keep the largest object of each image alone.
+        full_overlay: draw overlays at the image's own size, not at 1,600 pixels at most.
+        report: whether `report.html` is written.
+        recursive: mirror the folders that the images lie in.
+    """
+
+    formats: tuple[str, ...] = ("png",)
+    min_area: float = MIN_AREA
+    objects: str = "all"
+    full_overlay: bool = False
+    report: bool = True
+    recursive: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "formats", check_formats(self.formats))
+        if self.objects not in ("all", "largest"):
+            raise ValueError(f"objects '{self.objects}' is not known: choose all or largest.")
+        if not 0 <= self.min_area <= 1:
+            raise ValueError(f"min_area={self.min_area} is a share of the image: give 0 to 1.")
+
+    @property
+    def full_pixels(self) -> bool:
+        """Whether pixels at the image's own size are needed."""
+        return self.full_overlay or "cutout" in self.formats
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        out: the folder.
+        images: all of them, with the names of their files.
+        files: for each image its path below the common folder.
+        output: what is written.
+        settings: plain values that decide what the results are.
+        done: names of images that an earlier run has done.
+        refused: name → sentence, of images whose files are not ours to replace.
+        manifest: of the folder.
+    """
+
+    out: Path
+    images: tuple[ImageFile, ...]
+    files: tuple[str, ...]
+    output: Output
+    settings: dict[str, Any]
+    done: frozenset[str]
+    refused: dict[str, str]
+    manifest: Manifest
+
+    @property
+    def todo(self) -> list[ImageFile]:
+        """The images to segment."""
+        return [
+            image
+            for image in self.images
+            if image.name not in self.done and image.name not in self.refused
+        ]
+
+    def names_of(self, image: ImageFile) -> list[str]:
+        """Names of an image's files below the folder."""
+        return [image.name + suffix for suffix in suffixes_of(self.output.formats)]
+
+
+def plan_run(
     images: Sequence[ImageFile],
     out: str | os.PathLike,
+    output: Output | None = None,
+    settings: Mapping[str, Any] | None = None,
     *,
-    coco: bool = False,
-    report: bool = True,
-    on_entry: Callable[[Entry], Any] = lambda entry: None,
-) -> Run:
-    """Segments files and writes `<name>_mask.png`, `_labels.png`, `_overlay.png` and a report.
-
-    Every file is written whole or not at all. An image that fails does not stop the others.
+    overwrite: bool = False,
+) -> Plan:
+    """Looks at the folder: what is done already, and what may be written. Nothing is changed.
 
     Args:
-        segmenter: with the method and the backbone.
         images: from `find_images`.
-        out: a folder; made if missing.
-        coco: whether masks, parts and boxes are written to `coco.json` as well.
-        report: whether `report.html` is written.
-        on_entry: called with each image as it is done, in order.
+        out: the folder of the results; may be missing.
+        output: what is written.
+        settings: plain values that decide what the results are; another run's are refused.
+        overwrite: do everything again, also with other settings.
 
     Raises:
-        WriteError: nothing more can be written, as on a full disk.
+        InputError: the folder holds results with other settings, or a file of the run's own
+            names that unseg-jax did not write.
     """
-    out = Path(out)
-    entries: list[Entry] = []
-    waiting: list[Future] = []
-
-    def settle(count: int) -> None:
-        while len(waiting) > count:
-            entry = waiting.pop(0).result()
-            if isinstance(entry, WriteError):
-                raise entry
-            entries.append(entry)
-            on_entry(entry)
-
-    start = time.perf_counter()
-    with compile_clock() as clock, Writer() as writer:
-        found = segmenter.stream([image.path for image in images])
-        with contextlib.closing(found):  # type: ignore[arg-type]
-            for image, result in zip(images, found, strict=True):
-                pictured = len(entries) + len(waiting) < PICTURED
-                waiting.append(writer.submit(_finish, image, result, out, coco, pictured))
-                settle(16)
-            settle(0)
-    seconds = max(0.0, time.perf_counter() - start - clock.seconds)
-    run = Run(tuple(entries), seconds, clock.seconds)
-    if coco:
-        write_json(out / COCO, _merge([e.annotations for e in entries if e.annotations]))
-    if report:
-        write_text(out / REPORT, render_report(run, segmenter))
-    return run
-
-
-def _finish(
-    image: ImageFile, result: Segmentation | ImageError, out: Path, coco: bool, pictured: bool
-) -> Entry | WriteError:
-    if isinstance(result, ImageError):
-        return Entry(image, error=str(result))
-    try:
-        return _write(image, result, out, coco, pictured)
-    except ImageError as error:
-        return Entry(image, error=str(error))
-    except WriteError as error:
-        if error.errno in _HOPELESS:
-            return error
-        return Entry(image, error=str(error))
-
-
-def _write(image: ImageFile, found: Segmentation, out: Path, coco: bool, pictured: bool) -> Entry:
-    pixels = load_image(image.path)
-    # With two clusters the object is the mask, of which the labels may hold more pieces.
-    in_parts = int(found.labels.max(initial=0)) > 1
-    shown = found.labels if in_parts else found.mask
-    picture = draw_box(overlay(pixels, shown), found.box)
-    paths = [out / (image.name + suffix) for suffix in OUTPUT_SUFFIXES]
-    write_png(paths[0], found.mask)
-    write_labels(paths[1], found.labels)
-    write_png(paths[2], picture)
-    annotations = None
-    if coco:
-        boxes = None if in_parts else [found.box]
-        annotations = coco_annotations(
-            [image.path.name], [shown], scores=[found.confidence], boxes=boxes
+    out, output = Path(out), output or Output()
+    files, images = _relative(images, output.recursive)
+    manifest = Manifest(out)
+    wanted = {**(settings or {}), **dataclasses.asdict(output)}
+    wanted.pop("report")
+    changed = manifest.differences(wanted)
+    refit = [name for name in changed if not name.startswith(FITTED_ON)] == []
+    if changed and not refit and not overwrite:
+        raise InputError(
+            f"{out} holds results with other settings ({'; '.join(changed[:3])}): choose another "
+            "folder with --out, or --overwrite to replace them."
         )
-    thumbnails = {}
-    if pictured:
-        shots = {"photograph": pixels, "overlay": picture, "labels": colour_labels(found.labels)}
-        thumbnails = {kind: _thumbnail(shot) for kind, shot in shots.items()}
-    small = dataclasses.replace(found, mask=np.zeros((0, 0), bool), labels=np.zeros((0, 0), int))
-    return Entry(
-        image,
-        small,
-        size=pixels.shape[:2],
-        coverage=float(found.mask.mean()),
-        parts=len(np.unique(found.labels[found.labels > 0])),
-        thumbnails=thumbnails,
-        annotations=annotations,
+    for name in (*files_of(output.formats), *([REPORT] if output.report else [])):
+        if not manifest.is_free(name):
+            raise InputError(_foreign(out / name))
+    plan = Plan(out, images, files, output, wanted, frozenset(), {}, manifest)
+    done: set[str] = set()
+    refused: dict[str, str] = {}
+    for image in images:
+        names = plan.names_of(image)
+        blocked = [name for name in names if not manifest.is_free(name)]
+        if not changed and not overwrite and manifest.is_done(image.name, image.path, names):
+            done.add(image.name)
+        elif blocked:
+            refused[image.name] = f"{image.path} was left out: {_foreign(out / blocked[0])}"
+    return dataclasses.replace(plan, done=frozenset(done), refused=refused)
+
+
+def _foreign(path: Path) -> str:
+    return (
+        f"{path} is there already and is not as unseg-jax wrote it; move it away, or choose "
+        "another folder with --out."
     )
 
 
-def _thumbnail(pixels: np.ndarray, side: int = 360) -> bytes:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+def _relative(
+    images: Sequence[ImageFile], recursive: bool
+) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+    """Paths below the common folder, and the images named after them if folders are mirrored."""
+    absolute = [Path(os.path.abspath(image.path)) for image in images]
+    try:
+        common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else None
+    except ValueError:  # several drives
+        common = None
+    paths = [path if common is None else path.relative_to(common) for path in absolute]
+    files = tuple(path.as_posix() for path in paths)
+    if not recursive or common is None:
+        return files, tuple(images)
+    stems = [path.with_suffix("").as_posix().casefold() for path in paths]
+    count = collections.Counter(stems)
+    named = []
+    for image, path, stem in zip(images, paths, stems, strict=True):
+        name = path.stem if count[stem] == 1 else image.name
+        named.append(dataclasses.replace(image, name=(path.parent / name).as_posix()))
+    return files, tuple(named)
+
+
+def segment_files(
+    segmenter: Any,
+    images: Sequence[ImageFile],
+    out: str | os.PathLike,
+    output: Output | None = None,
+    *,
+    plan: Plan | None = None,
+    on_entry: Callable[[Entry], Any] = lambda entry: None,
+) -> Run:
+    """Segments files and writes what was found, with a manifest and a report.
+
+    Every file is written whole or not at all, and none that an earlier run did not write is
+    replaced. An image that fails does not stop the others.
+
+    Args:
+        segmenter: a `BatchSegmenter`, with the method and the backbone; None if nothing is to do.
+        images: from `find_images`.
+        out: a folder; made if missing.
+        output: what is written.
+        plan: from `plan_run` with the same arguments; None makes one that does everything.
+        on_entry: called with each image as it is done, in order.
+
+    Raises:
+        InputError: see `plan_run`.
+        WriteError: nothing more can be written, as on a full disk.
+    """
+    plan = plan or plan_run(images, out, output, overwrite=True)
+    output, manifest = plan.output, plan.manifest
+    planned = [name for image in plan.todo for name in plan.names_of(image)]
+    run_files = [*files_of(output.formats), *([REPORT] if output.report else [])]
+    manifest.start(plan.settings, plan.done, [*planned, *run_files])
+    entries: list[Entry] = []
+    waiting: collections.deque[tuple[Future, int]] = collections.deque()
+
+    def settle(most: int) -> None:
+        """Takes what is written, and waits where more than so many bytes are not."""
+        while waiting and (waiting[0][0].done() or sum(size for _, size in waiting) > most):
+            entry, done = waiting.popleft()[0].result()
+            if isinstance(entry, WriteError):
+                raise entry
+            entries.append(entry)
+            if done is not None:
+                manifest.add(entry.image.name, done)
+            on_entry(entry)
+
+    start = time.perf_counter()
+    with contextlib.closing(manifest), compile_clock() as clock, Writer() as writer:
+        sources = [image.source for image in plan.todo]
+        found: Any = iter(())
+        with contextlib.ExitStack() as stack:
+            if sources:
+                found = segmenter.stream(sources, full_pixels=output.full_pixels)
+                stack.enter_context(contextlib.closing(found))
+            for position, (image, file) in enumerate(zip(plan.images, plan.files, strict=True)):
+                pictured = output.report and position < PICTURED
+                if image.name in plan.refused:
+                    error = plan.refused[image.name]
+                    work, result = _refused, error
+                elif image.name in plan.done:
+                    work, result = _reuse, None
+                else:
+                    work, result = _finish, next(found)
+                job = writer.submit(work, plan, image, file, result, pictured)
+                waiting.append((job, 1 + getattr(getattr(result, "pixels", None), "nbytes", 0)))
+                settle(_WAITING_BYTES)
+            settle(0)
+        seconds = max(0.0, time.perf_counter() - start - clock.seconds)
+        run = Run(tuple(entries), seconds, clock.seconds)
+        records = [entry.record for entry in run.done if entry.record is not None]
+        for name, content in encode_run(records, output.formats).items():
+            write_bytes(plan.out / name, content)
+        if output.report:
+            write_text(plan.out / REPORT, render_report(run, segmenter, output, plan.settings))
+        manifest.finish([image.name for image in plan.images], run_files)
+    return run
+
+
+def _refused(plan: Plan, image: ImageFile, file: str, error: str, pictured: bool):
+    return Entry(image, error=error), None
+
+
+def _reuse(plan: Plan, image: ImageFile, file: str, result: None, pictured: bool):
+    """An image that an earlier run has done; its pictures are made from the files."""
+    pictures = {}
+    if pictured:
+        with contextlib.suppress(ImageError):
+            small = (_PICTURE_SIDE // 2, _PICTURE_SIDE // 2)
+            pictures["photograph"] = _picture(read_image(image.source, small).pixels)
+            drawn = plan.out / f"{image.name}_overlay.png"
+            pictures["overlay"] = _picture(read_image(drawn).pixels)
+    record = plan.manifest.images[image.name].record
+    return Entry(image, record, pictures=pictures, reused=True), None
+
+
+def _finish(plan: Plan, image: ImageFile, file: str, result: Any, pictured: bool):
+    source, stamp = str(image.path.absolute()), stamp_of(image.path)
+    if isinstance(result, ImageError):
+        return Entry(image, error=str(result)), Done(source, stamp, {}, None, str(result))
+    try:
+        record, files, pictures = _write(plan, image, file, result, pictured)
+    except (ImageError, WriteError) as error:
+        if isinstance(error, WriteError) and error.errno in _HOPELESS:
+            return error, None
+        return Entry(image, error=str(error)), Done(source, stamp, {}, None, str(error))
+    return Entry(image, record, pictures=pictures), Done(source, stamp, files, record)
+
+
+def _write(plan: Plan, image: ImageFile, file: str, found: Any, pictured: bool):
+    output = plan.output
+    found = dataclasses.replace(found, min_area=output.min_area)
+    if output.objects == "largest":
+        found = found.only_largest()
+    if not output.full_overlay and "cutout" in output.formats:
+        cut = encode_image(found, ["cutout"])
+        found = dataclasses.replace(found, pixels=shrink_image(found.pixels))
+        others = [name for name in output.formats if name != "cutout"]
+        content = {**encode_image(found, others), **cut}
+    else:
+        content = encode_image(found, output.formats)
+    stamps = {}
+    for suffix, data in content.items():
+        path = plan.out / (image.name + suffix)
+        write_bytes(path, data)
+        stamps[image.name + suffix] = stamp_of(path) or (0, 0)
+    pictures = {}
+    if pictured:
+        small = shrink_image(found.pixels, _PICTURE_SIDE)
+        pictures["photograph"] = _picture(small)
+        # The overlay that was written, unless its lines would be too thin when it is reduced.
+        drawn = found.overlay() if small is found.pixels else found.overlay(small)
+        pictures["overlay"] = _picture(drawn)
+    return record_of(found, image.name, file), stamps, pictures
+
+
+_PICTURE_SIDE = 480
+
+
+def _picture(pixels: np.ndarray) -> bytes:
+    """JPEG: WebP is half as large and takes ten times as long to encode."""
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=80)
+    Image.fromarray(shrink_image(pixels, _PICTURE_SIDE)).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def _merge(sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One COCO-style data set of several of one image each."""
-    images: list[dict] = []
-    annotations: list[dict] = []
-    categories: dict[int, dict] = {}
-    for single in sets:
-        images.append({**single["images"][0], "id": len(images) + 1})
-        for annotation in single["annotations"]:
-            numbers = {"id": len(annotations) + 1, "image_id": len(images)}
-            annotations.append({**annotation, **numbers})
-        for category in single["categories"]:
-            kept = categories.get(category["id"])
-            # "part 1" says more than "object", where some images were cut and others were not.
-            if kept is None or kept["name"] == "object":
-                categories[category["id"]] = category
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [categories[number] for number in sorted(categories)],
-    }
 
 
 class _Clock:

@@ -1,39 +1,113 @@
-"""What a finished run over image files holds: `Entry` for one image, `Run` for all."""
+"""What a run over image files holds: `Record` of what was found, `Entry` for one image, `Run`."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from unseg_jax.data.folders import ImageFile
+from unseg_jax.export.rle import decode_rle, encode_rle
+from unseg_jax.postprocess import Object
 
-if TYPE_CHECKING:
-    from unseg_jax.segmenter import Segmentation
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What was found in one image, small enough to be kept of every image of a run.
+
+    Attributes:
+        name: what its files are called, before their suffixes.
+        file: the path below the common folder of all images, with "/".
+        size: (H, W) in pixels.
+        coverage: share of the image that the mask covers, 0 to 1.
+        confidence: of the image, 0 to 1.
+        labels: labels above 0 that are in use.
+        objects: plain dicts with box, area, score, label, and `counts`, the run lengths of the
+            mask cropped to the box.
+        losses: of the optimisation; () for baselines.
+        notes: what was done to the image while it was read, a sentence each.
+    """
+
+    name: str
+    file: str
+    size: tuple[int, int]
+    coverage: float
+    confidence: float
+    labels: int
+    objects: tuple[dict[str, Any], ...]
+    losses: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def restored(self) -> list[Object]:
+        """The objects with their masks."""
+        return [
+            Object(
+                decode_rle({"size": _shape(item["box"]), "counts": item["counts"]}),
+                tuple(item["box"]),
+                item["area"],
+                item["score"],
+                item["label"],
+            )
+            for item in self.objects
+        ]
+
+
+def _shape(box: Any) -> tuple[int, int]:
+    left, top, right, bottom = box
+    return bottom - top, right - left
+
+
+def record_of(found: Any, name: str = "", file: str = "") -> Record:
+    """The record of a `Segmentation`.
+
+    Args:
+        found: the segmentation.
+        name: of its files; "" takes the stem of its id.
+        file: path of the image to write down; "" takes the name within its id.
+    """
+    path = Path(found.id or "image")
+    objects = tuple(
+        {
+            "box": list(item.box),
+            "area": item.area,
+            "score": round(item.score, 6),
+            "label": item.label,
+            "counts": encode_rle(item.mask)["counts"],
+        }
+        for item in found.objects
+    )
+    return Record(
+        name or path.stem,
+        file or path.name,
+        found.size,
+        round(found.coverage, 6),
+        round(found.confidence, 6),
+        int(np.count_nonzero(np.bincount(found.small_labels.ravel())[1:])),
+        objects,
+        tuple(round(float(loss), 6) for loss in found.losses),
+        tuple(found.notes),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One image of a finished run, as the report shows it.
+    """One image of a run, as the report shows it.
 
     Attributes:
         image: the file.
-        segmentation: what was found, without its arrays of the image's size; None if it failed.
+        record: what was found; None if it failed.
         error: one sentence; "" if all went well.
-        size: (height, width) of the image.
-        coverage: share of the image that the mask covers, 0 to 1.
-        parts: labels above 0 that are in use.
-        thumbnails: kind → WebP bytes, of the images that the report shows.
-        annotations: COCO-style data set of this image alone, or None.
+        pictures: kind ("photograph", "overlay") → JPEG, of the images that the report shows.
+        reused: whether an earlier run had done the image already.
     """
 
     image: ImageFile
-    segmentation: Segmentation | None = None
+    record: Record | None = None
     error: str = ""
-    size: tuple[int, int] = (0, 0)
-    coverage: float = 0.0
-    parts: int = 0
-    thumbnails: dict[str, bytes] = dataclasses.field(default_factory=dict)
-    annotations: dict[str, Any] | None = None
+    pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    reused: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,4 +137,5 @@ class Run:
     @property
     def images_per_second(self) -> float:
         """Images done a second: decoding, device, refinement and writing, not compilation."""
-        return len(self.done) / self.seconds if self.seconds else 0.0
+        fresh = sum(not entry.reused for entry in self.done)
+        return fresh / self.seconds if self.seconds else 0.0

@@ -157,7 +157,13 @@ def _enhanced_alignment(
     return total / max(size - 1, 1)
 
 
-def s_measure(prediction: np.ndarray, truth: np.ndarray, alpha: float = 0.5) -> float:
+def s_measure(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    alpha: float = 0.5,
+    *,
+    valid: np.ndarray | None = None,
+) -> float:
     """Structure measure α·S_object + (1 − α)·S_region (Fan et al., ICCV 2017), in [0, 1].
 
     An empty truth gives one minus the mean of the map, a full truth the mean of the map.
@@ -166,17 +172,19 @@ def s_measure(prediction: np.ndarray, truth: np.ndarray, alpha: float = 0.5) -> 
         prediction: (H, W) bool mask or float map in [0, 1].
         truth: (H, W) mask.
         alpha: weight of the object term.
+        valid: (H, W) bool, False at pixels to leave out, of which some must remain; None keeps
+            all.
     """
     prediction, truth = _inputs(prediction, truth)
-    share = np.count_nonzero(truth) / truth.size
+    valid = np.ones(truth.shape, bool) if valid is None else valid
+    truth = truth & valid
+    known, known_truth = prediction[valid], truth[valid]
+    share = np.count_nonzero(truth) / known.size
     if share in (0, 1):
-        mean = float(prediction.mean())
+        mean = float(known.mean())
         return mean if share else 1 - mean
-    return float(
-        max(
-            0.0, alpha * _object_score(prediction, truth) + (1 - alpha) * _region(prediction, truth)
-        )
-    )
+    by_object = _object_score(known, known_truth)
+    return float(max(0.0, alpha * by_object + (1 - alpha) * _region(prediction, truth, valid)))
 
 
 def _moments(values: np.ndarray) -> tuple[int, float, float]:
@@ -203,20 +211,21 @@ def _object_score(prediction: np.ndarray, truth: np.ndarray) -> float:
     return score
 
 
-def _region(prediction: np.ndarray, truth: np.ndarray) -> float:
+def _region(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> float:
     """Structural similarity of the four quarters around the centroid of the truth, by area."""
     rows, columns = truth.sum(1), truth.sum(0)
-    total = rows.sum()
+    total, total_known = rows.sum(), np.count_nonzero(valid)
     # One past the rounded centroid, so that the centroid's own row and column go up and left.
     y = int(np.round(rows @ np.arange(rows.size) / total)) + 1
     x = int(np.round(columns @ np.arange(columns.size) / total)) + 1
     score = 0.0
     for vertical in (slice(0, y), slice(y, None)):
         for horizontal in (slice(0, x), slice(x, None)):
-            quarter = truth[vertical, horizontal]
+            known = valid[vertical, horizontal]
+            quarter = truth[vertical, horizontal][known]
             if quarter.size:
-                similarity = _similarity(prediction[vertical, horizontal], quarter)
-                score += similarity * quarter.size / truth.size
+                similarity = _similarity(prediction[vertical, horizontal][known], quarter)
+                score += similarity * quarter.size / total_known
     return score
 
 

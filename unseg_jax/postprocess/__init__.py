@@ -10,12 +10,15 @@ from unseg_jax.postprocess.components import (
     scale_box,
     upsample_labels,
 )
+from unseg_jax.postprocess.objects import Object, find_objects
 from unseg_jax.postprocess.vote import foreground_labels
 
 __all__ = [
+    "Object",
     "bounding_box",
     "component_boxes",
     "fill_holes",
+    "find_objects",
     "foreground_labels",
     "largest_component",
     "object_box",

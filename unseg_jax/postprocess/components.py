@@ -24,17 +24,23 @@ def upsample_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         ValueError: an empty map or size.
     """
     labels = np.asarray(labels)
-    rows = _sources(labels.shape[-2], size[0])
-    columns = _sources(labels.shape[-1], size[1])
+    rows = source_indices(labels.shape[-2], size[0])
+    columns = source_indices(labels.shape[-1], size[1])
+    # Rows last: whole rows are copied at once, which is most of the work.
     return labels.take(columns, -1).take(rows, -2)
 
 
-def _sources(length: int, wanted: int) -> np.ndarray:
-    if length < 1 or wanted < 1:
-        raise ValueError(f"cannot resize {length} to {wanted} pixels; both must be at least 1.")
+def source_indices(length: int, new_length: int) -> np.ndarray:
+    """(new_length,) int64: the pixel that each pixel of the result of `upsample_labels` shows.
+
+    Raises:
+        ValueError: a length below 1.
+    """
+    if length < 1 or new_length < 1:
+        raise ValueError(f"cannot resize {length} to {new_length} pixels; both must be at least 1.")
     # The reciprocal of a quotient, not the quotient: OpenCV rounds twice, and ⌊·⌋ shows it.
-    scale = 1.0 / (wanted / length)
-    return np.minimum(np.floor(np.arange(wanted) * scale).astype(np.int64), length - 1)
+    scale = 1.0 / (new_length / length)
+    return np.minimum(np.floor(np.arange(new_length) * scale).astype(np.int64), length - 1)
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
@@ -128,7 +134,7 @@ def scale_box(box: Box | None, grid: tuple[int, int], size: tuple[int, int]) -> 
     if box is None:
         return None
     left, top, right, bottom = box
-    columns, rows = _sources(grid[1], size[1]), _sources(grid[0], size[0])
+    columns, rows = source_indices(grid[1], size[1]), source_indices(grid[0], size[0])
     left, right = np.searchsorted(columns, (left, right))
     top, bottom = np.searchsorted(rows, (top, bottom))
     if left >= right or top >= bottom:

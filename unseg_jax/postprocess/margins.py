@@ -9,6 +9,8 @@ from unseg_jax.methods import Method
 
 # Side in pixels that edges are refined at: the window of the guided filter is in these pixels.
 _REFINE_SIDE = 256
+# The guided filter's linear fits are computed at 64×64, several cells a patch.
+_REFINE_STEP = 4
 
 
 def refine_margins(image: np.ndarray, margins: np.ndarray, method: Method) -> np.ndarray:
@@ -32,7 +34,7 @@ def refine_margins(image: np.ndarray, margins: np.ndarray, method: Method) -> np
     side = (_REFINE_SIDE, _REFINE_SIDE)
     small, soft = resize_image(image, side), _interpolate(margins, side)
     if method.refine == "guided":
-        return guided_filter(small, soft)
+        return guided_filter(small, soft, step=_REFINE_STEP)
     sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
     solved, _ = refine(small, (soft + 1) / 2, *sigmas)
     return (2 * solved - 1).astype(np.float32)

@@ -27,8 +27,8 @@ from unseg_jax.errors import ImageError
 from unseg_jax.export import drawing
 from unseg_jax.methods import Method, override
 from unseg_jax.postprocess import foreground_labels, refine_labels, upsample_labels
-from unseg_jax.segmenter import Segmenter
-from unseg_jax.video.frames import Frames, open_frames, write_frames
+from unseg_jax.segmenter import ImageSegmenter
+from unseg_jax.video.frames import Frames, check_target, open_frames, write_frames
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -113,10 +113,13 @@ def segment_video(
         ValueError: a method without weights to carry from frame to frame, or without patches.
         ImageError: no frames, or one that cannot be decoded.
         ImportError: a film, without the extra `video`.
+        InputError: writing to `out` would replace the source.
     """
     start = time.perf_counter()
+    if out is not None:
+        check_target(source, out)
     frames = open_frames(source)
-    segmenter = Segmenter(method, num_clusters=num_clusters, **options)
+    segmenter = ImageSegmenter(method, num_clusters=num_clusters, **options)
     _check(segmenter.method)
     if not 0 <= memory < 1:
         raise ValueError(f"memory={memory} must lie in [0, 1).")
@@ -318,7 +321,7 @@ def _drawn(frames: Frames, labels, method: Method, opacity: float) -> Iterator[n
         full = upsample_labels(patches, frame.shape[:2])
         if method.refine == "bilateral":
             full = refine_labels(frame, full, *sigmas)
-        yield drawing.overlay(frame, full, opacity)
+        yield drawing.overlay(frame, full, opacity, dim=0)
 
 
 def _check(method: Method) -> None:

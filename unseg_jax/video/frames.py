@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from unseg_jax.data.folders import IMAGE_SUFFIXES
+from unseg_jax.data.folders import IMAGE_SUFFIXES, list_images
 from unseg_jax.data.images import Source, load_image
-from unseg_jax.errors import ImageError
+from unseg_jax.errors import ImageError, InputError
 from unseg_jax.files import atomic, write_png
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def open_frames(source: str | os.PathLike | Iterable[Source]) -> Frames:
         return Frames(_decode_each(list(source)))
     path = Path(source)
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-        files = sorted((file for file in files if file.name[0] != "."), key=_by_number)
+        files = sorted(list_images(path).files, key=_by_number)
         if not files:
             raise ImageError(f"folder {path} holds no images: name a folder of frames or a film.")
         return Frames(_decode_each(files))
@@ -71,6 +70,48 @@ def open_frames(source: str | os.PathLike | Iterable[Source]) -> Frames:
     if path.suffix.lower() in (*IMAGE_SUFFIXES, *ANIMATIONS):
         return _open_animation(path)
     return _open_film(path)
+
+
+def check_target(source: str | os.PathLike | Iterable[Source], out: str | os.PathLike) -> None:
+    """Refuses to write frames over what they are read from, also through links.
+
+    Args:
+        source: as `open_frames` takes it.
+        out: as `write_frames` takes it.
+
+    Raises:
+        InputError: they are the same file or folder, or a frame lies where one will be written;
+            or `out` is a folder that holds something else.
+    """
+    target = Path(out)
+    paths = [source] if isinstance(source, (str, os.PathLike)) else _paths_in(source)
+    for path in paths:
+        if _same(path, target) or _same(Path(path).parent, target):
+            raise InputError(
+                f"{target} is the source itself: choose another path for the result with --out."
+            )
+    if not target.suffix and target.is_dir():
+        foreign = [path.name for path in target.iterdir() if not _FRAME.fullmatch(path.name)]
+        if foreign:
+            raise InputError(
+                f"{target} holds other files, such as {min(foreign)}: choose a new folder for the "
+                "frames with --out."
+            )
+
+
+_FRAME = re.compile(r"\d{5,}\.png")
+
+
+def _paths_in(source: Any) -> list:
+    """Paths among images given as a list; an iterator is not touched."""
+    images = source if isinstance(source, (list, tuple)) else []
+    return [image for image in images if isinstance(image, (str, os.PathLike))]
+
+
+def _same(path: str | os.PathLike, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, other)
+    return False
 
 
 def write_frames(

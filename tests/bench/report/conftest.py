@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from unseg_jax.bench.config import make_config
-from unseg_jax.bench.records import CONFIG, RECORDS, SESSIONS, SUMMARY
+from unseg_jax.bench.journal import seal
+from unseg_jax.bench.records import CONFIG, RECORDS, SESSIONS
 from unseg_jax.bench.scoring import SCORES, failure_record
 from unseg_jax.bench.settings import Settings
-from unseg_jax.bench.summary import summarise
 from unseg_jax.data import Item
 from unseg_jax.methods import resolve
 
@@ -53,7 +53,6 @@ def _make_folder(
     epochs=0,
     failed=(),
     pictures=True,
-    with_summary=True,
 ) -> Path:
     """A finished run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +76,8 @@ def _make_folder(
         "device": "a device",
     }
     (folder / CONFIG).write_text(json.dumps(config))
-    (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / SESSIONS).write_text(json.dumps(session) + "\n")
-    if with_summary:
-        (folder / SUMMARY).write_text(json.dumps(summarise(records, config, [session])))
+    (folder / RECORDS).write_text("".join(map(seal, records)))
+    (folder / SESSIONS).write_text(seal(session))
     if pictures:
         write_pictures(folder, ids, list(ious))
     return folder

@@ -151,9 +151,21 @@ def test_tables_sort_by_mouse_and_by_keyboard(open_page, ious):
     page.keyboard.press("Enter")
     values = column(1)
     assert values == sorted(values)
-    assert len(values) > len(METHODS)  # the published ones are sorted with them
-    page.locator("#papers").click()
-    assert sum(row.is_visible() for row in rows.all()) == len(METHODS)
+    assert len(values) == len(METHODS)
+
+
+def test_a_cell_of_the_matrix_says_all_about_its_pair(open_page):
+    page = open_page()
+    words = page.locator("#pair-words")
+    assert words.inner_text() == "Choose a cell."
+    cells = page.locator("#pairs-table td button")
+    assert cells.count() == len(METHODS) * (len(METHODS) - 1)
+    cells.first.focus()
+    assert "p = " in words.inner_text()
+    first = words.inner_text()
+    cells.last.click()
+    assert words.inner_text() != first
+    assert f"of {COUNT} images." in words.inner_text()
 
 
 def test_the_viewer_is_used_by_keys_alone(open_page):
@@ -198,11 +210,16 @@ def test_a_failure_is_shown_in_place_of_its_mask(open_page):
     assert "is truncated" in page.locator("#viewer-tiles .missing").inner_text()
 
 
-@pytest.mark.parametrize(("width", "height"), [(360, 740), (820, 1180), (1600, 900)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(360, 740), (400, 800), (820, 1180), (1280, 900), (1600, 900)]
+)
 def test_nothing_is_wider_than_the_screen(open_page, width, height):
     page = open_page(width, height)
     page.locator("#cards li").first.scroll_into_view_if_needed()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    # Wide tables scroll in boxes of their own.
+    boxes = page.locator(".scroll")
+    assert all(box.bounding_box()["width"] <= width for box in boxes.all())
 
 
 def luminance(page, variable):

@@ -88,17 +88,45 @@ def test_published_protocols_are_named_and_warned_of(tmp_path, make_folder):
 
 def test_published_numbers_of_the_data_set_stand_beside(tmp_path, make_folder):
     folder = make_folder(tmp_path, IDS, IOUS, dataset="isic2018")
-    rows = page_of(folder).tables[0]
-    papers = {row[0]: (row[2], row[1]) for row in rows if "published:" in row[0]}
-    assert len(papers) == len(published_scores("isic2018"))
-    name = next(name for name in papers if name.startswith("ViT-KMeans"))
-    assert papers[name] == (
-        "0.686",
-        "crop to the true box + 20 px, better of mask and inverted mask",
-    )
-    # ... right below the method that it belongs to.
-    order = [row[0] for row in rows]
-    assert order.index(name) == order.index("vit-kmeans") + 1
+    tables = page_of(folder).tables
+    header, *rows = next(table for table in tables if table[0][0] == "system")
+    assert header == ["system", "mIoU", "protocol", "source"]
+    assert len(rows) == len(published_scores("isic2018"))
+    row = next(row for row in rows if row[0] == "ViT-KMeans")
+    assert row[1:3] == ["0.686", "crop to the true box + 20 px, better of mask and inverted mask"]
+    # The scores measured here stand alone.
+    assert [row[0] for row in tables[0]] == ["method", "deepcut", "vit-kmeans"]
+
+
+def test_pairs_are_a_matrix_of_differences(tmp_path, make_folder):
+    third = [0.2] * len(IDS)
+    folder = make_folder(tmp_path, IDS, {**IOUS, "ncut-gcn": third})
+    header, *rows = next(table for table in page_of(folder).tables if table[0][0] == "")
+    means = {name: np.mean(values) for name, values in {**IOUS, "ncut-gcn": third}.items()}
+    names = sorted(means, key=lambda name: -means[name])
+    assert header == ["", *names]
+    for first, row in zip(names, rows, strict=True):
+        expected = [
+            "–" if first == second else f"{means[first] - means[second]:+.3f}" for second in names
+        ]
+        expected = [text.replace("-", "−") for text in expected]
+        assert row == [first, *expected]
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    words = re.search(r'title="(vit-kmeans − deepcut: [^"]+)"', text)[1]
+    wins = sum(a > b for a, b in zip(IOUS["vit-kmeans"], IOUS["deepcut"], strict=True))
+    assert f"better on {wins}, equal on 1, " in words
+    back = re.search(r'title="deepcut − vit-kmeans: ([^"]+)"', text)[1]
+    assert f"worse on {wins} of 7 images." in back
+
+
+def test_the_best_of_each_column_is_marked(tmp_path, make_folder):
+    text = write_report(make_folder(tmp_path, IDS, IOUS)).read_text(encoding="utf-8")
+    table = re.search(r'id="score-table">.*?</table>', text, re.DOTALL)[0]
+    rows = dict(re.findall(r"</i>([\w-]+)</th>(.*?)</tr>", table, re.DOTALL))
+    best = f"{np.mean(IOUS['vit-kmeans']):.3f}"
+    assert f'class="best" title="best of this column">{best}<' in rows["vit-kmeans"]
+    worse = f"{np.mean(IOUS['deepcut']):.3f}"
+    assert f"<td>{worse}<" in rows["deepcut"]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +275,7 @@ def test_images_without_truth_are_shown_without_scores(tmp_path, make_folder):
 
 
 def test_a_run_that_was_cut_short_says_so_and_needs_no_summary(tmp_path, make_folder):
-    folder = make_folder(tmp_path, IDS, IOUS, with_summary=False)
+    folder = make_folder(tmp_path, IDS, IOUS)
     lines = (folder / "per_image.jsonl").read_text().splitlines(keepends=True)
     (folder / "per_image.jsonl").write_text("".join(lines[:-2]) + '{"id": "torn')
     text = write_report(folder).read_text(encoding="utf-8")

@@ -40,9 +40,13 @@
     });
   }
 
-  find("papers")?.addEventListener("change", (event) => {
-    find("score-table").classList.toggle("papers-hidden", !event.target.checked);
-  });
+  // A cell of the matrix of differences says all about its pair below the table.
+  for (const event of ["click", "focusin"]) {
+    find("pairs-table")?.addEventListener(event, ({ target }) => {
+      const words = target.closest("button")?.title;
+      if (words) find("pair-words").textContent = words;
+    });
+  }
 
   // Pictures lie in script elements as base64, which costs nothing until they are shown.
   const encoded = (index) => {

@@ -1,0 +1,46 @@
+"""Fits the model that ships with the library, on photographs that scikit-image ships.
+
+    python benchmarks/ready_model.py
+
+It writes unseg_jax/collective/ready.safetensors and prints the hash that
+unseg_jax/collective/ready.py records. The photographs are free to use; no mask is read.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import skimage
+
+from unseg_jax.collective.fitting import fit
+from unseg_jax.collective.ready import READY_MODEL
+
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+
+
+def main() -> None:
+    folder = Path(skimage.__file__).parent / "data"
+    model = fit([folder / name for name in PHOTOGRAPHS], method="collective", steps=0)
+    if model.skipped:
+        raise SystemExit("; ".join(model.skipped))
+    model.save(READY_MODEL)
+    content = READY_MODEL.read_bytes()
+    print(f"{READY_MODEL.name}: {len(content)} bytes, {hashlib.sha256(content).hexdigest()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""No command changes, replaces or removes a file that the run did not write itself."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from unseg_jax.bench import BenchError, Settings, run
+from unseg_jax.bench.__main__ import tools
+from unseg_jax.bench.locking import LOCK
+from unseg_jax.bench.manifest import MANIFEST, Manifest
+from unseg_jax.bench.merge import merge
+from unseg_jax.bench.names import file_stem
+from unseg_jax.bench.records import FILES, FOLDERS
+from unseg_jax.bench.rescore import rescore
+
+fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
+
+PICTURES = (
+    "masks/deepcut/000.png",
+    "masks/mine.png",
+    "thumbnails/image/000.jpg",
+    "thumbnails/truth/000.png",
+    "thumbnails/deepcut/000.png",
+    "models/deepcut.safetensors",
+)
+NAMES = (*FILES, MANIFEST, LOCK, *PICTURES)
+
+
+def settings(data, weights, out, **changes):
+    given = {"methods": ("deepcut",), "batch_size": 2, "limit": 2, "save_masks": True} | changes
+    overrides = {"image_size": 48, "epochs": 4}
+    return Settings(str(data), str(out), backbone=str(weights), overrides=overrides, **given)
+
+
+def digests(*folders):
+    """Every file and link below some folders, with a hash of what it holds."""
+    found = {}
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_symlink():
+                found[str(path)] = os.readlink(path)
+            elif path.is_file():
+                found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(data, weights, tmp_path_factory):
+    """A finished run, and its two shards in another folder."""
+    folder = tmp_path_factory.mktemp("made")
+    run(settings(data, weights, folder / "run"), quiet=True)
+    for index in range(2):
+        run(settings(data, weights, folder / "shards", shard=(index, 2)), quiet=True)
+    return folder
+
+
+def put(folder, name, how, elsewhere):
+    """A file of somebody else by a name of ours: plain, or reached through a link."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or path.exists():
+        path.unlink()
+    if how == "file":
+        path.write_bytes(b"precious: " + name.encode() + b"\n" * (len(name) % 2))
+    elif how == "link":
+        (elsewhere / "target").write_bytes(b"precious: " + name.encode())
+        path.symlink_to(elsewhere / "target")
+    else:  # the folder above is a link
+        top = path.parent
+        if top == folder:
+            pytest.skip("this name has no folder of its own")
+        shutil.rmtree(top)
+        shutil.copytree(elsewhere, elsewhere.with_name("outside"), dirs_exist_ok=True)
+        outside = elsewhere.with_name("outside")
+        (outside / path.name).write_bytes(b"precious: " + name.encode())
+        top.symlink_to(outside, target_is_directory=True)
+
+
+COMMANDS = {
+    "run": lambda data, weights, out: run(settings(data, weights, out), quiet=True),
+    "overwrite": lambda data, weights, out: run(
+        settings(data, weights, out, overwrite=True, seed=1), quiet=True
+    ),
+    "resume": lambda data, weights, out: run(settings(data, weights, out, resume=True), quiet=True),
+    "retry": lambda data, weights, out: run(
+        settings(data, weights, out, resume=True, retry_failed=True), quiet=True
+    ),
+    "merge": lambda data, weights, out: merge(out),
+    "report": lambda data, weights, out: CliRunner().invoke(tools, ["report", str(out)]),
+    "rescore": lambda data, weights, out: rescore(out.with_name("source"), out, "published"),
+    "remote overwrite": lambda data, weights, out: run(
+        settings(data, weights, f"file://{out}", overwrite=True, seed=1), quiet=True
+    ),
+    "remote resume": lambda data, weights, out: run(
+        settings(data, weights, f"file://{out}", resume=True), quiet=True
+    ),
+    "remote merge": lambda data, weights, out: CliRunner().invoke(
+        tools, ["merge", f"file://{out}"]
+    ),
+    "remote report": lambda data, weights, out: CliRunner().invoke(
+        tools, ["report", f"file://{out}"]
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ["file", "link", "folder"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_not_ours_is_kept(made, data, weights, tmp_path, command, how, monkeypatch):
+    """Each name in turn is somebody else's, in a run's folder and in one that never saw a run."""
+    from unseg_jax.bench.engine import Engine
+
+    # What the device finds is beside the point here.
+    monkeypatch.setattr(Engine, "compile", lambda *_: None)
+    monkeypatch.setattr(
+        Engine, "run", lambda *_: (_ for _ in ()).throw(BenchError("got as far as the device."))
+    )
+    shutil.copytree(made / "run", tmp_path / "source")
+    state = "shards" if "merge" in command else "run"
+    for name in NAMES:
+        for begin in (state, "nothing"):
+            base = tmp_path / f"{begin}-{file_stem(name)}"
+            out, elsewhere = base / "out", base / "elsewhere"
+            elsewhere.mkdir(parents=True)
+            if begin == "nothing":
+                out.mkdir()
+            else:
+                shutil.copytree(made / begin, out)
+            shutil.copytree(made / "run", base / "source")
+            with contextlib.suppress(pytest.skip.Exception):
+                put(out, name, how, elsewhere)
+                foreign = [out / name] if how != "folder" else [(out / name).parent]
+                before = digests(*foreign, elsewhere, base / "outside", out.parent / "x")
+                before |= {str(path): content(path) for path in foreign}
+                with contextlib.suppress(BenchError):
+                    COMMANDS[command](data, weights, out)
+                after = digests(*foreign, elsewhere, base / "outside", out.parent / "x")
+                after |= {str(path): content(path) for path in foreign}
+                assert after == before, (name, begin)
+
+
+def content(path):
+    if path.is_symlink():
+        return os.readlink(path)
+    return path.read_bytes() if path.is_file() else None
+
+
+def test_a_run_that_overwrites_names_the_file_that_it_keeps(made, data, weights, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made / "run", out)
+    (out / "masks" / "mine.png").write_bytes(b"mine")
+    (out / "notes.txt").write_text("mine")
+    before = digests(out)
+    with pytest.raises(BenchError, match=r"masks/mine\.png was not written by this run.*move it"):
+        run(settings(data, weights, out, overwrite=True), quiet=True)
+    assert digests(out) == before | {str(out / LOCK): digests(out)[str(out / LOCK)]}
+    (out / "masks" / "mine.png").unlink()
+    run(settings(data, weights, out, overwrite=True, seed=1, save_masks=False), quiet=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not (out / "masks").exists()
+
+
+def test_a_copied_run_is_still_our_own(made, data, weights, tmp_path):
+    """A copy has new times; contents decide then."""
+    out = tmp_path / "out"
+    shutil.copytree(made / "run", out, copy_function=shutil.copyfile)
+    run(settings(data, weights, out, overwrite=True, save_masks=False), quiet=True)
+    assert not (out / "masks").exists()
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("place", [".", "images", "masks", "runs", ".."])
+def test_a_run_in_its_data_is_refused(data, weights, tmp_path, scheme, place):
+    folder = tmp_path / "above" / "data"
+    shutil.copytree(data, folder)
+    link = tmp_path / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    before = digests(folder)
+    lists = folder.parent.parent / "list.csv"
+    lists.write_text("image,mask\n" + f"{folder}/images/000.png,{folder}/masks/000.png\n")
+    for spec in (folder, link, f"kvasir-seg:{folder}"):
+        for base in (folder, link):
+            out = f"{scheme}{os.path.join(base, place)}"
+            if place == ".." and base == link:
+                continue
+            with pytest.raises(BenchError, match=r"is, contains, or lies in .*choose a folder"):
+                run(settings(spec, weights, out, overwrite=True), quiet=True)
+    if place in ("images", "masks", ".", ".."):
+        with pytest.raises(BenchError, match="is, contains, or lies in"):
+            run(settings(lists, weights, f"{scheme}{folder / place}", limit=1), quiet=True)
+    assert digests(folder) == before
+
+
+def test_rescoring_into_the_data_is_refused(data, weights, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    run(settings(folder, weights, tmp_path / "run"), quiet=True)
+    before = digests(folder)
+    with pytest.raises(BenchError, match="is, contains, or lies in"):
+        rescore(tmp_path / "run", folder, "published")
+    assert digests(folder) == before
+
+
+def test_merging_in_a_data_folder_keeps_its_masks(made, data, tmp_path):
+    """Shards that were moved into a data folder are merged nowhere near its masks."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    for shard in sorted((made / "shards").iterdir()):
+        if shard.name.startswith("shard-"):
+            shutil.copytree(shard, folder / shard.name)
+    before = digests(folder)
+    with pytest.raises(BenchError, match=r"masks/000\.png was not written by this run"):
+        merge(folder)
+    after = digests(folder)
+    assert {path: after[path] for path in before} == before
+
+
+def test_only_part_files_of_the_run_are_swept(made, data, weights, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made / "run", out)
+    token = Manifest(out).token
+    ours = out / f".{token}-1-2-3.part.png"
+    theirs = [out / ".0123456789ab.part.png", out / "masks" / ".0123456789ab.part.png"]
+    theirs += [out / ".0123456789abcdef.manifest.part"]
+    for path in (ours, *theirs):
+        path.write_bytes(b"half")
+    run(settings(data, weights, out, resume=True), quiet=True)
+    assert not ours.exists()
+    assert all(path.read_bytes() == b"half" for path in theirs)
+
+
+def test_a_merge_does_not_replace_another_run(made, data, weights, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made / "shards", out)
+    run(settings(data, weights, out, seed=1), quiet=True)
+    before = digests(out)
+    with pytest.raises(BenchError, match="seed is 1 there and 0 here"):
+        merge(out)
+    assert digests(out) == before
+
+
+def test_a_place_in_memory_keeps_what_is_not_ours(data, weights):
+    system = fsspec.filesystem("memory")
+    for number, name in enumerate((*FILES, MANIFEST, *PICTURES)):
+        url = f"memory://foreign/{number}"
+        system.pipe_file(f"/foreign/{number}/{name}", b"precious")
+        with pytest.raises(BenchError, match="was not written by this run"):
+            run(settings(data, weights, url, overwrite=True), quiet=True)
+        with contextlib.suppress(BenchError):
+            run(settings(data, weights, url, resume=True, limit=1), quiet=True)
+        assert system.cat_file(f"/foreign/{number}/{name}") == b"precious"
+    assert set(FOLDERS) == {name.partition("/")[0] for name in PICTURES}
+
+
+def test_a_place_elsewhere_is_written_by_one_process(data, weights):
+    import json
+    import time
+
+    system = fsspec.filesystem("memory")
+    lock = {"token": "x", "host": "another", "process": 7, "time": time.time()}
+    path = "/foreign/locked/.unseg_jax.lock.json"
+    system.pipe_file(path, json.dumps({"unseg_jax": lock}).encode())
+    with pytest.raises(BenchError, match="another process, 7 on another, was writing"):
+        run(settings(data, weights, "memory://foreign/locked"), quiet=True)
+    system.pipe_file(path, json.dumps({"unseg_jax": lock | {"time": 0}}).encode())
+    run(settings(data, weights, "memory://foreign/locked", limit=1), quiet=True)
+    assert not system.exists(path)
+    system.pipe_file(path, b"precious")
+    with pytest.raises(BenchError, match="was not written by this run"):
+        run(settings(data, weights, "memory://foreign/locked", resume=True), quiet=True)
+    assert system.cat_file(path) == b"precious"
+
+
+@pytest.mark.parametrize("name", ["masks/deepcut/001.png", "thumbnails/truth/001.png"])
+def test_a_picture_in_the_way_stops_a_resumed_run(made, data, weights, tmp_path, name):
+    out = tmp_path / "out"
+    shutil.copytree(made / "run", out)
+    lines = (out / "per_image.jsonl").read_text().splitlines(keepends=True)
+    (out / "per_image.jsonl").write_text(lines[0])
+    (out / name).write_bytes(b"precious")
+    with pytest.raises(BenchError, match=rf"{name} was not written by this run"):
+        run(settings(data, weights, out, resume=True), quiet=True)
+    assert (out / name).read_bytes() == b"precious"

@@ -1,0 +1,118 @@
+"""Void pixels count nowhere, and a run says what its true masks hold."""
+
+import numpy as np
+import pytest
+import typer.testing
+from PIL import Image
+
+from unseg_jax import metrics
+from unseg_jax.bench import Settings, run
+from unseg_jax.bench.__main__ import application
+from unseg_jax.bench.protocols import resolve_protocol
+from unseg_jax.bench.scoring import score_mask
+from unseg_jax.bench.truths import TruthTally, truth_fields
+from unseg_jax.data import Truth
+from unseg_jax.data.truths import NONZERO
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("protocol", ["honest", "unsegmedgat"])
+def test_void_pixels_count_in_no_score(protocol):
+    truth = np.zeros((40, 50), bool)
+    truth[10:25, 12:30] = True
+    valid = np.ones_like(truth)
+    valid[:, 30:36] = False
+    valid[25:28] = False
+    mask = truth ^ (RNG.random(truth.shape) < 0.1)
+    scored = score_mask(mask, None, Truth(truth & valid, valid), resolve_protocol(protocol))
+    # What is predicted where the truth is void changes nothing.
+    for other in (mask | ~valid, mask & valid):
+        again = score_mask(other, None, Truth(truth & valid, valid), resolve_protocol(protocol))
+        assert again == scored
+    ours, theirs = mask[valid], truth[valid]
+    assert scored["iou"] == (ours & theirs).sum() / (ours | theirs).sum()
+    assert scored["mae"] == np.mean(ours != theirs)
+    assert scored["s_measure"] != pytest.approx(metrics.s_measure(mask, truth), abs=1e-6)
+
+
+def test_s_measure_without_a_void_border_is_that_of_the_rest():
+    mask, truth = RNG.random((2, 30, 40)) < 0.4
+    valid = np.zeros((36, 45), bool)
+    valid[:30, :40] = True
+    padded = [np.pad(side, ((0, 6), (0, 5)), constant_values=True) for side in (mask, truth)]
+    found = metrics.s_measure(*padded, valid=valid)
+    assert found == pytest.approx(metrics.s_measure(mask, truth), abs=1e-12)
+
+
+def record(id, share, void=0.0, foreground=(1,), voids=()):
+    fields = {"share": share, "void_share": void}
+    return {"id": id, "truth": {**fields, "foreground": list(foreground), "void": list(voids)}}
+
+
+def test_the_tally_counts_an_image_once_and_says_what_is_odd():
+    tally = TruthTally()
+    records = [
+        record("a", 0.0, foreground=()),
+        record("b", 1.0),
+        record("c", 0.5, 0.1, (1,), (255,)),
+    ]
+    for entry in [*records, *records, {"id": "d", "error": "no mask"}]:
+        tally.add(entry)
+    assert tally.notes() == [
+        "1 of 3 true masks are empty.",
+        "1 of 3 true masks are full.",
+        "1 of 3 true masks have void pixels (255), which are left out of every score.",
+    ]
+    assert tally.error((1,)) is None
+    assert tally.error(NONZERO) is None
+    assert "--foreground 7 occurs in none of the 3 true masks" in tally.error((1, 7))
+    assert tally.error(tuple(range(1, 256))) is None
+    tally.add(record("e", 0.5, foreground=(255,)))
+    assert "255 is void in some true masks and the object in others" in tally.notes()[-1]
+
+
+def test_what_was_done_to_images_is_said_once():
+    tally = TruthTally()
+    for id in ("a", "b", "a"):
+        tally.add({"id": id, "notes": ["values from 3 to 9 were stretched to 0..255."]})
+    said = "2 images were changed while they were read, as a: values from 3 to 9 were stretched"
+    assert tally.notes() == [f"{said} to 0..255."]
+
+
+def test_fields_are_those_of_the_truth():
+    valid = np.array([[True, True, False, False]])
+    truth = Truth(np.array([[True, False, False, False]]), valid, (3,), (255,))
+    fields = {"share": 0.5, "void_share": 0.5, "foreground": [3], "void": [255]}
+    assert truth_fields(truth) == fields
+
+
+@pytest.fixture(scope="module")
+def classes(data, tmp_path_factory):
+    """Three images of the small data set, whose masks hold class 3 within a void rim."""
+    folder = tmp_path_factory.mktemp("classes")
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for path in sorted((data / "images").iterdir())[:3]:
+        (folder / "images" / path.name).write_bytes(path.read_bytes())
+        mask = np.asarray(Image.open(data / "masks" / path.name)) > 127
+        grown = mask | np.roll(mask, 2, 0) | np.roll(mask, -2, 0)
+        stored = np.where(mask, 3, np.where(grown, 255, 0)).astype(np.uint8)
+        Image.fromarray(stored).save(folder / "masks" / path.name)
+    return folder
+
+
+def test_a_run_reads_class_masks_and_refuses_values_that_do_not_occur(classes, weights, tmp_path):
+    given = {"data": str(classes), "backbone": str(weights), "methods": ("vit-kmeans",)}
+    given["overrides"] = {"image_size": 48}
+    summary = run(Settings(out=str(tmp_path / "a"), **given), quiet=True)
+    assert summary["methods"]["vit-kmeans"]["failed"] == 0
+    assert summary["truths"]["with_void"] == 3
+    assert (summary["truths"]["empty"], summary["truths"]["error"]) == (0, None)
+    named = run(Settings(out=str(tmp_path / "b"), foreground_values=(3,), **given), quiet=True)
+    assert named["methods"]["vit-kmeans"]["miou"] == summary["methods"]["vit-kmeans"]["miou"]
+    command = ["--data", classes, "--out", tmp_path / "c", "--backbone", weights, "--quiet"]
+    command += ["--method", "vit-kmeans", "--image-size", 48, "--foreground", "4", "--foreground"]
+    result = typer.testing.CliRunner().invoke(application, [*map(str, command), "corner"])
+    assert result.exit_code == 1
+    assert "--foreground 4 occurs in none of the 3 true masks" in result.output

@@ -1,0 +1,140 @@
+"""What a user sees and is spared: patterns, typing errors, dry runs, lines of JSON, going on."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseg_jax
+from unseg_jax.cli import main
+
+FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch):
+    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 60, (40, 48, 3))
+        pixels[10:30, 12 : 30 + index] += 150
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def segment(capsys, *arguments):
+    code = main.main(["segment", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def test_version(capsys):
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"unseg-jax {unseg_jax.__version__}\n"
+
+
+def test_patterns_are_expanded_and_mistyped_paths_refused_at_once(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    never = ["--out", out, "--backbone", tmp_path / "never_read.npz"]
+    code, printed, _ = segment(capsys, photos / "[01].png", *never, "--dry-run")
+    assert code == 0
+    assert "0_mask.png" in printed
+    assert "2_mask.png" not in printed
+    for path, hint in ((photos / "*.gif", "no file matches"), (photos / "9.png", "not found")):
+        code, _, said = segment(capsys, path, *never)
+        assert code == 1
+        assert hint in said
+        assert len(said.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_lines_of_json_and_going_on(photos, tiny_weights, tmp_path, capsys):
+    arguments = [photos, "--out", tmp_path, "--backbone", tiny_weights, *FAST, "--print", "json"]
+    code, printed, said = segment(capsys, *arguments)
+    assert code == 0
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["path"] for line in lines] == [str(photos / f"{n}.png") for n in range(3)]
+    assert {"size", "coverage", "confidence", "objects", "files"} <= lines[0].keys()
+    assert "3 of 3 images" in said
+    # Nothing is left to do, so not even the weights are read.
+    code, again, said = segment(capsys, *arguments)
+    assert code == 0
+    assert again == printed
+    assert "3 of 3 images are done already" in said
+    other = [*arguments, "--seed", "5"]
+    code, _, said = segment(capsys, *other)
+    assert code == 1
+    assert "seed 0, now 5" in said
+    assert segment(capsys, *other, "--overwrite", "--quiet")[0] == 0
+
+
+def test_quiet_says_nothing_but_errors(photos, tiny_weights, tmp_path, capsys):
+    (tmp_path / "bad.png").write_text("no image")
+    arguments = ["--out", tmp_path / "out", "--backbone", tiny_weights, *FAST, "--quiet"]
+    code, printed, said = segment(capsys, photos / "0.png", tmp_path / "bad.png", *arguments)
+    assert code == 1
+    assert printed == ""
+    assert len(said.splitlines()) == 1
+    assert "bad.png" in said
+
+
+def test_formats_and_objects_are_chosen(photos, tiny_weights, tmp_path, capsys):
+    arguments = ["--out", tmp_path, "--backbone", tiny_weights, *FAST, "--objects", "largest"]
+    code, _, said = segment(capsys, photos / "0.png", *arguments, "-f", "npz", "-f", "csv")
+    assert code == 0, said
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"0.npz", "objects.csv", "report.html", "unseg_jax.json"}
+    rows = (tmp_path / "objects.csv").read_text().splitlines()
+    assert len(rows) <= 2
+    assert segment(capsys, photos, "--out", tmp_path, "-f", "pgn")[0] == 1
+    assert segment(capsys, photos, "--out", tmp_path, "--objects", "some")[0] == 1
+
+
+def test_a_model_takes_batch_size_and_seed(monkeypatch, tmp_path):
+    import dataclasses
+
+    from unseg_jax.cli.segmenting import Choice
+    from unseg_jax.collective import model
+
+    @dataclasses.dataclass(frozen=True)
+    class Model:
+        batch_size: int = 8
+        seed: int = 0
+
+        def segmenter(self, epochs):
+            return self.batch_size, self.seed, epochs
+
+    monkeypatch.setattr(model, "load_model", lambda path, **_: Model())
+    choice = Choice(tmp_path / "m", "deepcut", "auto", 7, 3, "float32", {"epochs": 2})
+    assert choice.load([], quiet=True) == (3, 7, 2)
+
+
+def test_fit_replaces_nothing_but_a_model(photos, tmp_path, capsys):
+    image = tmp_path / "a.png"
+    image.write_bytes((photos / "0.png").read_bytes())
+    before = image.read_bytes()
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(image)
+    for out in (image, link):
+        assert main.main(["fit", str(photos), str(image), "--out", str(out)]) == 1
+        assert "is not a model of unseg-jax" in capsys.readouterr().err
+    assert image.read_bytes() == before
+
+
+def test_fit_shows_how_far_it_is(photos, tiny_weights, tmp_path, capsys):
+    arguments = ["--backbone", tiny_weights, "--image-size", "40", "--epochs", "1"]
+    arguments += ["--method", "deepcut", "--passes", "1", "--steps", "1", "--batch-size", "2"]
+    for _ in range(2):  # a model may be replaced by a model
+        out = ["--out", tmp_path / "m.safetensors"]
+        assert main.main(["fit", *map(str, [photos, *out, *arguments])]) == 0
+    assert "3/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "words"), [("bench", "--protocol"), ("demo", "--picture")])
+def test_other_programs_are_subcommands(command, words, capsys):
+    assert main.main([command, "-h"]) == 0
+    assert words in capsys.readouterr().out

@@ -1,0 +1,186 @@
+"""One search for images: it ends, goes on, follows links, and says what it left out."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unseg_jax.data import DatasetError, load_image, open_dataset, read_mask
+from unseg_jax.data.folders import find_images, list_images, safe_name
+from unseg_jax.errors import InputError
+from unseg_jax.video.frames import open_frames
+
+
+def draw(path: Path, value=9) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 6), value, np.uint8)).save(path)
+    return path
+
+
+def pages(path: Path, *values) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = [Image.fromarray(np.full((4, 6), value, np.uint8)) for value in values]
+    first.save(path, save_all=True, append_images=others)
+    return path
+
+
+def relative(root: Path, files) -> list[str]:
+    return [file.relative_to(root).as_posix() for file in files]
+
+
+def test_files_come_before_folders_each_sorted(tmp_path):
+    for name in ("b.png", "a.JPG", "z/1.jfif", "c/2.png", "c/d/3.png", ".hidden/4.png", ".5.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    deep = list_images(tmp_path, recursive=True)
+    assert relative(tmp_path, deep.files) == ["a.JPG", "b.png", "c/2.png", "c/d/3.png", "z/1.jfif"]
+    flat = list_images(tmp_path)
+    assert relative(tmp_path, flat.files) == ["a.JPG", "b.png"]
+    assert relative(tmp_path, flat.inner) == ["c", "z"]
+
+
+def test_links_are_followed_and_no_folder_is_searched_twice(tmp_path):
+    root = tmp_path / "root"
+    draw(root / "a.png")
+    draw(tmp_path / "store" / "b.png")
+    (root / "l1").symlink_to(".")
+    (root / "l2").symlink_to(".")
+    (root / "linked").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "back").symlink_to(root)
+    (root / "itself").symlink_to(root / "itself")
+    (root / "gone.png").symlink_to(tmp_path / "nothing")
+    found = list_images(root, recursive=True)
+    assert relative(root, found.files) == ["a.png", "gone.png", "linked/b.png"]
+    assert list_images(root / "l1").files[0] == root / "l1" / "a.png"
+
+
+def test_depth_has_no_limit(tmp_path):
+    depth = 1500
+    home = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(tmp_path)
+        for _ in range(depth):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("a.png").touch()
+    finally:
+        os.fchdir(home)
+        os.close(home)
+    assert sys.getrecursionlimit() < depth + 500
+    (found,) = list_images(tmp_path, recursive=True).files
+    assert len(found.relative_to(tmp_path).parts) == depth + 1
+    # shutil.rmtree, with which pytest cleans up, gives up before that depth.
+    folder = found.parent
+    found.unlink()
+    while folder != tmp_path:
+        folder.rmdir()
+        folder = folder.parent
+
+
+def test_a_folder_that_cannot_be_read_costs_only_itself(tmp_path, monkeypatch):
+    for name in ("a/1.png", "locked/2.png", "z/3.png"):
+        draw(tmp_path / name)
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    found = list_images(tmp_path, recursive=True)
+    assert relative(tmp_path, found.files) == ["a/1.png", "z/3.png"]
+    (message,) = found.left_out
+    assert message == (
+        f"the folder {tmp_path / 'locked'} cannot be read (permission denied) and was left out."
+    )
+    with pytest.raises(InputError, match="locked cannot be read"):
+        list_images(tmp_path / "locked")
+
+
+def test_what_is_left_out_is_counted_by_suffix(tmp_path):
+    draw(tmp_path / "a.png")
+    for name in ("1.HEIC", "2.HEIC", "3.dcm", "README", "report.html", ".DS_Store"):
+        (tmp_path / name).touch()
+    found = find_images([tmp_path])
+    assert [image.name for image in found] == ["a"]
+    said = f"4 files in {tmp_path} left out by suffix: 2 .HEIC, 1 .dcm, 1 no suffix."
+    assert found.left_out == (said,)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"holds no images \(4 files .* 2 .HEIC"):
+        find_images([tmp_path])
+
+
+def test_own_outputs_are_never_images_again(tmp_path):
+    draw(tmp_path / "a.png")
+    outputs = [draw(tmp_path / f"a_{kind}.png") for kind in ("mask", "labels", "overlay")]
+    draw(tmp_path / "b_mask.png")
+    # Without a report they may well be the user's.
+    assert len(find_images([tmp_path])) == 5
+    (tmp_path / "report.html").touch()
+    found = find_images([tmp_path])
+    assert [image.path.name for image in found] == ["a.png", "b_mask.png"]
+    assert found.left_out == (f"3 files in {tmp_path} left out as outputs of an earlier run.",)
+    # Named one by one, they are taken as anything else.
+    assert len(find_images(outputs)) == 3
+
+
+def test_every_page_gets_its_name(tmp_path):
+    pages(tmp_path / "stack.tif", 10, 200, 90)
+    draw(tmp_path / "one.png")
+    found = find_images([tmp_path])
+    assert [image.name for image in found] == ["one", "stack_p001", "stack_p002", "stack_p003"]
+    assert [load_image(image.source)[0, 0, 0] for image in found] == [9, 10, 200, 90]
+    second = find_images([tmp_path], page=2)
+    assert [(image.name, image.page) for image in second] == [("one", None), ("stack_p002", 2)]
+
+
+def test_masks_pair_page_by_page(tmp_path):
+    pages(tmp_path / "images" / "s.tif", 10, 20, 30)
+    pages(tmp_path / "masks" / "s.tif", 0, 255, 0)
+    draw(tmp_path / "images" / "t.png")
+    draw(tmp_path / "masks" / "t.png", 255)
+    dataset = open_dataset(tmp_path)
+    assert [item.id for item in dataset.items] == ["s_p001", "s_p002", "s_p003", "t"]
+    assert [item.page for item in dataset.items] == [1, 2, 3, None]
+    shares = [read_mask(item.mask, dataset.rule).share for item in dataset.items]
+    assert shares == [0, 1, 0, 1]
+    assert [load_image(item.image)[0, 0, 0] for item in dataset.items] == [10, 20, 30, 9]
+    draw(tmp_path / "masks" / "s.tif")
+    with pytest.raises(DatasetError, match=r"has 3 pages and its mask .* has 1"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has UTF-8 names only")
+def test_names_that_are_not_utf8_are_kept_and_named_safely(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/images/caf\xe9\x1b[1m.png"))
+    draw(path)
+    (image,) = find_images([path.parent])
+    assert image.path == path
+    assert image.name == "caf%udce9%x1b[1m"
+    (item,) = open_dataset(path.parent).items
+    assert item.id == image.name
+    load_image(item.image)
+
+
+def test_names_are_short_enough_for_their_outputs():
+    long = "é" * 120
+    name = safe_name(long)
+    assert len(name.encode()) <= 200
+    assert name != safe_name(long + "é")
+    assert safe_name("a\0b/c\\d") == "a%x00b__c__d"
+    assert safe_name("plain name.1") == "plain name.1"
+
+
+def test_layouts_and_films_search_as_all_others(tmp_path):
+    for kind, folder in (("i", "CUB_200_2011/images"), ("s", "segmentations")):
+        draw(tmp_path / "store" / kind / "1.png", 255)
+        draw(tmp_path / "cub" / folder / "002.B" / "2.png", 255)
+        (tmp_path / "cub" / folder / "001.A").symlink_to(tmp_path / "store" / kind)
+    assert [item.id for item in open_dataset(f"cub:{tmp_path / 'cub'}").items] == ["1", "2"]
+    for number in (10, 9):
+        draw(tmp_path / "film" / f"frame{number}.jfif.png", number)
+    assert [frame[0, 0, 0] for frame in open_frames(tmp_path / "film")] == [9, 10]

@@ -1,0 +1,263 @@
+"""Every format read back by a library that its users use."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseg_jax as us
+from unseg_jax.export import formats
+from unseg_jax.export.formats import coco, cutout, geojson, npz, png, record_of, table, tiff, yolo
+from unseg_jax.export.formats.polygons import outlines
+from unseg_jax.export.run import Record
+from unseg_jax.postprocess import upsample_labels
+
+# pycocotools' own arrays lack NumPy 2's copy keyword.
+FROM_PYCOCOTOOLS = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+
+RNG = np.random.default_rng(0)
+
+
+def scene(size=(60, 80), scale=1, name="a.jpg"):
+    """Three objects of two labels, two of which touch, one with a hole; at a scale."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    labels = np.zeros(size, np.uint8)
+    labels[(y - 20) ** 2 + (x - 20) ** 2 < 170] = 1
+    labels[(y - 20) ** 2 + (x - 20) ** 2 < 20] = 0
+    labels[35:55, 40:60] = 1
+    labels[35:55, 60:72] = 2
+    pixels = RNG.integers(0, 256, (*size, 3)).astype(np.uint8)
+    return us.Segmentation.of(
+        labels > 0,
+        labels,
+        size=(size[0] * scale, size[1] * scale),
+        confidence=0.8,
+        evidence=np.where(labels > 0, 0.9, -0.7),
+        pixels=pixels,
+        method="deepcut",
+        id=name,
+    )
+
+
+def whole(found, number):
+    item = found.objects[number]
+    mask = np.zeros(found.size, bool)
+    left, top, right, bottom = item.box
+    mask[top:bottom, left:right] = item.mask
+    return mask
+
+
+def overlap(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+def records(scale=1):
+    found = [scene(scale=scale, name="x/1.jpg"), scene(scale=scale, name="y/1.jpg")]
+    return found, [record_of(f, f.id[0], f.id) for f in found]
+
+
+@pytest.mark.filterwarnings(FROM_PYCOCOTOOLS)
+@pytest.mark.parametrize("scale", [1, 3])
+@pytest.mark.parametrize("file", coco.FILES)
+def test_coco_is_read_by_pycocotools(tmp_path, scale, file):
+    from pycocotools.coco import COCO
+
+    found, kept = records(scale)
+    (tmp_path / file).write_bytes(coco.encode_set(kept)[file])
+    api = COCO(tmp_path / file)
+    assert [image["file_name"] for image in api.imgs.values()] == ["x/1.jpg", "y/1.jpg"]
+    assert [category["name"] for category in api.cats.values()] == ["part 1", "part 2"]
+    for index, image in enumerate(api.imgs):
+        annotations = api.loadAnns(api.getAnnIds(imgIds=[image]))
+        assert len(annotations) == len(found[index].objects) == 3
+        for number, annotation in enumerate(annotations):
+            item, mask = found[index].objects[number], whole(found[index], number)
+            decoded = api.annToMask(annotation) == 1
+            if file == "coco.json":
+                np.testing.assert_array_equal(decoded, mask)
+                from pycocotools import mask as masks
+
+                assert annotation["area"] == masks.area(annotation["segmentation"])
+                assert annotation["bbox"] == masks.toBbox(annotation["segmentation"]).tolist()
+            else:
+                # A polygon of COCO has no holes.
+                from scipy.ndimage import binary_fill_holes
+
+                assert overlap(decoded, binary_fill_holes(mask)) > 0.93
+            assert annotation["category_id"] == item.label
+            assert annotation["score"] == pytest.approx(item.score, abs=1e-4)
+            assert 0 < annotation["score"] <= 1
+
+
+def test_coco_of_nothing_is_valid(tmp_path):
+    from pycocotools.coco import COCO
+
+    empty = Record("a", "a.jpg", (4, 5), 0.0, 0.0, 0, ())
+    (tmp_path / "c.json").write_bytes(coco.encode_set([empty])["coco.json"])
+    api = COCO(tmp_path / "c.json")
+    assert len(api.imgs) == 1
+    assert not api.anns
+    assert api.cats[1]["name"] == "object"
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_geojson_is_read_by_shapely(scale):
+    from shapely.geometry import shape
+
+    found = scene(scale=scale)
+    features = json.loads(geojson.encode(found)[".geojson"])["features"]
+    assert len(features) == 3
+    for item, feature in zip(found.objects, features, strict=True):
+        polygon = shape(feature["geometry"])
+        assert polygon.is_valid
+        assert polygon.area == item.area
+        assert polygon.bounds == item.box
+        assert feature["properties"]["score"] == pytest.approx(item.score, abs=1e-4)
+    assert sum(len(shape(feature["geometry"]).interiors) for feature in features) == 1
+
+
+def test_outlines_of_straight_and_tiny_objects_are_exact():
+    mask = np.zeros((9, 9), bool)
+    mask[2:7, 1:6] = True
+    mask[8, 8] = True
+    found = us.Segmentation.of(mask, mask)
+    from shapely.geometry import Polygon
+
+    square, dot = (Polygon(outlines(item)[0]) for item in _objects(found, 0.0))
+    assert square.bounds == (1, 2, 6, 7)
+    assert square.area == 25
+    assert dot.bounds == (8, 8, 9, 9)
+
+
+def _objects(found, min_area):
+    import dataclasses
+
+    return dataclasses.replace(found, min_area=min_area).objects
+
+
+def test_yolo_lines_are_classes_and_outlines_in_shares():
+    from shapely.geometry import Polygon
+
+    found = scene()
+    lines = yolo.encode(found)[".txt"].decode().splitlines()
+    assert [int(line.split()[0]) for line in lines] == [item.label - 1 for item in found.objects]
+    for item, line in zip(found.objects, lines, strict=True):
+        points = np.array(line.split()[1:], float).reshape(-1, 2)
+        assert points.min() >= 0
+        assert points.max() <= 1
+        polygon = Polygon(points * [80, 60])
+        np.testing.assert_allclose(polygon.bounds, item.box, atol=1e-3)
+        # Holes have no place in this format.
+        assert polygon.area >= item.area - 0.01
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_tiff_is_read_by_tifffile(tmp_path, scale):
+    import tifffile
+
+    found = scene(scale=scale)
+    (tmp_path / "a.tif").write_bytes(tiff.encode(found)["_objects.tif"])
+    numbers = tifffile.imread(tmp_path / "a.tif")
+    assert numbers.dtype == np.uint16
+    assert numbers.shape == found.size
+    for number in range(3):
+        np.testing.assert_array_equal(numbers == number + 1, whole(found, number))
+
+
+def test_npz_is_read_by_numpy():
+    found = scene(scale=2)
+    with np.load(io.BytesIO(npz.encode(found)[".npz"])) as archive:
+        np.testing.assert_array_equal(archive["mask"], found.mask)
+        np.testing.assert_array_equal(archive["labels"], found.labels)
+        assert archive["labels"].dtype == np.uint8
+        np.testing.assert_array_equal(archive["boxes"], [item.box for item in found.objects])
+        np.testing.assert_array_equal(archive["areas"], [item.area for item in found.objects])
+
+
+def test_csv_is_read_by_pandas():
+    import pandas
+
+    found, kept = records()
+    frame = pandas.read_csv(io.BytesIO(table.encode_set(kept)["objects.csv"]))
+    assert list(frame.columns) == list(table.COLUMNS)
+    assert frame["file"].tolist() == ["x/1.jpg"] * 3 + ["y/1.jpg"] * 3
+    assert frame["id"].tolist() == [1, 2, 3] * 2
+    boxes = frame[["left", "top", "right", "bottom"]].to_numpy()
+    np.testing.assert_array_equal(boxes[:3], [item.box for item in found[0].objects])
+    assert frame["area"].tolist()[:3] == [item.area for item in found[0].objects]
+
+
+def test_png_holds_mask_labels_and_overlay():
+    found = scene(scale=2)
+    files = png.encode(found)
+    read = {suffix: np.asarray(Image.open(io.BytesIO(data))) for suffix, data in files.items()}
+    np.testing.assert_array_equal(read["_mask.png"], found.mask * np.uint8(255))
+    np.testing.assert_array_equal(read["_labels.png"], found.labels)
+    np.testing.assert_array_equal(read["_overlay.png"], found.overlay())
+
+
+def test_cutout_is_transparent_outside_of_the_mask():
+    found = scene()
+    rgba = np.asarray(Image.open(io.BytesIO(cutout.encode(found)["_cutout.png"])))
+    np.testing.assert_array_equal(rgba[..., 3] == 255, found.mask)
+    np.testing.assert_array_equal(rgba[..., :3], found.pixels)
+
+
+def test_segmentation_enlarges_what_it_holds():
+    found = scene(scale=3)
+    labels = upsample_labels(found.small_labels, (180, 240))
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_array_equal(found.mask, labels > 0)
+    assert found.labels.dtype == np.int32
+    assert found.small_labels.dtype == np.uint8
+    left, top, right, bottom = found.box
+    assert found.mask[top:bottom, left:right].any(0).all()
+    assert repr(found) == "Segmentation(a.jpg: 240x180 pixels, object 23 %, confidence 0.80)"
+    assert len(repr(found.objects)) < 300
+
+
+def test_only_the_largest_object_stays():
+    found = scene().only_largest()
+    (item,) = found.objects
+    np.testing.assert_array_equal(found.mask, whole(found, 0))
+    assert found.box == item.box
+    assert set(np.unique(found.labels)) == {0, item.label}
+
+
+def test_segmentation_saves_and_shows_itself(tmp_path):
+    found = scene()
+    written = found.save(tmp_path / "new", ["csv", "png", "cutout"])
+    names = ["a_mask.png", "a_labels.png", "a_overlay.png", "a_cutout.png", "objects.csv"]
+    assert [path.name for path in written] == names
+    assert all(path.is_file() for path in written)
+    assert len(found.to_coco()["annotations"]) == 3
+    shown = np.asarray(Image.open(io.BytesIO(found._repr_png_())))
+    np.testing.assert_array_equal(shown, found.overlay())
+    with pytest.raises(ValueError, match="no format 'geojsn'; did you mean 'geojson'"):
+        found.save(tmp_path, ["geojsn"])
+    import dataclasses
+
+    bare = dataclasses.replace(found, pixels=None)
+    assert bare._repr_png_() is None
+    with pytest.raises(ValueError, match="pass image="):
+        bare.overlay()
+    assert bare.overlay(found.pixels).shape == (60, 80, 3)
+
+
+def test_segmentation_is_plotted(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    axes = scene().plot()
+    assert axes.get_title() == "a.jpg (3 objects)"
+    axes.figure.savefig(tmp_path / "plot.png")
+
+
+def test_every_format_says_which_files_it_writes():
+    found, kept = scene(), [record_of(scene())]
+    for name, module in formats.FORMATS.items():
+        if hasattr(module, "encode"):
+            assert tuple(module.encode(found)) == module.SUFFIXES, name
+        else:
+            assert tuple(module.encode_set(kept)) == module.FILES, name

@@ -1,0 +1,271 @@
+"""Runs into one folder: going on, other settings, other images, foreign files, being killed."""
+
+import dataclasses
+import os
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseg_jax as us
+from unseg_jax.data.folders import find_images
+from unseg_jax.data.images import load_image
+from unseg_jax.errors import ImageError, InputError
+from unseg_jax.export import folder
+from unseg_jax.export.folder import Output, plan_run, segment_files
+from unseg_jax.export.manifest import JOURNAL, MANIFEST
+from unseg_jax.methods import resolve
+
+OUTPUT = Output(("png", "csv"))
+SETTINGS = {"method": "deepcut", "epochs": 10}
+
+
+class Stand:
+    """In place of a segmenter: the object is what is bright."""
+
+    def __init__(self):
+        self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
+        self.seen = []
+
+    def stream(self, images, *, full_pixels=False):
+        for path in images:
+            self.seen.append(path.name)
+            try:
+                pixels = load_image(path)
+            except ImageError as error:
+                yield error
+                continue
+            mask = pixels[..., 0] > 128
+            yield us.Segmentation.of(mask, mask, confidence=0.5, pixels=pixels, id=str(path))
+
+
+def draw(path, seed=0):
+    pixels = np.zeros((20, 24, 3), np.uint8)
+    pixels[2 + seed : 12, 3:15] = 200
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for index in range(4):
+        draw(tmp_path / "in" / f"{index}.png", index)
+    return tmp_path / "in"
+
+
+def run(source, out, settings=SETTINGS, output=OUTPUT, overwrite=False, **options):
+    """Plans and does a run; gives the names of the images that were segmented."""
+    images = find_images([source], out=out, recursive=output.recursive)
+    plan = plan_run(images, out, output, settings, overwrite=overwrite)
+    stand = Stand()
+    done = segment_files(stand, images, out, plan=plan, **options)
+    assert len(done.entries) == len(images)
+    return stand.seen, done
+
+
+def contents(out):
+    """Every file but those that hold times."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, "report.html")
+    }
+
+
+def test_a_second_run_does_only_what_is_new_or_changed(photos, tmp_path):
+    out = tmp_path / "out"
+    assert run(photos, out)[0] == ["0.png", "1.png", "2.png", "3.png"]
+    before = contents(out)
+    seen, done = run(photos, out)
+    assert seen == []
+    assert [entry.reused for entry in done.entries] == [True] * 4
+    assert contents(out) == before
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 8
+    draw(photos / "4.png", 4)
+    draw(photos / "1.png", 6)
+    (out / "2_mask.png").unlink()
+    assert run(photos, out)[0] == ["1.png", "2.png", "4.png"]
+    assert run(photos, out, overwrite=True)[0] == [f"{index}.png" for index in range(5)]
+
+
+def test_other_settings_are_refused_with_what_differs(photos, tmp_path):
+    out = tmp_path / "out"
+    run(photos, out)
+    before = contents(out)
+    with pytest.raises(InputError, match=r"other settings \(epochs 10, now 20\).*--overwrite"):
+        run(photos, out, {**SETTINGS, "epochs": 20})
+    with pytest.raises(InputError, match=r"min_area 0\.001, now 0\.5"):
+        run(photos, out, output=dataclasses.replace(OUTPUT, min_area=0.5))
+    assert contents(out) == before
+    assert len(run(photos, out, {**SETTINGS, "epochs": 20}, overwrite=True)[0]) == 4
+    assert run(photos, out, {**SETTINGS, "epochs": 20})[0] == []
+
+
+def test_another_set_is_fitted_and_done_again(photos, tmp_path):
+    out = tmp_path / "out"
+    run(photos, out, {**SETTINGS, "images fitted on": "a"})
+    assert len(run(photos, out, {**SETTINGS, "images fitted on": "b"})[0]) == 4
+
+
+def test_another_folder_leaves_nothing_of_the_first(photos, tmp_path):
+    out = tmp_path / "out"
+    run(photos, out)
+    mine = out / "3_mask.png"
+    corrected = b"corrected by hand"
+    mine.write_bytes(corrected)
+    (out / "notes.txt").write_text("mine")
+    draw(tmp_path / "other" / "x.png")
+    run(tmp_path / "other", out)
+    left = set(contents(out))
+    assert left == {"x_mask.png", "x_labels.png", "x_overlay.png", "objects.csv"} | {
+        "3_mask.png",
+        "notes.txt",
+    }
+    assert mine.read_bytes() == corrected
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling", "folder"])
+def test_foreign_files_are_never_replaced(photos, tmp_path, overwrite, kind):
+    out, target = tmp_path / "out", tmp_path / "elsewhere.png"
+    out.mkdir()
+    mine = out / "1_labels.png"
+    if kind == "file":
+        mine.write_bytes(b"mine")
+    elif kind == "folder":
+        mine.mkdir()
+    else:
+        mine.symlink_to(target)
+        if kind == "link":
+            target.write_bytes(b"mine")
+    seen, done = run(photos, out, overwrite=overwrite)
+    assert seen == ["0.png", "2.png", "3.png"]
+    (failed,) = done.failed
+    assert "1_labels.png is there already" in failed.error
+    assert "--out" in failed.error
+    if kind in ("file", "link"):
+        assert mine.read_bytes() == b"mine"
+    assert mine.is_symlink() == (kind in ("link", "dangling"))
+    assert not target.exists() or kind == "link"
+    assert not (out / "1_mask.png").exists()
+
+
+@pytest.mark.parametrize("name", ["report.html", "objects.csv", MANIFEST])
+def test_foreign_files_of_the_whole_run_refuse_it(photos, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=name):
+            run(photos, out, overwrite=overwrite)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: "mine"}
+
+
+def test_an_output_never_replaces_an_input(tmp_path):
+    source = draw(tmp_path / "a.png")
+    before = draw(tmp_path / "objects.png").read_bytes()
+    (tmp_path / "a.txt").write_text("mine")
+    _, done = run(source, tmp_path, output=Output(("yolo",)))
+    assert "a.txt is there already" in done.failed[0].error
+    assert (tmp_path / "a.txt").read_text() == "mine"
+    assert (tmp_path / "objects.png").read_bytes() == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_any_moment_the_next_run_ends_the_same(photos, tmp_path, monkeypatch):
+    (photos / "broken.png").write_bytes(b"no image")
+    whole = tmp_path / "whole"
+    run(photos, whole)
+    replace = os.replace
+    for moment in range(1, 17):
+        out, count = tmp_path / f"killed{moment}", 0
+
+        def dying(source, target, **options):
+            nonlocal count
+            count += 1
+            if count >= moment:  # noqa: B023
+                raise Killed
+            replace(source, target, **options)
+
+        monkeypatch.setattr(os, "replace", dying)
+        with pytest.raises(Killed):
+            run(photos, out)
+        monkeypatch.setattr(os, "replace", replace)
+        if (out / JOURNAL).exists():
+            with open(out / JOURNAL, "a") as journal:
+                journal.write('{"name": "torn')
+        _, done = run(photos, out)
+        assert len(done.done) == 4
+        assert contents(out) == contents(whole), moment
+        assert not (out / JOURNAL).exists()
+
+
+def test_folders_are_mirrored_and_named_by_their_relative_paths(tmp_path):
+    import csv
+
+    for name in ("a/1.png", "b/1.png", "b/c/2.png", "b/2.jpg", "b/2.png"):
+        draw(tmp_path / "in" / name)
+    out = tmp_path / "out"
+    run(tmp_path / "in", out, output=Output(("png", "csv"), recursive=True))
+    masks = {path.relative_to(out).as_posix() for path in out.rglob("*_mask.png")}
+    expected = {"a/1_mask.png", "b/1_mask.png", "b/c/2_mask.png"}
+    assert expected < masks
+    assert len(masks) == 5
+    with open(out / "objects.csv") as file:
+        names = [row["file"] for row in csv.DictReader(file)]
+    assert sorted(names) == ["a/1.png", "b/1.png", "b/2.jpg", "b/2.png", "b/c/2.png"]
+
+
+def test_results_are_read_as_columns(photos, tmp_path):
+    import pandas
+
+    (photos / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    run(photos, out)
+    table = pandas.DataFrame(us.read_results(out))
+    assert table["name"].tolist() == ["0", "1", "2", "3", "broken"]
+    assert table["objects"].tolist() == [1, 1, 1, 1, 0]
+    assert table["width"].tolist()[:4] == [24] * 4
+    assert "broken.png" in table["error"][4]
+    assert all(os.path.isfile(path) for path in table["files"][0])
+    rows = pandas.DataFrame(us.read_results(out, objects=True))
+    assert rows["area"].tolist() == [120 - 12 * seed for seed in range(4)]
+    with pytest.raises(InputError, match="holds no results"):
+        us.read_results(photos)
+
+
+def test_the_report_says_what_is_true_of_the_method():
+    from unseg_jax.export.report import _facts, _sentence
+    from unseg_jax.export.run import Run
+
+    stand = Stand()
+    cases = {
+        "deepcut": "optimised on each image on its own",
+        "vit-kmeans": "clustered on its own, and nothing was trained",
+        "tokencut": "nothing was trained",
+        "collective": "fitted on a set",
+    }
+    for name, words in cases.items():
+        stand.method = resolve(name)
+        assert words in _sentence(stand, {})
+        assert ("on its own" in _sentence(stand, {})) == (name != "collective")
+    facts = dict(_facts(Run((), 1.0, 0.0), types.SimpleNamespace(**vars(stand))))
+    assert facts["Edges refined by"] == "the guided filter"
+
+
+def test_images_to_check_come_first(tmp_path):
+    draw(tmp_path / "in" / "a.png")
+    Image.new("RGB", (24, 20)).save(tmp_path / "in" / "b.png")
+    _, done = run(tmp_path / "in", tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h1>2 images, 1 object, 1 to check</h1>" in page
+    assert page.index("<h3>b.png") < page.index("<h3>a.png")
+    assert "check: no object" in page
+    assert folder.REPORT in {path.name for path in (tmp_path / "out").iterdir()}
+    assert len(done.done) == 2

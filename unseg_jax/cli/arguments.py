@@ -1,0 +1,77 @@
+"""Options that several commands of `unseg-jax` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from unseg_jax.cli.options import overrides_from
+
+MethodOption = Annotated[
+    str, typer.Option("--method", "-m", help="auto, or a name that `unseg-jax methods` prints.")
+]
+BackboneOption = Annotated[
+    str,
+    typer.Option(
+        "--backbone",
+        "-b",
+        help="A name that `unseg-jax weights list` prints, hf:ORG/NAME, a file, or auto.",
+    ),
+]
+ClustersOption = Annotated[
+    int | None, typer.Option("--k", min=1, help="Number of clusters (for cc the most).")
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--image-size", help="Resize images to SIDE or HEIGHTxWIDTH pixels."),
+]
+StrideOption = Annotated[
+    int | None,
+    typer.Option("--stride", min=1, help="Pixels between patches; divides the patch size."),
+]
+EpochsOption = Annotated[
+    int | None, typer.Option("--epochs", min=0, help="Optimisation steps per image.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.")]
+BatchOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images per batch on the device.")
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="Type of the backbone: float32, or bfloat16 on accelerators.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of Method; repeatable."),
+]
+PageOption = Annotated[
+    str, typer.Option("--page", metavar="N|all", help="Of files with several pages: one, or all.")
+]
+RangeOption = Annotated[
+    str,
+    typer.Option(
+        "--range",
+        metavar="image|set|LOW:HIGH",
+        help="Values of deep images that become black and white: of each image, of all of them, "
+        "or as given.",
+    ),
+]
+RecursiveOption = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress bar and no summary, only errors.")
+]
+
+
+def read_overrides(settings: Sequence[str] | None, **named: Any) -> dict[str, Any]:
+    """`overrides_from`, with what is malformed as a wrong use of the command.
+
+    Raises:
+        typer.BadParameter: a setting without a value, or an image size that is none.
+    """
+    try:
+        return overrides_from(settings, **named)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -1,0 +1,101 @@
+"""`unseg-jax fit`: from paths and options to a model file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unseg_jax.cli.console import expand, progress, say
+from unseg_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from unseg_jax.data.images import Source
+
+
+def fit_paths(
+    paths: Sequence[str],
+    out: Path,
+    *,
+    recursive: bool = False,
+    page: int | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> int:
+    """Fits a model on images and folders, and writes it.
+
+    Args:
+        paths: images, folders and patterns.
+        out: file of the model.
+        recursive: search folders within folders as well.
+        page: of files with several pages, from 1; None takes all.
+        quiet: no progress bar and no summary.
+        **options: of `fit_with_bar`.
+
+    Returns:
+        0 if all went well, 1 if some image was left out.
+
+    Raises:
+        InputError: `out` is there and no model.
+    """
+    from unseg_jax.data.folders import find_images
+    from unseg_jax.files import check_writable
+
+    check_model_path(out)
+    images = find_images(expand(paths), recursive=recursive, page=page)
+    for message in images.left_out:
+        say(message)
+    check_writable(out.parent)
+    model = fit_with_bar([image.source for image in images], quiet=quiet, **options)
+    for message in model.skipped:
+        say(message)
+    model.save(out)
+    if not quiet:
+        print(f"{model.method.name} fitted on {model.images} images: {out}")
+        print(f"use it: unseg-jax segment PATH... --model {out}")
+    return 1 if model.skipped else 0
+
+
+def check_model_path(out: Path) -> None:
+    """Refuses to write a model over anything but a model.
+
+    Raises:
+        InputError: something else is there.
+    """
+    if not os.path.lexists(out):
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(out), "numpy") as file:
+            ours = str((file.metadata() or {}).get("format", "")).startswith("unseg_jax ")
+    except (OSError, SafetensorError):
+        ours = False
+    if not ours:
+        raise InputError(
+            f"{out} is there already and is not a model of unseg-jax: choose another path with "
+            "--out, such as model.safetensors."
+        )
+
+
+def fit_with_bar(sources: Sequence[Source], *, quiet: bool, seed: int, **options: Any) -> Any:
+    """`unseg_jax.fit` with a bar of the images read, which starts again at each pass.
+
+    Args:
+        sources: the images.
+        quiet: no bar.
+        seed: random seed.
+        **options: of `unseg_jax.fit`.
+    """
+    import jax
+
+    from unseg_jax.collective.fitting import fit
+
+    with progress(len(sources), quiet) as bar:
+
+        def show(count: int, total: int) -> None:
+            bar.total, bar.n = total, count
+            bar.refresh() if count == total else bar.update(0)
+
+        return fit(sources, key=jax.random.key(seed), on_image=show, **options)

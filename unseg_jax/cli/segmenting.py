@@ -1,0 +1,282 @@
+"""`unseg-jax segment`: from paths and options to a finished folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from unseg_jax.cli.console import expand, progress, say
+
+if TYPE_CHECKING:
+    from unseg_jax.data.folders import ImageFile
+    from unseg_jax.export.folder import Output, Plan
+    from unseg_jax.export.run import Entry, Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which segmenter the user asked for.
+
+    Attributes:
+        model: file of a fitted model, or None.
+        method: name; not read of a model.
+        backbone: name or weights file, or "auto".
+        seed: random seed.
+        batch_size: images per batch.
+        dtype: of the backbone.
+        overrides: fields of `Method`.
+        value_range: limits of deep images, "set" for those of all images, or None for each its
+            own; see `unseg_jax.data.read_image`.
+    """
+
+    model: Path | None
+    method: str
+    backbone: str
+    seed: int
+    batch_size: int
+    dtype: str
+    overrides: dict[str, Any]
+    value_range: tuple[float, float] | str | None = None
+
+    def check(self) -> None:
+        """Refuses what cannot work, before anything is loaded.
+
+        Raises:
+            ValueError: an unknown method or field.
+            typer.BadParameter: settings that a model brings itself.
+        """
+        from unseg_jax.methods import resolve
+
+        if self.method != "auto":
+            resolve(self.method, **self.overrides)
+        elif self.model is None:
+            resolve("deepcut", **self.overrides)
+        if self.model is None:
+            return
+        others = [name for name in self.overrides if name != "epochs"]
+        others += ["method"] if self.method != "auto" else []
+        if others:
+            raise typer.BadParameter(
+                f"--model brings its own method; leave out {', '.join(others)}, or fit with them."
+            )
+
+    def settled(self, count: int) -> Choice:
+        """What "auto" is for so many images; said in one line."""
+        if self.method != "auto" or self.model is not None:
+            return self
+        if self.overrides:
+            names = ", ".join(self.overrides)
+            say(f"auto: '{names}' is a setting of the published methods, so 'deepcut' is taken.")
+            return dataclasses.replace(self, method="deepcut")
+        from unseg_jax.collective.auto import SET_SIZE, explain_choice
+        from unseg_jax.collective.ready import READY_MODEL
+
+        say(explain_choice(count))
+        if count >= SET_SIZE:
+            return dataclasses.replace(self, method="collective")
+        return dataclasses.replace(self, model=READY_MODEL)
+
+    def settings(self, images: Sequence[ImageFile]) -> dict[str, Any]:
+        """Plain values that decide what is found: what two runs into one folder must share."""
+        from unseg_jax.export.manifest import FITTED_ON, stamp_of
+        from unseg_jax.methods import resolve
+
+        settings: dict[str, Any] = {"seed": self.seed, "dtype": self.dtype}
+        settings |= {"backbone": self.backbone, "range": self.value_range}
+        if self.model is not None:
+            content = self.model.read_bytes() if self.model.is_file() else b""
+            settings["model"] = hashlib.sha256(content).hexdigest()[:16]
+            return {**settings, **self.overrides}
+        method = resolve(self.method, **self.overrides)
+        fields = dataclasses.asdict(method)
+        fields.pop("source")
+        fields.pop("code_overrides")
+        settings = {"method": fields.pop("name"), **settings}
+        settings |= {name: value for name, value in fields.items() if name != "backbone"}
+        if method.learns_from_set:
+            paths = [[str(image.path.absolute()), stamp_of(image.path)] for image in images]
+            settings[FITTED_ON] = hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:16]
+        return settings
+
+    def load(self, images: Sequence[ImageFile], quiet: bool) -> Any:
+        """The segmenter; a method of sets is fitted on the images first."""
+        segmenter = self._load(images, quiet)
+        segmenter.value_range = self.value_range
+        if self.value_range == "set":
+            from unseg_jax.data.images import measure_range
+
+            segmenter.value_range = measure_range([image.source for image in images])
+        return segmenter
+
+    def _load(self, images: Sequence[ImageFile], quiet: bool) -> Any:
+        from unseg_jax.methods import resolve
+
+        if self.model is not None:
+            from unseg_jax.collective.model import load_model
+
+            backbone = None if self.backbone == "auto" else self.backbone
+            model = load_model(self.model, backbone=backbone, dtype=self.dtype)
+            model = dataclasses.replace(model, batch_size=self.batch_size, seed=self.seed)
+            return model.segmenter(self.overrides.get("epochs"))
+        resolved = resolve(self.method, **self.overrides)
+        if resolved.learns_from_set:
+            from unseg_jax.cli.fitting import fit_with_bar
+
+            return fit_with_bar(
+                [image.source for image in images],
+                quiet=quiet,
+                method=self.method,
+                # A graph head that no epoch would use need not be trained.
+                steps=None if resolved.epochs or resolved.collective_epochs else 0,
+                seed=self.seed,
+                backbone=self.backbone,
+                batch_size=self.batch_size,
+                dtype=self.dtype,
+                **self.overrides,
+            ).segmenter()
+        from unseg_jax.segmenter import ImageSegmenter
+
+        return ImageSegmenter(
+            self.method,
+            backbone=self.backbone,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            dtype=self.dtype,
+            **self.overrides,
+        )
+
+
+def segment_paths(
+    paths: Sequence[str],
+    out: Path,
+    choice: Choice,
+    output: Output,
+    *,
+    page: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Segments images and folders into a folder.
+
+    Args:
+        paths: images, folders and patterns.
+        out: folder for the results.
+        choice: of the segmenter; checked.
+        output: what is written.
+        page: of files with several pages, from 1; None takes all.
+        overwrite: do everything again.
+        dry_run: only say what would be done.
+        as_json: print one line of JSON per image.
+        quiet: no progress bar and no summary.
+
+    Returns:
+        0 if all went well, 1 if some image failed, 130 if the user stopped it.
+    """
+    from unseg_jax.data.folders import find_images
+    from unseg_jax.export.folder import plan_run
+    from unseg_jax.files import check_writable
+
+    # Everything that can be wrong is looked at before the weights are loaded.
+    images = find_images(expand(paths), recursive=output.recursive, out=out, page=page)
+    for message in images.left_out:
+        say(message)
+    choice = choice.settled(len(images))
+    settings = choice.settings(images)
+    plan = plan_run(images, out, output, settings, overwrite=overwrite)
+    if dry_run:
+        _print_plan(plan, choice)
+        return 1 if plan.refused else 0
+    check_writable(out)
+    if plan.done and not quiet:
+        say(f"{len(plan.done)} of {len(images)} images are done already; --overwrite does them too")
+    segmenter = choice.load(images, quiet) if plan.todo else None
+    return run_segmenter(segmenter, plan, as_json=as_json, quiet=quiet)
+
+
+def _print_plan(plan: Plan, choice: Choice) -> None:
+    what = choice.model or choice.method
+    print(f"{len(plan.images)} images, {len(plan.done)} done already; {what} would do:")
+    for image in plan.todo:
+        print(f"{image.path} -> {', '.join(plan.names_of(image))}")
+    for message in plan.refused.values():
+        say(message)
+    print(f"all in {plan.out}; nothing was read or written")
+
+
+def run_segmenter(segmenter: Any, plan: Plan, *, as_json: bool = False, quiet: bool = False) -> int:
+    """Does what is planned with a progress bar, says what failed and where the results are.
+
+    Returns:
+        0 if all went well, 1 if some image failed, 130 if the user stopped it.
+    """
+    from unseg_jax.export import folder
+
+    count = 0
+    with progress(len(plan.images), quiet) as bar:
+
+        def show(entry: Entry) -> None:
+            nonlocal count
+            count += 1
+            if entry.error:
+                bar.clear()
+                say(entry.error)
+            if as_json:
+                bar.clear()
+                print(json.dumps(_line(entry, plan)), flush=True)
+            bar.update()
+
+        try:
+            run = folder.segment_files(segmenter, plan.images, plan.out, plan=plan, on_entry=show)
+        except KeyboardInterrupt:
+            bar.close()
+            say(
+                f"stopped; the results of {count} images are written to {plan.out}: run it again "
+                "to go on."
+            )
+            return 130
+    noted = [entry.record for entry in run.done if entry.record is not None and entry.record.notes]
+    if noted and not quiet:
+        first = f"{noted[0].file}: {' '.join(noted[0].notes)}"
+        say(f"{len(noted)} of the images were changed while they were read, as {first}")
+    if not quiet:
+        # Standard output is for the lines of JSON alone.
+        stream = sys.stderr if as_json else sys.stdout
+        print(f"{len(run.done)} of {len(run.entries)} images {_speed(run)}", file=stream)
+        print(f"look at {plan.out / folder.REPORT}", file=stream)
+    return 1 if run.failed else 0
+
+
+def _speed(run: Run) -> str:
+    if all(entry.reused for entry in run.done):
+        return "are done"
+    return (
+        f"in {run.seconds:.1f} s, {run.images_per_second:.2f} images a second "
+        f"(and {run.compile_seconds:.1f} s compiling)"
+    )
+
+
+def _line(entry: Entry, plan: Plan) -> dict[str, Any]:
+    line: dict[str, Any] = {"path": str(entry.image.path)}
+    if entry.record is None:
+        return {**line, "error": entry.error}
+    record = entry.record
+    objects = [
+        {name: value for name, value in item.items() if name != "counts"} for item in record.objects
+    ]
+    return {
+        **line,
+        "size": record.size,
+        "coverage": record.coverage,
+        "confidence": record.confidence,
+        "objects": objects,
+        "files": [str(plan.out / name) for name in plan.names_of(entry.image)],
+    }

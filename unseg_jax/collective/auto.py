@@ -1,0 +1,96 @@
+"""The default: a set of images is fitted, images that come alone get the ready model."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unseg_jax.backbones import Backbone
+from unseg_jax.collective.applying import ModelSegmenter
+from unseg_jax.collective.fitting import fit
+from unseg_jax.collective.ready import load_ready
+from unseg_jax.data.images import as_iterable
+from unseg_jax.errors import ImageError
+from unseg_jax.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from unseg_jax.data.images import Source
+
+_log = logging.getLogger(__name__)
+
+SET_SIZE = 8
+"""Images from which on a set is fitted."""
+MAX_FITTED = 512
+"""Images of a set that are fitted at most; of a longer one the first so many are kept in a list."""
+
+
+def explain_choice(count: int) -> str:
+    """One line: what `auto` chose for so many images, and why."""
+    if count >= SET_SIZE:
+        return (
+            f"auto: {count} images are enough to fit 'collective' on them, which scores best on "
+            "sets; choose --method deepcut for each by itself."
+        )
+    return (
+        f"auto: fewer than {SET_SIZE} images get the model that ships with unseg-jax; fit your own "
+        "with unseg-jax fit on images of the same kind."
+    )
+
+
+class AutoSegmenter(ModelSegmenter):
+    """Fits a model on the images of each call, or applies the ready one where they are few."""
+
+    def __init__(
+        self,
+        *,
+        backbone: str | Path | Backbone = "auto",
+        batch_size: int = 8,
+        seed: int = 0,
+        dtype: str = "float32",
+    ):
+        """
+        Args:
+            backbone: "auto" takes the one that `collective` was measured with.
+            batch_size: images given to the device at a time, at least 1.
+            seed: random seed of the fit.
+            dtype: "float32" or "bfloat16", of the backbone.
+
+        Raises:
+            WeightsError: the backbone or the ready model cannot be loaded.
+        """
+        model = load_ready(backbone=backbone, batch_size=batch_size, seed=seed, dtype=dtype)
+        super().__init__(
+            model.method,
+            model.backbone,
+            evidence=model.evidence,
+            params=model.head,
+            foreground=[],
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    def stream(
+        self, images: Source | Iterable[Source], *, full_pixels: bool = False
+    ) -> Iterator[Segmentation | ImageError]:
+        """See `BatchSegmenter.stream`; the first images are listed to decide, and to be fitted."""
+        waiting = iter(as_iterable(images))
+        sources = list(itertools.islice(waiting, MAX_FITTED))
+        _log.info("%s", explain_choice(len(sources)))
+        everything = itertools.chain(sources, waiting)
+        if len(sources) < SET_SIZE:
+            yield from super().stream(everything, full_pixels=full_pixels)
+            return
+        model = fit(
+            sources,
+            key=self.key,
+            backbone=self.backbone or "auto",
+            batch_size=self.batch_size,
+            steps=0,
+            value_range=self.value_range,
+        )
+        segmenter = model.segmenter()
+        segmenter.value_range = self.value_range
+        yield from segmenter.stream(everything, full_pixels=full_pixels)

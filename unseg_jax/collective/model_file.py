@@ -1,0 +1,298 @@
+"""Reading a model file and checking all of it before anything is computed from it.
+
+A model is a safetensors file whose metadata are JSON. It may be damaged, or come from a stranger:
+each name, shape, dtype and value is compared with what `CollectiveModel.save` writes, and each
+field of `Method` is checked as if a user had typed it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unseg_jax.backbones import Backbone
+from unseg_jax.backbones.bounds import printable
+from unseg_jax.clustering.head import Params, init_head
+from unseg_jax.collective.evidence import Scorer
+from unseg_jax.methods import Method, override
+from unseg_jax.pipeline import extract_features
+
+FORMAT = "unseg_jax collective model 1"
+
+_LONGEST_JSON = 1_000_000
+_LONGEST_NAME = 1000
+# Loops and arrays grow with these before any shape could be compared.
+_MOST = {"arma_layers": 256, "stacks": 1024, "heads": 1024, "num_clusters": 4096}
+_MOST_PIXELS = 8192
+_MOST_LAYERS = 256
+_KINDS = ("frame", "background", "foreground")
+
+
+class StoredModel(NamedTuple):
+    """What a model file holds, checked as far as it can be without the backbone.
+
+    Attributes:
+        method: with every field in range.
+        backbone: name or path of the backbone that the model was fitted with.
+        foreground: see `CollectiveModel`.
+        images: number of images that the model was fitted on.
+        tensors: name to finite array.
+    """
+
+    method: Method
+    backbone: str
+    foreground: tuple[dict[str, Any], ...]
+    images: int
+    tensors: dict[str, np.ndarray]
+
+
+def read_model(path: str | Path) -> StoredModel:
+    """Reads a model file and checks its metadata and values.
+
+    Raises:
+        ValueError: the file cannot be read, is no model, or holds something out of range.
+    """
+    facts, tensors = _read(path)
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a model of unseg_jax.fit; fit and save one.")
+    for name, array in tensors.items():
+        if array.dtype not in (np.float32, np.bool_):
+            raise _refusal(path, f"'{printable(name)}' is of the dtype {array.dtype}")
+        if not np.isfinite(array).all():
+            raise _refusal(path, f"'{printable(name)}' holds values that are not finite numbers")
+    backbone = facts.get("backbone")
+    if not _is_text(backbone):
+        raise _refusal(path, "it names no backbone")
+    images = facts.get("images", "")
+    if not (images.isascii() and images.isdigit() and len(images) < 16):
+        raise _refusal(path, f"images='{printable(images)}' is not a number")
+    method = _parsed(path, facts, "method", method_from)
+    foreground = _parsed(path, facts, "foreground", _clusters_from)
+    return StoredModel(method, str(backbone), foreground, int(images), tensors)
+
+
+def build_model(
+    path: str | Path, stored: StoredModel, backbone: Backbone
+) -> tuple[Scorer | None, Params | None]:
+    """The scorer and the head of a model, their names and shapes checked.
+
+    Args:
+        path: of the file, for errors.
+        stored: from `read_model`.
+        backbone: that the model is applied with.
+
+    Returns:
+        The scorer or None, and the head's parameters or None; one of them is not None.
+
+    Raises:
+        ValueError: tensors that are missing, unknown or of another shape, or a backbone that the
+            model was not fitted with.
+    """
+    method, tensors = stored.method, stored.tensors
+    try:
+        width = _feature_width(method, backbone)
+    except ValueError as error:
+        detail = str(error).strip().rstrip(".")
+        raise ValueError(
+            f"{path} does not fit the backbone '{backbone.name}': {detail}."
+        ) from error
+    scorer = _build_scorer(path, stored, width, backbone) if _has(tensors, "evidence/") else None
+    head = None
+    if _has(tensors, "head/"):
+        inputs = width if scorer is None else scorer.basis.shape[1]
+        head = _build_head(path, stored, inputs)
+    known = len(scorer or ()) + len(jax.tree.leaves(head))
+    if known < len(tensors):
+        raise _refusal(path, "it holds tensors of unknown names")
+    if scorer is None and head is None:
+        raise _refusal(path, "it holds neither a scorer nor a head")
+    if (
+        scorer is None
+        and method.foreground == "set"
+        and method.num_clusters != len(stored.foreground)
+    ):
+        raise _refusal(path, "it does not say which clusters are foreground")
+    return scorer, head
+
+
+def method_from(fields: Mapping[str, Any]) -> Method:
+    """A `Method` from the fields of one, all of them checked.
+
+    >>> from unseg_jax.methods import METHODS
+    >>> method_from(dataclasses.asdict(METHODS["deepcut"])) == METHODS["deepcut"]
+    True
+
+    Args:
+        fields: name to value, as `dataclasses.asdict` or JSON give them.
+
+    Raises:
+        ValueError: a field that is unknown, missing or out of range.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Method)}
+    if not isinstance(fields, Mapping) or set(fields) != set(defaults):
+        raise ValueError("its method does not have the fields of a Method")
+    given = dict(fields)
+    texts = {name: given.pop(name) for name in ("name", "source")}
+    for name, value in {**texts, "backbone": given["backbone"]}.items():
+        if not _is_text(value) and not (name == "source" and value == ""):
+            raise ValueError(f"{name}={printable(repr(value))} is not a short text")
+    for name, value in given.items():
+        if value is None and defaults[name] is not None:
+            raise ValueError(f"{name} has no value")
+    pairs = given.pop("code_overrides")
+    if not isinstance(pairs, list | tuple):
+        raise ValueError("code_overrides are not pairs")
+    base = Method(**texts)
+    method = override(base, **given)
+    code = []
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise ValueError("code_overrides are not pairs")
+        code.append((pair[0], getattr(override(base, **{pair[0]: pair[1]}), pair[0])))
+    _check_bounds(method)
+    return dataclasses.replace(method, code_overrides=tuple(code))
+
+
+def _check_bounds(method: Method) -> None:
+    for name, most in _MOST.items():
+        if getattr(method, name) > most:
+            raise ValueError(f"{name}={getattr(method, name)} is more than {most}")
+    if max(method.size) > _MOST_PIXELS:
+        raise ValueError(f"image_size={method.image_size} is more than {_MOST_PIXELS} pixels")
+    if sum(map(len, method.branches)) > _MOST_LAYERS:
+        raise ValueError(f"branches have more than {_MOST_LAYERS} layers")
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "numpy") as file:
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        detail = printable(str(error).strip().rstrip("."), 200)
+        raise ValueError(f"cannot read the model {path}: {detail}.") from error
+    return facts, tensors
+
+
+def _parsed(
+    path: str | Path, facts: Mapping[str, str], name: str, parse: Callable[[Any], Any]
+) -> Any:
+    """A value kept as JSON."""
+    text = facts.get(name, "")
+    if len(text) > _LONGEST_JSON:
+        raise _refusal(path, f"its {name} is {len(text):,} characters long")
+    try:
+        return parse(json.loads(text, parse_constant=_no_constant))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        detail = str(error).strip().rstrip(".")
+        raise _refusal(path, f"its {name} cannot be used ({printable(detail, 200)})") from error
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _clusters_from(entries: Any) -> tuple[dict[str, Any], ...]:
+    """What was found of each cluster, as `CollectiveModel.foreground`."""
+    if not isinstance(entries, list) or not entries:
+        raise ValueError("there are no clusters")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or entry.get("cluster") != index:
+            raise ValueError(f"cluster {index} is missing")
+        if entry.get("found") not in _KINDS:
+            raise ValueError(f"cluster {index} is none of {', '.join(_KINDS)}")
+        for name in ("share", "border_ratio", "score"):
+            value = entry.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"cluster {index} has no {name}")
+    return tuple(entries)
+
+
+def _feature_width(method: Method, backbone: Backbone) -> int:
+    """D of the features that a method takes from a backbone; nothing is computed."""
+    pixels = jax.ShapeDtypeStruct((1, *method.size, 3), jnp.uint8)
+    features = jax.eval_shape(
+        lambda params, pixels: extract_features(backbone, method, params, pixels),
+        backbone.params,
+        pixels,
+    )
+    return features.shape[-1]
+
+
+def _build_scorer(path: str | Path, stored: StoredModel, width: int, backbone: Backbone) -> Scorer:
+    parts: dict[str, np.ndarray] = {}
+    for name in Scorer._fields:
+        if f"evidence/{name}" not in stored.tensors:
+            raise _refusal(path, f"'evidence/{name}' is missing")
+        parts[name] = stored.tensors[f"evidence/{name}"]
+    fitted, directions = parts["mean"].shape, parts["basis"].shape
+    if len(fitted) == 1 and fitted[0] != width:
+        raise ValueError(
+            f"{path} was fitted on features of width {fitted[0]}, and '{backbone.name}' gives "
+            f"{width}: use the backbone '{printable(stored.backbone)}'."
+        )
+    components = directions[1] if len(directions) == 2 else 0
+    clusters = len(stored.foreground)
+    expected = {
+        "mean": (width,),
+        "basis": (width, components),
+        "rest": (),
+        "centres": (clusters, components),
+        "frame": (clusters,),
+        "weights": (components,),
+        "offset": (),
+        "threshold": (),
+    }
+    for name, shape in expected.items():
+        dtype = np.bool_ if name == "frame" else np.float32
+        _check_array(path, f"evidence/{name}", parts[name], shape, dtype)
+    if not components:
+        raise _refusal(path, "its scorer is empty")
+    return Scorer(**{name: jnp.asarray(array) for name, array in parts.items()})
+
+
+def _build_head(path: str | Path, stored: StoredModel, inputs: int) -> Params:
+    """The parameters in the form of fresh ones, each from the tensor of its name."""
+    fresh = jax.eval_shape(lambda key: init_head(key, stored.method, inputs), jax.random.key(0))
+
+    def leaf(keys: Any, expected: jax.ShapeDtypeStruct) -> jax.Array:
+        name = "head/" + jax.tree_util.keystr(keys, simple=True, separator="/")
+        array = stored.tensors.get(name)
+        if array is None:
+            raise _refusal(path, f"'{name}' is missing")
+        _check_array(path, name, array, expected.shape, np.float32)
+        return jnp.asarray(array)
+
+    return jax.tree_util.tree_map_with_path(leaf, fresh)
+
+
+def _check_array(
+    path: str | Path, name: str, array: Any, shape: tuple[int, ...], dtype: Any
+) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise _refusal(
+            path,
+            f"'{name}' is {array.dtype} of shape {array.shape}, where {np.dtype(dtype)} of shape "
+            f"{shape} is expected",
+        )
+
+
+def _has(tensors: Mapping[str, np.ndarray], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in tensors)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isprintable()
+
+
+def _refusal(path: str | Path, reason: str) -> ValueError:
+    return ValueError(f"{path} is not a model that can be used: {reason}; fit and save it again.")

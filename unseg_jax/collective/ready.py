@@ -1,0 +1,41 @@
+"""The model that ships with the library, for images that come alone.
+
+It is `collective`, fitted once by `benchmarks/ready_model.py` on photographs that scikit-image
+ships and that are free to use. No mask was seen, and it was tuned on no data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from unseg_jax.backbones import Backbone
+from unseg_jax.cache import check_sha256
+from unseg_jax.collective.model import CollectiveModel, load_model
+
+READY_MODEL = Path(__file__).with_name("ready.safetensors")
+READY_SHA256 = "d09952f72932841c46b0823e64363d55c4f0338e066919cf00633a1b06d5f79c"
+
+
+def load_ready(
+    *,
+    backbone: str | Path | Backbone = "auto",
+    batch_size: int = 8,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> CollectiveModel:
+    """The ready model.
+
+    Args:
+        backbone: "auto" takes the one that the model was fitted with.
+        batch_size: images on the device at a time.
+        seed: random seed of per-image epochs; the model needs none.
+        dtype: "float32" or "bfloat16", of the backbone.
+
+    Raises:
+        WeightsError: the shipped file is damaged, or the backbone cannot be loaded.
+        ValueError: a backbone with features of another width.
+    """
+    check_sha256(READY_MODEL, READY_SHA256)
+    model = load_model(READY_MODEL, backbone=None if backbone == "auto" else backbone, dtype=dtype)
+    return dataclasses.replace(model, batch_size=batch_size, seed=seed)

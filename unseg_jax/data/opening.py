@@ -1,0 +1,329 @@
+"""From a source to an open image: what may be opened, what is checked, what messages say.
+
+Only regular files are opened, only in the formats of `FORMATS`, and the checksums of a PNG are
+compared first, which Pillow leaves out. Whatever goes wrong becomes one `ImageError` that names
+the source and says what to do.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from unseg_jax.errors import ImageError, printable
+
+Source = Any
+"""What images and masks are read from: a path, a `Page` of a file, a PIL image, an array or
+tensor, the bytes of an encoded image, or an object whose `read()` gives such bytes or an array
+(an open file, a record)."""
+
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF"),
+    "ICO",
+)
+"""Pillow's names of the formats that are opened; none of them runs another program."""
+
+_PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
+_PAGED_SUFFIXES = (".tif", ".tiff", ".gif", ".webp", ".png", ".apng", ".avif")
+_REDUCED_PAGE = 254  # TIFF's NewSubfileType: a set lowest bit marks a smaller copy
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SCHEMES = ("http", "https", "ftp", "s3", "gs", "gcs", "az", "hf", "data", "file")
+
+_OPENING = {
+    errno.ENOENT: "was not found: check the path",
+    errno.ENOTDIR: "was not found, because part of its path is a file: check the path",
+    errno.EACCES: "may not be read: check its permissions",
+    errno.EPERM: "may not be read: check its permissions",
+    errno.ELOOP: "is a link that leads back to itself: replace the link by its file",
+    errno.ENAMETOOLONG: "has a name that is too long for the file system: shorten it",
+    errno.ENXIO: "is not a regular file: leave it out",
+    errno.EMFILE: "cannot be opened, because too many files are open: raise the limit (ulimit -n)",
+    errno.ENFILE: "cannot be opened, because too many files are open: close other programs",
+    errno.ENOMEM: "does not fit into memory: reduce it first",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Page(os.PathLike):
+    """One page of an image file with several (TIFF, GIF, WebP, APNG); a `Source`.
+
+    Attributes:
+        path: the file.
+        number: of the page, from 1.
+    """
+
+    path: Path
+    number: int
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.path} (page {self.number})"
+
+
+def describe(source: Source) -> str:
+    """What messages call a source: its path, or what kind of thing it is."""
+    if isinstance(source, Page):
+        return printable(str(source))
+    if isinstance(source, str | os.PathLike):
+        return printable(os.fspath(source))
+    if isinstance(source, np.ndarray):
+        return f"given as an array of shape {source.shape}"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"given as {len(source)} bytes"
+    if isinstance(source, Image.Image):
+        name = str(getattr(source, "filename", "") or f"given as a PIL image {source.size}")
+        return printable(name)
+    return printable(str(getattr(source, "name", f"given as a {type(source).__name__}")))
+
+
+def is_single(source: Any) -> bool:
+    """Whether this is one source, and not an iterable of several; arrays are told by their axes."""
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+        return True
+    return hasattr(source, "read") or hasattr(source, "convert")
+
+
+def as_array(source: Source) -> np.ndarray | None:
+    """The source as an array where it is one of any library (NumPy, JAX, PyTorch), else None.
+
+    Raises:
+        ImageError: a tensor that NumPy cannot take.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    if isinstance(source, Image.Image) or not hasattr(source, "__array__"):
+        return None
+    try:
+        if hasattr(source, "detach"):  # PyTorch's, which may live on a device
+            source = source.detach().cpu()
+        array = np.asarray(source)
+        # NumPy has no name of its own for bfloat16 and its kind.
+        return array if array.dtype.kind in "buif" else array.astype(np.float32)
+    except Exception as error:
+        raise ImageError(
+            f"an image of type {type(source).__name__} cannot be made a NumPy array "
+            f"({_reason(error)}): convert it first."
+        ) from error
+
+
+def decode(
+    source: Source,
+    kind: str,
+    from_image: Callable[[Image.Image], Any],
+    from_array: Callable[[np.ndarray], Any],
+    page: int | None = None,
+) -> Any:
+    """Opens a source and converts it, with every failure as one `ImageError`.
+
+    Args:
+        source: see `Source`.
+        kind: "image" or "mask", for messages.
+        from_image: converts a PIL image, which is closed afterwards unless it was the source.
+        from_array: converts an array.
+        page: from 1; of a file with several pages. None is that of a `Page`, else the first.
+
+    Raises:
+        ImageError: the source cannot be read; messages of the converters get its name in front.
+    """
+    if isinstance(source, Page):
+        page = source.number if page is None else page
+    name = describe(source)
+    try:
+        array = as_array(source)
+        if array is None and hasattr(source, "read") and not isinstance(source, os.PathLike):
+            if hasattr(source, "seek"):
+                source.seek(0)  # it may have been read before
+            source = source.read()
+            array = as_array(source)
+        if array is not None:
+            if 0 in array.shape:
+                raise ImageError("has zero size: leave it out.")
+            return from_array(array)
+        if isinstance(source, Image.Image):
+            _check_size(source)
+            return from_image(source)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(_open(source))
+            check_png(file)
+            image = stack.enter_context(Image.open(file, formats=_formats()))
+            if page is not None:
+                _turn_to(image, page)
+            _check_size(image)
+            return from_image(image)
+    except ImageError as error:
+        raise ImageError(f"{kind} {name} {error}") from error.__cause__
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ImageError(
+            f"{kind} {name} is too large to decode safely (Pillow's limit is {limit:.0f} million "
+            f"pixels, times two): reduce it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you "
+            f"trust it."
+        ) from None
+    except MemoryError:
+        raise ImageError(f"{kind} {name} does not fit into memory: reduce it first.") from None
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise ImageError(f"{kind} {name} {_damage(error)}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says that it is looked at; decodes it."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return image
+
+
+def page_numbers(path: str | os.PathLike) -> tuple[int, ...]:
+    """The pages of an image file, from 1; empty if it is a single image or cannot be read.
+
+    Smaller copies of a TIFF's pages are left out, and so are the previews in a camera's JPEG.
+    """
+    if Path(path).suffix.lower() not in _PAGED_SUFFIXES:
+        return ()
+    try:
+        if Path(path).suffix.lower() == ".png" and not _may_move(path):
+            return ()
+        with _open(path) as file, Image.open(file, formats=_formats()) as image:
+            if image.format not in _PAGED or not getattr(image, "is_animated", False):
+                return ()
+            pages = []
+            for index in range(getattr(image, "n_frames", 1)):
+                if image.format == "TIFF":
+                    image.seek(index)
+                    if int(image.tag_v2.get(_REDUCED_PAGE, 0)) & 1:  # type: ignore[attr-defined]
+                        continue
+                pages.append(index + 1)
+            return tuple(pages) if len(pages) > 1 else ()
+    except Exception:  # what is wrong with it is said when it is decoded
+        return ()
+
+
+def _may_move(path: str | os.PathLike) -> bool:
+    """Whether a PNG may be an animation, by a look at its first chunks: data sets hold many."""
+    with _open(path) as file:
+        head = file.read(1024)
+    before, data, _ = head.partition(b"IDAT")
+    return not data or b"acTL" in before
+
+
+def has_pages(image: Image.Image) -> bool:
+    """Whether an open image has further pages that are images of their own."""
+    return image.format in _PAGED and bool(getattr(image, "is_animated", False))
+
+
+def check_png(file: IO[bytes]) -> None:
+    """Compares the checksum (CRC-32) of every chunk of a PNG; other files pass unread.
+
+    Raises:
+        ImageError: a checksum differs, or the file ends before its last chunk.
+    """
+    if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
+        file.seek(0)
+        return
+    while True:
+        head = file.read(8)
+        length = struct.unpack(">I", head[:4])[0] if len(head) == 8 else 0
+        body = file.read(length) if len(head) == 8 else b""
+        end = file.read(4)
+        if len(head) < 8 or len(body) < length or len(end) < 4:
+            raise ImageError("is truncated: copy or download it again.")
+        if zlib.crc32(body, zlib.crc32(head[4:])) != struct.unpack(">I", end)[0]:
+            raise ImageError(
+                "is damaged, because a checksum in it does not match: copy or download it again."
+            )
+        if head[4:] == b"IEND":
+            break
+    file.seek(0)
+
+
+def _open(source: Any) -> IO[bytes]:
+    """The source as a file of bytes, without ever waiting for a FIFO or a device."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not len(source):
+            raise ImageError("is empty (0 bytes): copy or download it again.")
+        return BytesIO(source)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"of type {type(source).__name__} cannot be read: give a path, a PIL image, bytes, an "
+            f"open file, or an array (H, W, 3) or (H, W)."
+        )
+    path = os.fspath(source)
+    scheme, colon, _ = path.partition(":")
+    if colon and "://" in path and scheme.lower() in _SCHEMES:
+        raise ImageError("is a URL: download it first, and give the path of the file.")
+    try:
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags)
+    except ValueError:
+        raise ImageError("has a NUL character in its name: rename it.") from None
+    except OSError as error:
+        if os.path.isdir(path):
+            raise ImageError("is a folder, not an image: name the files in it.") from None
+        raise ImageError(_system(error)) from None
+    try:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError("is a folder, not an image: name the files in it.")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("is not a regular file: leave it out.")
+        if not status.st_size:
+            raise ImageError("is empty (0 bytes): copy or download it again.")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _turn_to(image: Image.Image, page: int) -> None:
+    try:
+        if page < 1:
+            raise EOFError
+        image.seek(page - 1)
+    except EOFError:
+        raise ImageError(f"has no page {page}: name one that it has, from 1 on.") from None
+
+
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _check_size(image: Image.Image) -> None:
+    if 0 in image.size:
+        raise ImageError(f"has zero size {image.size}: leave it out.")
+
+
+def _system(error: OSError) -> str:
+    """An error of the operating system in words; one sentence."""
+    known = _OPENING.get(error.errno or 0)
+    return f"{known or f'cannot be read ({_reason(error)}): try again, or copy it elsewhere'}."
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is not an image that Pillow can read: convert it to PNG or JPEG."
+    if isinstance(error, OSError) and error.errno:
+        return _system(error)
+    if "truncated" in str(error).lower():
+        return "is truncated: copy or download it again."
+    return f"cannot be decoded ({_reason(error)}): copy or download it again, or convert it to PNG."
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    lines: Iterable[str] = (line.strip().rstrip(".") for line in str(text).splitlines())
+    return printable(next((line for line in lines if line), type(error).__name__))

@@ -1,0 +1,82 @@
+"""File formats of results, one module a family.
+
+A module of FORMATS has one of two functions:
+
+* `encode(found)` gives the files of one image, as suffix → content; `SUFFIXES` lists them;
+* `encode_set(records)` gives the files of a whole run, as name → content; `FILES` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unseg_jax.errors import nearest
+from unseg_jax.export.formats import coco, cutout, geojson, npz, png, table, tiff, yolo
+from unseg_jax.export.run import Record, record_of
+from unseg_jax.files import write_bytes
+
+__all__ = ["FORMATS", "Record", "check_formats", "record_of", "save"]
+
+FORMATS: dict[str, Any] = {
+    "png": png,
+    "coco": coco,
+    "geojson": geojson,
+    "yolo": yolo,
+    "tiff": tiff,
+    "npz": npz,
+    "cutout": cutout,
+    "csv": table,
+}
+
+
+def check_formats(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once, in the order of FORMATS.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise ValueError(f"there is no format '{name}'; {nearest(name, FORMATS)}")
+    return tuple(name for name in FORMATS if name in names)
+
+
+def encode_image(found: Any, formats: Sequence[str]) -> dict[str, bytes]:
+    """Suffix → content of the files of one image, in the formats that have some."""
+    content: dict[str, bytes] = {}
+    for name in formats:
+        if hasattr(FORMATS[name], "encode"):
+            content |= FORMATS[name].encode(found)
+    return content
+
+
+def encode_run(records: Sequence[Record], formats: Sequence[str]) -> dict[str, bytes]:
+    """Name → content of the files of a whole run, in the formats that have some."""
+    content: dict[str, bytes] = {}
+    for name in formats:
+        if hasattr(FORMATS[name], "encode_set"):
+            content |= FORMATS[name].encode_set(records)
+    return content
+
+
+def suffixes_of(formats: Sequence[str]) -> tuple[str, ...]:
+    """Ends of the names of the files of one image."""
+    return tuple(suffix for name in formats for suffix in getattr(FORMATS[name], "SUFFIXES", ()))
+
+
+def files_of(formats: Sequence[str]) -> tuple[str, ...]:
+    """Names of the files of a whole run."""
+    return tuple(file for name in formats for file in getattr(FORMATS[name], "FILES", ()))
+
+
+def save(found: Any, folder: Path, formats: Sequence[str]) -> list[Path]:
+    """Writes one `Segmentation` into a folder; see `Segmentation.save`."""
+    formats = check_formats(formats)
+    record = record_of(found)
+    content = {record.name + suffix: data for suffix, data in encode_image(found, formats).items()}
+    content |= encode_run([record], formats)
+    for name, data in content.items():
+        write_bytes(folder / name, data)
+    return [folder / name for name in content]

@@ -1,0 +1,63 @@
+"""COCO: one annotation for each object, with masks as run lengths and as polygons."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from unseg_jax.export.formats.polygons import outlines
+from unseg_jax.export.rle import encode_rle
+from unseg_jax.export.run import Record
+
+FILES = ("coco.json", "coco_polygons.json")
+
+
+def encode_set(records: Sequence[Record]) -> dict[str, bytes]:
+    """Name → COCO data set of a run, once with run lengths and once with polygons, for the tools
+    that take one of them only."""
+    return {
+        FILES[0]: json.dumps(dataset(records)).encode(),
+        FILES[1]: json.dumps(dataset(records, polygons=True)).encode(),
+    }
+
+
+def dataset(records: Sequence[Record], *, polygons: bool = False) -> dict[str, Any]:
+    """A COCO data set.
+
+    Args:
+        records: one an image.
+        polygons: whether masks are polygons, without their holes, instead of run lengths.
+
+    Returns:
+        {"images": [...], "annotations": [...], "categories": [...]}, of plain Python values.
+        `file_name` is the path below the common folder of the images, boxes are [x, y, width,
+        height] in pixels, the category is the label ("object", or "part k" where images were cut
+        into parts), and identifiers count from 1.
+    """
+    images, annotations = [], []
+    labels = {1}
+    for image_id, record in enumerate(records, 1):
+        height, width = record.size
+        images.append({"id": image_id, "file_name": record.file, "height": height, "width": width})
+        for item in record.restored():
+            left, top, right, bottom = item.box
+            labels.add(item.label)
+            if polygons:
+                shape: Any = [outlines(item)[0][:-1].round(2).ravel().tolist()]
+            else:
+                shape = encode_rle(item.mask, box=item.box, size=record.size)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": item.label,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": item.area,
+                    "iscrowd": 0,
+                    "segmentation": shape,
+                    "score": round(item.score, 4),
+                }
+            )
+    count = max(labels)
+    name = "part {}" if count > 1 else "object"
+    categories = [{"id": n, "name": name.format(n)} for n in range(1, count + 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}

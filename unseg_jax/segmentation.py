@@ -1,0 +1,273 @@
+"""What is found in one image: `Segmentation`, and what people do next with it.
+
+Arrays are kept at a working size: the image's own up to 1,600 pixels on the longer side, smaller
+for larger photographs. Masks, labels, boxes and objects are given at the image's own size,
+enlarged by the nearest neighbour when they are first read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unseg_jax.postprocess import Object, find_objects, object_box, scale_box, upsample_labels
+from unseg_jax.postprocess.objects import MIN_AREA
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """What was found in one image; made by `Segmentation.of`.
+
+    `mask`, `labels` and `objects` are properties, computed when they are first read.
+
+    Attributes:
+        mask: (H, W) bool at the image's own size, True on the object.
+        labels: (H, W) int32, 0 = background, 1.. = clusters of the foreground by descending size;
+            if the background was cut too, its further parts come after those of the foreground.
+        objects: the separate objects, the largest first; see `find_objects`.
+        size: (H, W), the image's own.
+        box: (left, top, right, bottom) of the mask's largest 4-connected component, in pixels,
+            right and bottom exclusive; None if the mask is empty.
+        num_clusters: clusters that some patch belongs to.
+        loss: the last of `losses`; NaN for baselines, which have none.
+        confidence: how clear the cut is, in 0..1: the mean margin between the two likeliest
+            clusters of a patch; of `collective`, how far apart inside and outside are; 0 where
+            the mask is empty or takes the whole image.
+        patch_labels: (h, w) int32, as `labels` on the grid of patches (or pixels of the resized
+            image, for superpixel methods), before edge refinement.
+        losses: (epochs,) float32.
+        method, backbone: names of what was used; backbone is "" where none is needed.
+        id: the path, or the index in the call for images given as arrays.
+        small_mask: (h, w) bool at the working size.
+        small_labels: (h, w) at the working size, of the smallest unsigned type that holds them.
+        notes: what was done to the image while it was read, a sentence each.
+        pixels: (h, w, 3) uint8, the image at the working size or its own; None if not kept.
+        evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
+            (above 0) or the background; None where the method has no soft result.
+        min_area: share of the image below which a piece is no object.
+    """
+
+    small_mask: np.ndarray
+    small_labels: np.ndarray
+    size: tuple[int, int]
+    box: tuple[int, int, int, int] | None
+    num_clusters: int
+    loss: float
+    confidence: float
+    patch_labels: np.ndarray
+    losses: np.ndarray
+    method: str
+    backbone: str
+    id: str
+    pixels: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    evidence: np.ndarray | None = None
+    min_area: float = MIN_AREA
+
+    @classmethod
+    def of(
+        cls,
+        mask: np.ndarray,
+        labels: np.ndarray,
+        *,
+        size: tuple[int, int] | None = None,
+        confidence: float = 0.0,
+        patch_labels: np.ndarray | None = None,
+        losses: Any = (),
+        evidence: np.ndarray | None = None,
+        **fields: Any,
+    ) -> Segmentation:
+        """A segmentation from a mask and labels at the working size.
+
+        Args:
+            mask: (h, w) bool.
+            labels: (h, w) integers, not negative.
+            size: (H, W) of the image; None is (h, w).
+            confidence: 0 to 1; set to 0 where the mask tells nothing apart.
+            patch_labels: (h, w) integers on the grid; None takes `labels`.
+            losses: (epochs,), from which `loss` is taken.
+            evidence: (any, any) floats.
+            **fields: the other fields of `Segmentation`; num_clusters, method, backbone and id
+                are filled where missing.
+
+        >>> import numpy as np
+        >>> mask = np.array([[False, True, True]] * 2)
+        >>> Segmentation.of(mask, mask.astype(int), confidence=0.5, id="a.png")
+        Segmentation(a.png: 3x2 pixels, object 67 %, confidence 0.50)
+        """
+        mask, losses = np.asarray(mask), np.asarray(losses, np.float32)
+        size = mask.shape if size is None else size
+        patch_labels = np.asarray(labels if patch_labels is None else patch_labels, np.int32)
+        fields.setdefault("num_clusters", len(np.unique(patch_labels)))
+        for name in ("method", "backbone", "id"):
+            fields.setdefault(name, "")
+        return cls(
+            small_mask=mask,
+            small_labels=smallest(labels),
+            size=(int(size[0]), int(size[1])),
+            box=scale_box(object_box(mask), mask.shape, size),
+            loss=float(losses[-1]) if losses.size else float("nan"),
+            # Where nothing was told apart, soft assignments may be as sure as they like.
+            confidence=float(confidence) if mask.any() and not mask.all() else 0.0,
+            patch_labels=patch_labels,
+            losses=losses,
+            evidence=None if evidence is None else np.asarray(evidence, np.float16),
+            **fields,
+        )
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool."""
+        return self.enlarged(self.small_mask)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """(H, W) int32."""
+        return self.enlarged(self.small_labels).astype(np.int32)
+
+    @functools.cached_property
+    def objects(self) -> tuple[Object, ...]:
+        """The objects of the mask of at least `min_area`, the largest first; see
+        `unseg_jax.postprocess.find_objects`."""
+        return self._objects_at(self.size)
+
+    def only_largest(self) -> Segmentation:
+        """The same with the largest object alone in mask and labels."""
+        mask = np.zeros_like(self.small_mask)
+        for item in self._objects_at(self.small_mask.shape)[:1]:
+            left, top, right, bottom = item.box
+            mask[top:bottom, left:right] = item.mask
+        labels = np.where(mask, self.small_labels, self.small_labels.dtype.type(0))
+        box = scale_box(object_box(mask), mask.shape, self.size)
+        return dataclasses.replace(self, small_mask=mask, small_labels=labels, box=box)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the image that the mask covers, 0 to 1."""
+        return float(self.small_mask.mean())
+
+    def enlarged(self, array: np.ndarray) -> np.ndarray:
+        """(H, W): an array of the working size at the image's own, by the nearest neighbour."""
+        return _fitted(array, self.size)
+
+    def overlay(self, image: np.ndarray | None = None) -> np.ndarray:
+        """The image with its background dimmed and every object outlined.
+
+        Args:
+            image: (h, w, 3) uint8 to draw on; None takes the pixels that were kept, at most 1,600
+                on the longer side.
+
+        Returns:
+            (h, w, 3) uint8 of that image's size.
+
+        Raises:
+            ValueError: no image is given, and none was kept.
+        """
+        return self._overlay if image is None else self._drawn_on(image)
+
+    def cutout(self, image: np.ndarray | None = None) -> np.ndarray:
+        """(h, w, 4) uint8: the image, transparent outside of the mask; arguments as `overlay`."""
+        pixels = self._picture(image)
+        alpha = _fitted(self.small_mask, pixels.shape[:2]).astype(np.uint8) * np.uint8(255)
+        return np.dstack([pixels, alpha])
+
+    def shown(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """Labels to draw, of a given size (None: the working size): those of the parts within the
+        mask if there are several, else the mask as label 1."""
+        parts = self.small_labels
+        # With two clusters the object is the mask, of which the labels may hold more pieces.
+        labels = parts if parts.max(initial=0) > 1 else self.small_mask.astype(np.uint8)
+        return labels if size is None else _fitted(labels, size)
+
+    def save(self, folder: str | os.PathLike, formats: Sequence[str] = ("png",)) -> list[Path]:
+        """Writes the result into a folder, under the stem of its `id`.
+
+        Args:
+            folder: made if missing; files of the same names are replaced.
+            formats: names of `unseg_jax.export.formats.FORMATS`, such as "png", "coco", "csv".
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: an unknown format.
+            WriteError: the operating system refused.
+        """
+        from unseg_jax.export.formats import save
+
+        return save(self, Path(folder), formats)
+
+    def to_coco(self) -> dict[str, Any]:
+        """A COCO data set of this image alone, one annotation for each object."""
+        from unseg_jax.export.formats import coco, record_of
+
+        return coco.dataset([record_of(self)])
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the overlay with matplotlib, on `axes` or on new ones, which it returns."""
+        import matplotlib.pyplot as plt
+
+        axes = plt.gca() if axes is None else axes
+        axes.imshow(self.overlay())
+        axes.set_title(f"{self.id} ({_count(self.objects)})")
+        axes.set_axis_off()
+        return axes
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return (
+            f"Segmentation({self.id or 'image'}: {width}x{height} pixels, "
+            f"object {100 * self.coverage:.0f} %, confidence {self.confidence:.2f})"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        from unseg_jax.files import encode_png
+
+        return None if self.pixels is None else encode_png(self.overlay())
+
+    def _objects_at(self, size: tuple[int, ...]) -> tuple[Object, ...]:
+        return find_objects(
+            self.small_mask,
+            self.small_labels,
+            size=(size[0], size[1]),
+            evidence=self.evidence,
+            confidence=self.confidence,
+            min_area=self.min_area,
+        )
+
+    @functools.cached_property
+    def _overlay(self) -> np.ndarray:
+        return self._drawn_on(self._picture(None))
+
+    def _drawn_on(self, pixels: np.ndarray) -> np.ndarray:
+        from unseg_jax.export.drawing import overlay
+
+        return overlay(pixels, self.shown(pixels.shape[:2]))
+
+    def _picture(self, image: np.ndarray | None) -> np.ndarray:
+        pixels = self.pixels if image is None else np.asarray(image)
+        if pixels is None:
+            raise ValueError(f"the pixels of {self.id or 'the image'} were not kept: pass image=.")
+        return pixels
+
+
+def _fitted(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    if array.shape == tuple(size):
+        return array
+    return upsample_labels(array, (size[0], size[1]))
+
+
+def smallest(labels: np.ndarray) -> np.ndarray:
+    """Labels, not negative, as the smallest unsigned type that holds them."""
+    labels = np.asarray(labels)
+    return labels.astype(np.min_scalar_type(int(labels.max(initial=0))), copy=False)
+
+
+def _count(objects: Sequence[Object]) -> str:
+    return "1 object" if len(objects) == 1 else f"{len(objects)} objects"
