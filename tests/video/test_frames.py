@@ -117,3 +117,23 @@ def test_a_video_never_replaces_its_source(tmp_path):
     (folder / "mine.txt").write_text("")
     with pytest.raises(InputError, match=r"holds other files, such as mine\.txt"):
         check_target(source, folder)
+
+
+def test_a_film_with_a_display_matrix_is_turned_upright(tmp_path):
+    pytest.importorskip("av")
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:, :32] = 255  # white on the left
+    path = tmp_path / "phone.mp4"
+    write_frames(path, [frame] * 3, 5)
+    content = bytearray(path.read_bytes())
+    # The matrix of the track header: turned clockwise by 90 degrees, as 16.16 and 2.30 numbers.
+    start = content.index(b"tkhd") + 4 + 40
+    matrix = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]
+    content[start : start + 36] = b"".join(
+        number.to_bytes(4, "big", signed=True) for number in matrix
+    )
+    path.write_bytes(content)
+    upright = next(iter(open_frames(path)))
+    assert upright.shape == (64, 48, 3)
+    assert upright[:28].mean() > 200  # white on top
+    assert upright[36:].mean() < 50

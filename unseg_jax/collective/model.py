@@ -13,29 +13,9 @@ No ground truth enters anywhere. Memory does not grow with the set: the evidence
 most `max_images` images chosen at random, whose features are held in half precision; shared
 passes read the images anew each time and hold one batch.
 
-Measured with `dinov2_vits14_focus` on the development images, mean IoU over full images, settings
-the same for all. The first row is the mean of two keys, at most .002 apart; the others leave one
-thing out and are of one key and another sample of patches (whole: .856, .669, .514, .329). No
-frame is found in the first two sets, so theirs are the same without it.
+Scores, and how they were measured, are in benchmarks/README.md.
 
-|                                   | horses | ISIC-2018 | Kvasir-SEG | CVC-ClinicDB |
-|-----------------------------------|--------|-----------|------------|--------------|
-| collective                        | .857   | .662      | .512       | .331         |
-| without frames                    | .856   | .669      | .379       | .151         |
-| without the normalised cut        | .856   | .667      | .507       | .289         |
-| without unlikeness to the border  | .852   | .661      | .406       | .317         |
-| without learning from own labels  | .850   | .638      | .510       | .335         |
-| without the guided filter         | .827   | .666      | .511       | .326         |
-| with 5 per-image epochs (NCut)    | .853   | .563      | .453       | .321         |
-
-Tried and left out, since they help on fewer than three of the sets: two blocks of the backbone,
-images of 518 pixels, colour, class-token attention, contrast with a patch's surroundings, and
-features centred by image.
-
-`confidence` is half the difference of the mean refined margin inside and outside of the mask. Its
-Spearman correlation with the IoU is .59, .66, .55 and .63 on these sets. The mean margin inside
-alone, on patches, has .27, .41, .67 and .67; the IoU of the masks at two thresholds, Otsu's ratio
-of variances and the expected IoU under a logistic of the margins fall below .5 on two sets or more.
+`confidence` is half the difference of the mean refined margin inside and outside of the mask.
 """
 
 from __future__ import annotations

@@ -191,13 +191,26 @@ def _open_film(path: Path) -> Frames:
     imageio = _imageio()
     with _decoding(path):
         rate = imageio.immeta(path, plugin="pyav").get("fps") or DEFAULT_RATE
+        turns = _quarter_turns(path)
 
     def decode() -> Iterator[np.ndarray]:
         with _decoding(path):
             for frame in imageio.imiter(path, plugin="pyav"):
-                yield load_image(frame)
+                yield load_image(np.ascontiguousarray(np.rot90(frame, turns)))
 
     return Frames(decode, float(rate))
+
+
+def _quarter_turns(path: Path) -> int:
+    """How often to turn a film's frames by 90 degrees, counter-clockwise, to have them upright.
+
+    Phones store films as the sensor lies, with a display matrix that says how they were held.
+    """
+    import av
+
+    with av.open(str(path)) as film:
+        first = next(film.decode(video=0), None)
+    return round((first.rotation if first is not None else 0) / 90)
 
 
 @contextlib.contextmanager
