@@ -73,8 +73,11 @@ def test_published_loop(golden, stem):
     np.testing.assert_allclose(result.first, values["s_first"], atol=1e-5)
     golden_gradients = part(values, "grad0.")
     assert result.gradients.keys() == golden_gradients.keys()
+    # The last bias's gradient is the difference of nearly equal sums: leaves below a fiftieth of the
+    # whole gradient are held to that fiftieth, as in tests/clustering/test_golden.py.
+    whole = np.sqrt(sum(np.sum(gradient**2) for gradient in golden_gradients.values()))
     for name, gradient in golden_gradients.items():
-        scale = np.abs(gradient).max()
+        scale = max(np.abs(gradient).max(), 0.02 * whole)
         np.testing.assert_allclose(result.gradients[name], gradient, atol=1e-4 * scale)
     if stem in STEADY:
         return
