@@ -42,8 +42,8 @@ def part(values, prefix):
     }
 
 
-# Chaotic after its 35th epoch: the published code itself, on another processor or with its edges in
-# another order, leaves its recorded losses by up to 3 %.
+# Chaotic after its 35th epoch: the published code itself, on another processor or with its edges
+# in another order, leaves its recorded losses by up to 3 %.
 STEADY = {"unseggnet_ncut_gcn_silu": 35}
 
 
@@ -73,8 +73,8 @@ def test_published_loop(golden, stem):
     np.testing.assert_allclose(result.first, values["s_first"], atol=1e-5)
     golden_gradients = part(values, "grad0.")
     assert result.gradients.keys() == golden_gradients.keys()
-    # The last bias's gradient is the difference of nearly equal sums: leaves below a fiftieth of the
-    # whole gradient are held to that fiftieth, as in tests/clustering/test_golden.py.
+    # The last bias's gradient is the difference of nearly equal sums: leaves below a fiftieth of
+    # the whole gradient are held to that fiftieth, as in tests/clustering/test_golden.py.
     whole = np.sqrt(sum(np.sum(gradient**2) for gradient in golden_gradients.values()))
     for name, gradient in golden_gradients.items():
         scale = max(np.abs(gradient).max(), 0.02 * whole)
