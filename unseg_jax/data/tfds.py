@@ -25,7 +25,6 @@ _KNOWN = {
         "pets are the trimap's values 1 (pet) and 3 (boundary, counted as foreground)",
     ),
 }
-_UNKNOWN = ("segmentation_mask", DEFAULT_RULE, "")
 
 
 @dataclasses.dataclass(frozen=True)
