@@ -229,8 +229,11 @@ def _without_paths(value: Any) -> Any:
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "../")):
-        return Path(value).name
+    if isinstance(value, str):
+        # "NAME:DIR" is a known data set in a folder.
+        name, colon, place = value.rpartition(":")
+        if place.startswith(("/", "~", "../")):
+            return f"{name}{colon}{Path(place).name}"
     return value
 
 
