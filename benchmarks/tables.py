@@ -39,6 +39,8 @@ from benchmarks import (
 )
 from unseg_jax.cli.tables import format_table, method_rows
 
+# A path of this machine, at the start of a text or of a word, also after "NAME:"; no URL.
+_PATH = re.compile(r"(?:^|(?<=[\s:]))(?:/|~/|\.\./)(?!/)[^\s:]+")
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -230,10 +232,7 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
     if isinstance(value, str):
-        # "NAME:DIR" is a known data set in a folder.
-        name, colon, place = value.rpartition(":")
-        if place.startswith(("/", "~", "../")):
-            return f"{name}{colon}{Path(place).name}"
+        return _PATH.sub(lambda match: Path(match[0]).name, value)
     return value
 
 

@@ -122,11 +122,14 @@ def test_a_table_without_a_result_says_how_to_make_it(tmp_path):
 
 def test_kept_summaries_name_no_folder_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
+    note = "{} holds 3 images; the whole is at https://example.org/a/b.html."
     config = {"data": "/home/me/horses", "layout": "ecssd:/home/me/ecssd", "tfds": "tfds:pets:test"}
+    config["note"] = note.format("/home/me/ecssd")
     (tmp_path / "summary.json").write_text(json.dumps({"config": config}))
     tables.keep_summary(tmp_path / "summary.json", "horses")
     kept = json.loads((tmp_path / "bench" / "horses.json").read_text())
-    assert kept == {"config": {"data": "horses", "layout": "ecssd:ecssd", "tfds": "tfds:pets:test"}}
+    expected = {"data": "horses", "layout": "ecssd:ecssd", "tfds": "tfds:pets:test"}
+    assert kept == {"config": {**expected, "note": note.format("ecssd")}}
 
 
 def test_committed_results_can_be_shown():
