@@ -177,12 +177,13 @@ def labels(context: Context) -> None:
             context.note(
                 "labels",
                 f"{method}, {kind} features",
-                {"cpu": _alike(ours, theirs), "seed": _alike(ours, other)},
+                {"cpu": alike(ours, theirs), "seed": alike(ours, other)},
             )
             context.clock.took(time.perf_counter() - start)
 
 
-def _alike(labels: np.ndarray, others: np.ndarray) -> float:
+def alike(labels: np.ndarray, others: np.ndarray) -> float:
+    """Mean share of nodes of a batch (B, N) that two clusterings label alike."""
     same = [_same_cut(a, b) for a, b in zip(labels, others, strict=True)]
     return round(float(np.mean(same)), 4)
 

@@ -181,7 +181,8 @@ class Cost:
         cycles: the compiler's estimate, where its text has one.
         kernels: instructions that do something, as launched one after the other.
         opcodes: how many instructions of each kind run.
-        collectives: how many exchanges between devices run, by kind.
+        collectives: how many exchanges between devices run, by kind and by the JAX operation
+            that they are for: "all-gather (eigh)".
         host_calls: names of what calls the host.
         loops: outermost loops, in order.
     """
@@ -349,7 +350,9 @@ def _add_instruction(
         return
     collective = kind.removesuffix("-start")
     if collective in _COLLECTIVES:
-        total.collectives[collective] += 1
+        named = re.search(r'op_name="([^"]*)"', one.attributes)
+        purpose = f" ({named[1].rpartition('/')[2]})" if named else ""
+        total.collectives[collective + purpose] += 1
     if kind in _HOST or (target and re.search(r"callback|host", target[1], re.IGNORECASE)):
         total.host_calls.append(target[1] if target else kind)
     total.kernels += 1

@@ -174,11 +174,14 @@ def runs(folder: Path, count: int) -> dict[str, Callable[[], dict[str, float]]]:
         "guided filter": {"refine": "guided"},
     }
     found: dict[str, Callable[[], dict[str, float]]] = {}
+    found["Segmenter.stream, mask PNG alone"] = lambda: _stream(folder, weights)
     for title, overrides in settings.items():
-        found[f"segment, {title}"] = lambda overrides=overrides: _segment(
+        found[f"unseg-jax segment, {title}"] = lambda overrides=overrides: _segment(
             folder, weights, overrides
         )
-        found[f"bench, {title}"] = lambda overrides=overrides: _bench(folder, weights, overrides)
+        found[f"bench with all scores, {title}"] = lambda overrides=overrides: _bench(
+            folder, weights, overrides
+        )
     return found
 
 
@@ -229,11 +232,10 @@ def _measured(images: int, function: Callable[[int], Any]) -> dict[str, float]:
     }
 
 
-def _segment(folder: Path, weights: Path, overrides: dict[str, Any]) -> dict[str, float]:
-    """`segment_files` behind `unseg-jax segment`, with what it writes by default."""
+@contextlib.contextmanager
+def _stand_in(weights: Path, overrides: dict[str, Any]):
+    """A `Segmenter` whose device answers at once."""
     from unseg_jax import Segmenter
-    from unseg_jax.data.folders import find_images
-    from unseg_jax.export.folder import segment_files
 
     segmenter = Segmenter("deepcut", backbone=weights, **overrides)
     grid, epochs = segmenter.grid, segmenter.method.epochs
@@ -242,14 +244,40 @@ def _segment(folder: Path, weights: Path, overrides: dict[str, Any]) -> dict[str
         return _answer(len(pixels), grid, epochs)
 
     with mock.patch.object(segmenter, "run", run):
-        images = find_images([folder / "set" / "images"])
-        with tempfile.TemporaryDirectory() as out:
+        yield segmenter
 
-            def once(count: int) -> None:
-                segment_files(segmenter, images[:count], Path(out) / str(count))
 
-            once(8)
-            return _measured(len(images), once)
+def _stream(folder: Path, weights: Path) -> dict[str, float]:
+    """Decoding, masks at the images' own sizes, and a PNG of each: nothing else."""
+    from unseg_jax.files import write_png
+
+    paths = sorted((folder / "set" / "images").iterdir())
+    with (
+        _stand_in(weights, {"refine": "none"}) as segmenter,
+        tempfile.TemporaryDirectory() as out,
+    ):
+
+        def once(count: int) -> None:
+            for found in segmenter.stream(paths[:count]):
+                write_png(Path(out) / f"{Path(found.id).stem}.png", found.mask)
+
+        once(8)
+        return _measured(len(paths), once)
+
+
+def _segment(folder: Path, weights: Path, overrides: dict[str, Any]) -> dict[str, float]:
+    """`segment_files` behind `unseg-jax segment`, with what it writes by default."""
+    from unseg_jax.data.folders import find_images
+    from unseg_jax.export.folder import segment_files
+
+    images = find_images([folder / "set" / "images"])
+    with _stand_in(weights, overrides) as segmenter, tempfile.TemporaryDirectory() as out:
+
+        def once(count: int) -> None:
+            segment_files(segmenter, images[:count], Path(out) / str(count))
+
+        once(8)
+        return _measured(len(images), once)
 
 
 def _bench(folder: Path, weights: Path, overrides: dict[str, Any]) -> dict[str, float]:

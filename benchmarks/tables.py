@@ -34,6 +34,7 @@ from benchmarks import (
     host,
     optimisation,
     scaling,
+    variants,
     versus_reference,
     vit,
 )
@@ -145,6 +146,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accelerator": accelerator.table,
     "compiled": compiled.table,
     "host": host.table,
+    "variants": variants.table,
 }
 
 

@@ -246,3 +246,12 @@ def test_paired_difference():
     assert metrics.paired_difference(first, first).p_value == 1
     with pytest.raises(ValueError, match="cannot pair 8 scores with 7"):
         metrics.paired_difference(first, second[1:])
+
+
+def test_nmi_and_ari_at_once_are_those_taken_apart():
+    generator = np.random.default_rng(3)
+    labels, truth = generator.integers(0, 4, (2, 20, 30))
+    mask = generator.random((20, 30)) < 0.8
+    for chosen in (None, mask):
+        apart = (metrics.nmi(labels, truth, chosen), metrics.ari(labels, truth, chosen))
+        assert metrics.nmi_and_ari(labels, truth, chosen) == apart

@@ -143,14 +143,15 @@ ENTRY %main (x: f32[256]) -> f32[256] {
   %x = f32[256]{0} parameter(0)
   %begun = f32[256]{0} all-reduce-start(%x), replica_groups={{0,1}}, to_apply=%sum
   %done = f32[256]{0} all-reduce-done(%begun)
+  %all = f32[256]{0} all-gather(%done), dimensions={0}, metadata={op_name="jit(f)/vmap()/eigh"}
   %space = f32[256]{0} custom-call(), custom_call_target="AllocateBuffer"
-  ROOT %called = f32[256]{0} custom-call(%done), custom_call_target="xla_ffi_python_cpu_callback"
+  ROOT %called = f32[256]{0} custom-call(%all), custom_call_target="xla_ffi_python_cpu_callback"
 }
 """
     cost = hlo.measure(hlo.parse(text))
-    assert cost.collectives == {"all-reduce": 1}
+    assert cost.collectives == {"all-reduce": 1, "all-gather (eigh)": 1}
     assert cost.host_calls == ["xla_ffi_python_cpu_callback"]
-    assert cost.kernels == 2
+    assert cost.kernels == 3
 
 
 def test_arrays_are_padded_to_their_tiles():

@@ -90,11 +90,15 @@ def _batches(
     waiting: collections.deque[tuple[Any, Future]] = collections.deque()
     largest = None
 
-    def fits(batch: list[Outcome]) -> bool:
-        """Whether a further item may be held; what is under way counts as the largest so far."""
+    def measured(item: Any) -> tuple[Any, int]:
+        value = prepare(item)
+        return value, nbytes(value)
+
+    def fits(known: list[int]) -> bool:
+        """Whether a further item may be held beside a batch of these sizes; what is under way
+        counts as the largest so far."""
         nonlocal largest
         sizes = [_size(future) for _, future in waiting]
-        known = [nbytes(outcome.value) for outcome in batch]
         largest = max((largest, *known, *sizes), key=lambda size: -1 if size is None else size)
         if largest is None:
             return False  # until the first is prepared, one batch is enough
@@ -102,14 +106,14 @@ def _batches(
         held = sum(known) + sum(size for size in sizes if size is not None)
         return held + under_way * largest <= max_bytes
 
-    def refill(batch: list[Outcome]) -> None:
+    def refill(known: list[int]) -> None:
         while len(waiting) < ahead * batch_size:
             # What the batch under way lacks is begun whatever its size.
-            needed = len(waiting) < batch_size - len(batch)
-            if not (needed or fits(batch)):
+            needed = len(waiting) < batch_size - len(known)
+            if not (needed or fits(known)):
                 return
             for item in itertools.islice(items, 1):
-                waiting.append((item, pool.submit(prepare, item)))
+                waiting.append((item, pool.submit(measured, item)))
                 break
             else:
                 return
@@ -118,9 +122,12 @@ def _batches(
         refill([])
         while waiting:
             batch: list[Outcome] = []
+            known: list[int] = []
             while waiting and len(batch) < batch_size:
-                batch.append(_outcome(*waiting.popleft()))
-                refill(batch)
+                item, future = waiting.popleft()
+                batch.append(_outcome(item, future))
+                known.append(_size(future) or 0)
+                refill(known)
             yield batch
             refill([])
     finally:
@@ -147,11 +154,11 @@ def _size(future: Future) -> int | None:
     """Bytes of what a thread has prepared; None while it is under way."""
     if not future.done() or future.cancelled():
         return None
-    return 0 if future.exception() else nbytes(future.result())
+    return 0 if future.exception() else future.result()[1]
 
 
 def _outcome(item: Any, future: Future) -> Outcome:
     try:
-        return Outcome(item, future.result())
+        return Outcome(item, future.result()[0])
     except Exception as error:
         return Outcome(item, error=error)

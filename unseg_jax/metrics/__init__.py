@@ -1,7 +1,7 @@
 """Scores of masks, boxes and partitions against the truth. NumPy, on the host."""
 
 from unseg_jax.metrics.overlap import box_iou, corloc, dice, iou, pixel_accuracy
-from unseg_jax.metrics.partitions import ari, nmi
+from unseg_jax.metrics.partitions import ari, nmi, nmi_and_ari
 from unseg_jax.metrics.saliency import e_measure, f_curve, mae, max_f, s_measure
 from unseg_jax.metrics.statistics import PairedDifference, bootstrap_interval, paired_difference
 
@@ -18,6 +18,7 @@ __all__ = [
     "mae",
     "max_f",
     "nmi",
+    "nmi_and_ari",
     "paired_difference",
     "pixel_accuracy",
     "s_measure",

@@ -46,7 +46,10 @@ def nmi(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
         labels, truth: integer labels of the same shape.
         mask: bool of that shape, False at pixels to leave out.
     """
-    counts = _contingency(labels, truth, mask)
+    return _nmi(_contingency(labels, truth, mask))
+
+
+def _nmi(counts: np.ndarray) -> float:
     if max(counts.shape) <= 1:
         return 1.0
     joint = counts / counts.sum()
@@ -70,7 +73,11 @@ def ari(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
         labels, truth: integer labels of the same shape.
         mask: bool of that shape, False at pixels to leave out.
     """
-    counts = _contingency(labels, truth, mask).astype(np.float64)
+    return _ari(_contingency(labels, truth, mask))
+
+
+def _ari(counts: np.ndarray) -> float:
+    counts = counts.astype(np.float64)
     pairs, ours, theirs = (
         float(np.sum(sizes * (sizes - 1) / 2)) for sizes in (counts, counts.sum(1), counts.sum(0))
     )
@@ -80,3 +87,20 @@ def ari(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
     if largest == expected:
         return 1.0
     return float((pairs - expected) / (largest - expected))
+
+
+def nmi_and_ari(
+    labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[float, float]:
+    """`nmi` and `ari` of the same labels, in little more than the time of one.
+
+    Args:
+        labels, truth: integer labels of the same shape.
+        mask: bool of that shape, False at pixels to leave out.
+
+    Example:
+        >>> nmi_and_ari(np.array([0, 0, 1, 1]), np.array([5, 5, 2, 2]))
+        (1.0, 1.0)
+    """
+    counts = _contingency(labels, truth, mask)
+    return _nmi(counts), _ari(counts)
