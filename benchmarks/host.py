@@ -179,8 +179,10 @@ def runs(folder: Path, count: int) -> dict[str, Callable[[], dict[str, float]]]:
         found[f"unseg-jax segment, {title}"] = lambda overrides=overrides: _segment(
             folder, weights, overrides
         )
-        found[f"bench with all scores, {title}"] = lambda overrides=overrides: _bench(
-            folder, weights, overrides
+        found[f"bench, {title}"] = lambda overrides=overrides: _bench(folder, weights, overrides)
+        # As from the thousand and first image on.
+        found[f"bench without thumbnails, {title}"] = lambda overrides=overrides: _bench(
+            folder, weights, overrides, thumbnails=0
         )
     return found
 
@@ -280,7 +282,7 @@ def _segment(folder: Path, weights: Path, overrides: dict[str, Any]) -> dict[str
         return _measured(len(images), once)
 
 
-def _bench(folder: Path, weights: Path, overrides: dict[str, Any]) -> dict[str, float]:
+def _bench(folder: Path, weights: Path, overrides: dict[str, Any], **more: Any) -> dict[str, float]:
     """The bench runner with every score, and with masks written."""
     from unseg_jax.bench import Settings, run
     from unseg_jax.bench.engine import Engine, Timed
@@ -302,6 +304,7 @@ def _bench(folder: Path, weights: Path, overrides: dict[str, Any]) -> dict[str, 
             limit=count,
             save_masks=True,
             overrides=overrides,
+            **more,
         )
         run(settings, quiet=True)
 

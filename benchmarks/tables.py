@@ -100,6 +100,9 @@ def render(name: str, results: Path = common.RESULTS) -> str:
     return f"{body}\n\n{provenance(result)}"
 
 
+_SHOWN = ("python", "jax", "libtpu", "jax-cuda12-pjrt")
+
+
 def provenance(result: dict[str, Any]) -> str:
     """Where, with what and how a result was measured."""
     machine, found = result["machine"], {}
@@ -108,7 +111,7 @@ def provenance(result: dict[str, Any]) -> str:
             if package in side:
                 found.setdefault(package, side[package])
     ours = result.get("versions", {}).get("jax side", {})
-    found |= {package: ours[package] for package in ("python", "jax") if package in ours}
+    found |= {package: ours[package] for package in _SHOWN if package in ours}
     listed = ", ".join(f"{package} {version}" for package, version in sorted(found.items()))
     processor = result.get("device")
     if processor in (None, "cpu"):
