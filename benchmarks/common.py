@@ -86,14 +86,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that was measured; ends in "+" where tracked files had been changed since."""
+    """The commit that was measured; ends in "+" where tracked files, other than results, had been
+    changed since."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        results = f":!{RESULTS.relative_to(ROOT).as_posix()}"
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", results)
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
