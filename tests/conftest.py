@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -30,6 +31,22 @@ def golden(shared):
             return {name: archive[name] for name in archive.files}
 
     return load
+
+
+MANY_MAPS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Drops compiled programs after a module that leaves the process with many memory maps.
+
+    XLA for CPU maps every compiled function. Linux allows a process 65,530 maps
+    (vm.max_map_count), and LLVM crashes at the next: the whole suite needs more than that.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
 
 
 def _tiny_vit(width: int = 48, patch: int = 8, blocks: int = 1) -> dict[str, np.ndarray]:
