@@ -210,9 +210,8 @@ def segment_paths(
         return 1 if plan.refused else 0
     check_writable(out)
     if plan.done and not quiet:
-        say(
-            f"{len(plan.done)} of {len(plan.images)} images are done already; --overwrite does them too"
-        )
+        counted = f"{len(plan.done)} of {len(plan.images)} images"
+        say(f"{counted} are done already; --overwrite does them too")
     segmenter = choice.load(images, quiet) if plan.todo else None
     return run_segmenter(segmenter, plan, as_json=as_json, quiet=quiet)
 
