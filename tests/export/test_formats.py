@@ -18,6 +18,7 @@ from unseg_jax.export.formats import (
     geojson,
     imagej,
     label_studio,
+    mask,
     npz,
     png,
     record_of,
@@ -285,6 +286,13 @@ def test_imagej_opens_every_object():
         drawn = polygon2mask(found.size, roi.coordinates()[:, ::-1] - 0.5)
         filled = ndimage.binary_fill_holes(whole(found, number))
         assert overlap(drawn, filled) > 0.95
+
+
+def test_the_mask_alone_is_that_of_png():
+    found = scene()
+    assert mask.encode(found) == {"_mask.png": png.encode(found)["_mask.png"]}
+    assert formats.check_formats(["mask", "png"]) == ("png",)
+    assert formats.suffixes_of(["mask"]) == ("_mask.png",)
 
 
 def test_imagej_says_what_it_needs(monkeypatch):

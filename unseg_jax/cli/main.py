@@ -81,7 +81,7 @@ def segment(
         typer.Option(
             "--format",
             "-f",
-            help="png (default), coco, geojson, yolo, tiff, npz, cutout, csv, imagej or "
+            help="png (default), mask, coco, geojson, yolo, tiff, npz, cutout, csv, imagej or "
             "label-studio; repeatable.",
         ),
     ] = None,

@@ -21,6 +21,7 @@ from unseg_jax.export.formats import (
     geojson,
     imagej,
     label_studio,
+    mask,
     npz,
     png,
     table,
@@ -34,6 +35,7 @@ __all__ = ["FORMATS", "Record", "check_formats", "record_of", "save"]
 
 FORMATS: dict[str, Any] = {
     "png": png,
+    "mask": mask,
     "coco": coco,
     "geojson": geojson,
     "yolo": yolo,
@@ -58,7 +60,9 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(f"there is no format '{name}'; {nearest(name, FORMATS)}")
         if hasattr(FORMATS[name], "check"):
             FORMATS[name].check()
-    return tuple(name for name in FORMATS if name in names)
+    # The three pictures of "png" have the mask among them.
+    given = set(names) - ({"mask"} if "png" in names else set())
+    return tuple(name for name in FORMATS if name in given)
 
 
 def encode_image(found: Any, formats: Sequence[str]) -> dict[str, bytes]:
