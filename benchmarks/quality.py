@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import bootstrap, spearmanr
 
-from benchmarks.common import RESULTS, machine
+from benchmarks import common
 from unseg_jax.collective import evidence
 from unseg_jax.data import open_dataset
 from unseg_jax.data.images import load_image, resize_image
@@ -440,6 +439,8 @@ def choose(bench: Bench, names: list[str], rounds: int = 3) -> tuple[list[str], 
             if not any(key in VARIANTS[old] for old in taken for key in change):
                 changed = dataclasses.replace(chosen, **change)
                 gains[label] = bench.mean(names, changed, SEEDS[:1])
+        if not gains:
+            break
         label = max(gains, key=gains.get)
         if gains[label] < best + 0.002:  # less is noise
             break
@@ -505,19 +506,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--cache", type=Path, default=Path("quality-cache"), help="of features")
-    parser.add_argument("--out", type=Path, default=RESULTS / "quality.json")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     start = time.perf_counter()
     sets = {name: read_set(name, arguments.data, arguments.cache) for name in SOURCES}
     result = measure(Bench(sets), lambda line: print(line, flush=True))
     result |= {
+        "versions": {"jax side": common.versions()},
         "images": {name: len(one.fine) for name, one in sets.items()},
         "seeds": list(SEEDS),
-        "machine": machine(),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {arguments.out}")
+    common.write_result("quality", result, arguments.out)
+    print(table(result))
+
+
+# ---------------------------------------------------------------- table
+
+
+def table(result: dict) -> str:
+    """What each choice is worth, what is chosen without a set, and how scores grow with the set."""
+    names = list(result["images"])
+    default = {name: one["miou"] for name, one in result["default"].items()}
+
+    def mean(scores) -> float:
+        return float(np.mean(list(scores)))
+
+    def gains(scores: dict) -> list[str]:
+        found = [scores[name]["miou"] - default[name] for name in names]
+        return [f"{100 * gain:+.1f}" for gain in (mean(found), *found)]
+
+    shown = {name: f"{100 * default[name]:.1f}" for name in names}
+    lines = [["**as it is**", f"{100 * mean(default.values()):.1f}", *shown.values()]]
+    order = sorted(
+        result["variants"].items(),
+        key=lambda item: -mean(one["miou"] for one in item[1].values()),
+    )
+    lines += [[label, *gains(scores)] for label, scores in order]
+    choices = common.table(["mIoU, and what a change adds", "mean", *names], lines)
+    rows = []
+    for title, pick in (
+        ("supervised probe, 60 labelled images", lambda name: result["probe"][name]["miou"]),
+        ("as it is", default.get),
+        ("chosen on the other four sets", lambda name: result["left_out"][name]["miou"]),
+    ):
+        scores = [pick(name) for name in names]
+        rows.append([title, *(f"{100 * score:.1f}" for score in (mean(scores), *scores))])
+    spans = [result["default"][name]["interval"] for name in names]
+    rows.append(["95 % of as it is", "", *(f"{100 * a:.1f}–{100 * b:.1f}" for a, b in spans)])
+    ranks = [result["default"][name]["confidence"] for name in names]
+    rows.append(["confidence ρ of as it is", *(f"{rank:.2f}" for rank in (mean(ranks), *ranks))])
+    left = common.table(["mIoU", "mean", *names], rows)
+    taken = "; ".join(
+        f"without {name}: {', '.join(one['changes']) or 'nothing'}"
+        for name, one in result["left_out"].items()
+    )
+    sizes = [[f"{count} images", *gains(scores)] for count, scores in result["sizes"].items()]
+    grown = common.table(["fitted on", "mean", *names], sizes)
+    return "\n\n".join([left, f"Changes that are chosen {taken}.", choices, grown])
 
 
 if __name__ == "__main__":

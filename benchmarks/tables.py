@@ -33,6 +33,7 @@ from benchmarks import (
     compiled,
     host,
     optimisation,
+    quality,
     scaling,
     variants,
     versus_reference,
@@ -150,6 +151,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "compiled": compiled.table,
     "host": host.table,
     "variants": variants.table,
+    "quality": quality.table,
 }
 
 
