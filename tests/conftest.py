@@ -1,8 +1,10 @@
 """Shared fixtures: where the golden values and the small data sets lie, and the real backbone."""
 
 import os
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -30,6 +32,72 @@ def golden(shared):
             return {name: archive[name] for name in archive.files}
 
     return load
+
+
+_CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
+_CHROMIUM_OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of Playwright's; skips where none is installed."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    found = next((path for name in _CHROMIUMS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=_CHROMIUM_OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_file(browser):
+    """Opens an HTML file; a script error, or a request over a network, fails the test."""
+    contexts, errors, requests = [], [], []
+
+    def open_one(path: Path, width=1280, height=900, scheme="light", **options):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, **options
+        )
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert not errors
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+MANY_MAPS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Drops compiled programs after a module that leaves the process with many memory maps.
+
+    XLA for CPU maps every compiled function. Linux allows a process 65,530 maps
+    (vm.max_map_count), and LLVM crashes at the next: the whole suite needs more than that.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
 
 
 def _tiny_vit(width: int = 48, patch: int = 8, blocks: int = 1) -> dict[str, np.ndarray]:

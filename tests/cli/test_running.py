@@ -52,6 +52,16 @@ def test_patterns_are_expanded_and_mistyped_paths_refused_at_once(photos, tmp_pa
     assert not out.exists()
 
 
+def test_only_takes_what_a_report_kept(photos, tmp_path, capsys):
+    kept = tmp_path / "keep.csv"
+    kept.write_text("name,file,decision\r\n0,0.png,reject\r\n2,2.png,keep\r\n")
+    arguments = ["--out", tmp_path / "out", "--backbone", tmp_path / "never_read.npz", "--dry-run"]
+    code, printed, said = segment(capsys, photos, *arguments, "--only", kept)
+    assert code == 0, said
+    assert "2_mask.png" in printed
+    assert "0_mask.png" not in printed
+
+
 def test_lines_of_json_and_going_on(photos, tiny_weights, tmp_path, capsys):
     arguments = [photos, "--out", tmp_path, "--backbone", tiny_weights, *FAST, "--print", "json"]
     code, printed, said = segment(capsys, *arguments)

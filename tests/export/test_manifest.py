@@ -104,6 +104,19 @@ def test_other_settings_are_refused_with_what_differs(photos, tmp_path):
     assert run(photos, out, {**SETTINGS, "epochs": 20})[0] == []
 
 
+def test_only_what_was_kept_is_done(photos, tmp_path):
+    out = tmp_path / "out"
+    run(photos, out)
+    images = find_images([photos], out=out)
+    plan = plan_run(images, out, OUTPUT, SETTINGS, only={"0", "2"})
+    assert [image.name for image in plan.images] == ["0", "2"]
+    assert plan.todo == []
+    segment_files(None, images, out, plan=plan)
+    assert {path.stem[0] for path in out.glob("*_mask.png")} == {"0", "2"}
+    with pytest.raises(InputError, match="'7' is to be kept but is none of the 4 images"):
+        plan_run(images, out, OUTPUT, SETTINGS, only={"0", "7"})
+
+
 def test_another_set_is_fitted_and_done_again(photos, tmp_path):
     out = tmp_path / "out"
     run(photos, out, {**SETTINGS, "images fitted on": "a"})

@@ -98,6 +98,10 @@ def segment(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do images again that an earlier run has done.")
     ] = False,
+    only: Annotated[
+        Path | None,
+        typer.Option("--only", help="CSV from the report: do the images that it keeps."),
+    ] = None,
     recursive: RecursiveOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be read and written.")
@@ -184,6 +188,7 @@ def segment(
             dry_run=dry_run,
             as_json=show == "json",
             quiet=quiet,
+            only=only,
         )
     )
 

@@ -172,6 +172,7 @@ def segment_paths(
     dry_run: bool = False,
     as_json: bool = False,
     quiet: bool = False,
+    only: Path | None = None,
 ) -> int:
     """Segments images and folders into a folder.
 
@@ -185,12 +186,15 @@ def segment_paths(
         dry_run: only say what would be done.
         as_json: print one line of JSON per image.
         quiet: no progress bar and no summary.
+        only: CSV from the report; the images that it keeps are done, with a model that is still
+            fitted on all of them.
 
     Returns:
         0 if all went well, 1 if some image failed, 130 if the user stopped it.
     """
     from unseg_jax.data.folders import find_images
     from unseg_jax.export.folder import plan_run
+    from unseg_jax.export.results import read_decisions
     from unseg_jax.files import check_writable
 
     # Everything that can be wrong is looked at before the weights are loaded.
@@ -199,13 +203,15 @@ def segment_paths(
         say(message)
     choice = choice.settled(len(images), quiet)
     settings = choice.settings(images)
-    plan = plan_run(images, out, output, settings, overwrite=overwrite)
+    kept = None if only is None else read_decisions(only)
+    plan = plan_run(images, out, output, settings, overwrite=overwrite, only=kept)
     if dry_run:
         _print_plan(plan, choice)
         return 1 if plan.refused else 0
     check_writable(out)
     if plan.done and not quiet:
-        say(f"{len(plan.done)} of {len(images)} images are done already; --overwrite does them too")
+        counted = f"{len(plan.done)} of {len(plan.images)} images"
+        say(f"{counted} are done already; --overwrite does them too")
     segmenter = choice.load(images, quiet) if plan.todo else None
     return run_segmenter(segmenter, plan, as_json=as_json, quiet=quiet)
 

@@ -9,7 +9,7 @@ import errno
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.folders import ImageFile
+from unseg_jax.data.folders import FoundImages, ImageFile
 from unseg_jax.data.images import read_image
 from unseg_jax.data.writer import Writer
-from unseg_jax.errors import ImageError, InputError, WriteError
+from unseg_jax.errors import ImageError, InputError, WriteError, printable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
     check_formats,
@@ -91,6 +91,7 @@ class Plan:
         done: names of images that an earlier run has done.
         refused: name → sentence, of images whose files are not ours to replace.
         manifest: of the folder.
+        left_out: what the search for images did not take, a sentence each.
     """
 
     out: Path
@@ -101,6 +102,7 @@ class Plan:
     done: frozenset[str]
     refused: dict[str, str]
     manifest: Manifest
+    left_out: tuple[str, ...] = ()
 
     @property
     def todo(self) -> list[ImageFile]:
@@ -123,6 +125,7 @@ def plan_run(
     settings: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
+    only: Collection[str] | None = None,
 ) -> Plan:
     """Looks at the folder: what is done already, and what may be written. Nothing is changed.
 
@@ -132,13 +135,17 @@ def plan_run(
         output: what is written.
         settings: plain values that decide what the results are; another run's are refused.
         overwrite: do everything again, also with other settings.
+        only: names of the images to take, as the report calls them; None takes all.
 
     Raises:
-        InputError: the folder holds results with other settings, or a file of the run's own
-            names that unseg-jax did not write.
+        InputError: the folder holds results with other settings, a file of the run's own names
+            that unseg-jax did not write, or `only` has a name that no image has.
     """
     out, output = Path(out), output or Output()
-    files, images = _relative(images, output.recursive)
+    left_out = images.left_out if isinstance(images, FoundImages) else ()
+    files, named = _relative(images, output.recursive)
+    if only is not None:
+        files, named = _keep_only(files, named, only)
     manifest = Manifest(out)
     wanted = {**(settings or {}), **dataclasses.asdict(output)}
     wanted.pop("report")
@@ -152,10 +159,10 @@ def plan_run(
     for name in (*files_of(output.formats), *([REPORT] if output.report else [])):
         if not manifest.is_free(name):
             raise InputError(_foreign(out / name))
-    plan = Plan(out, images, files, output, wanted, frozenset(), {}, manifest)
+    plan = Plan(out, named, files, output, wanted, frozenset(), {}, manifest, left_out)
     done: set[str] = set()
     refused: dict[str, str] = {}
-    for image in images:
+    for image in named:
         names = plan.names_of(image)
         blocked = [name for name in names if not manifest.is_free(name)]
         if not changed and not overwrite and manifest.is_done(image.name, image.path, names):
@@ -163,6 +170,19 @@ def plan_run(
         elif blocked:
             refused[image.name] = f"{image.path} was left out: {_foreign(out / blocked[0])}"
     return dataclasses.replace(plan, done=frozenset(done), refused=refused)
+
+
+def _keep_only(
+    files: Sequence[str], images: Sequence[ImageFile], only: Collection[str]
+) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+    missing = set(only).difference(image.name for image in images)
+    if missing:
+        raise InputError(
+            f"'{printable(min(missing))}' is to be kept but is none of the {len(images)} images: "
+            "give the folders and options that the report was made with."
+        )
+    kept = [pair for pair in zip(files, images, strict=True) if pair[1].name in only]
+    return tuple(file for file, _ in kept), tuple(image for _, image in kept)
 
 
 def _foreign(path: Path) -> str:
@@ -261,7 +281,7 @@ def segment_files(
                 settle(_WAITING_BYTES)
             settle(0)
         seconds = max(0.0, time.perf_counter() - start - clock.seconds)
-        run = Run(tuple(entries), seconds, clock.seconds)
+        run = Run(tuple(entries), seconds, clock.seconds, plan.left_out)
         records = [entry.record for entry in run.done if entry.record is not None]
         for name, content in encode_run(records, output.formats).items():
             write_bytes(plan.out / name, content)

@@ -118,11 +118,13 @@ class Run:
         entries: one an image, in order.
         seconds: from the first image to the last file, without compilation.
         compile_seconds: what tracing and compiling took, or reading compiled programs back.
+        left_out: what the search for images did not take, a sentence each.
     """
 
     entries: tuple[Entry, ...]
     seconds: float
     compile_seconds: float
+    left_out: tuple[str, ...] = ()
 
     @property
     def done(self) -> list[Entry]:

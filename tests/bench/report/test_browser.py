@@ -1,26 +1,12 @@
 """The report in a real browser: sorting, the gallery, keys, both themes, a phone."""
 
-import shutil
+import functools
 
 import numpy as np
 import pytest
 
 from unseg_jax.bench.report import write_report
 
-sync_api = pytest.importorskip("playwright.sync_api")
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 COUNT = 1000
 IDS = [f"photo-{index:04d}" for index in range(COUNT)]
 METHODS = ("deepcut", "vit-kmeans", "ncut-gcn")
@@ -43,37 +29,9 @@ def report(tmp_path_factory, make_folder, ious):
     return write_report(make_folder(folder, IDS, ious, epochs=5, failed=failed))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_page(browser, report):
-    """Opens the report; any script error or request but for the file itself fails the test."""
-    contexts, errors, requests = [], [], []
-
-    def open_report(width=1280, height=900, scheme="light"):
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme
-        )
-        context.set_default_timeout(20_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(report.as_uri())
-        return page
-
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert not errors
-    assert all(url.startswith(("file:", "data:")) for url in requests)
+def open_page(open_file, report):
+    return functools.partial(open_file, report)
 
 
 def card_ids(page):

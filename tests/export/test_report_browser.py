@@ -1,0 +1,153 @@
+"""The report of `unseg-jax segment` in a real browser: sorting, keep or reject, a phone."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unseg_jax.data.folders import ImageFile
+from unseg_jax.errors import InputError
+from unseg_jax.export.folder import Output
+from unseg_jax.export.report import render_report
+from unseg_jax.export.results import read_decisions
+from unseg_jax.export.run import Entry, Record, Run
+
+HOSTILE = '<img src=x onerror=alert(1)>",\n.png'
+# name, coverage, confidence, objects
+IMAGES = (
+    ("b", 0.20, 0.80, 2),
+    (HOSTILE, 0.95, 0.70, 1),
+    ("a", 0.30, 0.10, 1),
+    ("c", 0.00, 0.00, 0),
+    ("d", 0.10, 0.90, 3),
+)
+
+
+def _picture(value):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((240, 320, 3), value, np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    one = {"box": [0, 0, 2, 2], "area": 4, "score": 0.5, "label": 1, "counts": "04"}
+    entries = []
+    for name, coverage, confidence, count in IMAGES:
+        notes = ("it was stretched to 8 bits.",) if name == "b" else ()
+        record = Record(
+            name, name, (240, 320), coverage, confidence, 1, (one,) * count, notes=notes
+        )
+        pictures = {"photograph": _picture(40), "overlay": _picture(200)}
+        entries.append(Entry(ImageFile(folder / "x.png", name), record, pictures=pictures))
+    entries.append(Entry(ImageFile(folder / "bad.png", "bad"), error="bad.png is empty: drop it."))
+    run = Run(tuple(entries), 1.0, 0.0, ("2 files in photos left out by suffix: 2 .dcm.",))
+    path = folder / "report.html"
+    path.write_text(render_report(run, None, Output()), encoding="utf-8")
+    return path
+
+
+def shown(page):
+    return page.eval_on_selector_all(
+        ".card:not([hidden])", "cards => cards.map(card => card.dataset.name)"
+    )
+
+
+def test_it_says_what_was_left_out_changed_and_failed(open_file, report):
+    page = open_file(report)
+    assert page.title() == "5 images, 7 objects, 3 to check, 1 failed"
+    page.click("#left-out summary")
+    assert page.locator("#left-out li").inner_text().startswith("2 files in photos left out")
+    page.click("#changed summary")
+    assert page.locator("#changed li").inner_text() == "b: it was stretched to 8 bits."
+    page.click("#failed summary")
+    assert "bad.png is empty: drop it." in page.locator("#failed table").inner_text()
+    assert page.locator("img").count() == 2 * len(IMAGES)  # none that a name brought in
+
+
+def test_sorting_and_filtering(open_file, report):
+    page = open_file(report)
+    assert shown(page) == [HOSTILE, "a", "c", "b", "d"]  # to check first
+    for order, expected in {
+        "confidence": ["c", "a", HOSTILE, "b", "d"],
+        "coverage": [HOSTILE, "a", "b", "d", "c"],
+        "objects": ["d", "b", HOSTILE, "a", "c"],
+    }.items():
+        page.select_option("#sort", order)
+        assert shown(page) == expected
+    page.select_option("#filter", "check")
+    assert set(shown(page)) == {HOSTILE, "a", "c"}
+
+
+def test_decisions_by_keyboard_are_exported_and_read_back(open_file, report, tmp_path):
+    page = open_file(report, accept_downloads=True)
+    for key in ("j", "y", "n", "y"):  # from one card to the next
+        page.keyboard.press(key)
+    page.locator(".card").nth(4).locator("text=Reject").click()
+    assert page.locator("#tally").inner_text() == "5 shown, 2 kept, 2 rejected"
+    page.keyboard.press("k")
+    page.keyboard.press("u")
+    with page.expect_download() as download:
+        page.click("#export")
+    path = tmp_path / "keep.csv"
+    download.value.save_as(path)
+    kept = read_decisions(path)
+    assert HOSTILE in kept
+    assert kept <= {HOSTILE, "c"}
+    page.select_option("#filter", "keep")
+    assert set(shown(page)) == kept
+    page.reload()  # decisions outlive the page
+    page.select_option("#filter", "keep")
+    assert set(shown(page)) == kept
+
+
+def test_holding_shows_the_photograph(open_file, report):
+    page = open_file(report)
+    level = """() => {
+      const image = document.querySelector('.card .overlay img');
+      const canvas = document.createElement('canvas');
+      canvas.width = canvas.height = 1;
+      canvas.getContext('2d').drawImage(image, 0, 0);
+      return image.complete ? canvas.getContext('2d').getImageData(0, 0, 1, 1).data[0] : 0;
+    }"""
+    page.wait_for_function(f"({level})() > 190")
+    page.locator(".card .overlay img").first.hover()
+    page.mouse.down()
+    page.wait_for_function(f"(({level})() < 50) && (({level})() > 30)")
+    page.wait_for_timeout(300)  # a shorter press is a click, which opens the file
+    page.mouse.up()
+    page.wait_for_function(f"({level})() > 190")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light")])
+def test_the_first_picture_is_near_the_top_and_nothing_overflows(open_file, report, width, scheme):
+    page = open_file(report, width, scheme=scheme)
+    box = page.locator(".card img").first.bounding_box()
+    assert box["y"] < 400
+    assert box["width"] >= (320 if width == 400 else 280)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_without_scripts_everything_is_shown(open_file, report):
+    page = open_file(report, java_script_enabled=False)
+    assert page.locator(".card").count() == len(IMAGES)
+    assert not page.locator("#bar").is_visible()
+    assert not page.locator("text=Reject").first.is_visible()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "no columns name and decision"),
+        ("name,file,decision\nx,x,reject\n", "keeps no image"),
+        ("", "keeps no image"),
+        ("\xff", "cannot be read"),
+    ],
+)
+def test_a_file_without_decisions_is_refused(tmp_path, text, message):
+    path = tmp_path / "keep.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message):
+        read_decisions(path)
