@@ -16,7 +16,7 @@ DEMO ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 LIBTPU := 'libtpu>=0.0.52'
-TEST_EXTRAS := onnx,tfds,cluster,video,notebooks,docs,test
+TEST_EXTRAS := onnx,tfds,cluster,video,notebooks,docs,app,test
 
 help:
 	@sed -n 's/^# //p' Makefile

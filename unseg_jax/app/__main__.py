@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import socket
 import sys
@@ -63,12 +62,14 @@ def serve(
     It loads nothing from elsewhere, sends nothing anywhere, and keeps nothing: what was dropped
     is deleted when the page is closed.
     """  # fmt: skip
-    for package in ("starlette", "uvicorn"):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"the page needs the package {package}; pip install 'unseg_jax[app]'")
-    import uvicorn
+    try:
+        import uvicorn
 
-    from unseg_jax.app.server import make_app
+        from unseg_jax.app.server import make_app
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the page needs the package {error.name}; pip install 'unseg_jax[app]'"
+        ) from None
     from unseg_jax.cache import enable_compilation_cache
 
     backbones = _named(weights or ())
@@ -125,12 +126,16 @@ def _bind(host: str, port: int) -> socket.socket:
         InputError: the port is taken, or the address is none of this machine's.
     """
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, number, _, address = found[0]
         bound = socket.socket(family, kind, number)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen()  # who asks before the server is up waits for it
+        except OSError:
+            bound.close()
+            raise
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(

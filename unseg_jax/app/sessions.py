@@ -10,12 +10,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from unseg_jax.data.folders import safe_name
-
-if TYPE_CHECKING:
-    from unseg_jax.app.work import Job
 
 # What some file system or other does not take in a name.
 _REFUSED = re.compile(r'[<>:"|?*]')
@@ -74,7 +71,7 @@ class Session:
         id: a secret; who knows it sees the pictures.
         folder: holds everything of the session.
         uploads: number → file.
-        job: the last run; None before the first.
+        job: the last run, a `Job` of the worker; None before the first.
         seen: when the page last asked, in seconds of `time.monotonic`.
         closed: whether nothing may be written any more.
     """
@@ -83,7 +80,7 @@ class Session:
         self.id = secrets.token_urlsafe(16)
         self.folder = folder / self.id
         self.uploads: dict[int, Upload] = {}
-        self.job: Job | None = None
+        self.job: Any = None
         self.seen = time.monotonic()
         self.closed = False
         self._count = 0

@@ -45,7 +45,7 @@ class Settings:
     backbone: str = "auto"
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """The user stopped the run, or left."""
 
 
@@ -112,10 +112,10 @@ class Job:
         """Tells how far the run is.
 
         Raises:
-            _Stopped: nobody waits for it any more.
+            Stopped: nobody waits for it any more.
         """
         if self._stopped:
-            raise _Stopped
+            raise Stopped
         self.phase, self.done, self.total = phase, done, total
 
     def sentence(self, error: Exception) -> str:
@@ -142,7 +142,7 @@ class Worker:
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="unseg-jax-serve", daemon=True)
         # Programs are compiled once for all users of a method.
-        self._segmenter = functools.lru_cache(maxsize=8)(self._make_segmenter)
+        self.segmenter = functools.lru_cache(maxsize=8)(self._make_segmenter)
         self._backbone = functools.lru_cache(maxsize=2)(self._load_backbone)
 
     def start(self) -> None:
@@ -213,7 +213,7 @@ class Worker:
     def _do(self, job: Job) -> None:
         try:
             self._segment(job)
-        except _Stopped:
+        except Stopped:
             job.finish("stopped")
         except Exception as error:
             job.finish("failed", job.sentence(error))
@@ -252,13 +252,13 @@ class Worker:
                 "kind are fitted together."
             )
             job.method = "collective"
-            return self._segmenter("", None, settings.backbone)
+            return self.segmenter("", None, settings.backbone)
         elif method == "auto":
             method = "collective"
         job.method = method
         resolved = resolve(method, num_clusters=clusters)
         if not resolved.learns_from_set:
-            return self._segmenter(method, clusters, settings.backbone)
+            return self.segmenter(method, clusters, settings.backbone)
         from unseg_jax.collective.fitting import fit
 
         model = fit(
