@@ -13,6 +13,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?=
 DEMO ?= demo
+# Processes of the suite: each compiles for itself and takes up to 4 GB.
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 LIBTPU := 'libtpu>=0.0.52'
@@ -65,7 +67,7 @@ picture:
 
 test:
 	@$(call environment,test,$(TEST_EXTRAS))
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 lint:
 	@$(call environment,test,$(TEST_EXTRAS))

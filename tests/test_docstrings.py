@@ -2,25 +2,55 @@
 
 import doctest
 import importlib
+import tempfile
 
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import unseg_jax as us
+
 MODULES = [
+    "api",
+    "backbones.callables",
     "clustering.graphs",
     "clustering.layers",
     "clustering.loop",
     "clustering.losses",
+    "collective.fitting",
+    "collective.model",
     "methods",
     "metrics.overlap",
     "metrics.partitions",
     "metrics.saliency",
     "parallel",
+    "metrics.statistics",
+    "segmentation",
     "segmenter",
+    "serving",
 ]
 
 
+def mean_colours(pixels):
+    b, h, w, c = pixels.shape
+    return pixels.reshape(b, h // 8, 8, w // 8, 8, c).mean((2, 4)).reshape(b, -1, c)
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What examples may use without saying where it is from."""
+    photograph = np.random.default_rng(0).integers(0, 40, (48, 64, 3)).astype(np.uint8)
+    photograph[12:36, 16:48] += 200
+    backbone = us.from_callable(mean_colours, patch=8)
+    modules = {"np": np, "jax": jax, "jnp": jnp, "us": us, "tempfile": tempfile}
+    return modules | {"photograph": photograph, "backbone": backbone}
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_hold(name):
-    failed, attempted = doctest.testmod(importlib.import_module(f"unseg_jax.{name}"))
+def test_examples_hold(name, names):
+    module = importlib.import_module(f"unseg_jax.{name}")
+    failed, attempted = doctest.testmod(module, extraglobs=names)
     assert attempted > 0
     assert failed == 0

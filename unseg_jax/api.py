@@ -43,6 +43,11 @@ def Segmenter(
 
     Raises:
         ValueError: an unknown method, backbone or field, or a value out of range.
+
+    Example:
+        >>> segmenter = Segmenter("vit-kmeans", backbone=backbone, image_size=32)
+        >>> [found.mask.shape for found in segmenter([photograph, photograph[:40]])]
+        [(48, 64), (40, 64)]
     """
     options: dict[str, Any] = {
         "backbone": backbone,
@@ -76,6 +81,11 @@ def segment(
     Raises:
         ImageError: the first image that cannot be read or segmented.
         ValueError: see `Segmenter`.
+
+    Example:
+        >>> found = segment(photograph, "vit-kmeans", backbone=backbone, image_size=32)[0]
+        >>> found.mask.shape, found.mask.dtype, len(found.objects)
+        ((48, 64), dtype('bool'), 1)
     """
     if method != "auto" and (resolved := resolve(method)).learns_from_set:
         from unseg_jax.collective.fitting import fit

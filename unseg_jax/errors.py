@@ -59,6 +59,19 @@ def printable(text: str) -> str:
     )
 
 
+def readable(id: str) -> str:
+    """An id as text: bytes of a file name that are not UTF-8 are written as \\xNN.
+
+    >>> readable("caf\\udce9")
+    'caf\\\\xe9'
+    """
+    try:
+        id.encode()
+    except UnicodeEncodeError:
+        return id.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return id
+
+
 class WeightsError(ValueError):
     """Weights that cannot be had, read, or fitted to a backbone."""
 

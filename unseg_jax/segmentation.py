@@ -51,6 +51,13 @@ class Segmentation:
         evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
             (above 0) or the background; None where the method has no soft result.
         min_area: share of the image below which a piece is no object.
+
+    Example:
+        >>> mask = np.zeros((6, 8), bool)
+        >>> mask[1:3, 1:4] = mask[4:6, 6:8] = True
+        >>> found = Segmentation.of(mask, mask, confidence=0.5)
+        >>> found.coverage, found.box, [item.area for item in found.objects]
+        (0.20833333333333334, (1, 1, 4, 3), [6, 4])
     """
 
     small_mask: np.ndarray

@@ -526,6 +526,11 @@ def make_segment_fn(
     Raises:
         ValueError: an unknown method, backbone, field or `map`, a method without patches, or one
             that is fitted on a set.
+
+    Example:
+        >>> fn, params = make_segment_fn("vit-kmeans", backbone, image_size=32)
+        >>> fn(params, np.stack([photograph[:32, :32]] * 2)).shape
+        (2, 4, 4)
     """
     check_map(map, ("vmap", "loop"))
     key_from_seed(seed)

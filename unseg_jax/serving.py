@@ -54,6 +54,15 @@ def export_segment_fn(
     Raises:
         ValueError: what `make_segment_fn` raises, a batch size below 1, or an unknown platform.
         WriteError: the file cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/kmeans.jax"
+        ...     export_segment_fn(path, "vit-kmeans", backbone, image_size=32, platforms=["cpu"])
+        ...     with open(path, "rb") as file:
+        ...         program = jax.export.deserialize(bytearray(file.read()))
+        >>> program.in_avals[0].shape, program.out_avals[0].shape
+        ((8, 32, 32, 3), (8, 4, 4))
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")

@@ -112,11 +112,17 @@ def test_a_video_never_replaces_its_source(tmp_path):
         with pytest.raises(InputError, match="is the source itself"):
             check_target(path, target)
     check_target(source, tmp_path / "new.gif")
-    check_target(iter(clip()), folder)
+    check_target(iter(clip()), folder, overwrite=True)
     check_target(folder, tmp_path / "new")
+    mine = tmp_path / "mine.gif"
+    mine.write_bytes(b"of the user's")
+    for target in (mine, folder):
+        with pytest.raises(InputError, match=r"is there already: .*--overwrite"):
+            check_target(source, target)
+    check_target(source, mine, overwrite=True)
     (folder / "mine.txt").write_text("")
     with pytest.raises(InputError, match=r"holds other files, such as mine\.txt"):
-        check_target(source, folder)
+        check_target(source, folder, overwrite=True)
 
 
 def test_a_film_with_a_display_matrix_is_turned_upright(tmp_path):

@@ -1,4 +1,4 @@
-"""Ids of images as file names, and as text that every terminal and file can hold."""
+"""Ids of images as file names."""
 
 import hashlib
 import unicodedata
@@ -29,16 +29,3 @@ def file_stem(id: str) -> str:
 
 def _is_unsafe(character: str) -> bool:
     return character in _FORBIDDEN or unicodedata.category(character) in ("Cc", "Cs")
-
-
-def readable(id: str) -> str:
-    """An id as text: bytes of a file name that are not UTF-8 are written as \\xNN.
-
-    >>> readable("caf\\udce9")
-    'caf\\\\xe9'
-    """
-    try:
-        id.encode()
-    except UnicodeEncodeError:
-        return id.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return id

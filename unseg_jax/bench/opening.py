@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from unseg_jax.bench.names import readable
 from unseg_jax.data import Dataset, Item, open_dataset
 from unseg_jax.data.truths import Value
-from unseg_jax.errors import BenchError
+from unseg_jax.errors import BenchError, readable
 
 
 def open_data(

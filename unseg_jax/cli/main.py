@@ -273,6 +273,9 @@ def video(
     compare: Annotated[
         bool, typer.Option(help="Also segment each frame on its own and compare the flicker.")
     ] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the film, or the frames, that are there.")
+    ] = False,
     settings: SetOption = None,
 ) -> None:
     """Segments a video into parts that keep their colours from frame to frame."""
@@ -295,6 +298,7 @@ def video(
         seed=seed,
         dtype=dtype,
         compare=compare,
+        overwrite=overwrite,
         **chosen,
     )
     print(f"{found.frames} frames in {found.seconds:.1f} s, compilation included")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from unseg_jax.cli.console import expand, progress, say
+from unseg_jax.errors import printable
 
 if TYPE_CHECKING:
     from unseg_jax.data.folders import ImageFile
@@ -220,7 +221,7 @@ def _print_plan(plan: Plan, choice: Choice) -> None:
     what = choice.model or choice.method
     print(f"{len(plan.images)} images, {len(plan.done)} done already; {what} would do:")
     for image in plan.todo:
-        print(f"{image.path} -> {', '.join(plan.names_of(image))}")
+        print(f"{printable(str(image.path))} -> {', '.join(plan.names_of(image))}")
     for message in plan.refused.values():
         say(message)
     print(f"all in {plan.out}; nothing was read or written")

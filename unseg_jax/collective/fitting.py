@@ -80,6 +80,11 @@ def fit(
     Raises:
         ValueError: unknown names or values, a method without a shared head, or no images.
         ImageError: not one image could be read.
+
+    Example:
+        >>> model = fit([photograph, photograph[::-1]], backbone=backbone, image_size=32, steps=0)
+        >>> model.images, model.segment(photograph)[0].mask.shape
+        (2, (48, 64))
     """
     resolved = resolve(method, **overrides)
     if resolved.algorithm != "gnn" or resolved.nodes != "patches":

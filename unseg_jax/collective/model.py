@@ -156,6 +156,15 @@ def load_model(
     Raises:
         ValueError: not such a file, one that is damaged, or one for features of another width.
         WeightsError: the backbone cannot be loaded.
+
+    Example:
+        >>> from unseg_jax.collective.fitting import fit
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/model.safetensors"
+        ...     fit([photograph] * 2, backbone=backbone, image_size=32, steps=0).save(path)
+        ...     model = load_model(path, backbone=backbone)
+        >>> model.method.name, model.images
+        ('collective', 2)
     """
     from unseg_jax.backbones import load_backbone
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.folders import FoundImages, ImageFile
+from unseg_jax.data.folders import FoundImages, ImageFile, safe_name
 from unseg_jax.data.images import read_image
 from unseg_jax.data.writer import Writer
-from unseg_jax.errors import ImageError, InputError, WriteError, printable
+from unseg_jax.errors import ImageError, InputError, WriteError, printable, readable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
     check_formats,
@@ -168,7 +168,8 @@ def plan_run(
         if not changed and not overwrite and manifest.is_done(image.name, image.path, names):
             done.add(image.name)
         elif blocked:
-            refused[image.name] = f"{image.path} was left out: {_foreign(out / blocked[0])}"
+            source = printable(str(image.path))
+            refused[image.name] = f"{source} was left out: {_foreign(out / blocked[0])}"
     return dataclasses.replace(plan, done=frozenset(done), refused=refused)
 
 
@@ -202,15 +203,16 @@ def _relative(
     except ValueError:  # several drives
         common = None
     paths = [path if common is None else path.relative_to(common) for path in absolute]
-    files = tuple(path.as_posix() for path in paths)
+    files = tuple(readable(path.as_posix()) for path in paths)
     if not recursive or common is None:
         return files, tuple(images)
     stems = [path.with_suffix("").as_posix().casefold() for path in paths]
     count = collections.Counter(stems)
     named = []
     for image, path, stem in zip(images, paths, stems, strict=True):
-        name = path.stem if count[stem] == 1 else image.name
-        named.append(dataclasses.replace(image, name=(path.parent / name).as_posix()))
+        name = safe_name(path.stem) if count[stem] == 1 else image.name
+        parts = [safe_name(part) for part in path.parent.parts]
+        named.append(dataclasses.replace(image, name="/".join([*parts, name])))
     return files, tuple(named)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from unseg_jax.errors import printable
 from unseg_jax.export.run import Entry, Record, Run
 
 UNSURE = 0.25
@@ -47,7 +48,7 @@ def render_report(
 
     def target(entry: Entry, kind: str) -> str:
         if kind == "photograph" or "_overlay.png" not in suffixes:
-            return quote(os.fspath(entry.image.path.absolute()))
+            return quote(os.fsencode(entry.image.path.absolute()))
         return quote(entry.image.name + "_overlay.png")
 
     done = sorted(run.done, key=lambda entry: not _reason(entry.record))
@@ -72,6 +73,7 @@ def render_report(
         target=target,
         reason=_reason,
         count=_count,
+        printable=lambda path: printable(str(path)),
         unsure=UNSURE,
         full=round(100 * FULL),
     )

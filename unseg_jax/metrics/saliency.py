@@ -74,6 +74,10 @@ def f_curve(prediction: np.ndarray, truth: np.ndarray, beta_squared: float = 0.3
         (256,) float64 at the thresholds 255, 254, ..., 0 of the map in grey levels; 0 where
         there are no true positives. The maximum over its mean over a data set is the data set's
         maxF.
+
+    Example:
+        >>> f_curve(np.array([[0.2, 0.9]]), np.array([[False, True]]))[[0, 100, 255]].round(2)
+        array([0.  , 1.  , 0.57])
     """
     trues, positives = _counts(*_inputs(prediction, truth))
     precision = trues / np.maximum(positives, 1)
@@ -92,6 +96,10 @@ def max_f(prediction: np.ndarray, truth: np.ndarray, beta_squared: float = 0.3) 
         prediction: (H, W) bool mask or float map in [0, 1].
         truth: (H, W) mask.
         beta_squared: β².
+
+    Example:
+        >>> max_f(np.array([[0.2, 0.9]]), np.array([[False, True]]))
+        1.0
     """
     prediction, truth = _inputs(prediction, truth)
     if not prediction.any() or not truth.any():
@@ -112,6 +120,11 @@ def e_measure(prediction: np.ndarray, truth: np.ndarray, kind: str = "adaptive")
 
     Raises:
         ValueError: an unknown kind, or what the other metrics raise.
+
+    Example:
+        >>> truth = np.eye(4, dtype=bool)
+        >>> round(e_measure(truth, truth), 3), round(e_measure(~truth, truth), 3)
+        (1.067, 0.0)
     """
     if kind not in ("adaptive", "mean", "max"):
         raise ValueError(f"kind={kind!r} is not one of adaptive, mean, max.")
@@ -174,6 +187,11 @@ def s_measure(
         alpha: weight of the object term.
         valid: (H, W) bool, False at pixels to leave out, of which some must remain; None keeps
             all.
+
+    Example:
+        >>> truth = np.eye(4, dtype=bool)
+        >>> round(s_measure(truth, truth), 3)
+        1.0
     """
     prediction, truth = _inputs(prediction, truth)
     valid = np.ones(truth.shape, bool) if valid is None else valid

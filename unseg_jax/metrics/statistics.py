@@ -85,6 +85,11 @@ def paired_difference(
 
     Raises:
         ValueError: arrays of different length, empty, or not finite.
+
+    Example:
+        >>> found = paired_difference(np.array([0.9, 0.8, 0.7]), np.array([0.5, 0.6, 0.7]))
+        >>> round(found.mean, 2), (found.wins, found.ties, found.losses)
+        (0.2, (2, 1, 0))
     """
     first, second = _finite(first), _finite(second)
     if first.shape != second.shape or not first.size:

@@ -86,6 +86,7 @@ def segment_video(
     compare: bool = True,
     rate: float | None = None,
     opacity: float = 0.45,
+    overwrite: bool = False,
     **options: Any,
 ) -> VideoReport:
     """Segments a video into parts that keep their labels.
@@ -107,17 +108,18 @@ def segment_video(
         compare: also segment every frame on its own, to say how much it flickers.
         rate: frames a second of `out`; None is that of the source.
         opacity: how much of the parts' colours the drawing has, 0 to 1.
+        overwrite: whether `out` may replace what is there.
         **options: of `Segmenter`: backbone, batch_size, seed, dtype, and fields of `Method`.
 
     Raises:
         ValueError: a method without weights to carry from frame to frame, or without patches.
         ImageError: no frames, or one that cannot be decoded.
         ImportError: a film, without the extra `video`.
-        InputError: writing to `out` would replace the source.
+        InputError: writing to `out` would replace the source, or something else that is there.
     """
     start = time.perf_counter()
     if out is not None:
-        check_target(source, out)
+        check_target(source, out, overwrite=overwrite)
     frames = open_frames(source)
     segmenter = ImageSegmenter(method, num_clusters=num_clusters, **options)
     _check(segmenter.method)

@@ -72,16 +72,19 @@ def open_frames(source: str | os.PathLike | Iterable[Source]) -> Frames:
     return _open_film(path)
 
 
-def check_target(source: str | os.PathLike | Iterable[Source], out: str | os.PathLike) -> None:
-    """Refuses to write frames over what they are read from, also through links.
+def check_target(
+    source: str | os.PathLike | Iterable[Source], out: str | os.PathLike, *, overwrite: bool = False
+) -> None:
+    """Refuses to write frames over their source, also through links, or over what is there.
 
     Args:
         source: as `open_frames` takes it.
         out: as `write_frames` takes it.
+        overwrite: whether a file, or the frames in a folder, may be replaced.
 
     Raises:
         InputError: they are the same file or folder, or a frame lies where one will be written;
-            or `out` is a folder that holds something else.
+            `out` is there and is not to be replaced, or is a folder that holds something else.
     """
     target = Path(out)
     paths = [source] if isinstance(source, (str, os.PathLike)) else _paths_in(source)
@@ -90,6 +93,12 @@ def check_target(source: str | os.PathLike | Iterable[Source], out: str | os.Pat
             raise InputError(
                 f"{target} is the source itself: choose another path for the result with --out."
             )
+    there = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
+    if there and not overwrite:
+        raise InputError(
+            f"{target} is there already: choose another path with --out, or --overwrite to "
+            "replace it."
+        )
     if not target.suffix and target.is_dir():
         foreign = [path.name for path in target.iterdir() if not _FRAME.fullmatch(path.name)]
         if foreign:
