@@ -8,7 +8,7 @@ import pytest
 NOT_AT_IMPORT = [
     *("skimage", "scipy.sparse", "safetensors", "huggingface_hub", "typer", "tqdm", "jinja2"),
     *("matplotlib", "jraph", "onnx", "torch", "tensorflow_datasets", "tensorflow", "ray"),
-    *("imageio", "av", "sklearn", "starlette", "uvicorn"),
+    *("imageio", "av", "sklearn", "starlette", "uvicorn", "magicgui"),
 ]
 
 # Stands in for a machine on which the named packages are not installed.
