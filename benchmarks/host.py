@@ -179,6 +179,9 @@ def runs(folder: Path, count: int) -> dict[str, Callable[[], dict[str, float]]]:
         found[f"unseg-jax segment, {title}"] = lambda overrides=overrides: _segment(
             folder, weights, overrides
         )
+        found[f"unseg-jax segment --format mask, {title}"] = lambda overrides=overrides: _segment(
+            folder, weights, overrides, ("mask",)
+        )
         found[f"bench, {title}"] = lambda overrides=overrides: _bench(folder, weights, overrides)
         # As from the thousand and first image on.
         found[f"bench without thumbnails, {title}"] = lambda overrides=overrides: _bench(
@@ -267,16 +270,21 @@ def _stream(folder: Path, weights: Path) -> dict[str, float]:
         return _measured(len(paths), once)
 
 
-def _segment(folder: Path, weights: Path, overrides: dict[str, Any]) -> dict[str, float]:
-    """`segment_files` behind `unseg-jax segment`, with what it writes by default."""
+def _segment(
+    folder: Path,
+    weights: Path,
+    overrides: dict[str, Any],
+    formats: tuple[str, ...] = ("png",),
+) -> dict[str, float]:
+    """`segment_files` behind `unseg-jax segment`, its report as well."""
     from unseg_jax.data.folders import find_images
-    from unseg_jax.export.folder import segment_files
+    from unseg_jax.export.folder import Output, segment_files
 
     images = find_images([folder / "set" / "images"])
     with _stand_in(weights, overrides) as segmenter, tempfile.TemporaryDirectory() as out:
 
         def once(count: int) -> None:
-            segment_files(segmenter, images[:count], Path(out) / str(count))
+            segment_files(segmenter, images[:count], Path(out) / str(count), Output(formats))
 
         once(8)
         return _measured(len(images), once)

@@ -119,7 +119,7 @@ def test_the_host_is_measured_to_its_end(tmp_path, monkeypatch, capsys):
     result = json.loads(out.read_text())
     assert list(result["stages"]) == ["400×300"]
     assert all(seconds > 0 for seconds in result["stages"]["400×300"].values())
-    assert len(result["runs"]) == 7
+    assert len(result["runs"]) == 9
     assert "| bench, patches |" in capsys.readouterr().out
 
 

@@ -2,14 +2,30 @@
 
 import io
 import json
+import sys
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 import unseg_jax as us
 from unseg_jax.export import formats
-from unseg_jax.export.formats import coco, cutout, geojson, npz, png, record_of, table, tiff, yolo
+from unseg_jax.export.formats import (
+    coco,
+    cutout,
+    geojson,
+    imagej,
+    label_studio,
+    mask,
+    npz,
+    png,
+    record_of,
+    table,
+    tiff,
+    yolo,
+)
 from unseg_jax.export.formats.polygons import outlines
 from unseg_jax.export.run import Record
 from unseg_jax.postprocess import upsample_labels
@@ -252,6 +268,79 @@ def test_segmentation_is_plotted(tmp_path):
     axes = scene().plot()
     assert axes.get_title() == "a.jpg (3 objects)"
     axes.figure.savefig(tmp_path / "plot.png")
+
+
+def test_imagej_opens_every_object():
+    roifile = pytest.importorskip("roifile")
+    from skimage.draw import polygon2mask
+
+    found = scene()
+    data = imagej.encode(found)["_rois.zip"]
+    assert data == imagej.encode(found)["_rois.zip"]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        rois = [roifile.ImagejRoi.frombytes(archive.read(name)) for name in archive.namelist()]
+    assert len(rois) == len(found.objects) == 3
+    for number, roi in enumerate(rois):
+        assert roi.name.startswith(f"{number + 1:04d}-0.")
+        # Pixel centres lie half a pixel from the edges that outlines follow.
+        drawn = polygon2mask(found.size, roi.coordinates()[:, ::-1] - 0.5)
+        filled = ndimage.binary_fill_holes(whole(found, number))
+        assert overlap(drawn, filled) > 0.95
+
+
+def test_the_mask_alone_is_that_of_png():
+    found = scene()
+    assert mask.encode(found) == {"_mask.png": png.encode(found)["_mask.png"]}
+    assert formats.check_formats(["mask", "png"]) == ("png",)
+    assert formats.suffixes_of(["mask"]) == ("_mask.png",)
+
+
+def test_imagej_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "roifile", None)
+    with pytest.raises(ImportError, match=r"unseg_jax\[imagej\]"):
+        formats.check_formats(["png", "imagej"])
+
+
+def test_label_studio_has_a_polygon_for_every_object():
+    from skimage.draw import polygon2mask
+
+    found, kept = records()
+    tasks = json.loads(label_studio.encode_set(kept)["label_studio.json"])
+    assert [task["data"]["image"] for task in tasks] == ["x/1.jpg", "y/1.jpg"]
+    shapes = tasks[0]["predictions"][0]["result"]
+    assert len(shapes) == 3
+    for number, shape in enumerate(shapes):
+        assert (shape["original_height"], shape["original_width"]) == found[0].size
+        points = np.array(shape["value"]["points"])
+        assert (points >= 0).all()
+        assert (points <= 100).all()
+        ring = points * (found[0].size[1] / 100, found[0].size[0] / 100)
+        drawn = polygon2mask(found[0].size, ring[:, ::-1] - 0.5)
+        filled = ndimage.binary_fill_holes(whole(found[0], number))
+        assert overlap(drawn, filled) > 0.95
+
+
+def test_measures_are_those_of_regionprops():
+    from skimage.measure import regionprops
+
+    found = scene()
+    rows = table.encode_set([record_of(found, measured=True, scale=(0.5, 0.25))])["objects.csv"]
+    frame = pandas_of(rows)
+    for number, row in frame.iterrows():
+        mask = whole(found, number).astype(int)
+        (region,) = regionprops(mask, intensity_image=found.pixels.mean(-1))
+        assert (row.y, row.x) == pytest.approx(region.centroid, abs=1e-3)
+        assert row.perimeter == pytest.approx(region.perimeter, abs=1e-3)
+        assert row.intensity == pytest.approx(region.intensity_mean, abs=1e-3)
+        assert row.area_um2 == pytest.approx(region.area * 0.125)
+    bare = pandas_of(table.encode_set([record_of(found)])["objects.csv"])
+    assert bare[["perimeter", "area_um2"]].isna().all(axis=None)
+
+
+def pandas_of(content):
+    import pandas
+
+    return pandas.read_csv(io.BytesIO(content))
 
 
 def test_every_format_says_which_files_it_writes():

@@ -4,6 +4,9 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +98,32 @@ def test_a_second_run_does_only_what_failed(inputs, segmented, tiny_weights):
     assert [json.loads(line) for line in printed.splitlines()] == lines
     masks = [path for path in before if path.suffix == ".png"]
     assert {path: snapshot(out)[path] for path in masks} == {path: before[path] for path in masks}
+
+
+def test_a_run_that_is_killed_and_repeated_ends_the_same(inputs, segmented, tiny_weights, tmp_path):
+    _, lines, _, whole = segmented
+    out = tmp_path / "out"
+    arguments = ["--method", "vit-kmeans", "--backbone", tiny_weights, *FAST, "--print", "json"]
+    command = [sys.executable, "-m", "unseg_jax.cli.main", "segment", inputs[0], "--out", out]
+    with subprocess.Popen(
+        [*map(os.fspath, command), *map(os.fspath, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while process.poll() is None and len(list(out.glob("*_mask.png"))) < 60:
+            time.sleep(0.02)
+        process.kill()
+    done = len(list(out.glob("*_mask.png")))
+    assert 60 <= done < len(list(whole.glob("*_mask.png")))  # killed in the middle
+    code, printed, said = run("segment", inputs[0], "--out", out, *arguments)
+    assert code == 1
+    assert "are done already" in said
+    assert [{**json.loads(line), "files": 0} for line in printed.splitlines()] == [
+        {**line, "files": 0} for line in lines
+    ]
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == {
+        path.name: path.read_bytes() for path in whole.glob("*.png")
+    }
 
 
 def test_fit_leaves_out_what_it_cannot_read(inputs, tiny_weights, tmp_path):

@@ -81,7 +81,8 @@ def segment(
         typer.Option(
             "--format",
             "-f",
-            help="png (default), coco, geojson, yolo, tiff, npz, cutout or csv; repeatable.",
+            help="png (default), mask, coco, geojson, yolo, tiff, npz, cutout, csv, imagej or "
+            "label-studio; repeatable.",
         ),
     ] = None,
     objects: Annotated[

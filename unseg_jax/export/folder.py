@@ -19,6 +19,7 @@ from PIL import Image
 
 from unseg_jax.data.folders import FoundImages, ImageFile, safe_name
 from unseg_jax.data.images import read_image
+from unseg_jax.data.scale import pixel_size
 from unseg_jax.data.writer import Writer
 from unseg_jax.errors import ImageError, InputError, WriteError, printable, readable
 from unseg_jax.export.drawing import shrink_image
@@ -347,7 +348,10 @@ def _write(plan: Plan, image: ImageFile, file: str, found: Any, pictured: bool):
         # The overlay that was written, unless its lines would be too thin when it is reduced.
         drawn = found.overlay() if small is found.pixels else found.overlay(small)
         pictures["overlay"] = _picture(drawn)
-    return record_of(found, image.name, file), stamps, pictures
+    measured = "csv" in output.formats
+    scale = pixel_size(image.path) if measured else None
+    record = record_of(found, image.name, file, measured=measured, scale=scale)
+    return record, stamps, pictures
 
 
 _PICTURE_SIDE = 480

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unseg_jax.data.folders import ImageFile
+from unseg_jax.export.measures import measure
 from unseg_jax.export.rle import decode_rle, encode_rle
 from unseg_jax.postprocess import Object
 
@@ -25,7 +26,7 @@ class Record:
         confidence: of the image, 0 to 1.
         labels: labels above 0 that are in use.
         objects: plain dicts with box, area, score, label, and `counts`, the run lengths of the
-            mask cropped to the box.
+            mask cropped to the box; what `measures` adds where a table is written.
         losses: of the optimisation; () for baselines.
         notes: what was done to the image while it was read, a sentence each.
     """
@@ -59,13 +60,22 @@ def _shape(box: Any) -> tuple[int, int]:
     return bottom - top, right - left
 
 
-def record_of(found: Any, name: str = "", file: str = "") -> Record:
+def record_of(
+    found: Any,
+    name: str = "",
+    file: str = "",
+    *,
+    measured: bool = False,
+    scale: tuple[float, float] | None = None,
+) -> Record:
     """The record of a `Segmentation`.
 
     Args:
         found: the segmentation.
         name: of its files; "" takes the stem of its id.
         file: path of the image to write down; "" takes the name within its id.
+        measured: whether the objects are measured as well; see `unseg_jax.export.measures`.
+        scale: width and height of a pixel in micrometres, for that.
     """
     path = Path(found.id or "image")
     objects = tuple(
@@ -75,6 +85,7 @@ def record_of(found: Any, name: str = "", file: str = "") -> Record:
             "score": round(item.score, 6),
             "label": item.label,
             "counts": encode_rle(item.mask)["counts"],
+            **(measure(item, found.pixels, found.size, scale) if measured else {}),
         }
         for item in found.objects
     )

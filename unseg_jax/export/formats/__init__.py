@@ -4,6 +4,8 @@ A module of FORMATS has one of two functions:
 
 * `encode(found)` gives the files of one image, as suffix → content; `SUFFIXES` lists them;
 * `encode_set(records)` gives the files of a whole run, as name → content; `FILES` lists them.
+
+One that needs a package of its own has `check()`, which raises ImportError without it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.errors import nearest
-from unseg_jax.export.formats import coco, cutout, geojson, npz, png, table, tiff, yolo
+from unseg_jax.export.formats import (
+    coco,
+    cutout,
+    geojson,
+    imagej,
+    label_studio,
+    mask,
+    npz,
+    png,
+    table,
+    tiff,
+    yolo,
+)
 from unseg_jax.export.run import Record, record_of
 from unseg_jax.files import write_bytes
 
@@ -21,6 +35,7 @@ __all__ = ["FORMATS", "Record", "check_formats", "record_of", "save"]
 
 FORMATS: dict[str, Any] = {
     "png": png,
+    "mask": mask,
     "coco": coco,
     "geojson": geojson,
     "yolo": yolo,
@@ -28,6 +43,8 @@ FORMATS: dict[str, Any] = {
     "npz": npz,
     "cutout": cutout,
     "csv": table,
+    "imagej": imagej,
+    "label-studio": label_studio,
 }
 
 
@@ -36,11 +53,16 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         ValueError: an unknown name.
+        ImportError: a package that a format needs is missing.
     """
     for name in names:
         if name not in FORMATS:
             raise ValueError(f"there is no format '{name}'; {nearest(name, FORMATS)}")
-    return tuple(name for name in FORMATS if name in names)
+        if hasattr(FORMATS[name], "check"):
+            FORMATS[name].check()
+    # The three pictures of "png" have the mask among them.
+    given = set(names) - ({"mask"} if "png" in names else set())
+    return tuple(name for name in FORMATS if name in given)
 
 
 def encode_image(found: Any, formats: Sequence[str]) -> dict[str, bytes]:
@@ -74,7 +96,7 @@ def files_of(formats: Sequence[str]) -> tuple[str, ...]:
 def save(found: Any, folder: Path, formats: Sequence[str]) -> list[Path]:
     """Writes one `Segmentation` into a folder; see `Segmentation.save`."""
     formats = check_formats(formats)
-    record = record_of(found)
+    record = record_of(found, measured="csv" in formats)
     content = {record.name + suffix: data for suffix, data in encode_image(found, formats).items()}
     content |= encode_run([record], formats)
     for name, data in content.items():

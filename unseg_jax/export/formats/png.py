@@ -11,12 +11,17 @@ SUFFIXES = ("_mask.png", "_labels.png", "_overlay.png")
 _LEVEL = 1
 
 
+def encode_mask(found: Any) -> bytes:
+    """The mask of a `Segmentation` at the image's size, 255 inside, 0 outside."""
+    return encode_png(found.mask, level=_LEVEL)
+
+
 def encode(found: Any) -> dict[str, bytes]:
     """Suffix → PNG of a `Segmentation`: mask and labels at the image's size, the overlay at that
     of the kept pixels."""
     labels = found.enlarged(found.small_labels)
     files = (
-        encode_png(found.mask, level=_LEVEL),
+        encode_mask(found),
         encode_labels(labels, level=_LEVEL),
         encode_png(found.overlay(), level=_LEVEL),
     )
