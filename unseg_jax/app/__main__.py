@@ -68,7 +68,7 @@ def serve(
         from unseg_jax.app.server import make_app
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"the page needs the package {error.name}; pip install 'unseg_jax[app]'"
+            f'the page needs the package {error.name}; pip install "unseg_jax[app]"'
         ) from None
     from unseg_jax.cache import enable_compilation_cache
 
