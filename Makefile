@@ -18,7 +18,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 LIBTPU := 'libtpu>=0.0.52'
-TEST_EXTRAS := onnx,tfds,cluster,video,imagej,notebooks,docs,test
+TEST_EXTRAS := onnx,tfds,cluster,video,imagej,notebooks,docs,app,test
 
 help:
 	@sed -n 's/^# //p' Makefile

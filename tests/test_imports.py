@@ -8,7 +8,7 @@ import pytest
 NOT_AT_IMPORT = [
     *("skimage", "scipy.sparse", "safetensors", "huggingface_hub", "typer", "tqdm", "jinja2"),
     *("matplotlib", "jraph", "onnx", "torch", "tensorflow_datasets", "tensorflow", "ray"),
-    *("imageio", "av", "sklearn"),
+    *("imageio", "av", "sklearn", "starlette", "uvicorn", "magicgui"),
 ]
 
 # Stands in for a machine on which the named packages are not installed.
@@ -86,10 +86,11 @@ def test_core_works_without_extras(tmp_path):
             "from unseg_jax.data import open_dataset\nopen_dataset('tfds:oxford_iiit_pet')",
             "unseg_jax[tfds]",
         ),
+        ("starlette", "from unseg_jax.app.__main__ import serve\nserve()", "unseg_jax[app]"),
         ("onnx", "unseg_jax.load_backbone('PATH')", "unseg_jax[onnx]"),
         ("torch", "unseg_jax.load_backbone('PATH')", "unseg_jax[reference]"),
     ],
-    ids=["jraph", "tfds", "onnx", "torch"],
+    ids=["jraph", "tfds", "app", "onnx", "torch"],
 )
 def test_missing_package_is_named_with_its_extra(tmp_path, missing, call, remedy):
     path = tmp_path / {"onnx": "model.onnx", "torch": "model.pth"}.get(missing, "none")

@@ -66,7 +66,9 @@ def guarded(command: Callable[[], int | None]) -> int:
     """
     logger = logging.getLogger("unseg_jax")
     handler = _Spoken()
-    logger.addHandler(handler)
+    # `unseg-jax demo` and `serve` run a command within a command: each line is said once.
+    if not any(isinstance(other, _Spoken) for other in logger.handlers):
+        logger.addHandler(handler)
     level, logger.level = logger.level, logging.INFO
     try:
         return command() or 0

@@ -327,6 +327,12 @@ def demo(context: typer.Context) -> None:
     _run_module("unseg_jax.demo", context.args)
 
 
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """Opens a page to try it on: drop pictures, look, download; needs the extra app."""
+    _run_module("unseg_jax.app", context.args)
+
+
 def _run_module(name: str, arguments: Sequence[str]) -> None:
     """Runs a program above this one by its name, as `python -m` does."""
     import runpy

@@ -1,0 +1,206 @@
+"""The page in a real browser: upload, segment, change K, download, a bad file, two users."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseg_jax as us
+from unseg_jax.methods import METHODS
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """Opens the page; a script error, or a request to anywhere else, fails the test."""
+    contexts, errors, requests = [], [], []
+
+    def open_one(width=1280, height=900, scheme="light"):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme
+        )
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(server.url)
+        return page
+
+    yield open_one
+    for context in contexts:
+        for page in context.pages:
+            page.close(run_before_unload=True)
+        context.close()
+    assert not errors
+    assert [url for url in requests if not url.startswith((server.url, "data:"))] == []
+
+
+def drop(page, *paths):
+    page.set_input_files("#files", [str(path) for path in paths])
+    page.wait_for_selector("#start:not([disabled])")
+
+
+def segment(page, method="deepcut", clusters="", backbone="tiny"):
+    page.select_option("#method", method)
+    if page.is_enabled("#clusters"):
+        page.fill("#clusters", clusters)
+    if page.is_enabled("#backbone"):
+        page.select_option("#backbone", backbone)
+    page.click("#start")
+    page.wait_for_selector("#output[hidden]", state="attached")
+    page.wait_for_selector("#output:not([hidden])")
+
+
+def download(page):
+    with page.expect_download() as waiting:
+        page.click("#download")
+    with open(waiting.value.path(), "rb") as file:
+        return zipfile.ZipFile(io.BytesIO(file.read()))
+
+
+def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny_weights):
+    page = open_page()
+    path = photographs["coffee.png"]
+    drop(page, path)
+    segment(page)
+    assert page.inner_text("#headline").startswith("1 image, ")
+    assert "deepcut: " in page.inner_text("#how")
+    page.click("#cards button")
+    # Ten epochs, and so ten losses; two clusters have no parts to show.
+    assert "each of 10 epochs" in page.inner_text("#loss figcaption")
+    assert page.locator("#loss .curve").get_attribute("d").count("L") == 9
+    assert "Parts" not in page.inner_text("#kinds")
+    page.keyboard.press("Escape")
+
+    segment(page, clusters="3")
+    # Called as from Python, without the page; compiled already.
+    segmenter = server.app.state.worker.segmenter("deepcut", 3, "tiny")
+    assert segmenter.method == us.Method(**{**vars(METHODS["deepcut"]), "num_clusters": 3})
+    assert segmenter.backbone.source == str(tiny_weights)
+    expected = segmenter(path)[0]
+    with download(page) as archive:
+        names = {f"coffee_{kind}.png" for kind in ("mask", "labels", "overlay", "cutout")}
+        assert set(archive.namelist()) == names | {
+            "coco.json",
+            "coco_polygons.json",
+            "objects.csv",
+        }
+        mask = np.asarray(Image.open(archive.open("coffee_mask.png"))) > 0
+        labels = np.asarray(Image.open(archive.open("coffee_labels.png")))
+        coco = json.loads(archive.read("coco.json"))
+        alpha = np.asarray(Image.open(archive.open("coffee_cutout.png")))[..., 3] > 0
+    np.testing.assert_array_equal(mask, expected.mask)
+    np.testing.assert_array_equal(labels, expected.labels)
+    np.testing.assert_array_equal(alpha, expected.mask)
+    assert coco["images"][0]["file_name"] == "coffee.png"
+    assert len(coco["annotations"]) == len(expected.objects) > 0
+
+    page.click("#cards button")
+    for kind in ("Photograph", "Mask", "Parts", "Cut-out"):
+        page.click(f"#kinds button:has-text('{kind}')")
+        page.wait_for_selector(f"#large[alt='{kind} of coffee.png']")
+        page.locator("#large").evaluate("(image) => image.decode()")
+    rows = page.locator("#objects tbody tr")
+    assert rows.count() == len(expected.objects)
+    assert rows.first.locator("td").nth(2).inner_text() == str(expected.objects[0].area)
+
+
+def test_a_bad_file_is_named_and_the_others_go_on(open_page, photographs, tmp_path):
+    page = open_page()
+    # A name that would run as a script if it were taken for HTML.
+    bad = tmp_path / "<img src=x onerror=alert(1)>.png"
+    bad.write_bytes(photographs["chelsea.png"].read_bytes()[:2000])
+    large = tmp_path / "large.bmp"
+    large.write_bytes(bytes(300_000))
+    drop(page, photographs["chelsea.png"], bad, large)
+    assert "most that this page takes" in page.inner_text("#list li.bad")
+    segment(page)
+    assert page.inner_text("#headline").endswith("1 failed")
+    said = page.locator("#cards li").first.inner_text()
+    assert said == "image _img src=x onerror=alert(1)_.png is truncated: copy or download it again."
+    assert page.locator("#cards button").count() == 1
+    assert page.locator("img[src='x']").count() == 0
+
+
+def test_two_users_at_once_see_their_own(open_page, photographs, server):
+    first, second = open_page(), open_page(400, 800, "dark")
+    drop(first, photographs["coffee.png"])
+    drop(second, photographs["chelsea.png"], photographs["astronaut.png"])
+    for page in (first, second):
+        page.select_option("#method", "deepcut")
+        page.select_option("#backbone", "tiny")
+        page.click("#start")
+    for page in (first, second):
+        page.wait_for_selector("#output:not([hidden])")
+    assert first.locator("#cards .name").all_inner_texts() == ["coffee.png"]
+    assert second.locator("#cards .name").all_inner_texts() == ["chelsea.png", "astronaut.png"]
+    with download(second) as archive:
+        assert not any(name.startswith("coffee") for name in archive.namelist())
+    # On a telephone nothing is wider than the screen, in the viewer neither.
+    second.click("#cards button >> nth=1")
+    assert second.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert second.inner_text("#viewer-title") == "astronaut.png"
+    second.keyboard.press("ArrowRight")
+    assert second.inner_text("#viewer-title") == "chelsea.png"
+    # Who leaves takes the pictures along.
+    assert any(path.name == "coffee.png" for path in server.kept)
+    first.goto("about:blank")
+    second.wait_for_timeout(500)
+    assert not any(path.name.startswith("coffee") for path in server.kept)
+    assert any(path.name == "chelsea.png" for path in server.kept)
+
+
+def test_eight_images_are_fitted_by_auto(open_page, photographs):
+    page = open_page()
+    # Names may be given twice.
+    drop(page, *photographs.values())
+    drop(page, *photographs.values())
+    page.wait_for_selector("#list li:nth-child(8)")
+    page.wait_for_selector("#start:not([disabled])")
+    segment(page, "auto")
+    assert "auto fitted collective on 8 images." in page.inner_text("#how")
+    names = page.locator("#cards .name").all_inner_texts()
+    assert len(set(names)) == 8
+    assert "coffee (2).png" in names
+    page.select_option("#order", "unsure")
+    page.click("#cards button >> nth=0")
+    assert page.is_hidden("#loss")
+    page.keyboard.press("Escape")
+    with download(page) as archive:
+        assert "model.safetensors" in archive.namelist()
+        assert len([name for name in archive.namelist() if name.endswith("_mask.png")]) == 8
+
+
+def luminance(page, variable):
+    text = page.evaluate(
+        f"getComputedStyle(document.documentElement).getPropertyValue('--{variable}').trim()"
+    )
+    channels = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])
+def test_text_is_legible_and_methods_are_grouped(open_page, scheme, width):
+    page = open_page(width, 800, scheme)
+    pairs = [(ink, ground) for ink in ("ink", "soft", "accent", "bad", "warn")
+             for ground in ("page", "card", "tint")]  # fmt: skip
+    for ink, ground in [*pairs, ("on-accent", "accent")]:
+        low, high = sorted([luminance(page, ink), luminance(page, ground)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+    assert (luminance(page, "page") < 0.2) == (scheme == "dark")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    options = page.locator("#method option").evaluate_all("all => all.map((one) => one.value)")
+    assert options[0] == "auto"
+    assert sorted(options[1:]) == sorted(us.list_methods())
+    assert page.locator("#method optgroup").count() >= 4
+    # Nothing to choose where it changes nothing.
+    page.select_option("#method", "spectral-ncut")
+    assert page.is_disabled("#backbone")
+    page.select_option("#method", "collective")
+    assert page.is_disabled("#clusters")
+    assert page.is_disabled("#start")

@@ -1,0 +1,243 @@
+"""What the server refuses, keeps apart and deletes; and the command, run as a user runs it."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+import unseg_jax
+from unseg_jax.app.sessions import Limits, Refused, Session, Sessions
+from unseg_jax.app.work import Settings, Stopped, Worker
+from unseg_jax.cli.main import main
+
+
+def run(server, session, **settings):
+    return server.ask("POST", session + "/run", json.dumps(settings))
+
+
+def test_other_pages_and_other_names_are_refused(server):
+    assert server.ask("GET", "/")[0] == 200
+    assert server.ask("GET", "/", Host="elsewhere.example")[0] == 403
+    assert server.ask("POST", "/sessions", Origin="http://elsewhere.example")[0] == 403
+    assert server.ask("POST", "/sessions", Origin=server.url.rstrip("/"))[0] == 200
+
+
+def test_nothing_may_be_loaded_from_elsewhere(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert "http" not in re.sub(r'href="(?:page.css|data:,)"', "", text)
+
+
+def test_limits_of_files(server):
+    session = server.session()
+    status, said = server.ask("POST", session + "/files?name=big.png", bytes(200_001))
+    assert status == 413
+    assert said["error"].startswith("big.png has more than 0.2 MB")
+    for index in range(10):
+        assert server.ask("POST", f"{session}/files?name={index}.png", b"x")[0] == 200
+    status, said = server.ask("POST", session + "/files?name=more.png", b"x")
+    assert status == 413
+    assert "10 files are the most" in said["error"]
+    assert server.ask("DELETE", session + "/files/3")[0] == 204
+    assert server.ask("POST", session + "/files?name=more.png", b"x")[0] == 200
+    server.ask("POST", session + "/close")
+    assert server.ask("GET", session)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../escape.png", "..", "", "a/b\\c.png", "nul\0.png", ".hidden.png", "x" * 300 + ".png",
+     "CON:a|b?.png", "line\nbreak.png", "ü" * 120 + ".tif"],
+)  # fmt: skip
+def test_no_name_leaves_the_folder(tmp_path, name):
+    session = Session(tmp_path)
+    for _ in range(2):
+        part = session.folder / "a.part"
+        part.write_bytes(b"x")
+        session.add(name, part, 9)
+    paths = [upload.path for upload in session.uploads.values()]
+    assert sorted(paths) == sorted(session.files.iterdir())
+    assert len({path.name.casefold() for path in paths}) == 2
+    for path in paths:
+        assert len(path.name.encode()) < 240
+        assert path.name.isprintable()
+        assert not path.name.startswith(".")
+        assert path.suffix == Path(name).suffix.replace("\0", "") or name in ("..", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"backbone": "/etc/passwd"}, "no backbone '/etc/passwd'"),
+        ({"method": "deepcutt"}, "did you mean 'deepcut'"),
+        ({"clusters": 1000}, "K=1000 is out of range"),
+        ({"clusters": "4"}, "no whole number"),
+        ({}, "no images yet"),
+    ],
+)
+def test_what_the_page_does_not_offer_is_refused(server, settings, said):
+    session = server.session()
+    status, answer = run(server, session, **settings)
+    assert status == 400
+    assert said in answer["error"]
+    server.ask("POST", session + "/close")
+
+
+def test_unknown_sessions_and_pictures(server, photographs):
+    assert server.ask("GET", "/sessions/unknown")[0] == 404
+    assert server.ask("POST", "/sessions/unknown/close")[0] == 204
+    session = server.session()
+    for path in ("/results", "/unseg_jax.zip", "/pictures/0/mask"):
+        status, said = server.ask("GET", session + path)
+        assert status == 404
+        assert "press Segment" in said["error"]
+    path = f"{session}/files?name={quote('café.png')}"
+    assert server.ask("POST", path, photographs["coffee.png"].read_bytes())[1]["name"] == "café.png"
+    # Weights of another width cannot carry the model that ships: one sentence, and no trace.
+    run(server, session, method="auto", backbone="tiny")
+    while (state := server.ask("GET", session)[1])["phase"] not in ("failed", "done"):
+        time.sleep(0.05)
+    assert state["phase"] == "failed"
+    assert "384" in state["message"]
+    assert "Traceback" not in state["message"]
+    server.ask("POST", session + "/close")
+
+
+def make_session(sessions, photographs):
+    session = sessions.open()
+    part = session.folder / "a.part"
+    part.write_bytes(photographs["coffee.png"].read_bytes())
+    session.add("coffee.png", part, 9)
+    return session
+
+
+def test_the_queue_is_bounded_and_stopped_runs_leave_it(tmp_path, monkeypatch, photographs):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limits = Limits(max_waiting=2, max_sessions=3)
+    sessions, worker = Sessions(limits), Worker(limits)  # the worker is not started
+    first, second, third = (make_session(sessions, photographs) for _ in range(3))
+    with pytest.raises(Refused, match="3 pages are open"):
+        sessions.open()
+    jobs = [worker.submit(session, Settings()) for session in (first, second)]
+    with pytest.raises(Refused, match="are being segmented"):
+        worker.submit(first, Settings())
+    with pytest.raises(Refused, match="2 runs are waiting"):
+        worker.submit(third, Settings())
+    assert [worker.before(job) for job in jobs] == [1, 2]
+    sessions.close(first.id)
+    assert jobs[0].phase == "stopped"
+    assert not first.folder.exists()
+    assert worker.before(jobs[1]) == 1
+    worker.submit(third, Settings())
+    sessions.close_all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_is_gone_is_forgotten(tmp_path, monkeypatch, photographs):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sessions = Sessions(Limits(idle_seconds=60))
+    gone, here = (make_session(sessions, photographs) for _ in range(2))
+    gone.seen -= 61
+    sessions.close_idle()
+    assert not gone.folder.exists()
+    assert sessions.get(here.id) is here
+    with pytest.raises(Refused, match="has ended"):
+        sessions.get(gone.id)
+    sessions.close_all()
+
+
+def test_a_run_under_way_deletes_what_it_writes_after_the_user_left(
+    tmp_path, monkeypatch, photographs
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limits = Limits()
+    sessions, worker = Sessions(limits), Worker(limits)
+    session = make_session(sessions, photographs)
+    job = worker.submit(session, Settings())
+    assert job.start()
+    sessions.close(session.id)
+    assert session.folder.exists()
+    with pytest.raises(Stopped):
+        job.step("segmenting", 1, 1)
+    job.finish("stopped")
+    assert not session.folder.exists()
+    sessions.close_all()
+
+
+def test_the_command_serves_on_loopback_and_leaves_nothing(tmp_path, tiny_weights, photographs):
+    """Nothing but compiled programs is left anywhere after it was stopped."""
+    for name in ("home", "tmp", "cache", "work"):
+        (tmp_path / name).mkdir()
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path / "tmp"),
+        "UNSEG_JAX_CACHE": str(tmp_path / "cache"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(unseg_jax.__file__).parents[1]),
+    }
+    command = [sys.executable, "-m", "unseg_jax.cli.main", "serve", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--backbone", str(tiny_weights)],
+        env=environment,
+        cwd=tmp_path / "work",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(r"open http://127\.0\.0\.1:(\d+)/ in .*\n", line)
+        assert found, process.communicate(timeout=60)
+        port = int(found[1])
+
+        def ask(method, path, body=None):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
+            assert answer.status == 200, content
+            return json.loads(content)
+
+        session = "/sessions/" + ask("POST", "/sessions")["id"]
+        ask("POST", session + "/files?name=a.png", photographs["coffee.png"].read_bytes())
+        # Of no backbone, and compiled fast.
+        ask("POST", session + "/run", json.dumps({"method": "spectral-ncut"}))
+        while (state := ask("GET", session))["phase"] not in ("done", "failed"):
+            time.sleep(0.05)
+        assert state["phase"] == "done", state
+        assert len(list((tmp_path / "tmp").rglob("a_mask.png"))) == 1
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "Traceback" not in said
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and "cache" not in path.parts]
+    assert left == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert not any(path.suffix in (".png", ".jpg") for path in tmp_path.rglob("*"))
+
+
+def test_wrong_options_are_one_sentence(capsys, tmp_path):
+    missing = str(tmp_path / "missing.npz")
+    assert main(["serve", "--backbone", missing, "--port", "0"]) == 1
+    said = capsys.readouterr().err
+    assert said == f"unseg-jax: {missing} was not found: --backbone takes a weights file.\n"
+    assert main(["serve", "--host", "203.0.113.7", "--port", "0"]) == 1
+    assert "cannot listen at 203.0.113.7" in capsys.readouterr().err

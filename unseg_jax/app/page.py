@@ -1,0 +1,97 @@
+"""The page as HTML: what can be chosen, and the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unseg_jax.app.sessions import Limits
+from unseg_jax.app.work import MAX_CLUSTERS
+from unseg_jax.methods import METHODS, Method
+
+_TEMPLATES = Path(__file__).with_name("templates")
+ASSETS = {name: _TEMPLATES / name for name in ("page.css", "page.js")}
+"""Name → file of what the page loads, all of it from the same server."""
+
+AUTO_WORDS = (
+    "Fewer than 8 images get the model that ships with the library; 8 or more are fitted together, "
+    "without labels."
+)
+
+
+def render_page(limits: Limits, backbones: Sequence[str] = ()) -> str:
+    """The page.
+
+    Args:
+        limits: that it tells.
+        backbones: names beside the known ones, which come first.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("unseg_jax.app", "templates"), autoescape=True
+    )
+    return environment.get_template("page.html").render(
+        groups=method_groups(),
+        auto_words=AUTO_WORDS,
+        backbones=backbone_rows(backbones),
+        limits=limits,
+        max_clusters=MAX_CLUSTERS,
+    )
+
+
+def method_groups() -> dict[str, list[dict[str, Any]]]:
+    """The methods by kind, as their fields tell it, in the order of the registry."""
+    groups: dict[str, list[dict[str, Any]]] = {
+        "Fitted on a set": [],
+        "Published": [],
+        "The grid of losses and layers": [],
+        "On superpixels or pixels": [],
+        "Baselines": [],
+    }
+    for method in METHODS.values():
+        groups[_group(method)].append(
+            {
+                "name": method.name,
+                "words": _words(method),
+                "clusters": method.num_clusters if _takes_clusters(method) else None,
+                "patches": method.nodes == "patches",
+            }
+        )
+    return groups
+
+
+def _group(method: Method) -> str:
+    if method.foreground == "set":
+        return "Fitted on a set"
+    if method.algorithm != "gnn":
+        return "Baselines"
+    if method.nodes != "patches":
+        return "On superpixels or pixels"
+    return "The grid of losses and layers" if "course project" in method.source else "Published"
+
+
+def _takes_clusters(method: Method) -> bool:
+    """Whether K changes anything: TokenCut cuts in two, and sets are told from their background."""
+    return method.foreground not in ("set", "own")
+
+
+def _words(method: Method) -> str:
+    how = "optimised on each image"
+    if method.learns_from_set:
+        how = "fitted on all images together, without labels"
+    elif method.algorithm != "gnn":
+        how = "nothing is trained"
+    return f"{method.source[:1].upper()}{method.source[1:]}: {how}."
+
+
+def backbone_rows(names: Sequence[str]) -> list[dict[str, str]]:
+    """The backbones that can be chosen: value, and what the page calls them."""
+    from unseg_jax.backbones import list_weights
+
+    rows = [{"name": name, "words": name} for name in names]
+    for entry in list_weights():
+        here = "" if entry["cached"] else f" (fetches {entry['size'] / 1e6:.0f} MB)"
+        rows.append({"name": entry["name"], "words": entry["name"] + here})
+    return rows

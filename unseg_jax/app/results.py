@@ -1,0 +1,137 @@
+"""What is shown and downloaded of a finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from unseg_jax.app.sessions import Refused
+from unseg_jax.app.work import FORMATS, MODEL, Job
+
+if TYPE_CHECKING:
+    from unseg_jax.export.run import Entry
+
+KINDS = ("overlay", "photograph", "mask", "labels", "cutout")
+"""Pictures of an image."""
+_SMALL = 480
+_LARGE = 1600
+
+
+def describe(job: Job, before: int) -> dict[str, Any]:
+    """How far a run is, as plain values."""
+    return {
+        "phase": job.phase,
+        "before": before,
+        "done": job.done,
+        "total": job.total,
+        "message": job.message,
+    }
+
+
+def summarise(job: Job) -> dict[str, Any]:
+    """What a finished run found, as plain values.
+
+    Returns:
+        `message`, `method`, `seconds`, `compile_seconds`, `fitted` (images that a model was
+        fitted on, 0 for none), and `images`: for each a dict with `file`, and either `error` or
+        what its `Record` holds, without masks.
+
+    Raises:
+        Refused: it is not finished.
+    """
+    run = _finished(job)
+    return {
+        "message": job.message,
+        "method": job.method,
+        "seconds": job.seconds,
+        "compile_seconds": job.compile_seconds,
+        "fitted": job.fitted,
+        "images": [_image(job, entry) for entry in run.entries],
+    }
+
+
+def _image(job: Job, entry: Entry) -> dict[str, Any]:
+    page = f" (page {entry.image.page})" if entry.image.page else ""
+    name = {"file": entry.image.path.name + page}
+    if entry.record is None:
+        return {**name, "error": job.shown(entry.error)}
+    record = dataclasses.asdict(entry.record)
+    objects = [
+        {field: item[field] for field in ("box", "area", "score", "label")}
+        for item in record["objects"]
+    ]
+    kept = ("size", "coverage", "confidence", "labels", "notes")
+    # JSON has no word for what is not finite.
+    losses = [loss if math.isfinite(loss) else None for loss in record["losses"]]
+    kept = {field: record[field] for field in kept}
+    return {**name, **kept, "losses": losses, "objects": objects}
+
+
+def picture(job: Job, index: int, kind: str, small: bool) -> tuple[bytes, str]:
+    """A picture of an image of a run and its MIME type.
+
+    Args:
+        job: finished.
+        index: of the image.
+        kind: one of KINDS.
+        small: at most 480 pixels, not 1,600, on the longer side.
+
+    Raises:
+        Refused: there is none.
+        ImageError: the photograph cannot be read any more.
+    """
+    run = _finished(job)
+    if kind not in KINDS or not 0 <= index < len(run.entries) or run.entries[index].error:
+        raise Refused(404, "there is no such picture.")
+    image = run.entries[index].image
+    side = _SMALL if small else _LARGE
+    if kind == "photograph":
+        from unseg_jax.data.images import read_image
+
+        shown = Image.fromarray(read_image(image.source, (side // 2, side // 2)).pixels)
+    else:
+        with Image.open(job.out / f"{image.name}_{kind}.png") as file:
+            shown = file.convert("RGBA" if kind == "cutout" else "RGB")
+    # The nearest neighbour keeps the colours of labels apart.
+    sharp = kind in ("mask", "labels")
+    shown.thumbnail((side, side), Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if kind in ("photograph", "overlay"):
+        shown.save(buffer, "JPEG", quality=88)
+        return buffer.getvalue(), "image/jpeg"
+    shown.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue(), "image/png"
+
+
+def pack(job: Job) -> Path:
+    """Masks, parts, overlays, cut-outs, COCO and the table of objects as one zip, and the model
+    if one was fitted.
+
+    Raises:
+        Refused: the run is not finished.
+    """
+    from unseg_jax.export.formats import files_of
+
+    run, plan = _finished(job), job.plan
+    assert plan is not None
+    names = [name for entry in run.done for name in plan.names_of(entry.image)]
+    names += files_of(FORMATS)
+    names += [MODEL] if job.fitted else []
+    path = job.session.folder / "unseg_jax.zip"
+    # PNG is compressed already, and pictures are nearly all of it.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            archive.write(job.out / name, name)
+    return path
+
+
+def _finished(job: Job | None) -> Any:
+    if job is None or job.run is None or job.phase != "done":
+        raise Refused(404, "nothing has been segmented yet: press Segment first.")
+    return job.run

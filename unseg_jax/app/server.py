@@ -1,0 +1,242 @@
+"""Requests and answers of the page, as a Starlette application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+)
+from starlette.routing import Route
+
+from unseg_jax.app.page import ASSETS, render_page
+from unseg_jax.app.results import describe, pack, picture, summarise
+from unseg_jax.app.sessions import Limits, Refused, Session, Sessions
+from unseg_jax.app.work import Job, Settings, Worker
+from unseg_jax.errors import WriteError
+
+_HEADERS = {
+    # Nothing comes from elsewhere and nothing goes there, whatever a name of a file may hold.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_SWEEP_SECONDS = 30
+
+
+def make_app(
+    limits: Limits | None = None,
+    *,
+    backbones: Mapping[str, str] | None = None,
+    hosts: Sequence[str] | None = None,
+) -> Starlette:
+    """The page as an ASGI application; temporary folders live as long as its lifespan.
+
+    Args:
+        limits: how much it takes.
+        backbones: name on the page → weights file, beside the known ones.
+        hosts: names that the server may be asked by; None takes any. A page from elsewhere whose
+            name was made to point here is refused so.
+    """
+    limits = limits or Limits()
+    backbones = dict(backbones or {})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.sessions = Sessions(limits)
+        app.state.worker = Worker(limits, backbones)
+        app.state.worker.start()
+        sweep = asyncio.create_task(_sweep(app.state.sessions))
+        try:
+            yield
+        finally:
+            sweep.cancel()
+            for session in app.state.sessions.all():
+                session.delete()
+            await run_in_threadpool(app.state.worker.end)
+            app.state.sessions.close_all()
+
+    async def home(request: Request) -> Response:
+        return HTMLResponse(await run_in_threadpool(render_page, limits, list(backbones)))
+
+    routes = [
+        Route("/", home),
+        *(Route(f"/{name}", _asset) for name in ASSETS),
+        Route("/sessions", _open, methods=["POST"]),
+        Route("/sessions/{id}", _state),
+        Route("/sessions/{id}/close", _close, methods=["POST"]),
+        Route("/sessions/{id}/files", _upload, methods=["POST"]),
+        Route("/sessions/{id}/files/{number:int}", _remove, methods=["DELETE"]),
+        Route("/sessions/{id}/run", _run, methods=["POST"]),
+        Route("/sessions/{id}/stop", _stop, methods=["POST"]),
+        Route("/sessions/{id}/results", _results),
+        Route("/sessions/{id}/pictures/{index:int}/{kind}", _picture),
+        Route("/sessions/{id}/unseg_jax.zip", _download),
+    ]
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={Refused: _refuse, ValueError: _refuse, OSError: _refuse},
+    )
+    app.add_middleware(_Guard, hosts=hosts)
+    return app
+
+
+class _Guard:
+    """Refuses requests that other web pages make, and adds the headers of every answer."""
+
+    def __init__(self, app: Any, hosts: Sequence[str] | None):
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                added = [(key.lower().encode(), text.encode()) for key, text in _HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        headers = Request(scope).headers
+        host, origin = headers.get("host", ""), headers.get("origin")
+        app = self.app
+        if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
+            app = PlainTextResponse("this page does not go by that name.", 403)
+        elif origin is not None and urlsplit(origin).netloc != host:
+            app = PlainTextResponse("another page may not use this one.", 403)
+        await app(scope, receive, send_with_headers)
+
+
+async def _sweep(sessions: Sessions) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        await run_in_threadpool(sessions.close_idle)
+
+
+def _refuse(request: Request, error: Exception) -> Response:
+    status = error.status if isinstance(error, Refused) else 400
+    return JSONResponse({"error": str(error)}, 507 if isinstance(error, WriteError) else status)
+
+
+def _session(request: Request) -> Session:
+    return request.app.state.sessions.get(request.path_params["id"])
+
+
+def _job(request: Request) -> Job:
+    job = _session(request).job
+    if job is None:
+        raise Refused(404, "nothing has been segmented yet: press Segment first.")
+    return job
+
+
+async def _asset(request: Request) -> Response:
+    return FileResponse(ASSETS[request.url.path[1:]])
+
+
+async def _open(request: Request) -> Response:
+    return JSONResponse({"id": request.app.state.sessions.open().id})
+
+
+async def _close(request: Request) -> Response:
+    await run_in_threadpool(request.app.state.sessions.close, request.path_params["id"])
+    return Response(status_code=204)
+
+
+async def _upload(request: Request) -> Response:
+    session = _session(request)
+    limits: Limits = request.app.state.sessions.limits
+    name = request.query_params.get("name", "")
+    session.check_room(limits.max_files)
+    part = session.folder / f"{secrets.token_hex(8)}.part"
+    size = 0
+    try:
+        with open(part, "wb") as file:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limits.max_bytes:
+                    raise Refused(413, too_large(name, limits))
+                file.write(chunk)
+        upload = session.add(name, part, limits.max_files)
+    except ClientDisconnect:
+        return Response(status_code=204)
+    except OSError as error:
+        if session.closed:
+            raise Refused(404, "this session has ended: reload the page.") from None
+        raise WriteError(name or "the file", error) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return JSONResponse({"number": upload.number, "name": upload.name, "size": size})
+
+
+def too_large(name: str, limits: Limits) -> str:
+    """Why a file is not taken."""
+    return (
+        f"{name or 'the file'} has more than {limits.max_bytes / 1e6:g} MB, the most that this "
+        "page takes: reduce it first."
+    )
+
+
+async def _remove(request: Request) -> Response:
+    session = _session(request)
+    if session.job is not None and not session.job.ended:
+        raise Refused(409, "these images are being segmented: wait, or stop that first.")
+    session.remove(request.path_params["number"])
+    return Response(status_code=204)
+
+
+async def _run(request: Request) -> Response:
+    session, worker = _session(request), request.app.state.worker
+    asked = await request.json()
+    if not isinstance(asked, dict):
+        raise Refused(400, "settings are missing: reload the page.")
+    clusters = asked.get("clusters")
+    if clusters is not None and (isinstance(clusters, bool) or not isinstance(clusters, int)):
+        raise Refused(400, f"K={clusters} is no whole number: give one, or leave it empty.")
+    settings = Settings(
+        str(asked.get("method", "auto")), clusters, str(asked.get("backbone", "auto"))
+    )
+    job = await run_in_threadpool(worker.submit, session, settings)
+    return JSONResponse(describe(job, worker.before(job)))
+
+
+async def _state(request: Request) -> Response:
+    job, worker = _session(request).job, request.app.state.worker
+    state = {"phase": "idle"} if job is None else describe(job, worker.before(job))
+    return JSONResponse(state)
+
+
+async def _stop(request: Request) -> Response:
+    _job(request).stop()
+    return Response(status_code=204)
+
+
+async def _results(request: Request) -> Response:
+    return JSONResponse(await run_in_threadpool(summarise, _job(request)))
+
+
+async def _picture(request: Request) -> Response:
+    index, kind = request.path_params["index"], request.path_params["kind"]
+    small = "small" in request.query_params
+    content, mime = await run_in_threadpool(picture, _job(request), index, kind, small)
+    return Response(content, media_type=mime)
+
+
+async def _download(request: Request) -> Response:
+    path = await run_in_threadpool(pack, _job(request))
+    return FileResponse(path, filename="unseg_jax.zip", media_type="application/zip")

@@ -1,0 +1,321 @@
+"""One thread that segments what was dropped, job after job: the device is shared by all users."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unseg_jax.app.sessions import Limits, Refused, Session
+from unseg_jax.cli.console import explain
+from unseg_jax.data.folders import find_images
+
+if TYPE_CHECKING:
+    from unseg_jax.data.folders import ImageFile
+    from unseg_jax.export.folder import Plan
+    from unseg_jax.export.run import Entry, Run
+
+FORMATS = ("png", "coco", "cutout", "csv")
+"""What is written of each run, and downloaded."""
+MODEL = "model.safetensors"
+"""Name of a model that was fitted on what was dropped."""
+MAX_CLUSTERS = 32
+_BATCH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the user chose.
+
+    Attributes:
+        method: "auto" or a name of `list_methods()`.
+        clusters: K; None takes the method's own.
+        backbone: a name that the page offers.
+    """
+
+    method: str = "auto"
+    clusters: int | None = None
+    backbone: str = "auto"
+
+
+class Stopped(Exception):
+    """The user stopped the run, or left."""
+
+
+class Job:
+    """One run of one session, from waiting to done.
+
+    Attributes:
+        phase: "waiting", "loading", "fitting", "segmenting", then "done", "failed" or "stopped".
+        done, total: images of the phase.
+        message: how "auto" chose, or what failed; one sentence.
+        method: what "auto" became.
+        fitted: images that a model was fitted on, 0 for none.
+        seconds, compile_seconds: from the start of the run to its end, and what compiling took.
+        plan, run: of `segment_files`; None before the end.
+    """
+
+    def __init__(self, session: Session, settings: Settings, images: Sequence[ImageFile]):
+        self.session, self.settings, self.images = session, settings, tuple(images)
+        self.phase, self.message = "waiting", ""
+        self.done, self.total = 0, len(self.images)
+        self.plan: Plan | None = None
+        self.run: Run | None = None
+        self.method = settings.method
+        self.fitted = 0
+        self.seconds = self.compile_seconds = 0.0
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens."""
+        return self.phase in ("done", "failed", "stopped")
+
+    @property
+    def out(self) -> Path:
+        """Folder of the results."""
+        return self.session.folder / "found"
+
+    def stop(self) -> bool:
+        """Stops the run after the image that is under way; whether it has ended already."""
+        with self._lock:
+            self._stopped = True
+            if self.phase == "waiting":
+                self.phase = "stopped"
+            return self.ended
+
+    def start(self) -> bool:
+        """Takes the job out of waiting; False if it was stopped before."""
+        with self._lock:
+            if self.phase != "waiting":
+                return False
+            self.phase = "loading"
+            return True
+
+    def finish(self, phase: str, message: str | None = None) -> None:
+        """Ends the job, and deletes the folder if the user has left."""
+        with self._lock:
+            self.message = self.message if message is None else message
+            self.phase = phase
+        if self.session.closed:
+            self.session.erase()
+
+    def step(self, phase: str, done: int, total: int) -> None:
+        """Tells how far the run is.
+
+        Raises:
+            Stopped: nobody waits for it any more.
+        """
+        if self._stopped:
+            raise Stopped
+        self.phase, self.done, self.total = phase, done, total
+
+    def sentence(self, error: Exception) -> str:
+        """An error as one sentence, without the temporary folder."""
+        return self.shown(explain(error))
+
+    def shown(self, text: str) -> str:
+        """A message of the library with the names that the user gave."""
+        return text.replace(f"{self.session.files}{os.sep}", "")
+
+
+class Worker:
+    """The thread and the jobs that wait for it."""
+
+    def __init__(self, limits: Limits, backbones: Mapping[str, str] | None = None):
+        """
+        Args:
+            limits: of the server.
+            backbones: name on the page → name or file that `load_backbone` takes.
+        """
+        self.limits, self.backbones = limits, dict(backbones or {})
+        self._waiting: collections.deque[Job] = collections.deque()
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread = threading.Thread(target=self._work, name="unseg-jax-serve", daemon=True)
+        # Programs are compiled once for all users of a method.
+        self.segmenter = functools.lru_cache(maxsize=8)(self._make_segmenter)
+        self._backbone = functools.lru_cache(maxsize=2)(self._load_backbone)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def end(self, timeout: float = 10.0) -> None:
+        """Stops what is under way and waits for it."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def submit(self, session: Session, settings: Settings) -> Job:
+        """Puts a run into the queue.
+
+        Raises:
+            Refused: the session has a run already, or nothing to run on; the queue is full.
+            ValueError: settings that cannot be.
+        """
+        if session.job is not None and not session.job.ended:
+            raise Refused(409, "these images are being segmented: wait, or stop that first.")
+        check(settings, self.backbones)
+        paths = [upload.path for upload in session.uploads.values()]
+        if not paths:
+            raise Refused(400, "there are no images yet: drop some first.")
+        images = find_images(paths)
+        if len(images) > self.limits.max_files:
+            raise Refused(
+                413,
+                f"the files hold {len(images)} images, and {self.limits.max_files} are the most "
+                "that this page takes: remove some.",
+            )
+        job = Job(session, settings, images)
+        with self._changed:
+            self._waiting = collections.deque(job for job in self._waiting if not job.ended)
+            if len(self._waiting) >= self.limits.max_waiting:
+                raise Refused(
+                    503,
+                    f"{len(self._waiting)} runs are waiting already, which is as many as may: "
+                    "try again in a minute.",
+                )
+            session.job = job
+            self._waiting.append(job)
+            self._changed.notify()
+        return job
+
+    def before(self, job: Job) -> int:
+        """How many jobs come first: those ahead in the queue, and the one under way."""
+        ahead = 1
+        for other in list(self._waiting):
+            if other is job:
+                return ahead
+            ahead += not other.ended
+        return 0
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ended)
+                if self._ended:
+                    return
+                job = self._waiting.popleft()
+            if job.start():
+                self._do(job)
+
+    def _do(self, job: Job) -> None:
+        try:
+            self._segment(job)
+        except Stopped:
+            job.finish("stopped")
+        except Exception as error:
+            job.finish("failed", job.sentence(error))
+        else:
+            job.finish("done")
+
+    def _segment(self, job: Job) -> None:
+        from unseg_jax.export.folder import Output, compile_clock, plan_run, segment_files
+
+        def show(entry: Entry) -> None:
+            job.step("segmenting", job.done + 1, len(job.images))
+
+        start = time.perf_counter()
+        with compile_clock() as clock:
+            job.step("loading", 0, len(job.images))
+            shutil.rmtree(job.out, ignore_errors=True)
+            segmenter = self._segmenter_for(job)
+            job.step("segmenting", 0, len(job.images))
+            job.plan = plan_run(job.images, job.out, Output(FORMATS, report=False), overwrite=True)
+            job.run = segment_files(segmenter, job.images, job.out, plan=job.plan, on_entry=show)
+        job.compile_seconds = clock.seconds
+        job.seconds = max(0.0, time.perf_counter() - start - clock.seconds)
+
+    def _segmenter_for(self, job: Job) -> Any:
+        from unseg_jax.collective.auto import SET_SIZE
+        from unseg_jax.methods import resolve
+
+        settings, count = job.settings, len(job.images)
+        method, clusters = settings.method, settings.clusters
+        if method == "auto" and clusters is not None:
+            job.message = "auto took deepcut, since K is a setting of it."
+            method = "deepcut"
+        elif method == "auto" and count < SET_SIZE:
+            job.message = (
+                f"auto took the model that ships with unseg-jax; {SET_SIZE} images or more of one "
+                "kind are fitted together."
+            )
+            job.method = "collective"
+            return self.segmenter("", None, settings.backbone)
+        elif method == "auto":
+            method = "collective"
+        job.method = method
+        resolved = resolve(method, num_clusters=clusters)
+        if not resolved.learns_from_set:
+            return self.segmenter(method, clusters, settings.backbone)
+        from unseg_jax.collective.fitting import fit
+
+        model = fit(
+            [image.source for image in job.images],
+            method=resolved,
+            backbone=self._backbone_of(resolved, settings.backbone),
+            batch_size=_BATCH,
+            # A graph head that no epoch would use need not be trained.
+            steps=None if resolved.epochs or resolved.collective_epochs else 0,
+            on_image=lambda done, total: job.step("fitting", done, total),
+        )
+        job.fitted = model.images
+        chosen = f"auto fitted {method}" if settings.method == "auto" else f"{method} was fitted"
+        job.message = f"{chosen} on {model.images} images."
+        model.save(job.out / MODEL)
+        return model.segmenter()
+
+    def _make_segmenter(self, method: str, clusters: int | None, backbone: str) -> Any:
+        """The segmenter of a method of single images; of "", the model that ships."""
+        from unseg_jax.collective.ready import load_ready
+        from unseg_jax.methods import resolve
+        from unseg_jax.segmenter import ImageSegmenter
+
+        if not method:
+            named = backbone if backbone == "auto" else self._backbone(backbone)
+            return load_ready(backbone=named, batch_size=_BATCH).segmenter()
+        resolved = resolve(method, num_clusters=clusters)
+        loaded = "auto"
+        if resolved.nodes == "patches":
+            loaded = self._backbone_of(resolved, backbone)
+        return ImageSegmenter(resolved, backbone=loaded, batch_size=_BATCH)
+
+    def _backbone_of(self, method: Any, backbone: str) -> Any:
+        return self._backbone(method.backbone if backbone == "auto" else backbone)
+
+    def _load_backbone(self, name: str) -> Any:
+        from unseg_jax.backbones import load_backbone
+
+        return load_backbone(self.backbones.get(name, name))
+
+
+def check(settings: Settings, backbones: Mapping[str, str]) -> None:
+    """Refuses what the page does not offer: a file of the server is no backbone.
+
+    Raises:
+        ValueError: an unknown method or backbone, or a K out of range.
+    """
+    from unseg_jax.backbones import list_backbones
+    from unseg_jax.errors import nearest
+    from unseg_jax.methods import list_methods
+
+    for kind, name, known in (
+        ("method", settings.method, ["auto", *list_methods()]),
+        ("backbone", settings.backbone, ["auto", *list_backbones(), *backbones]),
+    ):
+        if name not in known:
+            raise ValueError(f"there is no {kind} '{name}'; {nearest(name, known)}")
+    clusters = settings.clusters
+    if clusters is not None and not 1 <= clusters <= MAX_CLUSTERS:
+        raise ValueError(f"K={clusters} is out of range: give 1 to {MAX_CLUSTERS}.")
