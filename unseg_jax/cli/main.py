@@ -113,8 +113,10 @@ def segment(
     ] = None,
     quiet: QuietOption = False,
     model: Annotated[
-        Path | None,
-        typer.Option("--model", help="A model from `unseg-jax fit`, with its own method."),
+        str | None,
+        typer.Option(
+            "--model", help="A model from `unseg-jax fit`, or hf:ORG/NAME, with its own method."
+        ),
     ] = None,
     method: MethodOption = "auto",
     backbone: BackboneOption = "auto",
@@ -168,12 +170,19 @@ def segment(
         parts=parts,
         background_parts=background_parts,
     )
-    from unseg_jax.cli.segmenting import Choice, segment_paths
+    from unseg_jax.cli.segmenting import Choice, find_model, segment_paths
     from unseg_jax.export.folder import Output
 
     chosen = [*(formats or ["png"]), *([json] if json else [])]
     choice = Choice(
-        model, method, backbone, seed, batch_size, dtype, overrides, parse_range(value_range)
+        find_model(model),
+        method,
+        backbone,
+        seed,
+        batch_size,
+        dtype,
+        overrides,
+        parse_range(value_range),
     )
     choice.check()
     output = Output(tuple(chosen), min_area, objects, full_overlay, recursive=recursive)

@@ -162,6 +162,17 @@ class Choice:
         )
 
 
+def find_model(name: str | None) -> Path | None:
+    """The file of a fitted model, from the hub where the name begins with hf:."""
+    if name is None:
+        return None
+    if not name.startswith("hf:"):
+        return Path(name)  # without importing JAX
+    from unseg_jax.collective.sharing import model_path
+
+    return model_path(name)
+
+
 def segment_paths(
     paths: Sequence[str],
     out: Path,

@@ -36,6 +36,7 @@ from unseg_jax.backbones.callables import CALLABLE
 from unseg_jax.collective import evidence
 from unseg_jax.collective.applying import ModelSegmenter
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model
+from unseg_jax.collective.sharing import model_path, push
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.methods import Method, resolve
@@ -141,6 +142,22 @@ class CollectiveModel:
         with atomic(path) as partial:
             partial.write_bytes(content)
 
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Uploads the model to the Hugging Face hub, with a card that says how to use it.
+
+        Args:
+            repository: ORG/NAME; made if it is not there. Log in with `hf auth login` first.
+            private: whether a repository that is made is private.
+
+        Returns:
+            The name that `load_model` and `unseg-jax segment --model` take: hf:ORG/NAME.
+
+        Raises:
+            ValueError: a name of another form.
+            HfHubHTTPError: the hub refused, as without a login.
+        """
+        return push(self, repository, private=private)
+
 
 def load_model(
     path: str | Path, *, backbone: str | Path | Backbone | None = None, dtype: str = "float32"
@@ -148,14 +165,14 @@ def load_model(
     """Reads a model that `CollectiveModel.save` wrote; every value in it is checked.
 
     Args:
-        path: of the file.
+        path: of the file, or hf:ORG/NAME for a model on the Hugging Face hub.
         backbone: name, path to weights, or a loaded `Backbone`, instead of the one named in the
             file.
         dtype: of the backbone, "float32" or "bfloat16".
 
     Raises:
         ValueError: not such a file, one that is damaged, or one for features of another width.
-        WeightsError: the backbone cannot be loaded.
+        WeightsError: the backbone cannot be loaded, or the hub not reached.
 
     Example:
         >>> from unseg_jax.collective.fitting import fit
@@ -168,6 +185,7 @@ def load_model(
     """
     from unseg_jax.backbones import load_backbone
 
+    path = model_path(path)
     stored = read_model(path)
     if backbone is None:
         if stored.backbone.startswith(CALLABLE):

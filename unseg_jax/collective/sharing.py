@@ -1,0 +1,89 @@
+"""Fitted models on the Hugging Face hub: hf:ORG/NAME, with a card that says how to use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unseg_jax.backbones import hub
+from unseg_jax.errors import WeightsError
+
+if TYPE_CHECKING:
+    from unseg_jax.collective.model import CollectiveModel
+
+FILE = "model.safetensors"
+_TIMEOUT = 10.0
+
+_CARD = """---
+library_name: unseg_jax
+tags:
+- image-segmentation
+- unsupervised
+---
+
+# {name}
+
+A model of `{method}`, fitted with unseg_jax on {images} unlabelled images. Features come from the
+backbone `{backbone}`, which is named here and not stored.
+
+```
+unseg-jax segment photos/ --model hf:{name} --out found
+```
+
+```python
+import unseg_jax as us
+
+model = us.load_model("hf:{name}")
+results = model.segment(["photo.jpg"])
+```
+
+No labels were used. The model suits images like those that it was fitted on.
+"""
+
+
+def model_path(name: str | Path, *, timeout: float = _TIMEOUT) -> Path:
+    """The file of a model: a path as it is, or hf:ORG/NAME from the hub or its cache.
+
+    Args:
+        name: a path, hf:ORG/NAME, or hf:ORG/NAME@REVISION.
+        timeout: seconds to wait for an answer.
+
+    Raises:
+        ValueError: a name that begins with hf: and is of another form.
+        WeightsError: the repository cannot be reached, or holds no model.
+    """
+    if not str(name).startswith(hub.PREFIX):
+        return Path(name)
+    repository, revision = hub.parse_name(str(name))
+    cached = hub.cached_file(repository, FILE, revision)
+    if cached is not None:
+        return cached
+    try:
+        return hub.download(repository, FILE, revision, timeout)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{name} cannot be fetched ({error}); check the name, and that the repository holds "
+            f"{FILE}."
+        ) from error
+
+
+def push(model: CollectiveModel, repository: str, *, private: bool) -> str:
+    """Uploads a model and its card; see `CollectiveModel.push_to_hub`."""
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    name, _ = hub.parse_name(hub.PREFIX + repository.removeprefix(hub.PREFIX))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / FILE)
+        card = _CARD.format(
+            name=name,
+            method=model.method.name,
+            images=model.images,
+            backbone=model.backbone.name,
+        )
+        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Add the fitted model")
+    return hub.PREFIX + name
