@@ -350,6 +350,22 @@ def methods(
     print(format_table(method_rows(), form))
 
 
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Prints versions, devices, cached weights and programs, and what is missing."""
+    from unseg_jax.cli import information
+
+    facts = information.collect()
+    if as_json:
+        import json
+
+        print(json.dumps(facts, indent=2))
+    else:
+        print(information.describe(facts))
+
+
 @weights_app.command("list")
 def weights_list(
     form: Annotated[
