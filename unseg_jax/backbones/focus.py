@@ -45,7 +45,7 @@ def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
         from onnx import numpy_helper
     except ImportError:
         raise ImportError(
-            "reading ONNX weights needs the package onnx; pip install 'unseg_jax[onnx]'."
+            'reading ONNX weights needs the package onnx; pip install "unseg_jax[onnx]".'
         ) from None
     try:
         # Data outside of the file is not looked for: it could be any file of the user's.

@@ -344,10 +344,10 @@ def methods(
         str, typer.Option("--format", help="How to print: text, markdown or json.")
     ] = "text",
 ) -> None:
-    """Prints every method: source, backbone, size, stride, affinity, layers, loss, epochs."""
-    from unseg_jax.cli.tables import format_table, method_rows
+    """Prints every method in groups: score, backbone, size, affinity, layers, loss, source."""
+    from unseg_jax.cli.tables import format_table, list_methods_as_text, method_rows
 
-    print(format_table(method_rows(), form))
+    print(list_methods_as_text() if form == "text" else format_table(method_rows(), form))
 
 
 @app.command()
