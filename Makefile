@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo picture test lint types docs tpu-check install clean
+.PHONY: help demo picture test lint types docs tpu-check package install clean
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
@@ -84,6 +84,11 @@ docs:
 	@$(call environment,test,$(TEST_EXTRAS))
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	echo "open build/site/index.html"
+
+# The wheel and the sdist, in build/package/dist, run where nothing but their dependencies is.
+package:
+	@$(call environment,test,$(TEST_EXTRAS))
+	$(BIN)/python .ci/package.py
 
 # libtpu lies in a folder of its own, so that nothing else takes this machine for one with a TPU.
 tpu-check:

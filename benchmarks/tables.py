@@ -12,12 +12,15 @@ the like for what it gave elsewhere. `NAME` may also be
 * `methods/GLOB`: of those that match, one row a method and one column a data set, with mIoU under
   `honest` and under `published`.
 
-    python benchmarks/tables.py                 # README.md and benchmarks/README.md
+It also writes `unseg_jax/cli/scores.json`, what `unseg-jax methods` shows.
+
+    python benchmarks/tables.py                 # README.md, benchmarks/README.md, scores.json
     python benchmarks/tables.py --check         # fails if a table is out of date
     python benchmarks/tables.py --keep-summary runs/horses/summary.json --as horses
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -39,7 +42,8 @@ from benchmarks import (
     versus_reference,
     vit,
 )
-from unseg_jax.cli.tables import format_table, method_rows
+from unseg_jax.cli.tables import SCORES, format_table, method_rows
+from unseg_jax.methods import METHODS
 
 # A path of this machine, at the start of a text or of a word, also after "NAME:"; no URL.
 _PATH = re.compile(r"(?:^|(?<=[\s:]))(?:/|~/|\.\./)(?!/)[^\s:]+")
@@ -59,9 +63,10 @@ def main() -> None:
             parser.error("--keep-summary needs --as NAME.")
         keep_summary(options.keep_summary, options.name)
     stale = []
-    for path in options.files:
-        before = path.read_text()
-        after = fill(before)
+    outputs = [(path, path.read_text(), fill) for path in options.files]
+    outputs.append((SCORES, SCORES.read_text() if SCORES.is_file() else "", lambda _: scores()))
+    for path, before, make in outputs:
+        after = make(before)
         if after != before:
             stale.append(path.name)
             if not options.check:
@@ -222,6 +227,44 @@ def _correlation(value: float | None) -> str:
 def _interval(scores: dict[str, Any]) -> str:
     bounds = scores.get("miou_interval") or ()
     return "–".join(f"{100 * bound:.1f}" for bound in bounds if bound is not None)
+
+
+def scores(results: Path = common.RESULTS) -> str:
+    """mIoU under `honest` of each method on each data set, as `unseg-jax methods` reads it.
+
+    The newest runs are taken first, which are those over all images; then those over every method
+    on the same images; then those over the slow ones. A method whose settings have changed since
+    is left out.
+    """
+    methods: dict[str, dict[str, dict[str, float]]] = {}
+    backbones, strides = set(), set()
+    for kind in ("all", "honest-every", "honest-slow"):
+        for path in sorted((results / "bench").glob(f"*-{kind}.json")):
+            summary = json.loads(path.read_text())
+            dataset = summary["config"]["dataset"]
+            backbones |= {summary["backbone"]} - {""}
+            for method, found in summary["methods"].items():
+                record = summary["config"]["methods"][method]
+                if method in METHODS and _is_current(record):
+                    strides |= {record["stride"]} - {None}
+                    kept = {"miou": round(found["miou"], 4), "images": found["images"]}
+                    methods.setdefault(method, {}).setdefault(dataset, kept)
+    (backbone,), (stride,) = backbones, strides
+    listed = {name: methods[name] for name in METHODS if name in methods}
+    written = {"protocol": "honest", "backbone": backbone, "stride": stride, "methods": listed}
+    return json.dumps(written, indent=1) + "\n"
+
+
+# Chosen for all methods of a run, or no setting.
+_RUN_FIELDS = ("source", "backbone", "stride", "code_overrides")
+
+
+def _is_current(recorded: dict[str, Any]) -> bool:
+    """Whether a run's record of a method agrees with the registry in all that has an effect."""
+    now = json.loads(json.dumps(dataclasses.asdict(METHODS[recorded["name"]])))
+    ignored = {*_RUN_FIELDS, *(() if now["layer"] == "gcn" else ("normalise",))}
+    fields = now.keys() & recorded.keys() - ignored
+    return all(now[field] == recorded[field] for field in fields)
 
 
 def keep_summary(path: Path, name: str) -> None:

@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace, scratch: Path) -> None:
     if python is None:
         raise SystemExit(
             "this interpreter has no PyTorch; name one that has with --torch-python, "
-            "or install 'unseg_jax[reference]'."
+            'or install "unseg_jax[reference]".'
         )
     images = common.photographs(options.images)
     timed = [_as_png(path, scratch) for path in images[: options.limit]]

@@ -134,7 +134,7 @@ def torch_python(given: str | None) -> str | None:
         reason = found.stderr.strip().splitlines()[-1:] or ["it exits without a word"]
         raise SystemExit(
             f"{given} cannot import torch and torch_geometric ({reason[0]}); "
-            "install 'unseg_jax[reference]' there."
+            'install "unseg_jax[reference]" there.'
         )
     return None
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from docs.method_notes import AFFINITIES, ALGORITHMS, LAYERS, LOSSES, NOTES  # noqa: E402
-from unseg_jax.cli.tables import format_table, method_rows  # noqa: E402
-from unseg_jax.methods import METHODS, Method  # noqa: E402
+from unseg_jax.cli.tables import describe_scores, format_table, method_rows  # noqa: E402
+from unseg_jax.methods import GROUPS, METHODS, Method  # noqa: E402
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Method)}
 _HIDDEN = ("name", "source", "code_overrides")
@@ -46,9 +46,14 @@ def _equation(match: re.Match) -> str:
 
 
 def methods_table() -> str:
-    """The registry as a table, each name a link to its page."""
-    rows = [{**row, "name": f"[{row['name']}]({row['name']}.md)"} for row in method_rows()]
-    return format_table(rows, "markdown")
+    """The registry as one table a group, each name a link to its page."""
+    parts = []
+    for group in GROUPS:
+        rows = [{**row, "name": f"[{row['name']}]({row['name']}.md)"} for row in method_rows(group)]
+        for row in rows:
+            del row["group"]
+        parts += [f"## {group.capitalize()}", format_table(rows, "markdown")]
+    return "\n\n".join([*parts, describe_scores()])
 
 
 def results_text() -> str:

@@ -81,3 +81,9 @@ def test_cc_gcn_normalises_unless_it_follows_the_report():
     np.testing.assert_array_equal(labels == labels[0], groups[:, 0] == 1)
     unnormalised = us.cluster(features, method="cc-gcn", quirks="code")
     assert len(np.unique(unnormalised.labels)) == 1
+
+
+def test_every_method_is_in_one_group():
+    from unseg_jax.methods import GROUPS, METHODS
+
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(METHODS)

@@ -18,6 +18,11 @@ def cache_folder() -> Path:
     return Path(named).expanduser() if named else platformdirs.user_cache_path("unseg_jax")
 
 
+def compiled_folder() -> Path:
+    """Folder of compiled programs, unless the user chose another with JAX's own settings."""
+    return cache_folder() / "compiled"
+
+
 def check_sha256(path: Path, expected: str) -> None:
     """Compares a file with its known SHA-256.
 
@@ -42,7 +47,7 @@ def enable_compilation_cache() -> None:
 
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    folder = cache_folder() / "compiled"
+    folder = compiled_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -537,3 +537,20 @@ _ALL = (
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
 """The registry: name → `Method`. There is no `cc-arma`: ARMA's propagation divides by the square
 roots of the degrees, which the negative affinities of correlation clustering leave undefined."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "recommended": ("collective",),
+        "published": tuple(
+            method.name
+            for method in _ALL
+            if method.algorithm == "gnn"
+            and method.source not in (_COURSE, _PIXELS)
+            and method.name != "collective"
+        ),
+        "grid": tuple(method.name for method in _ALL if method.source in (_COURSE, _PIXELS)),
+        "baselines": tuple(method.name for method in _ALL if method.algorithm != "gnn"),
+    }
+)
+"""How methods are listed: group → names. The grid is every loss with every layer, and graphs of
+superpixels and pixels."""

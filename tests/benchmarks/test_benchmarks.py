@@ -115,6 +115,32 @@ def test_methods_stand_beside_one_another_under_both_protocols(tmp_path):
     assert "| tokencut | 25.0 / 31.2 | – |" in table
 
 
+def test_scores_that_ship_are_those_of_the_kept_runs():
+    assert tables.scores() == tables.SCORES.read_text(), "run python benchmarks/tables.py"
+
+
+def test_scores_of_other_settings_do_not_ship(tmp_path):
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    runs = {"horses-honest-every": ("horses", 0.5), "horses-all": ("horses", 0.75)}
+    for stem, (dataset, miou) in runs.items():
+        kept = {"miou": miou, "images": 4}
+        record = {"stride": 14, "nodes": "patches"}
+        methods = {
+            "deepcut": {**record, "name": "deepcut", "epochs": 10, "branches": [[64]]},
+            "cc-gcn": {**record, "name": "cc-gcn", "normalise": False},
+            "cc-gat": {**record, "name": "cc-gat", "normalise": False},
+            "gone": {**record, "name": "gone"},
+        }
+        summary = {"methods": dict.fromkeys(methods, kept), "backbone": "b"}
+        summary["config"] = {"dataset": dataset, "methods": methods}
+        (folder / f"{stem}.json").write_text(json.dumps(summary))
+    found = json.loads(tables.scores(tmp_path))
+    assert found["stride"] == 14
+    assert list(found["methods"]) == ["deepcut", "cc-gat"]
+    assert found["methods"]["deepcut"] == {"horses": {"miou": 0.75, "images": 4}}
+
+
 def test_a_table_without_a_result_says_how_to_make_it(tmp_path):
     with pytest.raises(SystemExit, match=r"run python benchmarks/vit.py first"):
         tables.fill("<!-- table:vit -->\n<!-- /table -->", tmp_path)

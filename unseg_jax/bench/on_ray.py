@@ -73,7 +73,7 @@ def _import_ray():
         import ray.data
     except ImportError as error:
         raise BenchError(
-            f"--cluster needs the extra 'cluster' ({error}): pip install 'unseg_jax[cluster]'."
+            f"--cluster needs the extra 'cluster' ({error}): pip install \"unseg_jax[cluster]\"."
         ) from None
     return ray
 

@@ -72,7 +72,7 @@ class Remote:
         except (ImportError, ValueError) as error:
             reason = str(error).rstrip(".")
             raise BenchError(
-                f"{url} cannot be opened ({reason}): pip install 'unseg_jax[cluster]' and what "
+                f'{url} cannot be opened ({reason}): pip install "unseg_jax[cluster]" and what '
                 f"fsspec needs for such places, or choose a folder."
             ) from None
         self._system.invalidate_cache()  # other machines write there too

@@ -364,10 +364,26 @@ def methods(
         str, typer.Option("--format", help="How to print: text, markdown or json.")
     ] = "text",
 ) -> None:
-    """Prints every method: source, backbone, size, stride, affinity, layers, loss, epochs."""
-    from unseg_jax.cli.tables import format_table, method_rows
+    """Prints every method in groups: score, backbone, size, affinity, layers, loss, source."""
+    from unseg_jax.cli.tables import format_table, list_methods_as_text, method_rows
 
-    print(format_table(method_rows(), form))
+    print(list_methods_as_text() if form == "text" else format_table(method_rows(), form))
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Prints versions, devices, cached weights and programs, and what is missing."""
+    from unseg_jax.cli import information
+
+    facts = information.collect()
+    if as_json:
+        import json
+
+        print(json.dumps(facts, indent=2))
+    else:
+        print(information.describe(facts))
 
 
 @weights_app.command("list")

@@ -2,27 +2,95 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from unseg_jax.errors import nearest
-from unseg_jax.methods import METHODS, Method
+from unseg_jax.methods import GROUPS, METHODS, Method
 
 _FORMATS = ("text", "markdown", "json")
+SCORES = Path(__file__).with_name("scores.json")
+"""Measured scores of the methods; `benchmarks/tables.py` writes the file."""
+_TITLES = {
+    "recommended": "recommended",
+    "published": "published",
+    "grid": "grid: every loss with every layer; graphs of superpixels and of pixels",
+    "baselines": "baselines",
+}
 
 
-def method_rows() -> list[dict[str, Any]]:
-    """One row a method: what it is after, and the settings that set it apart."""
-    return [_method_row(method) for method in METHODS.values()]
+def method_rows(group: str | None = None) -> list[dict[str, Any]]:
+    """One row a method: its group, its score, and the settings that set it apart.
+
+    Args:
+        group: only those of this one of `unseg_jax.methods.GROUPS`.
+    """
+    groups = GROUPS if group is None else {group: GROUPS[group]}
+    return [_method_row(METHODS[name], group) for group, names in groups.items() for name in names]
 
 
-def _method_row(method: Method) -> dict[str, Any]:
+@functools.cache
+def read_scores() -> dict[str, Any]:
+    """What `SCORES` holds: the protocol, and method → data set → "miou", "images"."""
+    return json.loads(SCORES.read_text("utf-8"))
+
+
+def describe_scores() -> str:
+    """A sentence that says what the scores of `method_rows` are."""
+    found = read_scores()
+    return (
+        f"mIoU in percent: protocol {found['protocol']}, the mean over {', '.join(_data_sets())}; "
+        f"images: how many were scored; backbone {found['backbone']}, stride {found['stride']}; "
+        "-: not measured with these settings."
+    )
+
+
+def _data_sets() -> list[str]:
+    """Those on which the published methods were scored, so that one can compare."""
+    return list(read_scores()["methods"]["deepcut"])
+
+
+def _score(name: str) -> dict[str, Any]:
+    scores = read_scores()["methods"].get(name, {})
+    kept = [scores[dataset] for dataset in _data_sets() if dataset in scores]
+    if len(kept) < len(_data_sets()):
+        return {"mIoU": "-", "images": "-"}
+    mean = sum(score["miou"] for score in kept) / len(kept)
+    return {"mIoU": f"{100 * mean:.1f}", "images": sum(score["images"] for score in kept)}
+
+
+def list_methods_as_text() -> str:
+    """The methods in groups, each with its score, and what the scores are."""
+    rows = method_rows()
+    # What `auto` is for a set.
+    auto = {**rows[0], "name": "auto"}
+    auto["source"] = "collective for eight images or more, else a model fitted beforehand"
+    head, *lines = format_table([_without_group(row) for row in (auto, *rows)]).split("\n")
+    # `auto` stands with the first group.
+    groups = [rows[0]["group"], *(row["group"] for row in rows)]
+    text = [head]
+    for number, (group, line) in enumerate(zip(groups, lines, strict=True)):
+        if number == 0 or group != groups[number - 1]:
+            text += ["", _TITLES[group]]
+        text.append(line)
+    return "\n".join([*text, "", describe_scores()])
+
+
+def _without_group(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "group"}
+
+
+def _method_row(method: Method, group: str) -> dict[str, Any]:
     gnn = method.algorithm == "gnn"
     height, width = method.size
     patches = method.nodes == "patches"
     return {
         "name": method.name,
+        "group": group,
+        **_score(method.name),
         "backbone": method.backbone if patches else method.nodes,
         "size": height if height == width else f"{height}x{width}",
         "stride": (method.stride or "patch") if patches else "-",

@@ -125,7 +125,7 @@ def _tfds():
     except ImportError as error:
         raise DatasetError(
             f"reading tfds: data sets needs the extra 'tfds' ({error}): "
-            f"pip install 'unseg_jax[tfds]'."
+            'pip install "unseg_jax[tfds]".'
         ) from None
     return tensorflow_datasets
 

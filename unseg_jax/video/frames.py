@@ -268,7 +268,8 @@ def _imageio() -> Any:
         import imageio.v3
     except ImportError as error:
         raise ImportError(
-            "films need the extra 'video': pip install 'unseg_jax[video]', or use an animated "
+            "films need the extra 'video': "
+            'pip install "unseg_jax[video]", or use an animated '
             "GIF or WebP, or a folder of frames."
         ) from error
     return imageio.v3

@@ -1,0 +1,42 @@
+"""Commands in the documentation and in messages run in any shell, that of Windows included."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+SOURCES = [*(ROOT / "unseg_jax").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+_BLOCK = re.compile(r"^```(?:\w+)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_COMMAND = re.compile(r"^(?:unseg-jax|pip|python) .*", re.MULTILINE)
+_SPAN = re.compile(r"`((?:unseg-jax|pip|python) [^`]*)`")
+# Requirements in single quotes, which cmd.exe hands on as they are.
+_SINGLE = re.compile(r"'(?:unseg_jax|\.)\[[\w,-]+\]'")
+
+
+def commands(text: str) -> list[str]:
+    """The commands in the code blocks and code spans of a page."""
+    blocks = "\n".join(_BLOCK.findall(text))
+    return _COMMAND.findall(blocks) + _SPAN.findall(_BLOCK.sub("", text))
+
+
+def test_pages_have_commands():
+    assert sum(len(commands(page.read_text())) for page in PAGES) > 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_have_no_single_quotes(page):
+    found = [command for command in commands(page.read_text()) if "'" in command]
+    assert not found
+
+
+def test_messages_quote_requirements_for_any_shell():
+    notebooks = list((ROOT / "notebooks").glob("*.ipynb"))
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in [*SOURCES, *PAGES, *notebooks]
+        for match in _SINGLE.finditer(path.read_text())
+    ]
+    assert not found
+    assert _SINGLE.search("pip install 'unseg_jax[onnx]'")
