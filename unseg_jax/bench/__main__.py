@@ -12,6 +12,7 @@ import typer
 from unseg_jax.bench import BenchError, Interrupted, format_table, run, write_summary
 from unseg_jax.bench.settings import command_parameters, settings_from
 from unseg_jax.cache import enable_compilation_cache
+from unseg_jax.cli.console import tolerate_any_name
 from unseg_jax.data.truths import parse_values
 from unseg_jax.errors import printable
 
@@ -183,6 +184,7 @@ def rescore_masks(
 def main() -> None:
     """Runs the command line; a polite kill (SIGTERM) ends a run as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
+    tolerate_any_name()
     chosen = tools if sys.argv[1:2] in (["merge"], ["report"], ["rescore"]) else application
     enable_compilation_cache()
     logging.getLogger("unseg_jax").addHandler(_Spoken(logging.WARNING))

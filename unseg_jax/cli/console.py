@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import logging
 import os
 import sys
@@ -64,6 +65,7 @@ def guarded(command: Callable[[], int | None]) -> int:
     Returns:
         The exit code; see `main`.
     """
+    tolerate_any_name()
     logger = logging.getLogger("unseg_jax")
     handler = _Spoken()
     # `unseg-jax demo` and `serve` run a command within a command: each line is said once.
@@ -85,6 +87,13 @@ def guarded(command: Callable[[], int | None]) -> int:
     finally:
         logger.removeHandler(handler)
         logger.level = level
+
+
+def tolerate_any_name() -> None:
+    """Lets standard output take every file name, whatever the terminal's encoding is."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def explain(error: Exception) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from unseg_jax.backbones import hub
 from unseg_jax.errors import WeightsError
-
-if TYPE_CHECKING:
-    from unseg_jax.collective.model import CollectiveModel
 
 FILE = "model.safetensors"
 _TIMEOUT = 10.0
@@ -67,7 +64,7 @@ def model_path(name: str | Path, *, timeout: float = _TIMEOUT) -> Path:
         ) from error
 
 
-def push(model: CollectiveModel, repository: str, *, private: bool) -> str:
+def push(model: Any, repository: str, *, private: bool) -> str:
     """Uploads a model and its card; see `CollectiveModel.push_to_hub`."""
     import tempfile
 

@@ -296,9 +296,11 @@ def _with_splits(items: Iterable[Item], folder: Path, name: str) -> tuple[Item, 
     names = split_file and split_file.with_name("images.txt")
     if split_file is None or names is None or not names.is_file():
         return items
-    flags = dict(line.split() for line in split_file.read_text().splitlines() if line.strip())
+    flags = dict(
+        line.split() for line in split_file.read_text("utf-8").splitlines() if line.strip()
+    )
     by_stem = {}
-    for line in names.read_text().splitlines():
+    for line in names.read_text("utf-8").splitlines():
         if line.strip():
             number, image = line.split(maxsplit=1)
             by_stem[Path(image).stem] = "train" if flags.get(number) == "1" else "test"

@@ -1,0 +1,106 @@
+"""The library where Python lacks what only Unix has, and where terminals lack letters."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+# As on Windows, and on platforms without locks of files.
+NO_UNIX = """
+import os, signal, sys, warnings
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", message="only soft file lock is available")
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "O_CLOEXEC", "fork", "getpgid", "killpg",
+             "mkfifo", "fchmod", "chown", "statvfs", "sched_getaffinity"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD", "SIGPIPE"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+"""
+
+
+def python(code, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def test_every_module_can_be_imported_without_unix():
+    code = NO_UNIX + (
+        "import importlib, pkgutil, unseg_jax\n"
+        "modules = pkgutil.walk_packages(unseg_jax.__path__, 'unseg_jax.')\n"
+        "names = [m.name for m in modules if not m.name.endswith('__main__')]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "from unseg_jax.bench.job import Timing\n"
+        "assert Timing().as_json()['peak_memory_mb'] is None\n"
+        "print(len(names))\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+
+
+def test_files_are_read_and_written_whole_without_unix(tmp_path):
+    Image.new("RGB", (9, 7), (250, 0, 0)).save(tmp_path / "red.png")
+    code = NO_UNIX + (
+        "from pathlib import Path\n"
+        "from unseg_jax.bench.manifest import Manifest\n"
+        "from unseg_jax.data import read_image\n"
+        "from unseg_jax.files import write_json\n"
+        "folder = Path(sys.argv[1])\n"
+        "print(read_image(folder / 'red.png').pixels.shape)\n"
+        "write_json(folder / 'inner' / 'one.json', {'a': 1})\n"
+        "write_json(folder / 'inner' / 'one.json', {'a': 2})\n"
+        "with Manifest(folder / 'run') as manifest:\n"
+        "    manifest.write({'masks/one.png': b'1', 'summary.json': b'{}'})\n"
+        "    manifest.open_journal('records.jsonl').append([{'id': 'one'}])\n"
+        "with Manifest(folder / 'run') as manifest:\n"
+        "    print([manifest.owns(name) for name in ('masks/one.png', 'records.jsonl', 'two')])\n"
+    )
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["(7, 9, 3)", "[True, True, False]"]
+    assert (tmp_path / "inner" / "one.json").read_text().split() == ["{", '"a":', "2", "}"]
+    assert [path.name for path in (tmp_path / "inner").iterdir()] == ["one.json"]
+
+
+@pytest.mark.parametrize("stub", [NO_UNIX, "import os, sys"], ids=["soft", "own"])
+def test_one_process_at_a_time_has_a_folder(tmp_path, stub):
+    lock = "from pathlib import Path; from unseg_jax.bench.locking import RunLock\n"
+    lock = f"{stub}\n{lock}lock = RunLock(Path(sys.argv[1]))\nprint('held', flush=True)\n"
+    command = [sys.executable, "-c", lock + "sys.stdin.read()\nos._exit(1)", str(tmp_path)]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options) as holder:
+        assert holder.stdout.readline() == "held\n"
+        second = python(lock, tmp_path)
+        assert "another process is writing to" in second.stderr.splitlines()[-1]
+        holder.stdin.close()
+    # The holder ended without letting go, as if it had been killed.
+    third = python(lock + "lock.release()\n", tmp_path)
+    assert third.returncode == 0, third.stderr
+    (tmp_path / ".unseg_jax.lock").write_text("my notes\n")
+    fourth = python(lock, tmp_path)
+    assert "was not written by this run" in fourth.stderr.splitlines()[-1]
+    assert (tmp_path / ".unseg_jax.lock").read_text() == "my notes\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_terminals_without_the_letters_of_a_name_show_it_escaped(tmp_path, encoding):
+    Image.new("RGB", (9, 7)).save(tmp_path / "夜の鳥.png")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "unseg_jax.cli.main"]
+    segment = [*command, "segment", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]
+    options = {"env": environment, "capture_output": True, "timeout": 300}
+    done = subprocess.run(segment, **options)
+    assert done.returncode == 0, done.stderr
+    assert rb"\u591c\u306e\u9ce5.png" in done.stdout
+    assert subprocess.run([*command, "bench", "-h"], **options).returncode == 0
