@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo picture test lint types docs tpu-check package install clean
+.PHONY: help demo picture test lint types audit release docs tpu-check package install clean
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
@@ -89,6 +89,26 @@ docs:
 package:
 	@$(call environment,test,$(TEST_EXTRAS))
 	$(BIN)/python .ci/package.py
+
+# Known vulnerabilities of what is installed; says so where the advisories cannot be reached.
+audit:
+	@$(call environment,test,$(TEST_EXTRAS))
+	$(BIN)/python .ci/audit.py
+
+# Builds and checks a release and tags it here; nothing is pushed or uploaded.
+release: package
+	version=$$($(BIN)/python -c 'import unseg_jax; print(unseg_jax.__version__)')
+	if [ -n "$$(git status --porcelain)" ]; then
+		echo "make: the working tree has changes; commit them first" >&2
+		exit 1
+	fi
+	if ! grep -qF "## [$$version]" CHANGELOG.md; then
+		echo "make: CHANGELOG.md has no section [$$version]; rename Unreleased" >&2
+		exit 1
+	fi
+	$(BIN)/python -m twine check --strict build/package/dist/*
+	git tag --annotate "v$$version" --message "Version $$version"
+	echo "tagged v$$version; push it and upload build/package/dist/* to release"
 
 # libtpu lies in a folder of its own, so that nothing else takes this machine for one with a TPU.
 tpu-check:
