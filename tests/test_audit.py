@@ -1,4 +1,4 @@
-"""The step of CI that asks for known vulnerabilities fails on some, and says if it could not ask."""
+"""The audit of CI fails on known vulnerabilities, and says where it could not ask."""
 
 import importlib.util
 import json
