@@ -29,6 +29,8 @@ from scipy.stats import bootstrap, spearmanr
 
 from benchmarks import common
 from unseg_jax.collective import evidence
+from unseg_jax.collective.model import CollectiveModel
+from unseg_jax.collective.ready import load_ready
 from unseg_jax.data import open_dataset
 from unseg_jax.data.images import load_image, resize_image
 from unseg_jax.data.masks import load_mask
@@ -418,6 +420,11 @@ def _train_convolutions(x, valid, margins, grid, seed, steps=300, hidden=32):
     return (scores / (scores[valid].std() + 1e-9)).astype(np.float32)
 
 
+def _unlike(model: CollectiveModel, features: np.ndarray) -> bool:
+    """Whether a model says that an image is unlike those that it was fitted on."""
+    return float(evidence.distance(model.evidence, jnp.asarray(features))) > model.unlike
+
+
 def probe(one: Set, seed: int) -> np.ndarray:
     """(n − 60,) IoU of a ridge regression on 60 labelled images, scored on the others."""
     order = np.random.default_rng(seed).permutation(len(one.fine))
@@ -492,6 +499,12 @@ def measure(bench: Bench, say: Callable[[str], None]) -> dict:
         say(f"{label}: {gain:+.4f}")
     for count in SIZES:
         result["sizes"][str(count)] = row(dataclasses.replace(default, fitted_on=count))
+    ready = load_ready()
+    result["unlike"] = {
+        name: round(float(np.mean([_unlike(ready, image) for image in one.fine])), 4)
+        for name, one in bench.sets.items()
+        if one.fine.shape[-1] == len(ready.evidence.mean)
+    }
     result["probe"] = {}
     for name, one in bench.sets.items():
         found = [probe(one, seed) for seed in bench.seeds]
@@ -565,6 +578,8 @@ def table(result: dict) -> str:
     rows.append(["95 % of as it is", "", *(f"{100 * a:.1f}–{100 * b:.1f}" for a, b in spans)])
     ranks = [result["default"][name]["confidence"] for name in names]
     rows.append(["confidence ρ of as it is", *(f"{rank:.2f}" for rank in (mean(ranks), *ranks))])
+    said = [result["unlike"].get(name, float("nan")) for name in names]
+    rows.append(["called unlike by the model that ships", "", *(f"{one:.0%}" for one in said)])
     left = common.table(["mIoU", "mean", *names], rows)
     taken = "; ".join(
         f"without {name}: {one['change'] or 'nothing'}" for name, one in result["left_out"].items()

@@ -46,7 +46,8 @@ class Segmentation:
         id: the path, or the index in the call for images given as arrays.
         small_mask: (h, w) bool at the working size.
         small_labels: (h, w) at the working size, of the smallest unsigned type that holds them.
-        notes: what was done to the image while it was read, a sentence each.
+        notes: what a user should know, a sentence each: what was done to the image while it was
+            read, and that it is unlike those that a model was fitted on.
         pixels: (h, w, 3) uint8, the image at the working size or its own; None if not kept.
         evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
             (above 0) or the background; None where the method has no soft result.

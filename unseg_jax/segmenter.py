@@ -367,7 +367,9 @@ class BatchSegmenter:
             working = shrink_image(image.pixels)
             try:
                 segmentation = self.finish(host, index, working, image.name, image.size)
-                yield dataclasses.replace(segmentation, pixels=image.pixels, notes=image.notes)
+                yield dataclasses.replace(
+                    segmentation, pixels=image.pixels, notes=(*image.notes, *segmentation.notes)
+                )
             except ImageError as error:
                 yield error
             index += 1

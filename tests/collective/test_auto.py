@@ -1,12 +1,13 @@
 """The default: sets are fitted, few images get the model that ships; nothing depends on weights."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
 
 import unseg_jax as us
-from unseg_jax.collective import auto
+from unseg_jax.collective import auto, evidence
 from unseg_jax.collective.ready import READY_MODEL, load_ready
 from unseg_jax.errors import WeightsError
 
@@ -66,3 +67,23 @@ def test_settings_of_published_methods_take_deepcut(backbone):
     segmenter = us.Segmenter(backbone=backbone, image_size=56, epochs=2)
     assert segmenter.method.name == "deepcut"
     assert segmenter.method.epochs == 2
+
+
+def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(backbone):
+    model = dataclasses.replace(load_ready(backbone=backbone), unlike=None)
+    image = square(0)
+    features = backbone.features(backbone.params, image[None, :56, :70].astype(np.float32) / 255)
+    rows = np.asarray(features[0])
+    mean = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).mean(0)
+    by_hand = np.linalg.norm(mean - np.asarray(model.evidence.mean))
+    ours = float(evidence.distance(model.evidence, rows))
+    assert ours == pytest.approx(by_hand, rel=1e-4)
+    trusted = model.segment(image)[0]
+    assert trusted.notes == ()
+    doubted = dataclasses.replace(model, unlike=0.0).segment(image)[0]
+    assert "unlike the images that this model was fitted on" in doubted.notes[0]
+    assert doubted.confidence == min(trusted.confidence, 0.2)
+    np.testing.assert_array_equal(doubted.mask, trusted.mask)
+    far = dataclasses.replace(model, unlike=2.0).segment(image)[0]
+    assert far.notes == ()
+    assert far.confidence == trusted.confidence

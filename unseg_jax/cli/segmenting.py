@@ -124,9 +124,13 @@ class Choice:
 
         if self.model is not None:
             from unseg_jax.collective.model import load_model
+            from unseg_jax.collective.ready import READY_MODEL, load_ready
 
-            backbone = None if self.backbone == "auto" else self.backbone
-            model = load_model(self.model, backbone=backbone, dtype=self.dtype)
+            if self.model == READY_MODEL:
+                model = load_ready(backbone=self.backbone, dtype=self.dtype)
+            else:
+                backbone = None if self.backbone == "auto" else self.backbone
+                model = load_model(self.model, backbone=backbone, dtype=self.dtype)
             model = dataclasses.replace(model, batch_size=self.batch_size, seed=self.seed)
             return model.segmenter(self.overrides.get("epochs"))
         resolved = resolve(self.method, **self.overrides)
@@ -272,7 +276,7 @@ def run_segmenter(segmenter: Any, plan: Plan, *, as_json: bool = False, quiet: b
     noted = [entry.record for entry in run.done if entry.record is not None and entry.record.notes]
     if noted and not quiet:
         first = f"{noted[0].file}: {' '.join(noted[0].notes)}"
-        say(f"{len(noted)} of the images were changed while they were read, as {first}")
+        say(f"there are notes on {len(noted)} of the images, such as {first}")
     if not quiet:
         # Standard output is for the lines of JSON alone.
         stream = sys.stderr if as_json else sys.stdout

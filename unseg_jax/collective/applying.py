@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from unseg_jax.collective.evidence import Scorer
 
 
+UNLIKE_NOTE = "unlike the images that this model was fitted on; fit your own with unseg-jax fit."
+UNLIKE_CONFIDENCE = 0.2
+"""The most that the confidence of such an image is: below what reports call unsure."""
+
+
 class MarginResult(NamedTuple):
     """What the device gives back for a batch.
 
@@ -39,11 +44,13 @@ class MarginResult(NamedTuple):
         margins: (B, h, w) float32, above 0 is foreground.
         losses: (B, epochs) float32 of the per-image epochs.
         finite: (B,) bool, False where features are not finite numbers.
+        distances: (B,) float32, from the set that was fitted; see `evidence.distance`.
     """
 
     margins: Float[Array, "b h w"]
     losses: Float[Array, "b e"]
     finite: Bool[Array, " b"]
+    distances: Float[Array, " b"]
 
 
 class ModelSegmenter(BatchSegmenter):
@@ -60,6 +67,7 @@ class ModelSegmenter(BatchSegmenter):
         batch_size: int = 8,
         seed: int = 0,
         map: How | None = None,
+        unlike: float | None = None,
     ):
         """
         Args:
@@ -71,9 +79,12 @@ class ModelSegmenter(BatchSegmenter):
             foreground: for each cluster of the network whether it is foreground; read only of
                 models without `evidence`.
             batch_size, seed, map: see `BatchSegmenter`.
+            unlike: distance from which on an image is unlike those that were fitted; None never
+                says so.
         """
         super().__init__(method, backbone, batch_size=batch_size, seed=seed, map=map)
         self.evidence, self.params, self.foreground = evidence, params, tuple(foreground)
+        self.unlike = unlike
 
     def _run_pixels(self, params, pixels, *, record_every=0):
         features = self._run_features(params, pixels)
@@ -113,7 +124,8 @@ class ModelSegmenter(BatchSegmenter):
             margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
             losses = clustering.losses
         finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
-        return MarginResult(margins.reshape(-1, *self.grid), losses, finite)
+        distances = jax.vmap(functools.partial(evidence.distance, scorer))(features)
+        return MarginResult(margins.reshape(-1, *self.grid), losses, finite, distances)
 
     def _run_shared(self, features) -> PatchResult:
         """The set decides which clusters are foreground, not a vote in each image."""
@@ -162,12 +174,15 @@ class ModelSegmenter(BatchSegmenter):
         margins = np.asarray(result.margins[index])
         refined = refine_margins(image, margins, self.method)
         mask = upsample_margins(refined, image.shape[:2])
+        unlike = self.unlike is not None and float(result.distances[index]) > self.unlike
+        confidence = contrast(refined)
         return Segmentation.of(
             mask,
             mask,
             size=size,
             num_clusters=len(np.unique(margins > 0)),
-            confidence=contrast(refined),
+            confidence=min(confidence, UNLIKE_CONFIDENCE) if unlike else confidence,
+            notes=(UNLIKE_NOTE,) if unlike else (),
             patch_labels=margins > 0,
             losses=result.losses[index],
             evidence=np.clip(refined, -1, 1),

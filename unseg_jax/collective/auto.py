@@ -70,6 +70,7 @@ class AutoSegmenter(ModelSegmenter):
             foreground=[],
             batch_size=batch_size,
             seed=seed,
+            unlike=model.unlike,
         )
 
     def stream(

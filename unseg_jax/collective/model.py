@@ -62,6 +62,8 @@ class CollectiveModel:
         images: how many images the model was fitted on.
         skipped: one message for each image that could not be read while fitting.
         batch_size, seed: of `segment`.
+        unlike: distance from which on an image is said to be unlike those that were fitted; None
+            never says so. It is not saved.
     """
 
     method: Method
@@ -73,6 +75,7 @@ class CollectiveModel:
     skipped: tuple[str, ...] = ()
     batch_size: int = 8
     seed: int = 0
+    unlike: float | None = None
 
     def segmenter(self, epochs: int | None = None) -> BatchSegmenter:
         """A segmenter that applies this model, for `segment_files` and streams.
@@ -211,4 +214,5 @@ def _cached_segmenter(model: CollectiveModel, method: Method) -> ModelSegmenter:
         foreground=[entry["found"] == "foreground" for entry in model.foreground],
         batch_size=model.batch_size,
         seed=model.seed,
+        unlike=model.unlike,
     )
