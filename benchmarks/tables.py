@@ -5,6 +5,7 @@ by the table of benchmarks/results/NAME.json, where NAME is that of a benchmark,
 the like for what it gave elsewhere. `NAME` may also be
 
 * `versus_reference/quality`: the IoU part of that result;
+* `objects/short`: of each row the share of objects found, their mean best IoU and the time;
 * `optimisation/short`: of each head the published loop, the best dense PyTorch and ours;
 * `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
   match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method;
@@ -12,7 +13,7 @@ the like for what it gave elsewhere. `NAME` may also be
 * `methods/GLOB`: of those that match, one row a method and one column a data set, with mIoU under
   `honest` and under `published`.
 
-    python benchmarks/tables.py                 # README.md and benchmarks/README.md
+    python benchmarks/tables.py                 # README.md, benchmarks/README.md, docs/folder.md
     python benchmarks/tables.py --check         # fails if a table is out of date
     python benchmarks/tables.py --keep-summary runs/horses/summary.json --as horses
 """
@@ -32,6 +33,7 @@ from benchmarks import (
     common,
     compiled,
     host,
+    objects,
     optimisation,
     scaling,
     variants,
@@ -47,7 +49,7 @@ _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    pages = [common.ROOT / "README.md", common.ROOT / "benchmarks" / "README.md"]
+    pages = [common.ROOT / page for page in ("README.md", "benchmarks/README.md", "docs/folder.md")]
     parser.add_argument("files", nargs="*", type=Path, default=pages)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
     parser.add_argument("--keep-summary", type=Path, help="a summary.json to keep as a result")
@@ -149,6 +151,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accelerator": accelerator.table,
     "compiled": compiled.table,
     "host": host.table,
+    "objects": objects.table,
     "variants": variants.table,
 }
 
@@ -243,6 +246,7 @@ def _without_paths(value: Any) -> Any:
 
 _PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "versus_reference/quality": _quality,
+    "objects/short": objects.short_table,
     "optimisation/short": optimisation.short_table,
 }
 
