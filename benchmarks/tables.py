@@ -5,6 +5,7 @@ by the table of benchmarks/results/NAME.json, where NAME is that of a benchmark,
 the like for what it gave elsewhere. `NAME` may also be
 
 * `versus_reference/quality`: the IoU part of that result;
+* `objects/short`: of each row the share of objects found, their mean best IoU and the time;
 * `optimisation/short`: of each head the published loop, the best dense PyTorch and ours;
 * `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
   match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method;
@@ -14,7 +15,7 @@ the like for what it gave elsewhere. `NAME` may also be
 
 It also writes `unseg_jax/cli/scores.json`, what `unseg-jax methods` shows.
 
-    python benchmarks/tables.py                 # README.md, benchmarks/README.md, scores.json
+    python benchmarks/tables.py     # README.md, benchmarks/README.md, docs/folder.md, scores.json
     python benchmarks/tables.py --check         # fails if a table is out of date
     python benchmarks/tables.py --keep-summary runs/horses/summary.json --as horses
 """
@@ -35,6 +36,7 @@ from benchmarks import (
     common,
     compiled,
     host,
+    objects,
     optimisation,
     quality,
     scaling,
@@ -52,7 +54,7 @@ _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    pages = [common.ROOT / "README.md", common.ROOT / "benchmarks" / "README.md"]
+    pages = [common.ROOT / page for page in ("README.md", "benchmarks/README.md", "docs/folder.md")]
     parser.add_argument("files", nargs="*", type=Path, default=pages)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
     parser.add_argument("--keep-summary", type=Path, help="a summary.json to keep as a result")
@@ -155,6 +157,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accelerator": accelerator.table,
     "compiled": compiled.table,
     "host": host.table,
+    "objects": objects.table,
     "variants": variants.table,
     "quality": quality.table,
 }
@@ -288,6 +291,7 @@ def _without_paths(value: Any) -> Any:
 
 _PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "versus_reference/quality": _quality,
+    "objects/short": objects.short_table,
     "optimisation/short": optimisation.short_table,
 }
 
