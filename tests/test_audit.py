@@ -47,3 +47,25 @@ def test_what_was_not_checked_is_said(audit, monkeypatch, capsys):
     monkeypatch.setattr(audit.subprocess, "run", late)
     assert audit.main() == 0
     assert "nothing was checked" in capsys.readouterr().out
+
+
+def test_packages_that_were_skipped_do_not_count_as_checked(audit, monkeypatch, capsys):
+    skipped = {"name": "left", "skip_reason": "Dependency not found on PyPI: left (1.0)"}
+    answers = [[skipped]]
+
+    def answer(*args, **kwargs):
+        found = {"dependencies": answers.pop(0)}
+        return types.SimpleNamespace(stdout=json.dumps(found), stderr="No known vulnerabilities")
+
+    monkeypatch.setattr(audit.subprocess, "run", answer)
+    assert audit.main() == 0
+    said = capsys.readouterr().out
+    assert "cannot be reached (Dependency not found on PyPI: left (1.0))" in said
+    assert "nothing was checked" in said
+    # Where some are answered, the others are counted.
+    fine = {"name": "numpy", "version": "2.0", "vulns": []}
+    answers += [[fine], [fine, skipped]]
+    assert audit.main() == 0
+    said = capsys.readouterr().out
+    assert "audit: 1 packages, no known vulnerability" in said
+    assert "audit: 1 packages could not be checked" in said
