@@ -1,0 +1,114 @@
+"""Arrays of any shape, type and layout: a result of the right form, or one sentence."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import unseg_jax as us
+from unseg_jax import metrics
+from unseg_jax.data.masks import load_mask
+from unseg_jax.errors import ImageError
+from unseg_jax.postprocess import find_objects, upsample_labels
+
+FAST = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+DTYPES = ("bool", "uint8", "int8", "uint16", "int32", "int64", "float16", "float32", "float64")
+SHAPES = st.one_of(
+    hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
+    st.tuples(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 2, 3, 4])),
+)
+
+
+@st.composite
+def arrays(draw):
+    """Any array, contiguous or not, writable or not, of complex numbers or text as well."""
+    dtype = draw(st.sampled_from([*DTYPES, "complex64", "<U2", "datetime64[s]", ">u2"]))
+    array = draw(hnp.arrays(np.dtype(dtype), draw(SHAPES)))
+    if array.ndim and draw(st.booleans()):
+        array = array[::-1] if draw(st.booleans()) else array.T
+    if draw(st.booleans()):
+        array = array.copy()
+        array.flags.writeable = False
+    return array
+
+
+def check_sentence(error):
+    text = str(error)
+    assert len(text.splitlines()) == 1
+    assert text.endswith(".")
+
+
+@FAST
+@given(arrays())
+def test_an_image_is_pixels_or_one_sentence(array):
+    before = array.copy()
+    try:
+        pixels = us.data.load_image(array)
+    except ImageError as error:
+        check_sentence(error)
+    else:
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3
+        assert pixels.shape[2] == 3
+        assert 0 not in pixels.shape
+    np.testing.assert_array_equal(array, before)
+
+
+@FAST
+@given(arrays())
+def test_a_mask_is_bools_or_one_sentence(array):
+    try:
+        mask = load_mask(array)
+    except ImageError as error:
+        check_sentence(error)
+    else:
+        assert mask.dtype == bool
+        assert mask.ndim == 2
+
+
+MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
+
+
+@FAST
+@given(MASKS, st.integers(1, 25), st.integers(1, 25))
+def test_objects_are_the_mask_and_lie_apart(mask, height, width):
+    size = (height, width)
+    items = find_objects(mask, size=size, min_area=0.0)
+    painted = np.zeros(size, int)
+    for item in items:
+        left, top, right, bottom = item.box
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        assert item.mask.shape == (bottom - top, right - left)
+        assert item.area == item.mask.sum() > 0
+        painted[top:bottom, left:right] += item.mask
+    np.testing.assert_array_equal(painted, upsample_labels(mask, size).astype(int))
+    assert [item.area for item in items] == sorted((i.area for i in items), reverse=True)
+
+
+@FAST
+@given(MASKS, st.data())
+def test_scores_lie_in_their_range_and_are_symmetric(mask, data):
+    other = data.draw(hnp.arrays(bool, mask.shape))
+    for name in ("iou", "dice", "pixel_accuracy"):
+        score = getattr(metrics, name)
+        assert 0 <= score(mask, other) <= 1
+        assert score(mask, other) == pytest.approx(score(other, mask))
+        assert score(mask, mask) == 1
+    assert metrics.dice(mask, other) == pytest.approx(
+        2 * metrics.iou(mask, other) / (1 + metrics.iou(mask, other))
+    )
+
+
+@FAST
+@given(MASKS)
+def test_run_lengths_give_the_mask_back(mask):
+    from unseg_jax.export.rle import decode_rle, encode_rle
+
+    np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)
