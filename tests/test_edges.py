@@ -118,3 +118,8 @@ def test_nothing_changes_under_x64(tiny_weights):
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_a_threshold_below_zero_would_keep_negative_affinities():
+    with pytest.raises(ValueError, match=r"tau=-0\.1 must be a number of at least 0"):
+        us.cluster(FEATURES, tau=-0.1, **SMALL)

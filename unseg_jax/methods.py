@@ -204,7 +204,6 @@ def _at_least(least: int) -> _Rule:
 
 _TEXT = _Rule(lambda value: isinstance(value, str), "must be a text")
 _SWITCH = _Rule(lambda value: isinstance(value, bool), "must be True or False")
-_NUMBER = _Rule(_is_number, "must be a number")
 _ABOVE_0 = _Rule(lambda value: _is_number(value) and value > 0, "must be a number above 0")
 _FROM_0 = _Rule(lambda value: _is_number(value) and value >= 0, "must be a number of at least 0")
 _RATE = _Rule(lambda value: _is_number(value) and 0 <= value < 1, "must lie in [0, 1)")
@@ -223,7 +222,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "stride": _at_least(1),
     "affinity": _choice(Affinity),
-    "tau": _NUMBER,
+    "tau": _FROM_0,
     "alpha": _ABOVE_0,
     "neighbours": _at_least(0),
     "spatial_decay": _FROM_0,
