@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo picture test lint types audit release docs tpu-check package install clean
+.PHONY: help demo picture test lowest lint types audit release docs tpu-check package install clean
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
@@ -18,6 +18,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 LIBTPU := 'libtpu>=0.0.52'
+LOWEST_TEST := pytest jaxtyping beartype pandas tifffile pycocotools shapely hypothesis
 TEST_EXTRAS := onnx,tfds,cluster,video,imagej,notebooks,docs,app,test
 
 help:
@@ -68,6 +69,20 @@ picture:
 test:
 	@$(call environment,test,$(TEST_EXTRAS))
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_FLAGS)
+
+# A part of the suite with the lowest versions that pyproject.toml allows, on Python 3.11.
+lowest:
+	@$(call environment,test,$(TEST_EXTRAS))
+	export UV_PYTHON_DOWNLOADS=never
+	$(BIN)/uv venv --quiet --clear --python 3.11 build/lowest
+	$(BIN)/uv pip compile --quiet --python 3.11 --resolution lowest-direct --extra onnx --extra video \
+		--output-file build/lowest.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python build/lowest --requirement build/lowest.txt \
+		--constraint build/lowest.txt $(LOWEST_TEST)
+	$(BIN)/uv pip install --quiet --python build/lowest --no-deps --editable .
+	# Old releases of dependencies may use what newer ones of others deprecate.
+	build/lowest/bin/python -m pytest -W ignore::DeprecationWarning tests/test_imports.py tests/test_segmenter.py \
+		tests/backbones tests/clustering tests/cli tests/data tests/export $(PYTEST_FLAGS)
 
 lint:
 	@$(call environment,test,$(TEST_EXTRAS))

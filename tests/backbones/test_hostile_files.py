@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -145,6 +146,9 @@ def entry(shape, begin, end, dtype="F32"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
+ENTRY = b'{"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -155,6 +159,9 @@ def entry(shape, begin, end, dtype="F32"):
         safetensors_of({"a": entry([4], 16, 0)}, bytes(16)),
         safetensors_of({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)),
         safetensors_of({"a": entry([4], 0, 16, "OBJECT")}, bytes(16)),
+        safetensors_of({"a": entry([1], 4, 8)}, bytes(8)),
+        safetensors_of({"a": entry([1], 0, 4)}, bytes(400)),
+        safetensors_of(b'{"a": %s, "a": %s}' % (ENTRY % (0, 4), ENTRY % (4, 8)), bytes(8)),
         safetensors_of(b"[" * 10_000),
         safetensors_of(b"\xff\xfe{}"),
         struct.pack("<Q", 2**63) + b"{}",
@@ -167,6 +174,9 @@ def entry(shape, begin, end, dtype="F32"):
         "backwards",
         "float8",
         "dtype",
+        "hole",
+        "tail",
+        "twice",
         "nested",
         "bytes",
         "header",
@@ -201,7 +211,13 @@ def test_arrays_of_objects_run_no_code(tmp_path):
 def test_checkpoints_run_no_code(tmp_path, ending):
     pytest.importorskip("torch")
     path = tmp_path / f"bad.{ending}"
-    path.write_bytes(pickle.dumps({"cls_token": Code(tmp_path / "ran")}))
+    pickled = pickle.dumps({"cls_token": Code(tmp_path / "ran")}, 2)
+    path.write_bytes(pickled)
+    assert loads_or_refuses(path) is not None
+    # The layout that torch.save writes.
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bad/data.pkl", pickled)
+        archive.writestr("bad/version", "3")
     assert loads_or_refuses(path) is not None
     assert not (tmp_path / "ran").exists()
 
@@ -222,6 +238,47 @@ def test_arrays_that_claim_more_than_they_hold(tmp_path, shape):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+def header(descr="'<f4'", shape="(4,)"):
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (header() + b" " * 20_000, "with a header that is not one of an array"),
+        (b"__import__('pathlib').Path('PATH').touch()", "with a header"),
+        (b"(" * 3000, "with a header"),
+        (header(shape="(True,)"), "cannot be read"),
+        (header("[('a', '|O')]", "(1,)"), "pickled Python objects"),
+        (header("[('a', '<f4'), ('b', '<f4')]", "(1,)"), "which is no number"),
+        (header("'<U4'", "(1,)"), "which is no number"),
+        (header("'<c8'", "(1,)"), "which is no number"),
+        (header("'<M8[s]'", "(1,)"), "which is no number"),
+        (header(shape="(0, 10**30)"), "with a header"),
+    ],
+    ids=["long", "code", "deep", "truth", "objects", "fields", "text", "complex", "dates", "huge"],
+)
+def test_arrays_with_hostile_headers(tmp_path, head, said):
+    path = tmp_path / "hostile.npz"
+    head = head.replace(b"PATH", bytes(tmp_path / "ran")) + b"\n"
+    content = b"\x93NUMPY\x02\x00" + struct.pack("<I", len(head)) + head + bytes(16)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cls_token.npy", content)
+    message = loads_or_refuses(path)
+    assert re.search(said, message)
+    assert "allow_pickle" not in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_names_in_archives_lead_nowhere(tmp_path):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "climbs.npz", "w") as archive:
+        archive.writestr("../climbed.npy", npy((4,), bytes(16)))
+    assert loads_or_refuses(folder / "climbs.npz") is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
 @pytest.mark.parametrize("ending", ["npz", "whl"])

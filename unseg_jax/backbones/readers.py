@@ -76,11 +76,23 @@ def _read_npy(path: Path, name: str, content: bytes) -> np.ndarray:
         if version == (1, 0)
         else np.lib.format.read_array_header_2_0
     )
-    shape, fortran_order, dtype = read_header(stream)
+    try:
+        shape, fortran_order, dtype = read_header(stream)
+    except Exception:  # it parses Python literals, which fail in many ways
+        # Not NumPy's own words: they advise to trust the file.
+        raise WeightsError(
+            f"{path} holds '{printable(name)}' with a header that is not one of an array; fetch or "
+            "write it again."
+        ) from None
     if dtype.hasobject:
         raise WeightsError(
             f"{path} holds '{printable(name)}' as pickled Python objects, which may run code; "
             "save arrays of numbers instead."
+        )
+    if dtype.kind not in "fiub":
+        raise WeightsError(
+            f"{path} holds '{printable(name)}' as {printable(str(dtype))}, which is no number; "
+            "save arrays of float32 instead."
         )
     count = math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize > len(content) - stream.tell():

@@ -45,12 +45,29 @@ def expand(paths: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def progress(total: int, quiet: bool, unit: str = "image") -> Iterator[Any]:
-    """A progress bar on standard error; nothing is shown if quiet."""
+def progress(
+    total: int, quiet: bool, unit: str = "image", *, doing: str = "", leave: bool = True
+) -> Iterator[Any]:
+    """A progress bar on standard error; nothing is shown if quiet.
+
+    Args:
+        total: how many there are.
+        quiet: no bar.
+        unit: of what.
+        doing: a word before the bar, such as "fitting".
+        leave: whether the finished bar stays; else what comes next takes its line.
+    """
     from tqdm import tqdm
 
-    bar = tqdm(total=total, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=quiet)
-    with bar:
+    with tqdm(
+        total=total,
+        unit=unit,
+        desc=doing or None,
+        leave=leave,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        disable=quiet,
+    ) as bar:
         yield bar
 
 

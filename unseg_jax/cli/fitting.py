@@ -79,20 +79,23 @@ def check_model_path(out: Path) -> None:
         )
 
 
-def fit_with_bar(sources: Sequence[Source], *, quiet: bool, seed: int, **options: Any) -> Any:
+def fit_with_bar(
+    sources: Sequence[Source], *, quiet: bool, seed: int, leave: bool = True, **options: Any
+) -> Any:
     """`unseg_jax.fit` with a bar of the images read, which starts again at each pass.
 
     Args:
         sources: the images.
         quiet: no bar.
         seed: random seed.
+        leave: whether the finished bar stays.
         **options: of `unseg_jax.fit`.
     """
     import jax
 
     from unseg_jax.collective.fitting import fit
 
-    with progress(len(sources), quiet) as bar:
+    with progress(len(sources), quiet, doing="fitting", leave=leave) as bar:
 
         def show(count: int, total: int) -> None:
             bar.total, bar.n = total, count

@@ -145,6 +145,7 @@ class Choice:
             return fit_with_bar(
                 [image.source for image in images],
                 quiet=quiet,
+                leave=False,  # one bar is enough to look back at
                 method=self.method,
                 # A graph head that no epoch would use need not be trained.
                 steps=None if resolved.epochs or resolved.collective_epochs else 0,
@@ -251,7 +252,7 @@ def run_segmenter(segmenter: Any, plan: Plan, *, as_json: bool = False, quiet: b
     from unseg_jax.export import folder
 
     count = 0
-    with progress(len(plan.images), quiet) as bar:
+    with progress(len(plan.images), quiet, doing="segmenting") as bar:
 
         def show(entry: Entry) -> None:
             nonlocal count
