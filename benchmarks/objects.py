@@ -29,9 +29,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import collages, common
+from benchmarks import collages, common, splits
 from benchmarks.collages import Collage
-from benchmarks.maskcut import maskcut
+from benchmarks.maskcut import fast_second_eigenvector, maskcut, second_eigenvector
 
 SETS = {"weizmann_horses": "{}", "ecssd": "ecssd:{}"}
 VARIANTS = {"separate": False, "touching": True}
@@ -236,7 +236,12 @@ class Rows:
                 )
                 for name, segmenter in self.every_piece.items()
             },
-            MASKCUT: self._maskcut(made, features["collective"]),
+            MASKCUT: self._maskcut(made, features["collective"], 0.15, second_eigenvector),
+            "MaskCut, τ = .3 and half its work": self._maskcut(
+                made, features["collective"], 0.3, fast_second_eigenvector
+            ),
+            "collective, split by the cut": self._split(made, features, fitted, "cut"),
+            "collective, split by distance": self._split(made, features, fitted, "distance"),
         }
 
     def _scorer(self, made, features, segmenter):
@@ -262,14 +267,37 @@ class Rows:
 
         return find
 
-    def _maskcut(self, made, features):
+    def _split(self, made, features, segmenter, how):
+        """Objects of `collective`, divided where they may be several."""
+        import jax
+
+        from unseg_jax.collective import evidence
+
+        whole = self._scorer(made, features, segmenter)
+        project = jax.jit(lambda one: evidence.project(one, segmenter.evidence.projection)[0])
+
+        def find(index: int) -> list[Found]:
+            objects = whole(index)
+            nodes = np.asarray(project(features["collective"][index]))
+            found = []
+            for item in objects:
+                if how == "cut":
+                    parts = splits.by_cut(item.mask, nodes, segmenter.grid, CUT)
+                else:
+                    parts = splits.by_distance(item.mask, DISTANCE)
+                found += [Found(part, item.score) for part in parts]
+            return found
+
+        return find
+
+    def _maskcut(self, made, features, tau, eigenvector):
         from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
 
         grid = self.segmenters["collective"].grid
 
         def find(index: int) -> list[Found]:
             image, found = made[index].image, []
-            for piece in maskcut(features[index], grid):
+            for piece in maskcut(features[index], grid, tau=tau, eigenvector=eigenvector):
                 refined = refine_margins(image, np.where(piece, 1.0, -1.0), self.collective)
                 mask = upsample_margins(refined, image.shape[:2])
                 if mask.any():
@@ -280,6 +308,10 @@ class Rows:
 
 
 MASKCUT = "MaskCut, N = 3, τ = .15"
+CUT = 0.3
+"""Normalised cut below which a piece is divided: of .1 to .6 the best on the horses."""
+DISTANCE = 0.5
+"""Share of the largest distance from the edge: of .5 to .8 the best on the horses."""
 
 
 def _objects(segmentation) -> list[Found]:
