@@ -67,7 +67,7 @@ def second_eigenvector(weights: np.ndarray) -> np.ndarray:
 
 
 def fast_second_eigenvector(weights: np.ndarray) -> np.ndarray:
-    """The same from the symmetric D^−½WD^−½, in less than half the time."""
+    """The same from the symmetric D^−½WD^−½, in less time."""
     from scipy.linalg import eigh
 
     scale = 1 / np.sqrt(weights.sum(1))
