@@ -48,8 +48,11 @@ def test_features_are_those_of_the_function(backbone):
         backbone.features(backbone.params, pixels[:, :80, :80]),
         atol=1e-6,
     )
+    # jax 0.10 rounds the last bit otherwise where both are one program.
     np.testing.assert_allclose(
-        backbone.features(backbone.params, pixels, log_bin=True), log_bin(features, (6, 6))
+        backbone.features(backbone.params, pixels, log_bin=True),
+        log_bin(features, (6, 6)),
+        rtol=1e-6,
     )
 
 
