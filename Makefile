@@ -75,7 +75,8 @@ lowest:
 	@$(call environment,test,$(TEST_EXTRAS))
 	export UV_PYTHON_DOWNLOADS=never
 	$(BIN)/uv venv --quiet --clear --python 3.11 build/lowest
-	$(BIN)/uv pip compile --quiet --python 3.11 --resolution lowest-direct --extra onnx --extra video \
+	$(BIN)/uv pip compile --quiet --python 3.11 --resolution lowest-direct \
+		--extra onnx --extra video --extra imagej \
 		--output-file build/lowest.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python build/lowest --requirement build/lowest.txt \
 		--constraint build/lowest.txt $(LOWEST_TEST)
