@@ -83,7 +83,7 @@ def running(limits, tiny_weights, folder):
     assert list(folder.iterdir()) == []
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(tiny_weights, tmp_path_factory):
     from unseg_jax.app.sessions import Limits
 
