@@ -128,6 +128,16 @@ def test_own_outputs_are_never_images_again(tmp_path):
     assert len(find_images(outputs)) == 3
 
 
+def test_masks_that_a_run_wrote_alone_are_known_by_its_manifest(tmp_path):
+    for name in ("a.png", "a_mask.png", "b_mask.png"):
+        draw(tmp_path / name)
+    (tmp_path / "unseg_jax.json").write_text('{"images": {"a": {"files": {"a_mask.png": [1, 2]}}}}')
+    found = find_images([tmp_path])
+    assert [image.path.name for image in found] == ["a.png", "b_mask.png"]
+    (tmp_path / "unseg_jax.json").write_bytes(b"\xff")  # unreadable: nothing is taken for ours
+    assert len(find_images([tmp_path])) == 3
+
+
 def test_every_page_gets_its_name(tmp_path):
     pages(tmp_path / "stack.tif", 10, 200, 90)
     draw(tmp_path / "one.png")

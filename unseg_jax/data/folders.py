@@ -7,9 +7,11 @@ cannot be read.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +32,8 @@ OUTPUT_SUFFIXES = ("_mask.png", "_labels.png", "_overlay.png")
 
 _OUTPUT = re.compile(r"(?P<stem>.*)_(?:mask|labels|overlay)\.(?:png|jpg|webp)", re.DOTALL)
 # One of these lies in a folder that outputs were written to.
-_REPORTS = frozenset(("report.html", "manifest.json", "coco.json"))
+_MANIFEST = "unseg_jax.json"
+_REPORTS = frozenset(("report.html", "manifest.json", "coco.json", _MANIFEST))
 # Bytes of a name, so that what is added to it for an output stays below a file system's 255.
 _LONGEST_NAME = 200
 _LISTED = 5  # suffixes that a message lists
@@ -138,6 +141,7 @@ def list_images(
             said.append(f"{message} and was left out.")
             continue
         names = {entry.name for entry in entries}
+        manifest = _manifest_of(current, names)
         folders = []
         for entry in entries:
             if entry.name.startswith("."):
@@ -148,7 +152,7 @@ def list_images(
                 # A report is no image that someone may miss.
                 if entry.name not in _REPORTS:
                     suffixes[Path(entry.name).suffix or "no suffix"] += 1
-            elif _is_output(entry.name, names):
+            elif _is_output(entry.name, names, manifest):
                 own += 1
             else:
                 files.append(current / entry.name)
@@ -265,13 +269,30 @@ def _is_dir(path: Path) -> bool:
         return False
 
 
-def _is_output(name: str, names: set[str]) -> bool:
-    """Whether a file is what an earlier run wrote: all kinds are there, and so is the report."""
+def _is_output(name: str, names: set[str], manifest: str) -> bool:
+    """Whether a file is what an earlier run wrote: its manifest lists it, or all kinds are there
+    and so is the report.
+
+    Args:
+        name: of the file.
+        names: of all files beside it.
+        manifest: text of the run's manifest; "" if there is none.
+    """
     match = _OUTPUT.fullmatch(name)
-    if match is None or names.isdisjoint(_REPORTS):
+    if match is None:
         return False
+    if json.dumps(name) in manifest:
+        return True
     stem = match["stem"]
-    return f"{stem}_mask.png" in names and f"{stem}_labels.png" in names
+    complete = f"{stem}_mask.png" in names and f"{stem}_labels.png" in names
+    return complete and not names.isdisjoint(_REPORTS)
+
+
+def _manifest_of(folder: Path, names: set[str]) -> str:
+    if _MANIFEST in names:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return (folder / _MANIFEST).read_text("utf-8")
+    return ""
 
 
 def _left_out(folder: Path, suffixes: collections.Counter[str], own: int) -> Iterator[str]:
