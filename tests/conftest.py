@@ -60,28 +60,37 @@ def browser():
 
 
 @pytest.fixture
-def open_file(browser):
-    """Opens an HTML file; a script error, or a request over a network, fails the test."""
-    contexts, errors, requests = [], [], []
+def open_url(browser):
+    """Opens an address; a script error, or a request to any other place, fails the test."""
+    contexts, errors, requests, opened = [], [], [], {"file:", "data:", "blob:"}
 
-    def open_one(path: Path, width=1280, height=900, scheme="light", **options):
+    def open_one(url: str, width=1280, height=900, scheme="light", timeout=60_000, **options):
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, **options
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(timeout)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
+        opened.add(url)
+        page.goto(url)
         return page
 
     yield open_one
     for context in contexts:
+        for page in context.pages:
+            page.close(run_before_unload=True)  # so that a page can say that it is left
         context.close()
     assert not errors
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [url for url in requests if not url.startswith(tuple(opened))] == []
+
+
+@pytest.fixture
+def open_file(open_url):
+    """Opens an HTML file, as `open_url` does."""
+    return lambda path, *arguments, **options: open_url(path.as_uri(), *arguments, **options)
 
 
 MANY_MAPS = 30_000

@@ -1,5 +1,6 @@
 """The page in a real browser: upload, segment, change K, download, a bad file, two users."""
 
+import functools
 import io
 import json
 import zipfile
@@ -13,30 +14,8 @@ from unseg_jax.methods import METHODS
 
 
 @pytest.fixture
-def open_page(browser, server):
-    """Opens the page; a script error, or a request to anywhere else, fails the test."""
-    contexts, errors, requests = [], [], []
-
-    def open_one(width=1280, height=900, scheme="light"):
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme
-        )
-        context.set_default_timeout(60_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(server.url)
-        return page
-
-    yield open_one
-    for context in contexts:
-        for page in context.pages:
-            page.close(run_before_unload=True)
-        context.close()
-    assert not errors
-    assert [url for url in requests if not url.startswith((server.url, "data:"))] == []
+def open_page(open_url, server):
+    return functools.partial(open_url, server.url)
 
 
 def drop(page, *paths):
