@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from unseg_jax.errors import WriteError
 
 _PARTIAL = ".part"
+_PARTIAL_NAME = re.compile(r"\.[0-9a-f]{12}\.part(\.\w+)?")
 
 
 @contextlib.contextmanager
@@ -44,6 +46,15 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def sweep(folder: str | os.PathLike) -> None:
+    """Removes what a killed process of ours left half written; call where no other one writes."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _PARTIAL_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def _write(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:

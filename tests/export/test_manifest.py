@@ -213,10 +213,19 @@ def test_killed_at_any_moment_the_next_run_ends_the_same(photos, tmp_path, monke
         if (out / JOURNAL).exists():
             with open(out / JOURNAL, "a") as journal:
                 journal.write('{"name": "torn')
+            (out / ".0123456789ab.part.png").write_bytes(b"half")
         _, done = run(photos, out)
         assert len(done.done) == 4
         assert contents(out) == contents(whole), moment
         assert not (out / JOURNAL).exists()
+
+
+def test_files_that_look_half_written_are_kept_where_no_run_was_killed(photos, tmp_path):
+    run(photos, tmp_path / "out")
+    mine = tmp_path / "out/.0123456789ab.part.png"
+    mine.write_bytes(b"mine")
+    run(photos, tmp_path / "out", overwrite=True)
+    assert mine.read_bytes() == b"mine"
 
 
 def test_folders_are_mirrored_and_named_by_their_relative_paths(tmp_path):

@@ -18,7 +18,7 @@ from typing import Any
 
 from unseg_jax.errors import InputError, WriteError
 from unseg_jax.export.run import Record
-from unseg_jax.files import write_json
+from unseg_jax.files import sweep, write_json
 
 MANIFEST, JOURNAL = "unseg_jax.json", "unseg_jax.journal"
 _FORMAT = "unseg_jax results 1"
@@ -109,7 +109,8 @@ class Manifest:
     def start(self, settings: Mapping[str, Any], keep: Iterable[str], names: Iterable[str]) -> int:
         """Begins a run.
 
-        What the earlier run wrote for other images is removed, if it is as it was written.
+        What the earlier run wrote for other images is removed, if it is as it was written, and
+        so is what it left half written if it was killed.
 
         Args:
             settings: of the run, plain values.
@@ -128,6 +129,9 @@ class Manifest:
         stale = {file for file in self._written() if self.is_ours(file)}
         stale |= {file for file in self.planned if os.path.lexists(self.folder / file)}
         stale -= kept_files | names
+        # Only a run that was killed has planned files left, and only then is a part file ours.
+        for folder in {(self.folder / file).parent for file in self.planned}:
+            sweep(folder)
         self.settings = json.loads(json.dumps(settings))
         # Listed before they are written or removed: if the run is killed, the next one knows.
         self.planned = names | stale
