@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from unseg_jax.errors import nearest
+from unseg_jax.plugs import GraphLayer, LossFunction, has_name, is_hashable, name_of
 
 Algorithm = Literal["gnn", "kmeans", "deep-spectral", "tokencut", "spectral-ncut"]
 Nodes = Literal["patches", "superpixels", "pixels"]
@@ -36,6 +37,15 @@ class Method:
         >>> mine.size
         (224, 224)
 
+        A loss of one's own may build on another:
+
+        >>> def even(assignments, adjacency, *, mask):
+        ...     sizes = assignments.sum(0) / mask.sum()
+        ...     return us.losses.ncut(assignments, adjacency, mask=mask) + jnp.sum(sizes**2)
+        >>> found = us.cluster(np.eye(6, dtype=np.float32), method=Method("even", loss=even))
+        >>> found.losses.shape
+        (10,)
+
     Attributes:
         name: the registry name, or any name for a method of your own.
         source: the paper or report that the method comes from.
@@ -54,7 +64,8 @@ class Method:
         neighbours: keep each node's this many strongest edges (made symmetric); 0 keeps all.
         spatial_decay: standard deviation, in patches, of a Gaussian decay of the affinity with
             the distance on the grid; 0 is none.
-        layer: kind of graph layer.
+        layer: kind of graph layer: "gcn", "gat", "arma", or an object of your own with the
+            methods `init`, `prepare` and `apply` of `unseg_jax.plugs.GraphLayer`.
         branches: widths of the graph layers of each parallel branch. The outputs of all but
             the first branch are projected to the first one's width and summed.
         normalise: whether "gcn" normalises the positive affinities by their degrees and adds
@@ -71,7 +82,10 @@ class Method:
         dropout: rate after the hidden linear layer and the branch projections.
         layer_dropout: rate inside the graph part (features between layers and attention of
             "gat", root term of "arma", features between layers of "gcn").
-        loss: the graph loss.
+        loss: the graph loss: "ncut", "cc", "modularity", or a function of your own,
+            loss(assignments, adjacency, mask=mask) → () float32, as
+            `unseg_jax.plugs.LossFunction` says and as those of `unseg_jax.losses` are. It is
+            traced by JAX, once for each function: two that are equal in text are two programs.
         collapse: what the modularity's collapse term sums S over.
         num_clusters: K, or the most clusters that may be found for "cc".
         epochs: optimisation steps per image.
@@ -107,7 +121,7 @@ class Method:
     alpha: float = 3.0
     neighbours: int = 0
     spatial_decay: float = 0.0
-    layer: Layer = "gcn"
+    layer: Layer | GraphLayer = "gcn"
     branches: tuple[tuple[int, ...], ...] = ((64,),)
     normalise: bool = True
     heads: int = 1
@@ -121,7 +135,7 @@ class Method:
     mlp_width: int = 32
     dropout: float = 0.25
     layer_dropout: float = 0.0
-    loss: Loss = "ncut"
+    loss: Loss | LossFunction = "ncut"
     collapse: Collapse = "nodes"
     num_clusters: int = 2
     epochs: int = 10
@@ -141,6 +155,21 @@ class Method:
     sigma_chroma: float = 4.0
     quirks: Quirks = "paper"
     code_overrides: tuple[tuple[str, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        """The fields that differ from the defaults; functions by their names, not addresses."""
+        shown = [repr(self.name)]
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                shown.append(f"{field.name}={_shown(value)}")
+        return f"Method({', '.join(shown)})"
+
+    @property
+    def own_parts(self) -> dict[str, Any]:
+        """The loss and the layer, by field, where they are the user's own and not named ones."""
+        parts = {"loss": self.loss, "layer": self.layer}
+        return {field: part for field, part in parts.items() if not isinstance(part, str)}
 
     @property
     def feature_key(self) -> tuple:
@@ -197,6 +226,19 @@ def _choice(kind: Any, *, optional: bool = False) -> _Rule:
     )
 
 
+def _choice_or_own(kind: Any, is_own: Callable[[Any], bool], words: str) -> _Rule:
+    choices = get_args(kind)
+
+    def test(value):
+        return value in choices if isinstance(value, str) else is_own(value) and is_hashable(value)
+
+    return _Rule(test, f"is not one of {', '.join(choices)}, nor {words}")
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, GraphLayer) and not isinstance(value, type)
+
+
 def _at_least(least: int) -> _Rule:
     words = f"must be a whole number of at least {least}"
     return _Rule(lambda value: _is_whole(value) and value >= least, words)
@@ -226,7 +268,9 @@ _RULES: dict[str, _Rule] = {
     "alpha": _ABOVE_0,
     "neighbours": _at_least(0),
     "spatial_decay": _FROM_0,
-    "layer": _choice(Layer),
+    "layer": _choice_or_own(
+        Layer, _is_layer, "a hashable object with the methods init, prepare and apply"
+    ),
     "branches": _Rule(
         lambda value: isinstance(value, tuple) and value != () and all(map(_are_positive, value)),
         "must name at least one positive width per branch, such as ((64, 64), (128,))",
@@ -243,7 +287,9 @@ _RULES: dict[str, _Rule] = {
     "mlp_width": _at_least(1),
     "dropout": _RATE,
     "layer_dropout": _RATE,
-    "loss": _choice(Loss),
+    "loss": _choice_or_own(
+        Loss, callable, "a hashable function (assignments, adjacency, mask=mask)"
+    ),
     "collapse": _choice(Collapse),
     "num_clusters": _at_least(1),
     "epochs": _at_least(0),
@@ -295,15 +341,51 @@ def override(method: Method, **overrides: Any) -> Method:
     if overrides.get("quirks") == "code" and method.quirks != "code":
         overrides = {**dict(method.code_overrides), **overrides}
     overrides = {name: _plain(value) for name, value in overrides.items()}
-    for name, value in overrides.items():
+    # A `Method` is not tested where it is made. These two are read by more than one branch: an
+    # unknown name would run as another loss or layer.
+    for name, value in {"layer": method.layer, "loss": method.loss, **overrides}.items():
         if not _RULES[name].test(value):
-            raise ValueError(f"{name}={value!r} {_RULES[name].words}.")
+            raise ValueError(f"{name}={_shown(value)} {_RULES[name].words}.")
     return dataclasses.replace(method, **overrides)
+
+
+def plain_fields(method: Method) -> dict[str, Any]:
+    """Its fields by name, as `dataclasses.asdict`, with a loss and layer of one's own by name.
+
+    Example:
+        >>> plain_fields(Method("mine", loss=us.losses.ncut))["loss"]
+        'unseg_jax.clustering.losses.ncut'
+
+    Raises:
+        ValueError: a lambda, a function in a function, or an object with values without a name.
+    """
+    fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    for field, part in method.own_parts.items():
+        if not has_name(part):
+            raise ValueError(
+                f"{field}={name_of(part)} has no name to know it by again: write it with def or as "
+                "a frozen dataclass, at the top of a module."
+            )
+        fields[field] = name_of(part)
+    return fields
+
+
+def check_writable(method: Method) -> None:
+    """Raises ValueError if a file with a model cannot say what its method is."""
+    for field, part in method.own_parts.items():
+        raise ValueError(
+            f"{field}='{name_of(part)}' is your own, and a file with a model holds names of this "
+            f"library's alone: keep the model in memory, or fit it with a named {field}."
+        )
+
+
+def _shown(value: Any) -> str:
+    return name_of(value) if callable(value) or isinstance(value, GraphLayer) else repr(value)
 
 
 def _plain(value: Any) -> Any:
     """NumPy's numbers as Python's, and lists as tuples, which can be hashed."""
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return tuple(_plain(item) for item in value)
     item = getattr(value, "item", None)
     return item() if item is not None and isinstance(value, numbers.Number) else value

@@ -18,7 +18,9 @@ import jax
 import numpy as np
 
 from unseg_jax.backbones import Backbone, load_backbone
+from unseg_jax.clustering import own
 from unseg_jax.clustering.loop import has_batch_axis, key_from_seed
+from unseg_jax.clustering.probe import check_own_parts
 from unseg_jax.data.images import as_iterable, read_image, resize_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
 
     from unseg_jax.clustering.superpixels import Regions
     from unseg_jax.data.images import Source
+
+
+# Regions that a loss or layer of one's own is tried on: how many an image has is not known yet.
+_PROBE_NODES = 16
 
 
 class _Decoded(NamedTuple):
@@ -309,6 +315,12 @@ class BatchSegmenter:
             ImageError: features or assignments are not finite.
         """
         if not result.finite[index]:
+            if self.method.own_parts:
+                raise ImageError(
+                    f"{id or 'the image'}: its features or assignments are not finite numbers; "
+                    f"look at {own.describe(self.method)}, or at the weights of backbone "
+                    f"'{self.backbone_name}'."
+                )
             raise ImageError(
                 f"{id or 'the image'}: its features are not finite numbers; check the weights of "
                 f"backbone '{self.backbone_name}', or use dtype='float32'."
@@ -489,14 +501,20 @@ def load_for(
         The method, and the backbone; None for methods on superpixels or pixels.
 
     Raises:
-        ValueError: an unknown backbone or dtype, or weights that cannot be read.
+        ValueError: an unknown backbone or dtype, weights that cannot be read, or a loss or layer
+            of the user's own that gives something else than it should.
     """
     if method.nodes != "patches":
+        check_own_parts(method, _PROBE_NODES, 3)
         return method, None
     if not isinstance(backbone, Backbone):
         name = method.backbone if backbone == "auto" else backbone
         backbone = load_backbone(name, dtype=dtype)  # type: ignore[arg-type]
-    return fit_to_backbone(method, backbone, explicit), backbone
+    method = fit_to_backbone(method, backbone, explicit)
+    if method.own_parts:
+        rows, columns = backbone.grid(method.size, method.stride)
+        check_own_parts(method, rows * columns, backbone.config.width)
+    return method, backbone
 
 
 def make_segment_fn(

@@ -8,7 +8,7 @@ from typing import Any
 
 from unseg_jax.bench.settings import Settings
 from unseg_jax.errors import BenchError
-from unseg_jax.methods import Method
+from unseg_jax.methods import Method, plain_fields
 
 # These change how fast a run goes, or where its data lie and what that place is called; the
 # images themselves are compared one by one.
@@ -53,7 +53,7 @@ def make_config(
         "void_values": settings.void_values,
         "value_range": settings.value_range,
         "protocol": dataclasses.asdict(settings.resolve_protocol()),
-        "methods": {method.name: dataclasses.asdict(method) for method in methods},
+        "methods": {method.name: plain_fields(method) for method in methods},
         "backbone": backbone,
         "weights_sha256": weights,
         "dtype": settings.dtype,

@@ -9,7 +9,7 @@ from unseg_jax.bench.protocols import Protocol, resolve_protocol
 from unseg_jax.cli.options import overrides_from, parse_range
 from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.errors import nearest
-from unseg_jax.methods import METHODS, Method, resolve
+from unseg_jax.methods import METHODS, Method, check_writable, plain_fields, resolve
 
 GRID = tuple(
     f"{loss}-{layer}"
@@ -75,7 +75,8 @@ class Settings:
         foreground_values: mask values that are foreground; see `unseg_jax.data.open_dataset`.
         void_values: see `unseg_jax.data.open_dataset`.
         value_range: see `unseg_jax.data.read_image`; "set" is measured when the run begins.
-        overrides: fields of `Method`, for all methods.
+        overrides: fields of `Method`, for all methods. A loss or layer of your own is known by
+            its module and name alone.
         shard: (I, N); None is what `jax.process_index()` and `jax.process_count()` say.
         workers: None is one per core.
         cluster: None does without Ray.
@@ -196,7 +197,8 @@ class Settings:
         """The methods by name, aliases spelt out, overrides applied, each once.
 
         Raises:
-            ValueError: an unknown method or field, or a value out of range.
+            ValueError: an unknown method or field, a value out of range, or a loss or layer
+                without a name.
         """
         names = [name for given in self.methods for name in _ALIASES.get(given, (given,))]
         if not names:
@@ -208,7 +210,11 @@ class Settings:
 
 
 def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
-    return resolve(name, **overrides)
+    method = resolve(name, **overrides)
+    plain_fields(method)  # refuses what a resumed run could not know again
+    if method.learns_from_set:
+        check_writable(method)
+    return method
 
 
 METHOD_OPTIONS: Mapping[str, Option] = {

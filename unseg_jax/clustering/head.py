@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from unseg_jax.clustering import graphs, layers
+from unseg_jax.clustering import graphs, layers, own
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.methods import Method
 
@@ -60,7 +60,7 @@ def init_head(key: Array, method: Method, inputs: int) -> Params:
     }
 
 
-def prepare_head(method: Method, graph: Graph) -> dict[str, Array]:
+def prepare_head(method: Method, graph: Graph) -> dict[str, Any]:
     """What a head needs of a graph and does not change while it is optimised.
 
     The first layer's ÂX (or L̂X) above all: with it, a one-layer GCN costs N·D·64 products an
@@ -69,6 +69,8 @@ def prepare_head(method: Method, graph: Graph) -> dict[str, Array]:
     if method.layer == "gat":
         edges, neighbours = graphs.gat_edges(graph.adjacency)
         return {"nodes": graph.nodes, "edges": edges, "neighbours": neighbours}
+    if not isinstance(method.layer, str):
+        return {"nodes": graph.nodes, "prepared": own.prepare_layer(method.layer, graph)}
     if method.layer == "arma":
         propagation = graphs.arma_propagation(graph.adjacency)
     else:
@@ -90,7 +92,7 @@ def count_seeds(method: Method) -> int:
 
 def apply_head(
     params: Params,
-    prepared: dict[str, Array],
+    prepared: dict[str, Any],
     method: Method,
     seeds: UInt32[Array, " s"] | None = None,
 ) -> Float[Array, "n k"]:
@@ -110,8 +112,8 @@ def apply_head(
         return None if left is None else left.pop()
 
     total = None
-    for branch in params["branches"]:
-        out = _apply_branch(branch["layers"], prepared, method, next_seed)
+    for index, branch in enumerate(params["branches"]):
+        out = _apply_branch(branch["layers"], prepared, method, index, next_seed)
         if "project" in branch:
             out = mlp_activation(layers.linear(branch["project"], out))
             out = layers.dropout(out, method.dropout, next_seed())
@@ -123,7 +125,7 @@ def apply_head(
 
 def assign(
     params: Params,
-    prepared: dict[str, Array],
+    prepared: dict[str, Any],
     method: Method,
     seeds: UInt32[Array, " s"] | None = None,
 ) -> Float[Array, "n k"]:
@@ -134,13 +136,15 @@ def assign(
 def describe_params(params: Params, method: Method) -> dict[str, Any]:
     """The fields of `Method` that the shapes of some parameters settle."""
     facts: dict[str, Any] = {
-        "branches": tuple(
-            tuple(layer["bias"].shape[-1] for layer in branch["layers"])
-            for branch in params["branches"]
-        ),
         "num_clusters": params["mlp"][-1]["bias"].shape[-1],
         "mlp_width": params["mlp"][0]["bias"].shape[-1],
     }
+    if not isinstance(method.layer, str):
+        return facts
+    facts["branches"] = tuple(
+        tuple(layer["bias"].shape[-1] for layer in branch["layers"])
+        for branch in params["branches"]
+    )
     layer = params["branches"][0]["layers"][0]
     if "initial" in layer:
         facts |= {"layer": "arma", "stacks": layer["initial"].shape[-3]}
@@ -165,10 +169,12 @@ def _init_layer(key, method, inputs, outputs):
             layers=method.arma_layers,
             shared=method.arma_shared,
         )
+    if not isinstance(method.layer, str):
+        return own.init_layer(method.layer, key, inputs, outputs)
     return layers.init_gcn(key, inputs, outputs)
 
 
-def _apply_branch(branch, prepared, method, next_seed):
+def _apply_branch(branch, prepared, method, index, next_seed):
     inner = method.inner_activation or method.activation
     x = prepared["nodes"]
     for depth, params in enumerate(branch):
@@ -199,6 +205,9 @@ def _apply_branch(branch, prepared, method, next_seed):
                 rate=method.layer_dropout,
                 seeds=None if drawn[0] is None else jnp.stack(drawn),
             )
+        elif not isinstance(method.layer, str):
+            width = method.branches[index][depth]
+            x = own.apply_layer(method.layer, params, x, prepared["prepared"], width)
         elif depth == 0:
             x = layers.gcn(params, prepared["propagated"])
         else:

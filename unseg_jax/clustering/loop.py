@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from unseg_jax.clustering import graphs, head, losses
+from unseg_jax.clustering import graphs, head, losses, own
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.clustering.optimiser import adamw, descend
+from unseg_jax.clustering.probe import check_own_parts
 from unseg_jax.methods import Method, resolve
 from unseg_jax.parallel import How, check_map, map_batch, map_images
 
@@ -106,7 +107,8 @@ def cluster(
     Raises:
         ValueError: an unknown method or field, arrays of the wrong shape or without nodes, values
             of real nodes or parameters that are not finite, negative affinities under a loss that
-            cannot weigh them, or a result that is not finite.
+            cannot weigh them, a loss or layer of your own that gives something else than it
+            should, or a result that is not finite.
     """
     check_map(map)
     method = resolve(
@@ -146,6 +148,8 @@ def cluster(
     for leaf in jax.tree.leaves(params):
         _check_finite("params", leaf, None)
     _check_sign(adjacency, method)
+    if not isinstance(features, Tracer):
+        check_own_parts(method, *features.shape[1:])
     if node_mask is None:
         node_mask = jnp.ones(features.shape[:2], bool)
     key = jax.random.key(0) if key is None else key
@@ -168,7 +172,7 @@ def cluster(
 
     own, common = (params, None) if has_batch_axis(params) else (None, params)
     result = map_images(run, (common, key), (features, adjacency, node_mask, own), map)
-    _check_result(result, features)
+    _check_result(result, features, method)
     return jax.tree.map(lambda leaf: leaf[0], result) if single else result
 
 
@@ -275,7 +279,7 @@ def cluster_graph(
     return _finish(graph, assignments, loss_history, params, history)
 
 
-def make_objective(method: Method, graph: Graph, prepared: dict[str, Array]):
+def make_objective(method: Method, graph: Graph, prepared: dict[str, Any]):
     """What is minimised on one graph: (params, seeds) → (loss, assignments (N, K)).
 
     Args:
@@ -296,6 +300,8 @@ def make_objective(method: Method, graph: Graph, prepared: dict[str, Array]):
 def make_loss(method: Method, graph: Graph):
     """The method's loss as a function of assignments (N, K), degrees computed beforehand."""
     mask, adjacency = graph.mask, graph.adjacency
+    if not isinstance(method.loss, str):
+        return own.make_loss(method.loss, graph)
     if method.loss == "cc":
         return functools.partial(losses.correlation_clustering, adjacency=adjacency, mask=mask)
     degrees = adjacency.sum(-1)
@@ -397,8 +403,10 @@ def _check_finite(name, array, mask):
 
 
 def _check_sign(adjacency, method):
-    """Cuts and modularity divide by sums of affinities, which may vanish if some are negative."""
-    if method.algorithm != "gnn" or method.loss == "cc":
+    """Cuts and modularity divide by sums of affinities, which may vanish if some are negative.
+
+    What a loss of the user's own can weigh is not known."""
+    if method.algorithm != "gnn" or method.loss == "cc" or not isinstance(method.loss, str):
         return
     if adjacency is None and method.affinity == "cc":
         raise ValueError(
@@ -412,16 +420,17 @@ def _check_sign(adjacency, method):
         )
 
 
-def _check_result(result, features):
+def _check_result(result, features, method):
     """Finite inputs may still overflow: features of 1e30 have no finite squares in float32."""
     values = (result.assignments, result.losses)
     if any(isinstance(array, Tracer) for array in values):
         return
     if not all(bool(jnp.isfinite(array).all()) for array in values):
         largest = float(jnp.max(jnp.abs(features)))
+        suspects = f", or look at {own.describe(method)}" if method.own_parts else ""
         raise ValueError(
             f"the optimisation left the range of float32 (the largest feature is {largest:.3g}): "
-            "scale the features, or lower learning_rate."
+            f"scale the features, or lower learning_rate{suspects}."
         )
 
 

@@ -39,7 +39,7 @@ from unseg_jax.collective.model_file import FORMAT, build_model, read_model
 from unseg_jax.collective.sharing import model_path, push
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
-from unseg_jax.methods import Method, resolve
+from unseg_jax.methods import Method, check_writable, resolve
 from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
 if TYPE_CHECKING:
@@ -124,8 +124,11 @@ class CollectiveModel:
 
         Raises:
             WriteError: the file cannot be written.
+            ValueError: the method has a loss or layer of your own.
         """
         from safetensors.numpy import save
+
+        check_writable(self.method)
 
         named = self.backbone.name in list_backbones()
         facts = {

@@ -16,6 +16,7 @@ import numpy as np
 
 from unseg_jax.errors import printable
 from unseg_jax.export.run import Entry, Record, Run
+from unseg_jax.plugs import name_of
 
 UNSURE = 0.25
 """Confidence below which an image is to be checked."""
@@ -145,7 +146,10 @@ def _facts(run: Run, segmenter: Any) -> list[tuple[str, str]]:
         ]
     if method.algorithm == "gnn" and method.epochs:
         facts.append(
-            ("Graph network", f"{method.layer}, {method.loss} loss, {method.epochs} epochs")
+            (
+                "Graph network",
+                f"{name_of(method.layer)}, {name_of(method.loss)} loss, {method.epochs} epochs",
+            )
         )
     if method.refine != "none":
         facts.append(("Edges refined by", _REFINED[method.refine]))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.methods import Method, resolve
+from unseg_jax.plugs import name_of
 
 
 def _transposed(array):
@@ -60,9 +61,15 @@ def params_from_pytorch(state_dict: Mapping[str, Any], method: str | Method) -> 
         Nested dict of float32 arrays, as `unseg_jax.clustering.head` describes.
 
     Raises:
-        ValueError: names that are missing or unexpected, all of them in one message.
+        ValueError: names that are missing or unexpected, all of them in one message, or a layer of
+            your own.
     """
     method = resolve(method)
+    if not isinstance(method.layer, str):
+        raise ValueError(
+            f"layer='{name_of(method.layer)}' is your own: parameters of published code are those "
+            "of layer='gcn', 'gat' or 'arma'."
+        )
     arrays = {name: _to_numpy(value) for name, value in state_dict.items()}
     branches: dict[int, dict[int, dict[str, Any]]] = {}
     dense: dict[int, dict[int, dict[str, Any]]] = {}
