@@ -1,0 +1,249 @@
+"""A loss and a layer of the user's own: equal to the named ones where they should be, checked."""
+
+import dataclasses
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unseg_jax as us
+from unseg_jax.clustering import loop
+from unseg_jax.clustering.probe import check_own_parts
+
+NODES, WIDTH = 14, 6
+SMALL = {"branches": ((8, 8),), "mlp_width": 8, "epochs": 6, "learning_rate": 0.01}
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """The named "gcn", written as a layer of one's own."""
+
+    scale: float = 1.0
+
+    def init(self, key, inputs, outputs):
+        return us.layers.init_gcn(key, inputs, outputs)
+
+    def prepare(self, graph):
+        return us.graphs.gcn_propagation(graph.adjacency, graph.mask)
+
+    def apply(self, params, x, prepared):
+        return self.scale * us.layers.gcn(params, x, prepared)
+
+
+def even(assignments, adjacency, *, mask, weight=3.0):
+    """Normalised cut, and a term that is least where all clusters are equally large."""
+    sizes = assignments.sum(0) / mask.sum()
+    return us.losses.ncut(assignments, adjacency, mask=mask) + weight * jnp.sum(sizes**2)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Three graphs of two groups each, the second with padding whose features mean nothing."""
+    rng = np.random.default_rng(3)
+    centres = np.repeat(rng.normal(size=(3, 2, WIDTH)) * 3, NODES // 2, axis=1)
+    mask = np.ones((3, NODES), bool)
+    mask[1, 10:] = False
+    return (centres + rng.normal(size=(3, NODES, WIDTH))).astype(np.float32), mask
+
+
+def run(batch, how=None, **fields):
+    features, mask = batch
+    method = us.Method("mine", **(SMALL | fields))
+    return us.cluster(features, node_mask=mask, method=method, map=how)
+
+
+def assert_same(one, other, atol=1e-6):
+    np.testing.assert_allclose(one.losses, other.losses, atol=atol)
+    np.testing.assert_allclose(one.assignments, other.assignments, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "affinity"),
+    [
+        ("ncut", us.losses.ncut, "ncut"),
+        ("cc", us.losses.correlation_clustering, "cc"),
+        ("modularity", us.losses.modularity, "ncut"),
+    ],
+)
+def test_a_named_loss_as_a_function_is_the_named_loss(batch, name, loss, affinity):
+    named = run(batch, loss=name, affinity=affinity)
+    assert float(jnp.abs(named.losses[:, 0] - named.losses[:, -1]).min()) > 1e-4
+    assert_same(run(batch, loss=loss, affinity=affinity), named)
+
+
+@pytest.mark.parametrize("fields", [{}, {"dropout": 0.3, "layer_dropout": 0.3}], ids=str)
+def test_a_layer_equal_to_gcn_is_gcn(batch, fields):
+    fields = {"branches": ((8, 8), (4,)), **fields}
+    named = run(batch, layer="gcn", **fields)
+    assert_same(run(batch, layer=Convolution(), **fields), named, atol=1e-5)
+    other = run(batch, layer=Convolution(scale=3.0), **fields)
+    assert float(jnp.abs(other.losses - named.losses).max()) > 1e-4
+
+
+def test_another_term_makes_clusters_even(batch):
+    fields = {"epochs": 40, "dropout": 0.0, "num_clusters": 3}
+    plain, with_term = (run(batch, loss=loss, **fields) for loss in ("ncut", even))
+    spread = [
+        np.square(found.assignments[::2].mean(1)).sum(-1).mean() for found in (plain, with_term)
+    ]
+    assert spread[1] < spread[0] - 1e-3
+
+
+def test_vmapped_in_turn_and_on_threads_is_one_result(batch):
+    own = {"loss": even, "layer": Convolution()}
+    in_turn = run(batch, "loop", **own)
+    for how in ("vmap", "threads"):
+        assert_same(run(batch, how, **own), in_turn, atol=1e-5)
+    features, mask = batch
+    alone = us.cluster(features[1], node_mask=mask[1], method=us.Method("mine", **SMALL, **own))
+    np.testing.assert_allclose(alone.losses, in_turn.losses[1], atol=1e-5)
+
+
+def test_padding_changes_nothing_even_where_a_loss_does_not_read_the_mask(batch):
+    def summed(assignments, adjacency, mask):
+        return us.losses.ncut(assignments, adjacency) + 0.01 * jnp.sum(assignments**2)
+
+    features, mask = batch[0][1], batch[1][1]
+    for loss in (even, summed):
+        method = us.Method("mine", loss=loss, layer=Convolution(), **SMALL)
+        padded = us.cluster(features, node_mask=mask, method=method)
+        compact = us.cluster(features[mask], method=method)
+        np.testing.assert_allclose(padded.losses, compact.losses, atol=1e-5)
+        np.testing.assert_allclose(padded.assignments[mask], compact.assignments, atol=1e-5)
+
+
+def test_the_same_function_is_compiled_once_and_another_anew(batch):
+    def number(value):
+        return lambda assignments, adjacency, mask: value * jnp.sum(adjacency @ assignments**2)
+
+    first, second = number(-1.0), number(2.0)
+    before = loop._cluster_batch._cache_size()
+    losses = [run(batch, "loop", loss=loss, epochs=1).losses for loss in (first, first, second)]
+    assert loop._cluster_batch._cache_size() == before + 2
+    np.testing.assert_array_equal(losses[0], losses[1])
+    np.testing.assert_allclose(losses[2], -2 * losses[0], rtol=1e-5)
+    # Equal layers share a program, whichever object they are.
+    before = loop._cluster_batch._cache_size()
+    for scale in (2.0, 2.0, 0.5):
+        run(batch, "loop", layer=Convolution(scale), epochs=1)
+    assert loop._cluster_batch._cache_size() == before + 2
+
+
+def test_optimised_parameters_are_a_start(batch):
+    own = {"layer": Convolution(), "dropout": 0.0}
+    first = run(batch, **own)
+    method = us.Method("mine", **SMALL, **own)
+    again = us.cluster(batch[0], node_mask=batch[1], method=method, params=first.params)
+    expected = run(batch, **own, epochs=12).losses[:, 6:]
+    # The optimiser starts anew: only the first loss is that of a longer run.
+    np.testing.assert_allclose(again.losses[:, 0], expected[:, 0], atol=1e-5)
+
+
+def half(assignments, adjacency, mask):
+    return jnp.float16(0) * assignments.sum().astype(jnp.float16)
+
+
+def of_logarithms(assignments, adjacency, mask):
+    return -jnp.sum(assignments * jnp.log(adjacency.sum(-1))[:, None])
+
+
+def of_a_root(assignments, adjacency, mask):
+    return jnp.sqrt(jnp.sum((0 * assignments) ** 2))
+
+
+def of_numpy(assignments, adjacency, mask):
+    return np.linalg.norm(np.asarray(assignments))
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda s, w, mask: s, r"<lambda>' gives float32 of shape \(14, 2\), where one float32"),
+        (lambda s, w, mask: None, "gives a NoneType, where one float32 number is expected"),
+        (lambda s, w, mask: 0.5, "gives a float, where one float32 number is expected"),
+        (half, r"test_own.half' gives float16 of shape \(\)"),
+        (lambda s, w: jnp.sum(s), r"cannot be traced .*'mask'\); it is called with \(assignments"),
+        (of_numpy, "of_numpy' cannot be traced by JAX .*: take these, and write it with jax.numpy"),
+        (of_logarithms, "value of the loss '.*of_logarithms' is not finite before the first step"),
+        (of_a_root, "gradient of the loss '.*of_a_root' is not finite before the first step"),
+    ],
+)
+def test_losses_that_cannot_be_are_refused_before_anything_runs(batch, loss, said):
+    compiled = loop._cluster_batch._cache_size()
+    with pytest.raises(ValueError, match=said) as caught:
+        run(batch, loss=loss)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+    assert loop._cluster_batch._cache_size() == compiled
+
+
+class Wide(Convolution):
+    def apply(self, params, x, prepared):
+        return x
+
+
+class Whole(Convolution):
+    def init(self, key, inputs, outputs):
+        return {"kernel": jnp.ones((inputs, outputs), jnp.int32)}
+
+
+class Linen(Convolution):
+    def init(self, key, x):
+        return {}
+
+
+class Divided(Convolution):
+    def apply(self, params, x, prepared):
+        return super().apply(params, x, prepared) / prepared.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (Wide(), r"apply of the layer '.*Wide.*' gives float32 of shape \(14, 6\) for 14 nodes"),
+        (Whole(), r"init of the layer '.*Whole.*' gives int32 of shape \(6, 8\) among the param"),
+        (Linen(), r"init of the layer '.*Linen.*' cannot be traced .*\(key, inputs, outputs\)"),
+        (Divided(), "value of the layer '.*Divided.*' is not finite before the first step"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused_before_anything_runs(batch, layer, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        run(batch, layer=layer)
+    assert str(caught.value).endswith(".")
+
+
+def test_what_a_loss_gives_is_checked_under_a_transformation_too(batch):
+    method = us.Method("mine", loss=lambda s, w, mask: s.sum(0), **SMALL)
+    with pytest.raises(ValueError, match=r"gives float32 of shape \(2,\)"):
+        jax.jit(lambda features: us.cluster(features, method=method).labels)(batch[0])
+
+
+def test_a_loss_for_one_number_of_nodes_is_tried_with_that_number():
+    far = jnp.arange(float(NODES))
+
+    def near(assignments, adjacency, mask):
+        return us.losses.ncut(assignments, adjacency, mask=mask) + 1e-3 * far @ assignments[:, 0]
+
+    method = us.Method("mine", loss=near, **SMALL)
+    check_own_parts(method, NODES, WIDTH)
+    with pytest.raises(ValueError, match="near' cannot be traced by JAX"):
+        check_own_parts(method, NODES + 1, WIDTH)
+
+
+def test_a_result_that_leaves_the_range_names_the_loss():
+    def fragile(assignments, adjacency, mask):
+        # The nodes 0 and 1 of the graph that it is tried on are not linked.
+        return jnp.sum(assignments**2) * jnp.where(adjacency[0, 1] > 0.5, jnp.inf, 1.0)
+
+    with pytest.raises(ValueError, match=r"or look at the loss '.*fragile'\.$"):
+        us.cluster(np.ones((NODES, WIDTH), np.float32), loss=fragile, **SMALL)
+
+
+def test_methods_pickle_where_their_parts_do():
+    method = us.Method("mine", loss=even, layer=Convolution(2.0), **SMALL)
+    again = pickle.loads(pickle.dumps(method))
+    assert again == method
+    assert hash(again) == hash(method)
+    check_own_parts(again, NODES, WIDTH)

@@ -1,0 +1,255 @@
+"""A loss and a layer of the user's own wherever a method goes: images, files, runs, names."""
+
+import dataclasses
+import functools
+import json
+import pickle
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unseg_jax as us
+from unseg_jax.bench import Settings
+from unseg_jax.bench.config import identity, make_config
+from unseg_jax.methods import METHODS, override, plain_fields, resolve
+from unseg_jax.plugs import has_name, name_of
+
+SIZE = 96
+SMALL = {"branches": ((8,),), "mlp_width": 8, "epochs": 4, "image_size": SIZE}
+
+
+def colours(pixels):
+    """Means and deviations of 16 x 16 patches."""
+    batch, height, width, _ = pixels.shape
+    patches = pixels.reshape(batch, height // 16, 16, width // 16, 16, 3)
+    features = jnp.concatenate([patches.mean((2, 4)), patches.std((2, 4))], -1)
+    return features.reshape(batch, -1, 6)
+
+
+def cut(assignments, adjacency, *, mask, weight=0.0):
+    return us.losses.ncut(assignments, adjacency, mask=mask) + weight * jnp.sum(assignments**2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """The named "gcn", written as a layer of one's own."""
+
+    scale: float = 1.0
+
+    def init(self, key, inputs, outputs):
+        return us.layers.init_gcn(key, inputs, outputs)
+
+    def prepare(self, graph):
+        return us.graphs.gcn_propagation(graph.adjacency, graph.mask)
+
+    def apply(self, params, x, prepared):
+        return self.scale * us.layers.gcn(params, x, prepared)
+
+
+class Plain:
+    """An object with values, but without a name for them."""
+
+    def __call__(self, assignments, adjacency, *, mask):
+        return cut(assignments, adjacency, mask=mask)
+
+
+OWN = us.Method("mine", loss=cut, layer=Convolution(), **SMALL)
+
+
+def photograph(seed=0):
+    image = np.full((SIZE, SIZE, 3), 40, np.uint8)
+    image[32:64, 32:80] = (220, 90, 60)
+    draw = np.random.default_rng(seed)
+    return image + draw.integers(0, 10, image.shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return us.from_callable(colours, patch=16, width=6)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [photograph(seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def named(backbone, images):
+    """What the named loss and layer give, which are the same functions."""
+    return us.segment(images, us.Method("mine", **SMALL), backbone=backbone)
+
+
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.patch_labels, other.patch_labels)
+        np.testing.assert_allclose(one.losses, other.losses, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["loop", "vmap", None])
+def test_images_are_segmented_as_by_the_named_ones(backbone, images, named, how):
+    segmenter = us.Segmenter(OWN, backbone=backbone, map=how)
+    assert_same(segmenter(images), named)
+    assert_same(segmenter(images), named)
+    assert segmenter.compilations == 1
+
+
+def test_overrides_of_a_named_method_do_the_same(backbone, images, named):
+    fields = {**SMALL, "loss": cut, "layer": Convolution()}
+    found = us.segment(images, "deepcut", backbone=backbone, inner_activation="elu", **fields)
+    assert_same(found, named)
+
+
+def test_a_segmenter_is_pickled_with_its_loss(backbone, images):
+    segmenter = us.Segmenter("slic-ncut", loss=cut, epochs=2, image_size=64, mlp_width=8)
+    again = pickle.loads(pickle.dumps(segmenter))
+    assert again.method == segmenter.method
+    assert_same(again(images[0]), segmenter(images[0]))
+
+
+def test_graphs_of_regions_and_second_stages(images, backbone):
+    """Both are padded: a named loss must come out of them unchanged."""
+    small = {"branches": ((8,),), "mlp_width": 8, "epochs": 3, "image_size": 64}
+    regions = [us.segment(images[0], "slic-ncut", loss=loss, **small) for loss in ("ncut", cut)]
+    assert_same(*regions)
+    method = us.Method("parts", parts=2, parts_epochs=3, **SMALL)
+    stages = [us.segment(images[0], method, backbone=backbone, loss=loss) for loss in ("ncut", cut)]
+    assert_same(*stages)
+
+
+def test_one_function_for_users_and_for_files(backbone, images, named, tmp_path):
+    pixels = np.stack(images)
+    fn, params = us.make_segment_fn(OWN, backbone)
+    labels = np.stack([found.patch_labels for found in named])
+    np.testing.assert_array_equal(fn(params, pixels), labels)
+    path = tmp_path / "own.jax"
+    us.export_segment_fn(path, OWN, backbone, batch_size=3, platforms=["cpu"])
+    program = jax.export.deserialize(bytearray(path.read_bytes()))
+    np.testing.assert_array_equal(program.call(pixels), labels)
+
+
+def test_a_wrong_loss_is_refused_where_the_segmenter_is_made(backbone):
+    wrong = {"loss": lambda assignments, adjacency, mask: assignments.sum(0)}
+    for make in (us.Segmenter, us.make_segment_fn):
+        with pytest.raises(ValueError, match=r"gives float32 of shape \(2,\), where one float32"):
+            make(OWN, backbone=backbone, **wrong)
+    with pytest.raises(ValueError, match=r"gives float32 of shape \(5,\), where one float32"):
+        us.Segmenter("slic-ncut", **wrong)
+
+
+def test_a_loss_that_fails_on_an_image_alone_is_named(backbone, images):
+    def fragile(assignments, adjacency, mask):
+        # The nodes 0 and 1 of the graph that it is tried on are not linked.
+        return jnp.sum(assignments**2) * jnp.where(adjacency[0, 1] > 0.5, jnp.inf, 1.0)
+
+    segmenter = us.Segmenter(OWN, backbone=backbone, loss=fragile, affinity="cosine")
+    with pytest.raises(us.ImageError, match=r"look at the loss '.*fragile' and the layer '.*Conv"):
+        segmenter(images[0])
+
+
+def test_a_head_of_a_set_is_fitted_but_not_written(backbone, images, tmp_path):
+    model = us.fit(images, method=OWN, backbone=backbone, passes=1, steps=1)
+    same = us.fit(images, method=us.Method("mine", **SMALL), backbone=backbone, passes=1, steps=1)
+    assert_same(model.segment(images), same.segment(images))
+    with pytest.raises(ValueError, match=r"^loss='.*\.cut' is your own, and a file") as caught:
+        model.save(tmp_path / "model.safetensors")
+    assert str(caught.value).endswith(".")
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_of_published_code_are_of_named_layers():
+    with pytest.raises(ValueError, match=r"layer='.*Convolution\(scale=1.0\)' is your own"):
+        us.params_from_pytorch({}, OWN)
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_names_say_where_a_part_is_written_and_what_it_was_made_with():
+    here = __name__
+    assert name_of(cut) == f"{here}.cut"
+    assert name_of(jax.jit(cut)) == f"{here}.cut"
+    assert name_of(functools.partial(cut, weight=0.5)) == f"{here}.cut(weight=0.5)"
+    assert name_of(Convolution(2.0)) == f"{here}.Convolution(scale=2.0)"
+    assert name_of(Convolution().prepare) == f"{here}.Convolution(scale=1.0).prepare"
+    assert name_of(Plain()) == f"<{here}.Plain>"
+    nameless = [Plain(), lambda: 0, functools.partial(cut, weight=np.ones(2)), Plain().__call__]
+    assert not any(map(has_name, nameless))
+    assert all(map(has_name, [cut, Convolution(), functools.partial(cut, weight=(1, None))]))
+
+
+def test_a_method_shows_what_it_was_made_with():
+    shown = repr(us.Method("mine", loss=cut, layer=Convolution(), tau=0.5))
+    own = f"layer={__name__}.Convolution(scale=1.0), loss={__name__}.cut"
+    assert shown == f"Method('mine', tau=0.5, {own})"
+    for method in METHODS.values():
+        assert eval(repr(method), {"Method": us.Method}) == method
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("loss", "nctu", "loss='nctu' is not one of ncut, cc, modularity, nor a hashable function"),
+        ("loss", 3, "loss=3 is not one of"),
+        ("loss", [cut], "loss=.* is not one of"),
+        ("layer", Convolution, "Convolution is not one of gcn, gat, arma, nor a hashable object"),
+        ("layer", cut, "cut is not one of gcn, gat, arma, nor a hashable object with the methods"),
+        ("layer", "gnc", "layer='gnc' is not one of"),
+    ],
+)
+def test_other_values_are_refused_also_in_a_method(field, value, said):
+    for make in (
+        lambda: resolve("deepcut", **{field: value}),
+        lambda: resolve(us.Method("mine", **{field: value})),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            make()
+        assert str(caught.value).endswith(".")
+
+
+def test_what_cannot_be_hashed_cannot_be_a_loss():
+    @dataclasses.dataclass
+    class Weighted:
+        weight: float = 1.0
+
+        def __call__(self, assignments, adjacency, *, mask):
+            return cut(assignments, adjacency, mask=mask, weight=self.weight)
+
+    with pytest.raises(ValueError, match=r"Weighted\(weight=1.0\) is not one of .* hashable"):
+        override(METHODS["deepcut"], loss=Weighted())
+
+
+# ---------------------------------------------------------------- runs
+
+
+def config(**overrides):
+    settings = Settings("data", "out", methods=("deepcut",), overrides=overrides)
+    settings.check()
+    facts = {"dataset": "x", "notes": (), "backbone": "", "weights": "", "shard": (0, 1)}
+    return make_config(settings, settings.resolve_methods(), ["a"], **facts)
+
+
+def test_a_run_knows_a_loss_and_a_layer_by_their_names():
+    own = config(loss=functools.partial(cut, weight=0.5), layer=Convolution())
+    method = json.loads(json.dumps(own))["methods"]["deepcut"]
+    assert method["loss"] == f"{__name__}.cut(weight=0.5)"
+    assert method["layer"] == f"{__name__}.Convolution(scale=1.0)"
+    again = config(loss=functools.partial(cut, weight=0.5), layer=Convolution())
+    assert identity(own) == identity(again)
+    others = [config(loss=cut, layer=Convolution()), config(loss=cut, layer=Convolution(2.0))]
+    assert len({identity(one) for one in (own, *others)}) == 3
+    assert plain_fields(METHODS["deepcut"]) == dataclasses.asdict(METHODS["deepcut"])
+
+
+@pytest.mark.parametrize("loss", [lambda s, w, mask: s.sum(), Plain()], ids=["lambda", "object"])
+def test_a_run_refuses_what_it_could_not_know_again(loss):
+    with pytest.raises(ValueError, match="has no name to know it by again: write it with def"):
+        config(loss=loss)
+
+
+def test_a_run_keeps_the_models_of_its_sets_in_files():
+    settings = Settings("data", "out", methods=("collective",), overrides={"loss": cut})
+    with pytest.raises(ValueError, match="a file with a model holds names of this library's"):
+        settings.check()
