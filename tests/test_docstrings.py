@@ -26,6 +26,7 @@ MODULES = [
     "metrics.partitions",
     "metrics.saliency",
     "parallel",
+    "plugs",
     "metrics.statistics",
     "segmentation",
     "segmenter",
