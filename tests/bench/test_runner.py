@@ -1,5 +1,7 @@
 """Whole runs on a small data set with a small random backbone."""
 
+import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -16,6 +18,7 @@ from unseg_jax.bench import runner as runner_module
 from unseg_jax.bench.engine import Engine
 from unseg_jax.bench.finishing import Finisher
 from unseg_jax.bench.preparing import Preparer
+from unseg_jax.clustering.losses import ncut
 from unseg_jax.data import Dataset, Item
 from unseg_jax.metrics import dice, iou
 from unseg_jax.segmenter import ImageSegmenter
@@ -446,3 +449,21 @@ def test_mistakes_are_one_sentence(tmp_path):
 
     assert "did you mean 'deepcut'" in fails("--data", "nowhere", "--method", "depcut")
     assert "nowhere was not found" in fails("--data", "nowhere")
+
+
+def halved_cut(assignments, adjacency, *, mask, factor=0.5):
+    return factor * ncut(assignments, adjacency, mask=mask)
+
+
+def test_a_loss_of_ones_own_is_run_and_known_by_its_name(data, weights, tmp_path):
+    given = {"methods": ("deepcut",), "limit": 2}
+    own = settings(data, weights, tmp_path, **given, overrides={**OVERRIDES, "loss": halved_cut})
+    summary = run(own, quiet=True)
+    assert summary["config"]["methods"]["deepcut"]["loss"] == f"{__name__}.halved_cut"
+    assert summary["methods"]["deepcut"]["images"] == 2
+    again = run(dataclasses.replace(own, resume=True), quiet=True)
+    assert scores(again) == scores(summary)
+    other = functools.partial(halved_cut, factor=2.0)
+    changed = settings(data, weights, tmp_path, **given, overrides={**OVERRIDES, "loss": other})
+    with pytest.raises(BenchError, match=r"methods.deepcut.loss is .*halved_cut.* there"):
+        run(dataclasses.replace(changed, resume=True), quiet=True)
