@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
 
+@runtime_checkable
 class LossFunction(Protocol):
     """A loss of one graph: the signature that `unseg_jax.losses` have in common."""
 
