@@ -170,7 +170,7 @@ class Rows:
         from unseg_jax.methods import resolve
         from unseg_jax.segmenter import BatchSegmenter, load_for
 
-        self.collective, backbone = load_for(resolve("collective"))
+        self.collective, backbone = load_for(resolve("collective", fit="stretch"))
         assert backbone is not None
         self.backbone = backbone
         self.ready = load_ready(backbone=backbone).segmenter()
@@ -212,7 +212,8 @@ class Rows:
         from unseg_jax.collective.applying import ModelSegmenter
 
         grid = self.segmenters["collective"].grid
-        scorer, _ = evidence.fit_scorer(features.astype(np.float16), grid, key=jax.random.key(0))
+        features = features.astype(np.float16)
+        scorer, _ = evidence.fit_scorer([features], [grid], key=jax.random.key(0))
         return ModelSegmenter(
             self.collective, self.backbone, evidence=scorer, params=None, foreground=[]
         )
@@ -245,10 +246,12 @@ class Rows:
     def _scorer(self, made, features, segmenter):
         import jax
 
-        run = jax.jit(segmenter._run_evidence)
+        run = jax.jit(segmenter._run_evidence, static_argnames="grid")
+        grid = self.segmenters["collective"].grid
 
         def find(index: int) -> list[Found]:
-            result = run(segmenter.evidence, features["collective"][index : index + 1])
+            shown = features["collective"][index : index + 1]
+            result = run(segmenter.evidence, shown, grid=grid)
             return _objects(segmenter.finish(jax.device_get(result), 0, made[index].image))
 
         return find

@@ -40,6 +40,7 @@ from benchmarks import (
     optimisation,
     quality,
     scaling,
+    slides,
     variants,
     versus_reference,
     vit,
@@ -158,6 +159,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "compiled": compiled.table,
     "host": host.table,
     "objects": objects.table,
+    "slides": slides.table,
     "variants": variants.table,
     "quality": quality.table,
 }

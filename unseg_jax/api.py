@@ -31,7 +31,8 @@ def Segmenter(
     Args:
         method: "auto", a name of `list_methods()`, or a `Method`. "auto" fits `collective` on the
             images of a call if they are eight or more, and else applies the model that ships with
-            the library; it says which. With overrides, "auto" is `deepcut` with these.
+            the library; it says which. With overrides other
+            than `fit` and `tile`, "auto" is `deepcut` with these.
         backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's own.
         batch_size: images given to the device at a time, at least 1.
         seed: random seed.
@@ -55,10 +56,10 @@ def Segmenter(
         "seed": seed,
         "dtype": dtype,
     }
-    if method == "auto" and not overrides:
+    if method == "auto" and not overrides.keys() - {"fit", "tile"}:
         from unseg_jax.collective.auto import AutoSegmenter
 
-        return AutoSegmenter(**options)
+        return AutoSegmenter(**options, **overrides)
     return ImageSegmenter("deepcut" if method == "auto" else method, **options, **overrides)
 
 

@@ -1,8 +1,11 @@
 """The cache folder: where it lies, checking what is in it, and JAX's compiled programs."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -55,3 +58,36 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_compilation_cache_max_size", 1_000_000_000)
+
+
+class _Clock:
+    """Adds up spans of time that may lie within one another."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        total, end = 0.0, float("-inf")
+        for first, last in sorted(self.spans):
+            total += max(0.0, last - max(first, end))
+            end = max(end, last)
+        return total
+
+
+@contextlib.contextmanager
+def compile_clock() -> Iterator[_Clock]:
+    """Measures what JAX takes to trace and compile within the block, seen from the wall."""
+    from jax import monitoring
+
+    clock = _Clock()
+
+    def listen(event: str, *span: Any, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            clock.spans.append((float(span[0]), float(span[1])))
+
+    monitoring.register_event_time_span_listener(listen)
+    try:
+        yield clock
+    finally:
+        monitoring.unregister_event_time_span_listener(listen)

@@ -15,6 +15,7 @@ from unseg_jax.errors import nearest
 from unseg_jax.plugs import GraphLayer, LossFunction, has_name, is_hashable, name_of
 
 Algorithm = Literal["gnn", "kmeans", "deep-spectral", "tokencut", "spectral-ncut"]
+Fit = Literal["stretch", "keep"]
 Nodes = Literal["patches", "superpixels", "pixels"]
 Facet = Literal["key", "query", "value", "token", "attn"]
 Affinity = Literal["ncut", "cc", "dmon", "cosine", "colour"]
@@ -57,6 +58,10 @@ class Method:
         block: the ViT block that the facet is taken from, counted from 0; negative from the end.
         log_bin: whether features are log-binned descriptors (17 times as wide).
         image_size: side in pixels, or (height, width), that images are resized to.
+        fit: how an image is brought to that size: "stretch" whatever its shape, or "keep", which
+            keeps its aspect ratio with about as many patches (`unseg_jax.data.framing`).
+        tile: side in pixels of the tiles that a large image is cut into, each seen at
+            `image_size`; 0 sees the image whole. Of "collective" alone.
         stride: pixels between patches; None is the backbone's patch size.
         affinity: how W is computed from the features (see `unseg_jax.clustering.graphs.affinity`).
         tau: threshold of the affinity; raw units for "ncut", cosine for "dmon" and "cosine".
@@ -115,6 +120,8 @@ class Method:
     block: int = -1
     log_bin: bool = False
     image_size: int | tuple[int, int] = 224
+    fit: Fit = "stretch"
+    tile: int = 0
     stride: int | None = None
     affinity: Affinity = "ncut"
     tau: float = 0.0
@@ -181,6 +188,7 @@ class Method:
             self.block,
             self.log_bin,
             self.size,
+            self.fit,
             self.stride,
         )
 
@@ -262,6 +270,8 @@ _RULES: dict[str, _Rule] = {
         lambda value: _are_positive((value,)) or _are_positive(value, 2),
         "must be a side in pixels or a pair (height, width)",
     ),
+    "fit": _choice(Fit),
+    "tile": _at_least(0),
     "stride": _at_least(1),
     "affinity": _choice(Affinity),
     "tau": _FROM_0,
@@ -543,6 +553,7 @@ _ALL = (
         "this library: one head for a set of images",
         backbone="dinov2_vits14_focus",  # with which its scores were measured
         image_size=392,
+        fit="keep",
         affinity="cosine",
         tau=0.2,
         dropout=0.0,

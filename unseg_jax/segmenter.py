@@ -21,6 +21,7 @@ from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.clustering import own
 from unseg_jax.clustering.loop import has_batch_axis, key_from_seed
 from unseg_jax.clustering.probe import check_own_parts
+from unseg_jax.data.framing import Framing
 from unseg_jax.data.images import as_iterable, read_image, resize_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 # Regions that a loss or layer of one's own is tried on: how many an image has is not known yet.
 _PROBE_NODES = 16
+# Batches of images of all shapes that are read before the device takes those of one shape.
+_WINDOW = 4
 
 
 class _Decoded(NamedTuple):
@@ -161,12 +164,15 @@ class BatchSegmenter:
         waiting = None
         full = False
         entries = enumerate(as_iterable(images))
-        with contextlib.closing(batches(entries, read, self.batch_size)) as loaded:
+        # Only images of one shape make a batch, so more of them are held to choose from.
+        mixed = self.method.fit == "keep" and not takes_images_apart(self.map)
+        held = self.batch_size * (_WINDOW if mixed else 1)
+        with contextlib.closing(batches(entries, read, held)) as loaded:
             for batch in loaded:
                 pixels = [outcome.value.prepared for outcome in batch if outcome.value is not None]
                 # A last, partial batch is padded to the size that is compiled already; a few
                 # images alone are not padded far.
-                full = full or len(batch) == self.batch_size
+                full = full or len(batch) >= self.batch_size
                 size = self.batch_size if full else _power_of_two(len(batch))
                 result = self.run(pixels, size=size) if pixels else None
                 # The device is at work on this batch while the host finishes the last one.
@@ -179,8 +185,8 @@ class BatchSegmenter:
     # ------------------------------------------------------- building blocks
 
     def prepare(self, image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-        """Resizes (H, W, 3) uint8 to the method's size (Lanczos)."""
-        return resize_image(image, self.method.size)
+        """Resizes (H, W, 3) uint8 to what `framing` says (Lanczos)."""
+        return resize_image(image, self.framing.size_for(*image.shape[:2]))
 
     def run(
         self, pixels: list[np.ndarray], *, size: int | None = None, record_every: int = 0
@@ -188,16 +194,41 @@ class BatchSegmenter:
         """Runs prepared images on the device; returns before it is done.
 
         Args:
-            pixels: up to `batch_size` arrays from `prepare`.
-            size: pad to this many images, unless a CPU takes them one by one; padding is cut off
-                the result lazily.
+            pixels: arrays from `prepare`; up to `batch_size` of one shape go to the device at
+                once.
+            size: pad to this many images, at most `batch_size`, unless a CPU takes them one by
+                one; padding is cut off the result lazily.
             record_every: record labels every so many epochs.
+
+        Returns:
+            Arrays with a leading axis of the images; where these differ in shape, lists with an
+            array for each.
 
         Raises:
             ValueError: no images.
         """
         if not len(pixels):
             raise ValueError("there are no images to run; pass at least one.")
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for index, one in enumerate(pixels):
+            alike.setdefault(one.shape, []).append(index)
+        if len(alike) == 1 and len(pixels) <= self.batch_size:
+            return self._run_alike(pixels, size, record_every)
+        found: list[Any] = [None] * len(pixels)
+        most = self.batch_size
+        for indices in alike.values():
+            for start in range(0, len(indices), most):
+                chunk = indices[start : start + most]
+                padded = None if size is None else min(size, most)
+                result = self._run_alike([pixels[at] for at in chunk], padded, record_every)
+                for at, index in enumerate(chunk):
+                    found[index] = jax.tree.map(lambda leaf, at=at: leaf[at], result)
+        return jax.tree.map(lambda *leaves: list(leaves), *found)
+
+    def _run_alike(
+        self, pixels: list[np.ndarray], size: int | None, record_every: int
+    ) -> PatchResult:
+        """Images of one shape, at most a batch of them."""
         size = len(pixels) if size is None or takes_images_apart(self.map) else size
         padded = pad_batch(np.stack(pixels), size)
         if self.method.nodes != "patches":
@@ -217,7 +248,7 @@ class BatchSegmenter:
         """
         if self.backbone is None:
             raise ValueError(f"'{self.method.name}' works on {self.method.nodes}, not on features.")
-        return self._features_program(self.backbone.params, pixels)
+        return map_images(self._features_program, self.backbone.params, pixels, self.map)
 
     def assign(
         self,
@@ -266,7 +297,7 @@ class BatchSegmenter:
         regions = stack_regions([region_graph(image, self.method) for image in pixels])
         apart = takes_images_apart(self.map)
         first = jax.tree.map(lambda leaf: leaf[:1], regions) if apart else regions
-        key = (first.nodes.shape, record_every)
+        key = (first.nodes.shape, first.index_map.shape, record_every)
         if key not in self._regions_programs:
             lowered = self._nodes_program.lower(
                 first.nodes, **arguments(first), record_every=record_every
@@ -276,11 +307,22 @@ class BatchSegmenter:
         return lambda regions: program(regions.nodes, **arguments(regions)), regions
 
     @property
+    def framing(self) -> Framing:
+        """To what size images are resized."""
+        patch = 1 if self.backbone is None else self.backbone.config.patch_size
+        return Framing.of(self.method, patch)
+
+    @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) that labels live on: patches, or pixels of the resized image."""
+        """(h, w) that labels of a square image live on, and of all if they are stretched: patches,
+        or pixels of the resized image."""
+        return self.grid_of(self.method.size)
+
+    def grid_of(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """(h, w) that labels of a prepared image (height, width, …) live on."""
         if self.backbone is None:
-            return self.method.size
-        return self.backbone.grid(self.method.size, self.method.stride)
+            return size[0], size[1]
+        return self.backbone.grid((size[0], size[1]), self.method.stride)
 
     @property
     def backbone_name(self) -> str:
@@ -321,10 +363,7 @@ class BatchSegmenter:
                     f"look at {own.describe(self.method)}, or at the weights of backbone "
                     f"'{self.backbone_name}'."
                 )
-            raise ImageError(
-                f"{id or 'the image'}: its features are not finite numbers; check the weights of "
-                f"backbone '{self.backbone_name}', or use dtype='float32'."
-            )
+            raise not_finite(id, self.backbone_name)
         labels = np.asarray(result.labels[index])
         foreground = np.asarray(result.foreground[index])
         if self.method.largest_component:
@@ -358,10 +397,10 @@ class BatchSegmenter:
     def _read(self, entry, *, full_pixels=False) -> _Decoded:
         index, source = entry
         # A JPEG is decoded at no less than twice this size.
-        needed = [max(side, WORKING_SIDE // 2) for side in self.method.size]
+        needed = [max(side, WORKING_SIDE // 2) for side in self.framing.at_least]
         at_least = None if full_pixels else (needed[0], needed[1])
         picture = read_image(source, at_least, value_range=self.value_range)
-        name = str(source) if isinstance(source, (str, os.PathLike)) else str(index)
+        name = name_of(source, index)
         prepared = self.prepare(picture.pixels)
         kept = picture.pixels if full_pixels else shrink_image(picture.pixels)
         return _Decoded(name, kept, prepared, picture.size, picture.notes)
@@ -474,11 +513,29 @@ def _is_one_colour(image: np.ndarray) -> bool:
     return bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all())
 
 
+def name_of(source: Source, index: int) -> str:
+    """What an image is called: its path, or its place in the call."""
+    return str(source) if isinstance(source, (str, os.PathLike)) else str(index)
+
+
+def not_finite(id: str, backbone: str) -> ImageError:
+    """The error of an image whose features are not finite numbers."""
+    return ImageError(
+        f"{id or 'the image'}: its features are not finite numbers; check the weights of backbone "
+        f"'{backbone}', or use dtype='float32'."
+    )
+
+
 def _refuse_sets(method: Method) -> None:
     if method.foreground == "set":
         raise ValueError(
             f"'{method.name}' finds the foreground in a whole set: fit it first with "
             f"unseg_jax.fit(images, method='{method.name}'), or call unseg_jax.segment."
+        )
+    if method.tile:
+        raise ValueError(
+            f"tile={method.tile} cuts images into tiles that only one model can join: use "
+            f"'collective' or a fitted model, where '{method.name}' cuts each alone."
         )
 
 

@@ -37,7 +37,7 @@ def bench():
 
 def test_the_default_is_what_the_library_does(bench):
     one = bench.sets["a"]
-    scorer, _ = evidence.fit_scorer(one.fine, GRID, key=jax.random.key(0))
+    scorer, _ = evidence.fit_scorer([one.fine], [GRID], key=jax.random.key(0))
     theirs = [np.asarray(evidence.score(scorer, jnp.asarray(image))[0]) for image in one.fine]
     ours = bench.margins("a", quality.Choices(), 0)
     np.testing.assert_allclose(ours.reshape(10, -1), theirs, atol=1e-5)

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 import unseg_jax
+from unseg_jax.cache import _Clock
 from unseg_jax.cli import main
 from unseg_jax.data.folders import ImageFile, find_images
 from unseg_jax.export import folder
 from unseg_jax.export.drawing import palette
-from unseg_jax.export.folder import _Clock
 from unseg_jax.export.rle import decode_rle
 from unseg_jax.export.run import Entry, Run
 

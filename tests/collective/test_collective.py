@@ -49,7 +49,7 @@ def _margins(head, features):
 @pytest.mark.parametrize("frame", [False, True])
 def test_evidence_finds_the_object_of_the_set(frame):
     features, truth = _squares(frame=frame)
-    head, found = evidence.fit_scorer(features, GRID, num_clusters=4, key=jax.random.key(0))
+    head, found = evidence.fit_scorer([features], [GRID], num_clusters=4, key=jax.random.key(0))
     new, new_truth = _squares(6, seed=1, frame=frame)
     assert not any(np.array_equal(image, fitted) for image in new for fitted in features)
     np.testing.assert_array_equal(_margins(head, features) > 0, truth)
@@ -64,12 +64,12 @@ def test_evidence_finds_the_object_of_the_set(frame):
 def test_fit_scorer_is_the_same_under_a_key():
     features, _ = _squares(4)
     one, other = (
-        evidence.fit_scorer(features, GRID, num_clusters=3, key=jax.random.key(7))[0]
+        evidence.fit_scorer([features], [GRID], num_clusters=3, key=jax.random.key(7))[0]
         for _ in range(2)
     )
     for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(first, second)
-    another = evidence.fit_scorer(features, GRID, num_clusters=3, key=jax.random.key(8))[0]
+    another = evidence.fit_scorer([features], [GRID], num_clusters=3, key=jax.random.key(8))[0]
     assert not np.array_equal(one.centres, another.centres)
 
 
@@ -143,7 +143,7 @@ def test_features_without_contrast_give_finite_margins(case):
         "one_image": rng.normal(size=(1, 100, 8)),
         "one_colour_each": np.repeat(rng.normal(size=(3, 1, 8)), 100, 1),
     }[case].astype(np.float32)
-    head, _ = evidence.fit_scorer(features, GRID, num_clusters=4, key=jax.random.key(0))
+    head, _ = evidence.fit_scorer([features], [GRID], num_clusters=4, key=jax.random.key(0))
     assert np.isfinite(_margins(head, features)).all()
 
 

@@ -221,7 +221,8 @@ class Worker:
             job.finish("done")
 
     def _segment(self, job: Job) -> None:
-        from unseg_jax.export.folder import Output, compile_clock, plan_run, segment_files
+        from unseg_jax.cache import compile_clock
+        from unseg_jax.export.folder import Output, plan_run, segment_files
 
         def show(entry: Entry) -> None:
             job.step("segmenting", job.done + 1, len(job.images))

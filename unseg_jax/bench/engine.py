@@ -22,7 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.bench.settings import Settings
+from unseg_jax.cache import compile_clock
 from unseg_jax.data import Source
+from unseg_jax.data.framing import Framing
 from unseg_jax.errors import BenchError
 from unseg_jax.methods import Method
 from unseg_jax.parallel import map_images, pad_batch, takes_images_apart
@@ -89,6 +91,11 @@ class Engine:
             explicit: fields that the user chose, which are not fitted to the backbone.
             devices: None takes all local ones.
         """
+        for method in methods:
+            if method.tile:
+                raise ValueError(
+                    f"tile={method.tile}: a benchmark takes images whole; use unseg-jax segment."
+                )
         self.devices = list(devices or jax.local_devices())
         count = len(self.devices)
         self.batch_size = -(-batch_size // count) * count
@@ -141,9 +148,9 @@ class Engine:
         return "" if self.backbone is None else self.backbone.name
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """The sizes (height, width) that the methods take."""
-        return sorted({segmenter.method.size for segmenter in self.segmenters.values()})
+    def framings(self) -> list[Framing]:
+        """The sizes that the methods take."""
+        return sorted({segmenter.framing for segmenter in self.segmenters.values()})
 
     def weights_digest(self) -> str:
         """A short digest of the backbone's parameters; "" without one."""
@@ -219,22 +226,25 @@ class Engine:
                 self.compile_seconds[name] = group.compile_seconds
                 self.compile_seconds[name] += self._compile_method(group, name)
 
-    def run(self, pixels: dict[tuple[int, int], np.ndarray]) -> dict[str, Timed]:
+    def run(self, pixels: dict[Framing, list[np.ndarray]]) -> dict[str, Timed]:
         """Runs every method on a batch; `compile` comes first.
 
         Args:
-            pixels: for each of `sizes`, (n, height, width, 3) uint8 with n ≤ `batch_size`.
+            pixels: for each of `framings`, uint8 (height, width, 3) of at most `batch_size`
+                images.
 
         Raises:
             BenchError: the device has no memory left.
         """
-        count = len(next(iter(pixels.values())))
-        padded = {size: pad_batch(array, max(self._lead, count)) for size, array in pixels.items()}
         outcomes: dict[str, Timed] = {}
         try:
             for group in self._groups:
-                size = self.segmenters[group.names[0]].method.size
-                self._run_group(group, padded[size], count, outcomes)
+                framing = self.segmenters[group.names[0]].framing
+                if group.shares:
+                    self._run_sharing(group, pixels[framing], outcomes)
+                else:
+                    (name,) = group.names
+                    outcomes[name] = self._run_alone(name, pixels[framing])
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -249,7 +259,9 @@ class Engine:
     def _group(self) -> list[_Group]:
         groups: dict[tuple, _Group] = {}
         for name, segmenter in self.segmenters.items():
-            shares = segmenter.backbone is not None and name not in self._unfitted
+            # Programs that share features are compiled for one shape.
+            one_shape = segmenter.method.fit == "stretch"
+            shares = segmenter.backbone is not None and one_shape and name not in self._unfitted
             key = segmenter.method.feature_key if shares else (name,)
             groups.setdefault(key, _Group([], shares)).names.append(name)
         return list(groups.values())
@@ -339,16 +351,20 @@ class Engine:
         self._assign[name], seconds = self._build(assign, None, inputs)
         return seconds
 
-    def _run_group(self, group, pixels, count, outcomes) -> None:
-        if not group.shares:
-            (name,) = group.names
+    def _run_alone(self, name, pixels) -> Timed:
+        # A shape that no image before had is compiled now, which is not the method's time.
+        with compile_clock() as clock:
             start = time.perf_counter()
             result = jax.device_get(
-                self.segmenters[name].run(list(pixels), record_every=self.record_every)
+                self.segmenters[name].run(pixels, size=self._lead, record_every=self.record_every)
             )
-            seconds = time.perf_counter() - start
-            outcomes[name] = Timed(_cut(result, count), seconds, 0.0)
-            return
+            seconds = time.perf_counter() - start - clock.seconds
+        self.compile_seconds[name] += clock.seconds
+        return Timed(result, max(0.0, seconds), 0.0)
+
+    def _run_sharing(self, group, pixels, outcomes) -> None:
+        count = len(pixels)
+        pixels = pad_batch(np.stack(pixels), max(self._lead, count))
         start = time.perf_counter()
         features = map_images(group.extract, self._params, pixels)
         attention = None

@@ -56,7 +56,7 @@ class Job:
         rule, draft = self.dataset.rule, self.settings.draft
         limits = self.settings.value_range
         assert not isinstance(limits, str), "the range of the set is measured before"
-        return Preparer(engine.sizes, protocol, rule, engine.reads_images, draft, limits)
+        return Preparer(engine.framings, protocol, rule, engine.reads_images, draft, limits)
 
     @property
     def thumbnails(self) -> frozenset[str]:

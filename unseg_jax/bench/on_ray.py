@@ -24,7 +24,7 @@ from unseg_jax.bench.engine import Engine
 from unseg_jax.bench.failures import failure_reason, plain_errors
 from unseg_jax.bench.finishing import Finished, Finisher
 from unseg_jax.bench.ledger import ATTEMPTS, Ledger
-from unseg_jax.bench.preparing import Preparer, stack_pixels
+from unseg_jax.bench.preparing import Preparer, collect_pixels
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings
 from unseg_jax.data import Item, MaskRule
@@ -216,7 +216,7 @@ class SegmentActor:
         finished, seconds = Finished(), 0.0
         if good:
             begin = time.perf_counter()
-            results = self.engine.run(stack_pixels([value for _, value in good]))
+            results = self.engine.run(collect_pixels([value for _, value in good]))
             seconds = time.perf_counter() - begin
             finished = self.finisher(
                 [item for item, _ in good],

@@ -12,6 +12,7 @@ from PIL import Image
 from unseg_jax.bench.protocols import Box, Protocol, crop_box
 from unseg_jax.bench.stamps import stamp_source
 from unseg_jax.data import Item, MaskRule, Truth, fit_mask, read_image, read_mask, resize_image
+from unseg_jax.data.framing import Framing
 
 THUMBNAIL = 128
 """Longer side of a thumbnail, in pixels."""
@@ -23,7 +24,7 @@ class Prepared:
 
     Attributes:
         size: (height, width) of what is segmented: the image, or the crop of it.
-        pixels: by size (height, width), uint8 (height, width, 3).
+        pixels: by framing, uint8 (height, width, 3).
         image: uint8 (H, W, 3) of that `size`, or None if no method needs it afterwards.
         whole: (height, width) of the image.
         crop: (left, top, right, bottom) in the image, or None.
@@ -33,7 +34,7 @@ class Prepared:
     """
 
     size: tuple[int, int]
-    pixels: dict[tuple[int, int], np.ndarray]
+    pixels: dict[Framing, np.ndarray]
     image: np.ndarray | None
     whole: tuple[int, int]
     crop: Box | None
@@ -49,7 +50,7 @@ class Preparer:
     Under a protocol without a crop it never looks at the mask.
 
     Attributes:
-        sizes: (height, width) that the methods want.
+        framings: sizes that the methods want.
         protocol: whether to crop.
         rule: which mask values are foreground.
         keep_image: whether a method needs the image at its own size afterwards.
@@ -57,7 +58,7 @@ class Preparer:
         value_range: see `unseg_jax.data.read_image`.
     """
 
-    sizes: Sequence[tuple[int, int]]
+    framings: Sequence[Framing]
     protocol: Protocol
     rule: MaskRule
     keep_image: bool = False
@@ -73,7 +74,8 @@ class Preparer:
         crops = self.protocol.crop is not None and item.mask is not None
         at_least = None
         if self.draft and not crops and not self.keep_image:
-            at_least = (max(size[0] for size in self.sizes), max(size[1] for size in self.sizes))
+            sizes = [framing.at_least for framing in self.framings]
+            at_least = (max(size[0] for size in sizes), max(size[1] for size in sizes))
         stamp = stamp_source(item.image)
         picture = read_image(item.image, at_least, value_range=self.value_range)
         pixels, size, crop = picture.pixels, picture.size, None
@@ -84,7 +86,7 @@ class Preparer:
             size = pixels.shape[:2]
         return Prepared(
             (size[0], size[1]),
-            {wanted: resize_image(pixels, wanted) for wanted in self.sizes},
+            {framing: resize_image(pixels, framing.size_for(*size)) for framing in self.framings},
             pixels if self.keep_image else None,
             picture.size,
             crop,
@@ -94,9 +96,9 @@ class Preparer:
         )
 
 
-def stack_pixels(prepared: Sequence[Prepared]) -> dict[tuple[int, int], np.ndarray]:
-    """The pixels of a batch: by size, uint8 (B, height, width, 3)."""
-    return {size: np.stack([one.pixels[size] for one in prepared]) for size in prepared[0].pixels}
+def collect_pixels(prepared: Sequence[Prepared]) -> dict[Framing, list[np.ndarray]]:
+    """The pixels of a batch: by framing, uint8 (height, width, 3) of each image."""
+    return {framing: [one.pixels[framing] for one in prepared] for framing in prepared[0].pixels}
 
 
 def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[Truth, bool]:

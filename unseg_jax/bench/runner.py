@@ -26,7 +26,7 @@ from unseg_jax.bench.job import Job, Timing
 from unseg_jax.bench.ledger import ATTEMPTS, Ledger
 from unseg_jax.bench.machine import describe_device, versions
 from unseg_jax.bench.opening import check_out, open_data
-from unseg_jax.bench.preparing import Prepared, stack_pixels
+from unseg_jax.bench.preparing import Prepared, collect_pixels
 from unseg_jax.bench.records import RunFolder, shard_folder
 from unseg_jax.bench.remote import Remote, is_remote, local_copy
 from unseg_jax.bench.report import write_summary
@@ -219,7 +219,7 @@ def _pass(job: Job, items: Sequence[Item], ledger: Ledger, timing: Timing) -> No
             if good:
                 prepared = [outcome.value for outcome in good]
                 begin = time.perf_counter()
-                results = engine.run(stack_pixels(prepared))
+                results = engine.run(collect_pixels(prepared))
                 timing.device += time.perf_counter() - begin
                 writer.submit(finish, [outcome.item for outcome in good], prepared, results)
 

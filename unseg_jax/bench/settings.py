@@ -219,6 +219,7 @@ def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
 
 METHOD_OPTIONS: Mapping[str, Option] = {
     "image_size": Option("Pixels, or HEIGHTxWIDTH.", kind=str),
+    "fit": Option("stretch, keep: bring images to that size, or keep their aspect.", kind=str),
     "stride": Option("Pixels between patches.", kind=int),
     "facet": Option("key, query, value, token, attn.", kind=str),
     "affinity": Option("ncut, cc, dmon, cosine, colour.", kind=str),

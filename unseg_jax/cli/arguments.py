@@ -27,6 +27,23 @@ SizeOption = Annotated[
     str | None,
     typer.Option("--image-size", help="Resize images to SIDE or HEIGHTxWIDTH pixels."),
 ]
+FitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        metavar="stretch|keep",
+        help="Bring images to that size whatever their shape, or keep their aspect ratio.",
+    ),
+]
+TileOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        min=0,
+        metavar="SIDE",
+        help="Cut large images into tiles of so many pixels, to find small objects in them.",
+    ),
+]
 StrideOption = Annotated[
     int | None,
     typer.Option("--stride", min=1, help="Pixels between patches; divides the patch size."),

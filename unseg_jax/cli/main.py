@@ -17,6 +17,7 @@ from unseg_jax.cli.arguments import (
     ClustersOption,
     DtypeOption,
     EpochsOption,
+    FitOption,
     MethodOption,
     PageOption,
     QuietOption,
@@ -26,6 +27,7 @@ from unseg_jax.cli.arguments import (
     SetOption,
     SizeOption,
     StrideOption,
+    TileOption,
     read_overrides,
 )
 from unseg_jax.cli.console import guarded, say
@@ -89,9 +91,13 @@ def segment(
         str, typer.Option("--objects", help="Objects to keep in each image: all or largest.")
     ] = "all",
     min_area: Annotated[
-        float,
-        typer.Option("--min-area", help="Share of the image that an object has at least, 0 to 1."),
-    ] = 0.001,
+        float | None,
+        typer.Option(
+            "--min-area",
+            help="Share of the image that an object has at least, 0 to 1: .001, with --tile of a "
+            "tile.",
+        ),
+    ] = None,
     full_overlay: Annotated[
         bool,
         typer.Option("--full-overlay", help="Overlays at full size, not at most 1,600 pixels."),
@@ -122,6 +128,8 @@ def segment(
     backbone: BackboneOption = "auto",
     k: ClustersOption = None,
     image_size: SizeOption = None,
+    fit_to: FitOption = None,
+    tile: TileOption = None,
     stride: StrideOption = None,
     epochs: EpochsOption = None,
     seed: SeedOption = 0,
@@ -163,6 +171,8 @@ def segment(
         settings,
         num_clusters=k,
         image_size=image_size,
+        fit=fit_to,
+        tile=tile,
         stride=stride,
         epochs=epochs,
         refine=refine,
@@ -225,6 +235,8 @@ def fit(
         int, typer.Option("--max-images", min=1, help="Fit on at most so many, drawn at random.")
     ] = 512,
     image_size: SizeOption = None,
+    fit_to: FitOption = None,
+    tile: TileOption = None,
     stride: StrideOption = None,
     epochs: EpochsOption = None,
     seed: SeedOption = 0,
@@ -236,7 +248,9 @@ def fit(
     page: PageOption = "all",
 ) -> None:
     """Fits one model on a set of unlabelled images; use it with `unseg-jax segment --model`."""
-    overrides = read_overrides(settings, image_size=image_size, stride=stride, epochs=epochs)
+    overrides = read_overrides(
+        settings, image_size=image_size, fit=fit_to, tile=tile, stride=stride, epochs=epochs
+    )
     from unseg_jax.cli.fitting import fit_paths
     from unseg_jax.methods import resolve
 
@@ -275,6 +289,7 @@ def video(
     backbone: BackboneOption = "auto",
     k: ClustersOption = None,
     image_size: SizeOption = None,
+    fit_to: FitOption = None,
     stride: StrideOption = None,
     epochs: EpochsOption = None,
     seed: SeedOption = 0,
@@ -290,7 +305,12 @@ def video(
 ) -> None:
     """Segments a video into parts that keep their colours from frame to frame."""
     overrides = read_overrides(
-        settings, num_clusters=k, image_size=image_size, stride=stride, epochs=epochs
+        settings,
+        num_clusters=k,
+        image_size=image_size,
+        fit=fit_to,
+        stride=stride,
+        epochs=epochs,
     )
     from unseg_jax.methods import resolve
     from unseg_jax.video.following import segment_video

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from unseg_jax.export.run import Entry, Run
 
 
+# Fields that say how an image is shown to any method.
+_OF_ALL = ("fit", "tile")
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """Which segmenter the user asked for.
@@ -63,7 +67,7 @@ class Choice:
             resolve("deepcut", **self.overrides)
         if self.model is None:
             return
-        others = [name for name in self.overrides if name != "epochs"]
+        others = [name for name in self.overrides if name not in ("epochs", *_OF_ALL)]
         others += ["method"] if self.method != "auto" else []
         if others:
             raise typer.BadParameter(
@@ -74,16 +78,18 @@ class Choice:
         """What "auto" is for so many images; said in one line unless `quiet`."""
         if self.method != "auto" or self.model is not None:
             return self
-        if self.overrides:
+        others = [name for name in self.overrides if name not in _OF_ALL]
+        if others:
             if not quiet:
-                say(f"auto: takes deepcut, since {', '.join(self.overrides)} is a setting of it.")
+                say(f"auto: takes deepcut, since {', '.join(others)} is a setting of it.")
             return dataclasses.replace(self, method="deepcut")
         from unseg_jax.collective.auto import SET_SIZE, explain_choice
         from unseg_jax.collective.ready import READY_MODEL
 
+        tile = self.overrides.get("tile", 0)
         if not quiet:
-            say(explain_choice(count))
-        if count >= SET_SIZE:
+            say(explain_choice(count, tile))
+        if count >= SET_SIZE or tile:
             return dataclasses.replace(self, method="collective", said=True)
         return dataclasses.replace(self, model=READY_MODEL)
 
@@ -131,7 +137,11 @@ class Choice:
             else:
                 backbone = None if self.backbone == "auto" else self.backbone
                 model = load_model(self.model, backbone=backbone, dtype=self.dtype)
-            model = dataclasses.replace(model, batch_size=self.batch_size, seed=self.seed)
+            shown = {name: self.overrides.get(name) for name in _OF_ALL}
+            method = resolve(model.method, **shown)
+            model = dataclasses.replace(
+                model, method=method, batch_size=self.batch_size, seed=self.seed
+            )
             return model.segmenter(self.overrides.get("epochs"))
         resolved = resolve(self.method, **self.overrides)
         if resolved.learns_from_set:

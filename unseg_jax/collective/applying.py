@@ -15,12 +15,11 @@ import numpy as np
 from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.collective import evidence
-from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method
 from unseg_jax.parallel import How, map_batch
 from unseg_jax.pipeline import PatchResult, segment_features
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
-from unseg_jax.segmenter import BatchSegmenter, Segmentation
+from unseg_jax.segmenter import BatchSegmenter, Segmentation, not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,21 +87,22 @@ class ModelSegmenter(BatchSegmenter):
 
     def _run_pixels(self, params, pixels, *, record_every=0):
         features = self._run_features(params, pixels)
+        grid = self.grid_of(pixels.shape[1:])
         if self.evidence is not None:
-            return self._run_evidence(self.evidence, features)
+            return self._run_evidence(self.evidence, features, grid)
         if self.method.foreground == "set":
-            return self._run_shared(features)
+            return self._run_shared(features, grid)
         return segment_features(
             features,
             self.key,
             method=self.method,
-            grid=self.grid,
+            grid=grid,
             params=self.params,
             record_every=record_every,
             map=self._map,
         )[0]
 
-    def _run_evidence(self, scorer: Scorer, features) -> MarginResult:
+    def _run_evidence(self, scorer: Scorer, features, grid: tuple[int, int]) -> MarginResult:
         method = self.method
         margins, _, _ = jax.vmap(functools.partial(evidence.score, scorer))(features)
         losses = jnp.zeros((len(features), 0), jnp.float32)
@@ -117,7 +117,7 @@ class ModelSegmenter(BatchSegmenter):
                 self.params,
                 self.key,
                 method=method,
-                grid=self.grid,
+                grid=grid,
                 map=self._map,
             )
             # The graph refines what the set decided: half of the say each.
@@ -125,9 +125,9 @@ class ModelSegmenter(BatchSegmenter):
             losses = clustering.losses
         finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
         distances = jax.vmap(functools.partial(evidence.distance, scorer))(features)
-        return MarginResult(margins.reshape(-1, *self.grid), losses, finite, distances)
+        return MarginResult(margins.reshape(-1, *grid), losses, finite, distances)
 
-    def _run_shared(self, features) -> PatchResult:
+    def _run_shared(self, features, grid: tuple[int, int]) -> PatchResult:
         """The set decides which clusters are foreground, not a vote in each image."""
         method = self.method
         mask = jnp.ones(features.shape[:2], bool)
@@ -138,11 +138,11 @@ class ModelSegmenter(BatchSegmenter):
             self.params,
             self.key,
             method=method,
-            grid=self.grid,
+            grid=grid,
             map=self._map,
         )
         numbers = np.where(self.foreground, np.cumsum(self.foreground), 0)
-        labels = jnp.asarray(numbers, jnp.int32)[clustering.labels].reshape(-1, *self.grid)
+        labels = jnp.asarray(numbers, jnp.int32)[clustering.labels].reshape(-1, *grid)
         used = jax.nn.one_hot(clustering.labels, method.num_clusters, dtype=bool).any(1)
         top = jax.lax.top_k(clustering.assignments, min(2, method.num_clusters))[0]
         finite = jnp.isfinite(features).all((1, 2))
@@ -167,22 +167,18 @@ class ModelSegmenter(BatchSegmenter):
         if not isinstance(result, MarginResult):
             return super().finish(result, index, image, id, size)
         if not result.finite[index]:
-            raise ImageError(
-                f"{id or 'the image'}: its features are not finite numbers; check the weights of "
-                f"backbone '{self.backbone_name}', or use dtype='float32'."
-            )
+            raise not_finite(id, self.backbone_name)
         margins = np.asarray(result.margins[index])
         refined = refine_margins(image, margins, self.method)
         mask = upsample_margins(refined, image.shape[:2])
-        unlike = self.unlike is not None and float(result.distances[index]) > self.unlike
-        confidence = contrast(refined)
+        notes, most = unlike_note(self.unlike, float(result.distances[index]))
         return Segmentation.of(
             mask,
             mask,
             size=size,
             num_clusters=len(np.unique(margins > 0)),
-            confidence=min(confidence, UNLIKE_CONFIDENCE) if unlike else confidence,
-            notes=(UNLIKE_NOTE,) if unlike else (),
+            confidence=min(contrast(refined), most),
+            notes=notes,
             patch_labels=margins > 0,
             losses=result.losses[index],
             evidence=np.clip(refined, -1, 1),
@@ -191,3 +187,11 @@ class ModelSegmenter(BatchSegmenter):
             backbone=self.backbone_name,
             id=id,
         )
+
+
+def unlike_note(limit: float | None, distance: float) -> tuple[tuple[str, ...], float]:
+    """What is said of an image at that distance from those fitted, and the most that its
+    confidence is."""
+    if limit is None or distance <= limit:
+        return (), 1.0
+    return (UNLIKE_NOTE,), UNLIKE_CONFIDENCE

@@ -14,6 +14,7 @@ from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.ready import load_ready
 from unseg_jax.data.images import as_iterable
 from unseg_jax.errors import ImageError
+from unseg_jax.methods import Fit, resolve
 from unseg_jax.segmentation import Segmentation
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ MAX_FITTED = 512
 """Images of a set that are fitted at most; of a longer one the first so many are kept in a list."""
 
 
-def explain_choice(count: int) -> str:
-    """One line: what `auto` chose for so many images, and why."""
+def explain_choice(count: int, tile: int = 0) -> str:
+    """One line: what `auto` chose for so many images, or for tiles of them, and why."""
+    if tile:
+        return f"auto: 'collective' is fitted on tiles of {tile} pixels, and joins them."
     if count >= SET_SIZE:
         return (
             f"auto: {count} images are enough to fit 'collective' on them, which scores best on "
@@ -50,6 +53,8 @@ class AutoSegmenter(ModelSegmenter):
         batch_size: int = 8,
         seed: int = 0,
         dtype: str = "float32",
+        fit: Fit | None = None,
+        tile: int | None = None,
     ):
         """
         Args:
@@ -57,13 +62,16 @@ class AutoSegmenter(ModelSegmenter):
             batch_size: images given to the device at a time, at least 1.
             seed: random seed of the fit.
             dtype: "float32" or "bfloat16", of the backbone.
+            fit: how images are brought to the method's size, see `Method`; None as `collective`.
+            tile: side in pixels of the tiles that images are cut into, which are fitted however
+                few the images are; None or 0 sees them whole.
 
         Raises:
             WeightsError: the backbone or the ready model cannot be loaded.
         """
         model = load_ready(backbone=backbone, batch_size=batch_size, seed=seed, dtype=dtype)
         super().__init__(
-            model.method,
+            resolve(model.method, fit=fit, tile=tile),
             model.backbone,
             evidence=model.evidence,
             params=model.head,
@@ -79,9 +87,10 @@ class AutoSegmenter(ModelSegmenter):
         """See `BatchSegmenter.stream`; the first images are listed to decide, and to be fitted."""
         waiting = iter(as_iterable(images))
         sources = list(itertools.islice(waiting, MAX_FITTED))
-        _log.info("%s", explain_choice(len(sources)))
+        tile = self.method.tile
+        _log.info("%s", explain_choice(len(sources), tile))
         everything = itertools.chain(sources, waiting)
-        if len(sources) < SET_SIZE:
+        if len(sources) < SET_SIZE and not tile:
             yield from super().stream(everything, full_pixels=full_pixels)
             return
         model = fit(
@@ -90,6 +99,8 @@ class AutoSegmenter(ModelSegmenter):
             backbone=self.backbone or "auto",
             batch_size=self.batch_size,
             steps=0,
+            fit=self.method.fit,
+            tile=tile,
             value_range=self.value_range,
         )
         segmenter = model.segmenter()

@@ -30,6 +30,8 @@ from unseg_jax.clustering.baselines import kmeans
 from unseg_jax.clustering.graphs import normalise_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Array, Bool, Float, Int
 
 # Affinities below τ become ε, as in TokenCut's graph.
@@ -45,7 +47,7 @@ _SAMPLE = 16_384
 # How many patches of the border a patch is compared with to be like some part of it.
 _NEAREST = 5
 # What a patch of the frame scores: surely background.
-_FRAME_SCORE = -1.5
+FRAME_SCORE = -1.5
 _TINY = 1e-6
 
 
@@ -90,21 +92,31 @@ class Scorer(NamedTuple):
         return Projection(self.mean, self.basis, self.rest)
 
 
-def fit_projection(features: np.ndarray, components: int, rng: np.random.Generator) -> Projection:
+def fit_projection(
+    features: Sequence[np.ndarray], components: int, rng: np.random.Generator
+) -> Projection:
     """Mean and principal directions of a sample of patches.
 
     Args:
-        features: (n, N, D), of any floating type.
+        features: (n, N, D) for each grid, of any floating type.
         components: R, cut to D.
         rng: chooses the sample.
     """
-    rows = features.reshape(-1, features.shape[-1])
-    chosen = np.sort(rng.choice(len(rows), min(len(rows), _SAMPLE), replace=False))
-    sample = np.asarray(normalise_rows(jnp.asarray(rows[chosen], jnp.float32)), np.float64)
+    width = features[0].shape[-1]
+    parts = [part.reshape(-1, width) for part in features]
+    ends = np.cumsum([len(part) for part in parts])
+    chosen = np.sort(rng.choice(ends[-1], min(ends[-1], _SAMPLE), replace=False))
+    rows = np.concatenate(
+        [
+            part[chosen[(chosen >= end - len(part)) & (chosen < end)] - (end - len(part))]
+            for part, end in zip(parts, ends, strict=True)
+        ]
+    )
+    sample = np.asarray(normalise_rows(jnp.asarray(rows, jnp.float32)), np.float64)
     mean = sample.mean(0)
     centred = sample - mean
     _, directions = np.linalg.eigh(centred.T @ centred)
-    basis = directions[:, ::-1][:, : min(components, features.shape[-1])]
+    basis = directions[:, ::-1][:, : min(components, width)]
     rest = np.sqrt(max(mean @ mean - np.sum((mean @ basis) ** 2), 0.0))
     return Projection(*(jnp.asarray(array, jnp.float32) for array in (mean, basis, rest)))
 
@@ -145,18 +157,23 @@ def fit_centres(x: np.ndarray, num_clusters: int, key: Array) -> Float[Array, "k
     return (members.T @ rows) / jnp.maximum(members.sum(0), 1.0)[:, None]
 
 
-def frame_clusters(labels: np.ndarray, grid: tuple[int, int], num_clusters: int) -> np.ndarray:
+def frame_clusters(
+    labels: Sequence[np.ndarray], grids: Sequence[tuple[int, int]], num_clusters: int
+) -> np.ndarray:
     """(K,) how much more of the border a cluster holds than of the image: 1 is its fair share.
 
     Args:
-        labels: (n, N) clusters of all patches.
-        grid: (h, w).
+        labels: (n, N) clusters of all patches, for each grid.
+        grids: (h, w) of each.
         num_clusters: K.
     """
-    border = np.asarray(border_of(jnp.ones(grid, bool))).ravel()
-    sizes = np.bincount(labels.ravel(), minlength=num_clusters)
-    held = np.bincount(labels[:, border].ravel(), minlength=num_clusters)
-    return held / np.maximum(sizes, 1) / border.mean()
+    sizes, held = np.zeros(num_clusters), np.zeros(num_clusters)
+    for part, grid in zip(labels, grids, strict=True):
+        border = np.asarray(border_of(jnp.ones(grid, bool))).ravel()
+        sizes += np.bincount(part.ravel(), minlength=num_clusters)
+        held += np.bincount(part[:, border].ravel(), minlength=num_clusters)
+    # What a cluster would hold if it lay there as all patches do.
+    return held / np.maximum(sizes, 1) / (held.sum() / sizes.sum())
 
 
 def image_evidence(
@@ -262,7 +279,7 @@ def score(
     scores = x @ scorer.weights + scorer.offset
     own = otsu(scores, valid)
     own = jnp.where(jnp.isfinite(own), own, scorer.threshold)
-    return jnp.where(valid, scores - own, _FRAME_SCORE), scores, valid
+    return jnp.where(valid, scores - own, FRAME_SCORE), scores, valid
 
 
 def distance(scorer: Scorer, features: Float[Array, "n d"]) -> Float[Array, ""]:
@@ -275,8 +292,8 @@ def distance(scorer: Scorer, features: Float[Array, "n d"]) -> Float[Array, ""]:
 
 
 def fit_scorer(
-    features: np.ndarray,
-    grid: tuple[int, int],
+    features: Sequence[np.ndarray],
+    grids: Sequence[tuple[int, int]],
     *,
     num_clusters: int = 16,
     components: int = 96,
@@ -285,8 +302,8 @@ def fit_scorer(
     """Fits the scorer on the features of a set.
 
     Args:
-        features: (n, N, D) patch features of n images, of any floating type.
-        grid: (h, w) with h·w = N.
+        features: for each grid, (n, N, D) patch features of n images, of any floating type.
+        grids: (h, w) of each, with h·w = N.
         num_clusters: K clusters of the set, from which the frame is told.
         components: R principal components that are kept.
         key: of the sample of patches and of the clusters.
@@ -298,22 +315,30 @@ def fit_scorer(
     """
     seed = np.asarray(jax.random.bits(key, (2,), jnp.uint32))
     projection = fit_projection(features, components, np.random.default_rng(seed))
-    x = np.empty((*features.shape[:2], projection.basis.shape[1]), np.float32)
-    for index, image in enumerate(features):
-        x[index] = _project_one(jnp.asarray(image), projection)[0]
-    centres = fit_centres(x.reshape(-1, x.shape[-1]), num_clusters, jax.random.fold_in(key, 1))
-    labels = np.asarray(nearest_centre(jnp.asarray(x), centres))
-    ratios = frame_clusters(labels, grid, num_clusters)
-    frame = ratios > _FRAME_RATIO
-    if frame[labels].mean() > 0.5:  # nothing would be left to segment
-        frame = np.zeros_like(frame)
-    valid = ~frame[labels]
-    evidence = np.stack(
-        [
-            _evidence_of(jnp.asarray(image), projection, kept, grid=grid)
-            for image, kept in zip(features, jnp.asarray(valid), strict=True)
-        ]
+    x = [
+        np.stack([np.asarray(_project_one(jnp.asarray(one), projection)[0]) for one in part])
+        for part in features
+    ]
+    centres = fit_centres(
+        np.concatenate([part.reshape(-1, part.shape[-1]) for part in x]),
+        num_clusters,
+        jax.random.fold_in(key, 1),
     )
+    labels = [np.asarray(nearest_centre(jnp.asarray(part), centres)) for part in x]
+    ratios = frame_clusters(labels, grids, num_clusters)
+    frame = ratios > _FRAME_RATIO
+    if np.concatenate([frame[part].ravel() for part in labels]).mean() > 0.5:
+        frame = np.zeros_like(frame)  # nothing would be left to segment
+    valid = [~frame[part] for part in labels]
+    evidence = [
+        np.stack(
+            [
+                _evidence_of(jnp.asarray(one), projection, jnp.asarray(kept), grid=grid)
+                for one, kept in zip(part, shown, strict=True)
+            ]
+        )
+        for part, shown, grid in zip(features, valid, grids, strict=True)
+    ]
     weights, offset, threshold = _regress(x, valid, evidence)
     scorer = Scorer(*projection, centres, jnp.asarray(frame), weights, offset, threshold)
     return scorer, _describe(scorer, x, labels, ratios, frame)
@@ -334,28 +359,36 @@ _otsu_rows = jax.jit(jax.vmap(otsu))
 
 def _regress(x, valid, evidence):
     """Ridge regression of the evidence, then of the scorer's own labels."""
-    rows = x[valid].astype(np.float32)
+
+    def valid_of(parts):
+        return np.concatenate([part[kept] for part, kept in zip(parts, valid, strict=True)])
+
+    rows = valid_of(x).astype(np.float32)
     centre = rows.mean(0)
     rows = rows - centre
     gram = (rows.T @ rows).astype(np.float64)
     gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-9)
     target = evidence
     for left in range(_ROUNDS, -1, -1):
-        regressed = target[valid].astype(np.float64)
+        regressed = valid_of(target).astype(np.float64)
         weights = np.linalg.solve(gram, rows.T @ (regressed - regressed.mean()))
         deviation = np.std(rows @ weights) + 1e-9
         weights = (weights / deviation).astype(np.float32)
-        scores = (x - centre) @ weights
-        threshold = float(otsu(jnp.asarray(scores[valid]), jnp.ones(len(rows), bool)))
+        scores = [(part - centre) @ weights for part in x]
+        threshold = float(otsu(jnp.asarray(valid_of(scores)), jnp.ones(len(rows), bool)))
         if left:
-            own = np.asarray(_otsu_rows(scores, valid))
-            own = np.where(np.isfinite(own), own, threshold)
-            target = scores > 0.5 * (threshold + own)[:, None]
+            target = []
+            for part, kept in zip(scores, valid, strict=True):
+                own = np.asarray(_otsu_rows(part, kept))
+                own = np.where(np.isfinite(own), own, threshold)
+                target.append(part > 0.5 * (threshold + own)[:, None])
     arrays = (weights, -centre @ weights, threshold)
     return tuple(jnp.asarray(array, jnp.float32) for array in arrays)
 
 
 def _describe(scorer, x, labels, ratios, frame):
+    x = np.concatenate([part.reshape(-1, part.shape[-1]) for part in x])
+    labels = np.concatenate([part.ravel() for part in labels])
     scores = x @ np.asarray(scorer.weights) + float(scorer.offset) - float(scorer.threshold)
     entries = []
     for cluster in range(len(frame)):

@@ -20,12 +20,13 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds
 from unseg_jax.collective import evidence, shared_head
 from unseg_jax.collective.model import CollectiveModel
+from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.images import as_iterable, read_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Method, resolve
-from unseg_jax.parallel import pad_batch
+from unseg_jax.parallel import pad_batch, takes_images_apart
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def fit(
         key: `jax.random.key` of all chance; None is key(0).
         backbone: name, path to weights, or loaded.
         batch_size: images on the device at a time.
-        max_images: the evidence is fitted on at most this many images, drawn at random.
+        max_images: the evidence is fitted on at most this many images, drawn at random; with
+            `tile` on about as many tiles of them.
         dtype: of the backbone.
         value_range: of deep images; see `unseg_jax.data.read_image`.
         on_image: called as images are read, with how many of the pass are and of how many.
@@ -97,6 +99,8 @@ def fit(
     for name, value in (values | {"num_clusters": num_clusters}).items():
         if value is not None and value < least[name]:
             raise ValueError(f"{name}={value} must be at least {least[name]}.")
+    if resolved.tile and resolved.foreground != "set":
+        raise ValueError(f"tile={resolved.tile} is of 'collective' alone: leave it out.")
     sources = list_sources(images)
     key = jax.random.key(0) if key is None else key
     by_evidence = resolved.foreground == "set" and not resolved.collective_epochs
@@ -111,7 +115,8 @@ def fit(
     assert loaded is not None
     segmenter = BatchSegmenter(resolved, loaded, batch_size=batch_size)
     segmenter.value_range = value_range
-    reader = Reader(segmenter, sources, on_image)
+    tiles = max(1, max_images // len(sources))
+    reader = Reader(segmenter, sources, on_image, tiles)
     if by_evidence:
         parts = fit_evidence(
             reader,
@@ -153,39 +158,61 @@ class Reader:
         segmenter: BatchSegmenter,
         sources: Sequence[Source],
         on_image: Callable[[int, int], Any] | None = None,
+        tiles: int = 1,
     ):
         self.segmenter, self.sources, self.on_image = segmenter, sources, on_image
+        self.tiles = tiles
         self.failed: list[str] = []
         self.read = 0
 
-    def __call__(self, chosen: Sequence[int]) -> Iterator[Array]:
-        """(B, N, D) features of the chosen images, in order; short batches are not padded."""
+    def __call__(self, chosen: Sequence[int]) -> Iterator[tuple[Array, tuple[int, int]]]:
+        """(B, N, D) features of the chosen images and their grid (h, w), a batch of one shape at a
+        time; in order where all have one shape."""
         self.read = 0
-
-        def prepare(index):
-            picture = read_image(self.sources[index], value_range=self.segmenter.value_range)
-            return self.segmenter.prepare(picture.pixels)
-
-        with contextlib.closing(batches(chosen, prepare, self.segmenter.batch_size)) as loaded:
+        size = self.segmenter.batch_size
+        held = 1 if self.segmenter.method.tile else size
+        alike: dict[tuple[int, ...], list[np.ndarray]] = {}
+        with contextlib.closing(batches(chosen, self._views, held)) as loaded:
             seen = 0
             for batch in loaded:
                 seen += len(batch)
                 if self.on_image is not None:
                     self.on_image(seen, len(chosen))
-                pixels = [outcome.value for outcome in batch if outcome.value is not None]
                 for outcome in batch:
                     if isinstance(outcome.error, ImageError):
                         self.failed.append(str(outcome.error))
                     elif outcome.error is not None:
                         raise outcome.error
-                if not pixels:
-                    continue
-                self.read += len(pixels)
-                # Padded to one shape, so that the backbone is compiled once.
-                padded = pad_batch(np.stack(pixels), self.segmenter.batch_size)
-                yield self.segmenter.features(padded)[: len(pixels)]
+                    self.read += outcome.value is not None
+                    for view in outcome.value or ():
+                        part = alike.setdefault(view.shape, [])
+                        part.append(view)
+                        if len(part) == size:
+                            yield self._features(part)
+                            part.clear()
+        for part in alike.values():
+            if part:
+                yield self._features(part)
         if not self.read:
             raise ImageError(self.failed[0])
+
+    def _features(self, views: list[np.ndarray]) -> tuple[Array, tuple[int, int]]:
+        pixels = np.stack(views)
+        if not takes_images_apart(self.segmenter.map):
+            # Padded to one size, so that the backbone is compiled once a shape.
+            pixels = pad_batch(pixels, self.segmenter.batch_size)
+        features = self.segmenter.features(pixels)[: len(views)]
+        return features, self.segmenter.grid_of(pixels.shape[1:])
+
+    def _views(self, index: int) -> list[np.ndarray]:
+        """What of an image is fitted: the image, or some of its tiles drawn at random."""
+        pixels = read_image(self.sources[index], value_range=self.segmenter.value_range).pixels
+        side = self.segmenter.method.tile
+        if not side:
+            return [self.segmenter.prepare(pixels)]
+        boxes = tile_boxes(pixels.shape[0], pixels.shape[1], side)
+        drawn = np.random.default_rng(index).permutation(len(boxes))[: self.tiles]
+        return [self.segmenter.prepare(cut(pixels, boxes[at])) for at in np.sort(drawn)]
 
 
 def fit_evidence(reader, method, num_clusters, steps, max_images, key):
@@ -193,26 +220,31 @@ def fit_evidence(reader, method, num_clusters, steps, max_images, key):
     seed = np.asarray(jax.random.bits(jax.random.fold_in(key, 2), (2,), jnp.uint32))
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(count)[:max_images]).tolist()
-    features = np.concatenate([np.asarray(batch, np.float16) for batch in reader(chosen)])
-    finite = np.isfinite(features).all((1, 2))
-    if not finite.all():
+    parts: dict[tuple[int, int], list[np.ndarray]] = {}
+    for batch, grid in reader(chosen):
+        parts.setdefault(grid, []).append(np.asarray(batch, np.float16))
+    features = [np.concatenate(part) for part in parts.values()]
+    if not all(np.isfinite(part).all() for part in features):
         raise ValueError(
             "some features are not finite numbers; check the weights of the backbone, or use "
             "dtype='float32'."
         )
-    grid = reader.segmenter.grid
-    scorer, clusters = evidence.fit_scorer(features, grid, num_clusters=num_clusters, key=key)
+    scorer, clusters = evidence.fit_scorer(
+        features, list(parts), num_clusters=num_clusters, key=key
+    )
     params = None
     if steps:
         start_key = jax.random.fold_in(key, 3)
         params, state = shared_head.start(start_key, method, scorer.basis.shape[1])
         trained = dataclasses.replace(method, learning_rate=_DISTIL_RATE)
-        # A batch is drawn anew at every step.
+        shares = np.array([len(part) for part in features]) / sum(map(len, features))
+        # A batch is drawn anew at every step, of images of one shape.
         for _ in range(steps):
-            drawn = rng.choice(len(features), min(_DISTIL_BATCH, len(features)), replace=False)
-            nodes, cosines, margins = _score_batch(
-                scorer, jnp.asarray(features[drawn], jnp.float32)
-            )
+            part = features[0]
+            if len(features) > 1:
+                part = features[rng.choice(len(features), p=shares)]
+            drawn = rng.choice(len(part), min(_DISTIL_BATCH, len(part)), replace=False)
+            nodes, cosines, margins = _score_batch(scorer, jnp.asarray(part[drawn], jnp.float32))
             params, state, _ = shared_head.distil(
                 params, state, nodes, cosines, margins, method=trained
             )
@@ -227,10 +259,9 @@ def _score_batch(scorer, features):
 
 def fit_shared(reader, method, key):
     params = state = None
-    grid = reader.segmenter.grid
     for index in range(method.collective_epochs):
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 4), index)
-        for number, features in enumerate(reader(range(len(reader.sources)))):
+        for number, (features, grid) in enumerate(reader(range(len(reader.sources)))):
             if params is None:
                 params, state = shared_head.start(key, method, features.shape[-1])
             seeds = dropout_seeds(
@@ -244,20 +275,20 @@ def fit_shared(reader, method, key):
             )
     if params is None:
         raise ValueError("passes=0 trains nothing: a shared head needs at least one pass.")
-    return None, params, _vote_over_set(reader, method, params, grid)
+    return None, params, _vote_over_set(reader, method, params)
 
 
-def _vote_over_set(reader, method, params, grid):
+def _vote_over_set(reader, method, params):
     """Which clusters of a shared head are foreground: those with less than half their fair share
     of the border; at least the one with the least."""
     method = dataclasses.replace(method, epochs=0)
-    border = np.asarray(evidence.border_of(jnp.ones(grid, bool))).ravel()
     sizes, held = np.zeros(method.num_clusters), np.zeros(method.num_clusters)
-    for features in reader(range(len(reader.sources))):
+    for features, grid in reader(range(len(reader.sources))):
+        border = np.asarray(evidence.border_of(jnp.ones(grid, bool))).ravel()
         labels = np.asarray(_label_batch(params, features, method=method, grid=grid))
         sizes += np.bincount(labels.ravel(), minlength=method.num_clusters)
         held += np.bincount(labels[:, border].ravel(), minlength=method.num_clusters)
-    ratios = held / np.maximum(sizes, 1) / border.mean()
+    ratios = held / np.maximum(sizes, 1) / (held.sum() / sizes.sum())
     ratios = np.where(sizes > 0, ratios, np.inf)
     chosen = (ratios < 0.5) | (ratios == ratios.min())
     return tuple(

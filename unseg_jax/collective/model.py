@@ -37,6 +37,7 @@ from unseg_jax.collective import evidence
 from unseg_jax.collective.applying import ModelSegmenter
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model
 from unseg_jax.collective.sharing import model_path, push
+from unseg_jax.collective.tiling import TiledSegmenter
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.methods import Method, check_writable, resolve
@@ -85,13 +86,19 @@ class CollectiveModel:
                 method's, 0 is the forward pass alone.
 
         Raises:
-            ValueError: a negative number, or epochs of a model without a graph head.
+            ValueError: a negative number, epochs of a model without a graph head, or tiles
+                with epochs or a model of shared passes.
         """
         method = self.method if epochs is None else resolve(self.method, epochs=epochs)
         if method.epochs and self.head is None:
             raise ValueError(
                 f"epochs={method.epochs} needs a graph head, and this model was fitted with "
                 "steps=0: fit it again with steps, or segment with epochs=0."
+            )
+        if method.tile and (self.evidence is None or method.epochs):
+            raise ValueError(
+                f"tile={method.tile} needs a model of 'collective' and epochs=0; leave tile or "
+                "epochs out."
             )
         return _cached_segmenter(self, method)
 
@@ -209,7 +216,8 @@ def load_model(
 @functools.lru_cache(maxsize=8)
 def _cached_segmenter(model: CollectiveModel, method: Method) -> ModelSegmenter:
     """Compiled once, however often the model is applied."""
-    return ModelSegmenter(
+    kind = TiledSegmenter if method.tile else ModelSegmenter
+    return kind(
         method,
         model.backbone,
         evidence=model.evidence,

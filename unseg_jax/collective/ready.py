@@ -14,7 +14,7 @@ from unseg_jax.cache import check_sha256
 from unseg_jax.collective.model import CollectiveModel, load_model
 
 READY_MODEL = Path(__file__).with_name("ready.safetensors")
-READY_SHA256 = "d09952f72932841c46b0823e64363d55c4f0338e066919cf00633a1b06d5f79c"
+READY_SHA256 = "2c22c1b3f2a47b09288e179358e4b94acfb396bb6d06c1448030613c8e858c08"
 
 UNLIKE = 0.54
 """Distance from which on an image is unlike the photographs that were fitted: a quarter of ECSSD,

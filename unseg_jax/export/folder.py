@@ -9,7 +9,7 @@ import errno
 import io
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unseg_jax.cache import compile_clock
 from unseg_jax.data.folders import FoundImages, ImageFile, safe_name
 from unseg_jax.data.images import read_image
 from unseg_jax.data.scale import pixel_size
@@ -35,7 +36,6 @@ from unseg_jax.export.manifest import FITTED_ON, Done, Manifest, stamp_of
 from unseg_jax.export.report import render_report
 from unseg_jax.export.run import Entry, Run
 from unseg_jax.files import write_bytes, write_text
-from unseg_jax.postprocess.objects import MIN_AREA
 
 REPORT = "report.html"
 PICTURED = 400
@@ -52,7 +52,8 @@ class Output:
 
     Attributes:
         formats: names of `unseg_jax.export.formats.FORMATS`.
-        min_area: share of the image below which a piece is no object.
+        min_area: share of the image below which a piece is no object; None is a thousandth, of a
+            tile where images are cut into tiles.
         objects: "all", or "largest" to keep the largest object of each image alone.
         full_overlay: draw overlays at the image's own size, not at 1,600 pixels at most.
         report: whether `report.html` is written.
@@ -60,7 +61,7 @@ class Output:
     """
 
     formats: tuple[str, ...] = ("png",)
-    min_area: float = MIN_AREA
+    min_area: float | None = None
     objects: str = "all"
     full_overlay: bool = False
     report: bool = True
@@ -70,7 +71,7 @@ class Output:
         object.__setattr__(self, "formats", check_formats(self.formats))
         if self.objects not in ("all", "largest"):
             raise ValueError(f"objects '{self.objects}' is not known: choose all or largest.")
-        if not 0 <= self.min_area <= 1:
+        if self.min_area is not None and not 0 <= self.min_area <= 1:
             raise ValueError(f"min_area={self.min_area} is a share of the image: give 0 to 1.")
 
     @property
@@ -326,7 +327,8 @@ def _finish(plan: Plan, image: ImageFile, file: str, result: Any, pictured: bool
 
 def _write(plan: Plan, image: ImageFile, file: str, found: Any, pictured: bool):
     output = plan.output
-    found = dataclasses.replace(found, min_area=output.min_area)
+    if output.min_area is not None:
+        found = dataclasses.replace(found, min_area=output.min_area)
     if output.objects == "largest":
         found = found.only_largest()
     if not output.full_overlay and "cutout" in output.formats:
@@ -362,36 +364,3 @@ def _picture(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(shrink_image(pixels, _PICTURE_SIDE)).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-class _Clock:
-    """Adds up spans of time that may lie within one another."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[float, float]] = []
-
-    @property
-    def seconds(self) -> float:
-        total, end = 0.0, float("-inf")
-        for first, last in sorted(self.spans):
-            total += max(0.0, last - max(first, end))
-            end = max(end, last)
-        return total
-
-
-@contextlib.contextmanager
-def compile_clock() -> Iterator[_Clock]:
-    """Measures what JAX takes to trace and compile within the block, seen from the wall."""
-    from jax import monitoring
-
-    clock = _Clock()
-
-    def listen(event: str, *span: Any, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            clock.spans.append((float(span[0]), float(span[1])))
-
-    monitoring.register_event_time_span_listener(listen)
-    try:
-        yield clock
-    finally:
-        monitoring.unregister_event_time_span_listener(listen)

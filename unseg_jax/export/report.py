@@ -138,11 +138,14 @@ def _facts(run: Run, segmenter: Any) -> list[tuple[str, str]]:
     method, backbone = segmenter.method, segmenter.backbone
     height, width = method.size
     rows, columns = segmenter.grid
+    seen = f"{width} × {height} pixels, {columns} × {rows} patches"
+    if method.fit == "keep":
+        seen += ", or as many in the image's own shape"
     facts += [("Method", method.name), ("Source", method.source)]
     if backbone is not None:
         facts += [
             ("Backbone", f"{backbone.name} ({backbone.source})"),
-            ("Seen at", f"{width} × {height} pixels, {columns} × {rows} patches"),
+            ("Seen at", seen),
         ]
     if method.algorithm == "gnn" and method.epochs:
         facts.append(

@@ -32,7 +32,7 @@ def refine_margins(image: np.ndarray, margins: np.ndarray, method: Method) -> np
     if method.refine == "none" or not (margins > 0).any():
         return margins
     side = (_REFINE_SIDE, _REFINE_SIDE)
-    small, soft = resize_image(image, side), _interpolate(margins, side)
+    small, soft = resize_image(image, side), interpolate(margins, side)
     if method.refine == "guided":
         return guided_filter(small, soft, step=_REFINE_STEP)
     sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
@@ -42,7 +42,7 @@ def refine_margins(image: np.ndarray, margins: np.ndarray, method: Method) -> np
 
 def upsample_margins(margins: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """(height, width) bool: where margins (h, w), interpolated bilinearly, are above 0."""
-    return _interpolate(margins, size) > 0
+    return interpolate(margins, size) > 0
 
 
 def contrast(margins: np.ndarray) -> float:
@@ -55,8 +55,8 @@ def contrast(margins: np.ndarray) -> float:
     return float(margins[inside].mean() - margins[~inside].mean()) / 2
 
 
-def _interpolate(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Bilinear, to (height, width)."""
+def interpolate(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(height, width) float32: values (h, w), interpolated bilinearly."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(values, np.float32))

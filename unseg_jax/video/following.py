@@ -199,8 +199,9 @@ def _follow(
         attention = None
         if method.foreground in ("attention", "auto"):
             attention = _attention(backbone, method)(backbone.params, pixels)
+        grid = segmenter.grid_of(pixels.shape[1:])
         if state is None:
-            state = _first_state(features[0], segmenter.key, method=first, grid=segmenter.grid)
+            state = _first_state(features[0], segmenter.key, method=first, grid=grid)
         state, *row = _follow_chunk(
             features,
             state,
@@ -208,7 +209,7 @@ def _follow(
             segmenter.key,
             jnp.float32(memory),
             method=method,
-            grid=segmenter.grid,
+            grid=grid,
         )
         if compare:
             row.append(segmenter.assign(features, class_attention=attention)[0].labels)

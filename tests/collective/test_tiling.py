@@ -1,0 +1,165 @@
+"""Images in tiles: where these lie, how they are joined, and small objects that are found."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import unseg_jax as us
+from unseg_jax.collective.tiling import blend, choose_threshold, tile_boxes
+from unseg_jax.errors import ImageError
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(8, 400))
+def test_tiles_cover_the_image_and_overlap(height, width, side):
+    boxes = tile_boxes(height, width, side)
+    covered = np.zeros((height, width), bool)
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        assert (bottom - top, right - left) == (min(side, height), min(side, width))
+        covered[top:bottom, left:right] = True
+    assert covered.all()
+    starts = sorted({box[0] for box in boxes})
+    assert all(b - a <= 0.75 * side + 1 for a, b in itertools.pairwise(starts))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_equal_tiles_are_blended_without_a_seam(scale):
+    boxes = tile_boxes(170, 230, 64)
+    blended = blend([np.full((16, 16), 0.5, np.float32)] * len(boxes), boxes, (170, 230), scale)
+    assert blended.shape == (round(170 * scale), round(230 * scale))
+    np.testing.assert_allclose(blended, 0.5, rtol=1e-5)
+
+
+def test_a_tile_is_blended_where_it_lies():
+    boxes = tile_boxes(100, 175, 100)
+    margins = [np.full((4, 4), -1.0, np.float32), np.full((4, 4), 1.0, np.float32)]
+    blended = blend(margins, boxes, (100, 175), 1.0)
+    np.testing.assert_array_equal(blended[:, :75], -1)
+    np.testing.assert_array_equal(blended[:, 100:], 1)
+    assert (np.diff(blended[50, 75:100]) > 0).all()
+
+
+def test_the_threshold_is_that_of_tiles_with_an_object():
+    infinite = float("inf")
+    assert choose_threshold(np.array([0.1, 3.0, 3.2]), np.array([0.2, 2.0, 1.5])) == pytest.approx(
+        3.1
+    )
+    assert choose_threshold(np.array([infinite, 3.0]), np.array([9.0, 1.0])) == 3.0
+    assert choose_threshold(np.array([infinite]), np.array([0.0])) == infinite
+
+
+def slide(seed=0, size=(384, 512), count=12, side=16):
+    """Noise with small bright squares on it, and their places (left, top)."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(90, 120, (*size, 3)).astype(np.uint8)
+    places = []
+    for index in rng.permutation(48)[:count]:
+        top, left = 64 * (index // 8) + 24, 64 * (index % 8) + 24
+        image[top : top + side, left : left + side] = (230, 40, 40)
+        places.append((left, top))
+    return image, places
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_weights):
+    return us.load_backbone(tiny_weights)
+
+
+OPTIONS = {"image_size": 64, "steps": 0}
+
+
+def matched(objects, places, side=16):
+    count = 0
+    for left, top in places:
+        for item in objects:
+            a, b, c, d = item.box
+            width = min(c, left + side) - max(a, left)
+            height = min(d, top + side) - max(b, top)
+            both = max(0, width) * max(0, height)
+            count += both / ((c - a) * (d - b) + side**2 - both) >= 0.5
+    return count
+
+
+def test_small_objects_of_one_slide_are_found():
+    """With real features; whole, an object is a patch of the slide."""
+    from skimage import data as photographs
+
+    texture = np.tile(photographs.grass()[:256, :256], (3, 3))
+    image = np.stack([0.75 * texture, 0.95 * texture, 0.6 * texture], -1).astype(np.uint8)
+    cat = np.asarray(Image.fromarray(photographs.chelsea()[30:230, 100:300]).resize((64, 64)))
+    rows, columns = np.ogrid[-1:1:64j, -1:1:64j]
+    inside = rows**2 + columns**2 < 1
+    places = [(90, 60), (500, 130), (320, 330), (110, 560), (560, 600)]
+    for left, top in places:
+        image[top : top + 64, left : left + 64][inside] = cat[inside]
+    backbone = us.load_backbone("dinov2_vits14_focus")
+    options = {"backbone": backbone, "image_size": 168, "steps": 0}
+    tiled = us.fit([image], tile=256, **options).segment(image)[0]
+    assert tiled.mask.shape == image.shape[:2]
+    assert matched(tiled.objects, places, 64) == 5
+    assert len(tiled.objects) <= 6
+    assert tiled.confidence > 0.4
+
+
+def test_an_image_no_larger_than_a_tile_is_as_without(backbone):
+    image, _ = slide(1, (128, 128), 3)
+    plain = us.fit([image] * 3, backbone=backbone, **OPTIONS)
+    tiled = us.fit([image] * 3, backbone=backbone, tile=128, **OPTIONS)
+    one, other = plain.segment(image)[0], tiled.segment(image)[0]
+    assert (one.mask == other.mask).mean() > 0.99
+    assert one.confidence == pytest.approx(other.confidence, abs=0.02)
+
+
+def test_a_model_keeps_its_tiles_and_goes_on_after_a_bad_image(backbone, tmp_path):
+    image, _ = slide()
+    us.fit([image], backbone=backbone, tile=96, **OPTIONS).save(tmp_path / "m.safetensors")
+    model = us.load_model(tmp_path / "m.safetensors", backbone=backbone)
+    assert model.method.tile == 96
+    Image.fromarray(image).save(tmp_path / "a.png")
+    first, bad, last = model.stream([tmp_path / "a.png", b"no image", image])
+    assert isinstance(bad, ImageError)
+    assert first.id == str(tmp_path / "a.png")
+    np.testing.assert_array_equal(first.mask, last.mask)
+
+
+def test_the_number_of_tiles_that_are_fitted_is_bounded(backbone, monkeypatch):
+    from unseg_jax.segmenter import BatchSegmenter
+
+    shapes = []
+    features = BatchSegmenter.features
+
+    def counted(self, pixels):
+        shapes.append(len(pixels))
+        return features(self, pixels)
+
+    monkeypatch.setattr(BatchSegmenter, "features", counted)
+    image, _ = slide()
+    us.fit([image] * 2, backbone=backbone, tile=64, max_images=8, batch_size=4, **OPTIONS)
+    assert shapes == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda b: us.Segmenter("deepcut", backbone=b, tile=64), "tile=64 .* only one model"),
+        (lambda b: us.make_segment_fn("deepcut", b, tile=64), "tile=64 .* only one model"),
+        (lambda b: us.fit([slide()[0]], method="unsegmedgat-c", backbone=b, tile=64), "tile=64"),
+        (lambda b: us.fit([slide()[0]], backbone=b, tile=-1), "tile=-1 must be"),
+    ],
+)
+def test_what_tiles_do_not_go_with(backbone, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(backbone)
+
+
+def test_epochs_do_not_go_with_tiles(backbone):
+    options = {"image_size": 64, "steps": 1, "tile": 64, "max_images": 4}
+    model = us.fit([slide()[0]], backbone=backbone, **options)
+    with pytest.raises(ValueError, match="epochs=0"):
+        model.segment(slide()[0], epochs=2)

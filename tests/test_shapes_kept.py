@@ -1,0 +1,178 @@
+"""Images of several shapes in one call, each with its own grid (fit="keep")."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseg_jax as us
+from unseg_jax.cli import main
+from unseg_jax.cli.segmenting import Choice
+from unseg_jax.collective import evidence
+from unseg_jax.errors import ImageError
+from unseg_jax.segmenter import ImageSegmenter
+
+SHAPES = ((48, 64), (64, 48), (48, 48), (48, 62), (30, 90))
+GRIDS = ((3, 5), (5, 3), (4, 4), (3, 5), (2, 8))
+
+
+def draw(shape, seed=0):
+    """A bright ellipse on dark noise, (H, W, 3) uint8."""
+    height, width = shape
+    rows, columns = np.ogrid[:height, :width]
+    inside = ((rows / height - 0.5) / 0.3) ** 2 + ((columns / width - 0.5) / 0.3) ** 2 < 1
+    image = np.random.default_rng(seed).integers(0, 60, (height, width, 3))
+    image[inside] += 150
+    return image.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [draw(shape, seed) for seed, shape in enumerate(SHAPES)]
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_weights):
+    return us.load_backbone(tiny_weights)
+
+
+@pytest.fixture(scope="module")
+def segmenter(backbone):
+    return ImageSegmenter("vit-kmeans", backbone=backbone, image_size=32, fit="keep", batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def found(segmenter, images):
+    return segmenter(images)
+
+
+def test_each_image_has_the_grid_of_its_shape(found):
+    assert tuple(result.patch_labels.shape for result in found) == GRIDS
+    assert tuple(result.mask.shape for result in found) == SHAPES
+
+
+def test_they_are_as_each_alone(segmenter, images, found):
+    for image, together in zip(images, found, strict=True):
+        (alone,) = segmenter(image)
+        np.testing.assert_array_equal(alone.labels, together.labels)
+        assert alone.confidence == together.confidence
+
+
+def test_a_program_is_compiled_for_each_shape_once(segmenter, images, found):
+    assert segmenter.compilations == len(set(GRIDS))
+    segmenter(images[::-1])
+    assert segmenter.compilations == len(set(GRIDS))
+
+
+def test_square_images_are_as_stretched_ones(backbone, images, found):
+    stretched = ImageSegmenter("vit-kmeans", backbone=backbone, image_size=32)
+    np.testing.assert_array_equal(stretched(images[2])[0].labels, found[2].labels)
+
+
+def test_batches_of_an_accelerator_give_the_same(backbone, images, found):
+    """There a batch is one program, so images are sorted by shape and batches padded."""
+    batched = ImageSegmenter(
+        "vit-kmeans", backbone=backbone, image_size=32, fit="keep", batch_size=2, map="vmap"
+    )
+    results = list(batched.stream([*images[:3], b"no image", *images[3:]]))
+    assert isinstance(results.pop(3), ImageError)
+    for one, other in zip(results, found, strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+    # A batch of two for each shape, however many images it has.
+    assert batched.compilations == len(set(GRIDS))
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_set_of_all_shapes_is_fitted(backbone, images, tmp_path, steps):
+    model = us.fit(
+        images * 2, backbone=backbone, image_size=32, fit="keep", steps=steps, batch_size=3
+    )
+    assert model.images == 2 * len(images)
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    read = us.load_model(path, backbone=backbone)
+    assert read.method.fit == "keep"
+    for one, other, grid in zip(model.segment(images), read.segment(images), GRIDS, strict=True):
+        assert one.patch_labels.shape == grid
+        np.testing.assert_array_equal(one.mask, other.mask)
+
+
+def test_shared_passes_take_all_shapes(backbone, images):
+    model = us.fit(
+        images,
+        method="unsegmedgat-c",
+        backbone=backbone,
+        image_size=32,
+        stride=8,
+        fit="keep",
+        passes=1,
+        steps=1,
+        epochs=0,
+    )
+    assert [result.patch_labels.shape for result in model.segment(images)] == list(GRIDS)
+
+
+def test_the_scorer_of_two_halves_is_that_of_the_whole():
+    import jax
+
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 20, 8)).astype(np.float32)
+    options = {"num_clusters": 3, "key": jax.random.key(0)}
+    whole, seen = evidence.fit_scorer([features], [(4, 5)], **options)
+    halves, again = evidence.fit_scorer([features[:2], features[2:]], [(4, 5)] * 2, **options)
+    for one, other in zip(whole, halves, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert seen == again
+
+
+def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):
+    from unseg_jax.bench import Settings, run
+
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "data/images" / f"{index}.png")
+        truth = (image[..., 0] > 100).astype(np.uint8) * 255
+        Image.fromarray(truth).save(tmp_path / "data/masks" / f"{index}.png")
+    scores = {}
+    for fit in ("keep", "stretch"):
+        settings = Settings(
+            data=str(tmp_path / "data"),
+            out=str(tmp_path / fit),
+            methods=("vit-kmeans", "collective"),
+            backbone=str(tiny_weights),
+            batch_size=2,
+            overrides={"image_size": 32, "fit": fit},
+        )
+        summary = run(settings, quiet=True)
+        lines = (tmp_path / fit / "per_image.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert len(records) == 2 * len(images)
+        assert not any(record["error"] for record in records)
+        assert all(one["failed"] == 0 for one in summary["methods"].values())
+        scores[fit] = {(one["id"], one["method"]): one["iou"] for one in records}
+    # The square image is the same either way, with the method that looks at one image.
+    assert scores["keep"]["2", "vit-kmeans"] == scores["stretch"]["2", "vit-kmeans"]
+    assert scores["keep"] != scores["stretch"]
+
+
+def test_the_default_model_is_kept_where_only_the_shape_is_chosen():
+    choice = Choice(None, "auto", "auto", 0, 8, "float32", {"fit": "stretch"})
+    choice.check()
+    assert choice.settled(3, quiet=True).model is not None
+    assert choice.settled(8, quiet=True).method == "collective"
+    assert us.Segmenter(fit="stretch").method.name == "collective"
+
+
+def test_the_command_line_takes_it(images, tiny_weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+    (tmp_path / "in").mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "in" / f"{index}.png")
+    arguments = ["--method", "vit-kmeans", "--backbone", tiny_weights, "--image-size", "32"]
+    arguments += ["--fit", "keep", "--out", tmp_path / "out", "--quiet"]
+    assert main.main(list(map(str, ["segment", tmp_path / "in", *arguments]))) == 0
+    assert "in the image&#39;s own shape" in (tmp_path / "out/report.html").read_text()
+    assert main.main(list(map(str, ["segment", tmp_path / "in", *arguments, "--fit", "crop"]))) == 2
+    assert "fit='crop' is not one of stretch, keep" in capsys.readouterr().err

@@ -1,0 +1,247 @@
+"""Large images in tiles: each is seen at the method's size, and all of an image are cut alike.
+
+An object that is a few patches of the whole image fills a tile. Tiles overlap and are blended, so
+that none shows its border. What is foreground is not decided in each tile, because many hold
+nothing else: the threshold of an image is that of the tiles which their own splits best.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unseg_jax.collective import evidence
+from unseg_jax.collective.applying import ModelSegmenter, not_finite, unlike_note
+from unseg_jax.data.images import as_iterable, read_image
+from unseg_jax.data.loader import batches
+from unseg_jax.errors import ImageError
+from unseg_jax.export.drawing import shrink_image
+from unseg_jax.postprocess.margins import contrast, interpolate, refine_margins
+from unseg_jax.postprocess.objects import MIN_AREA
+from unseg_jax.segmenter import Segmentation, name_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+    from unseg_jax.data.images import Picture, Source
+
+Box = tuple[int, int, int, int]
+
+# Tiles of an image are this share of their side apart, or nearer.
+_STEP = 0.75
+# Pixels of the result for a side of a tile: what edges are refined at.
+_SIDE = 256
+# Tiles whose split is at least this share as clear as the best one's have a say in the threshold.
+_CLEAR = 0.5
+
+
+class TileResult(NamedTuple):
+    """What the device gives back for a batch of tiles.
+
+    Attributes:
+        scores: (B, h, w) float32, not yet compared with a threshold.
+        valid: (B, h, w) bool, False on the frame.
+        thresholds: (B,) float32, Otsu's of each tile.
+        clearness: (B,) float32, the variance between the two sides of it.
+        finite: (B,) bool, False where features are not finite numbers.
+        distances: (B,) float32, from the set that was fitted; see `evidence.distance`.
+    """
+
+    scores: Float[Array, "b h w"]
+    valid: Bool[Array, "b h w"]
+    thresholds: Float[Array, " b"]
+    clearness: Float[Array, " b"]
+    finite: Bool[Array, " b"]
+    distances: Float[Array, " b"]
+
+
+class _Tiles(NamedTuple):
+    """An image on its way to the device."""
+
+    name: str
+    picture: Picture
+    boxes: list[Box]
+    prepared: list[np.ndarray]
+
+
+def tile_boxes(height: int, width: int, side: int) -> list[Box]:
+    """Tiles that cover an image, row by row, evenly spaced, each overlapping the next by a quarter
+    of its side or more.
+
+    Returns:
+        (left, top, right, bottom) of each; all of one size, which is `side` × `side` unless the
+        image is smaller.
+
+    >>> tile_boxes(100, 170, 100)
+    [(0, 0, 100, 100), (70, 0, 170, 100)]
+    """
+    rows, columns = _starts(height, side), _starts(width, side)
+    tall, wide = min(side, height), min(side, width)
+    return [(left, top, left + wide, top + tall) for top in rows for left in columns]
+
+
+def cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+    """The pixels (h, w, 3) of a box."""
+    left, top, right, bottom = box
+    return pixels[top:bottom, left:right]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    if length <= side:
+        return [0]
+    count = 1 + int(np.ceil((length - side) / (_STEP * side)))
+    return [int(start) for start in np.linspace(0, length - side, count).round()]
+
+
+class TiledSegmenter(ModelSegmenter):
+    """Segments each image in tiles of `method.tile` pixels, with what was fitted on a set."""
+
+    def stream(
+        self, images: Source | Iterable[Source], *, full_pixels: bool = False
+    ) -> Iterator[Segmentation | ImageError]:
+        """See `BatchSegmenter.stream`."""
+        read = functools.partial(self._read_tiles, full_pixels=full_pixels)
+        entries = enumerate(as_iterable(images))
+        with contextlib.closing(batches(entries, read, 1, ahead=1)) as loaded:
+            for (outcome,) in loaded:
+                if outcome.error is not None:
+                    if not isinstance(outcome.error, ImageError):
+                        raise outcome.error
+                    yield outcome.error
+                    continue
+                assert outcome.value is not None
+                try:
+                    yield self._segment_tiles(outcome.value)
+                except ImageError as error:
+                    yield error
+
+    # ------------------------------------------------------------ inner works
+
+    def _read_tiles(self, entry, *, full_pixels: bool) -> _Tiles:
+        index, source = entry
+        picture = read_image(source, value_range=self.value_range)
+        height, width, _ = picture.pixels.shape
+        boxes = tile_boxes(height, width, self.method.tile)
+        prepared = [self.prepare(cut(picture.pixels, box)) for box in boxes]
+        if not full_pixels:
+            # A copy, so that the decoded image is let go.
+            picture = dataclasses.replace(picture, pixels=shrink_image(picture.pixels))
+        return _Tiles(name_of(source, index), picture, boxes, prepared)
+
+    def _run_evidence(self, scorer, features, grid) -> Any:
+        def one(features):
+            _, scores, valid = evidence.score(scorer, features)
+            threshold = evidence.otsu(scores, valid)
+            above = valid & (scores > threshold)
+            below = valid & ~above
+            count = jnp.maximum(valid.sum(), 1)
+            means = [jnp.sum(scores * side) / jnp.maximum(side.sum(), 1) for side in (above, below)]
+            shares = above.sum() * below.sum() / count**2
+            clearness = shares * (means[0] - means[1]) ** 2
+            distance = evidence.distance(scorer, features)
+            return scores, valid, threshold, clearness, distance
+
+        scores, valid, thresholds, clearness, distances = jax.vmap(one)(features)
+        finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(scores).all(1)
+        shape = (-1, *grid)
+        return TileResult(
+            scores.reshape(shape), valid.reshape(shape), thresholds, clearness, finite, distances
+        )
+
+    def _segment_tiles(self, image: _Tiles) -> Segmentation:
+        size, boxes = image.picture.size, image.boxes
+        parts = [
+            jax.device_get(self.run(image.prepared[start : start + self.batch_size]))
+            for start in range(0, len(boxes), self.batch_size)
+        ]
+        found: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        if not found.finite.all():
+            raise not_finite(image.name, self.backbone_name)
+        threshold = choose_threshold(found.thresholds, found.clearness)
+        if not np.isfinite(threshold):
+            assert self.evidence is not None
+            threshold = float(self.evidence.threshold)
+        margins = np.where(found.valid, found.scores - threshold, evidence.FRAME_SCORE)
+        refined = [
+            refine_margins(pixels, one, self.method)
+            for pixels, one in zip(image.prepared, margins, strict=True)
+        ]
+        scale = min(1.0, _SIDE / max(boxes[0][2], boxes[0][3]))
+        blended = blend(refined, boxes, size, scale)
+        mask = blended > 0
+        confidence = contrast(blended)
+        # The middle one of the tiles stands for the image.
+        notes, most = unlike_note(self.unlike, float(np.median(found.distances)))
+        return Segmentation.of(
+            mask,
+            mask,
+            size=size,
+            num_clusters=len(np.unique(mask)),
+            confidence=min(confidence, most),
+            notes=(*image.picture.notes, *notes),
+            losses=np.zeros(0, np.float32),
+            evidence=np.clip(blended, -1, 1),
+            pixels=image.picture.pixels,
+            # A speck is one of a tile, not of the image.
+            min_area=MIN_AREA * min(1.0, self.method.tile**2 / (size[0] * size[1])),
+            method=self.method.name,
+            backbone=self.backbone_name,
+            id=image.name,
+        )
+
+
+def choose_threshold(thresholds: np.ndarray, clearness: np.ndarray) -> float:
+    """One threshold for an image.
+
+    Args:
+        thresholds: (T,) Otsu's of each tile; infinite where a tile is all frame.
+        clearness: (T,) the variance between the two sides of each.
+
+    Returns:
+        The mean over the tiles whose split is at least half as clear as the clearest one's, which
+        are those that hold an object and its surroundings; infinity if there is none.
+    """
+    usable = np.isfinite(thresholds)
+    if not usable.any():
+        return float("inf")
+    clear = usable & (clearness >= _CLEAR * clearness[usable].max())
+    return float(thresholds[clear].mean())
+
+
+def blend(
+    margins: list[np.ndarray], boxes: list[Box], size: tuple[int, int], scale: float
+) -> Float[np.ndarray, "h w"]:
+    """Margins of tiles as one map of the image.
+
+    Args:
+        margins: (any, any) float32 of each tile.
+        boxes: (left, top, right, bottom) of each in the image.
+        size: (H, W) of the image.
+        scale: pixels of the map for a pixel of the image, at most 1.
+
+    Returns:
+        (h, w) float32 of H·scale and W·scale, rounded; each tile counts less towards its edges.
+    """
+    height, width = (max(1, round(side * scale)) for side in size)
+    total, weight = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
+    for one, (left, top, right, bottom) in zip(margins, boxes, strict=True):
+        rows = slice(round(top * scale), max(round(top * scale) + 1, round(bottom * scale)))
+        columns = slice(round(left * scale), max(round(left * scale) + 1, round(right * scale)))
+        shape = total[rows, columns].shape
+        window = np.outer(*(_window(length) for length in shape))
+        total[rows, columns] += window * interpolate(one, shape)
+        weight[rows, columns] += window
+    return total / np.maximum(weight, 1e-6)
+
+
+def _window(length: int) -> np.ndarray:
+    """(length,) 1 in the middle half, falling linearly towards both ends, never 0."""
+    place = (np.arange(length, dtype=np.float32) + 0.5) / length
+    return np.minimum(1.0, 4 * np.minimum(place, 1 - place))
