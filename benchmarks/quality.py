@@ -248,6 +248,12 @@ def measure(bench: Bench, say: Callable[[str], None]) -> dict:
     """Every row of the tables."""
     names = list(bench.sets)
     default = Choices()
+    changes = [{}, *VARIANTS.values(), *EDGES.values(), *({"fitted_on": n} for n in SIZES)]
+    for seed in bench.seeds:
+        for name in names:  # All of a set together: they share what is kept of it.
+            for change in changes:
+                bench.score(name, dataclasses.replace(default, **change), seed)
+            say(f"seed {seed}: scored {name}")
     result: dict = {"default": bench.row(default), "left_out": {}}
     say(f"default {result['default']}")
     for part, changes in (("variants", VARIANTS), ("edges", EDGES)):

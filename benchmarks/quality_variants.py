@@ -134,7 +134,7 @@ EDGES: dict[str, dict] = {
 """What is done to the margins after; no rival of the variants."""
 SIZES = (12, 25, 50, 100)
 """Sizes of the set that is fitted, to show how scores grow with it."""
-STABLE = (8, 16, 24, 32)
+STABLE = (8, 16, 32)
 """Numbers of clusters among which stability chooses."""
 
 
@@ -158,62 +158,81 @@ class Variants:
         """Patches of such features, (h, w)."""
         return self.sets[name].coarse_grid if kind == "coarse" else self.sets[name].grid
 
-    @functools.lru_cache(maxsize=24)  # noqa: B019
-    def prepared(self, name, kind, components, clusters, frame, seed, fitted_on):
-        """Projection, coordinates and valid patches of a set, and which images are fitted."""
-        features, grid = self.features(name, kind), self.grid(name, kind)
-        key = jax.random.key(seed)
-        rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,), jnp.uint32)))
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def projected(self, name, kind, components, seed, fitted_on):
+        """Projection and coordinates of a set, and which images are fitted."""
+        features = self.features(name, kind)
+        rng = np.random.default_rng(
+            np.asarray(jax.random.bits(jax.random.key(seed), (2,), "uint32"))
+        )
         fitted = np.arange(len(features))
         if fitted_on is not None:
             fitted = np.random.default_rng(seed).permutation(len(features))[:fitted_on]
         projection = evidence.fit_projection(features[fitted], components, rng)
         x = np.stack([np.asarray(_project(jnp.asarray(one), projection)) for one in features])
+        return projection, x, fitted
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019
+    def valid(self, shared: tuple, clusters: int | str, frame: bool) -> np.ndarray:
+        """(n, N) patches that are not frame; `shared` are the arguments of `projected`."""
+        name, kind, _, seed, _ = shared
+        _, x, fitted = self.projected(*shared)
         valid = np.ones(x.shape[:2], bool)
         if frame:
-            key = jax.random.fold_in(key, 1)
+            key = jax.random.fold_in(jax.random.key(seed), 1)
             count = _stable_count(x[fitted], key) if clusters == "stable" else clusters
             centres = evidence.fit_centres(x[fitted].reshape(-1, x.shape[-1]), count, key)
             labels = np.asarray(evidence.nearest_centre(jnp.asarray(x), centres))
-            ratios = evidence.frame_clusters(labels[fitted], grid, count)
+            ratios = evidence.frame_clusters(labels[fitted], self.grid(name, kind), count)
             framing = ratios > evidence._FRAME_RATIO
             if framing[labels[fitted]].mean() <= 0.5:
                 valid = ~framing[labels]
-        return projection, x, valid, fitted
+        return valid
 
-    @functools.lru_cache(maxsize=512)  # noqa: B019
-    def cue(self, cue: str, shared: tuple, **settings) -> np.ndarray:
-        """(n, N) of one cue; `shared` are the arguments of `prepared`."""
-        projection, _, valid, _ = self.prepared(*shared)
-        pairs = zip(self.features(*shared[:2]), jnp.asarray(valid), strict=True)
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def cue(self, cue: str, shared: tuple, valid: bytes, **settings) -> np.ndarray:
+        """(n, N) of one cue, with valid patches as bytes: many choices leave them as they are."""
+        projection, x, _ = self.projected(*shared)
+        kept = jnp.asarray(np.frombuffer(valid, bool).reshape(x.shape[:2]))
         settings |= {"cue": cue, "grid": self.grid(*shared[:2])}
-        return np.stack(
-            [
-                np.asarray(_cue(jnp.asarray(one), projection, kept, **settings))
-                for one, kept in pairs
-            ]
-        )
+        found = [
+            _cue(jnp.asarray(one), projection, those, **settings)
+            for one, those in zip(self.features(*shared[:2]), kept, strict=True)
+        ]
+        return np.stack([np.asarray(one) for one in found])
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def trained(self, name: str, linear: Choices, seed: int, head: str) -> dict[bool, np.ndarray]:
+        """Scores (n, N) of heads that learn from linear ones: agreed or not → scores."""
+        shared, valid = self._shared(name, linear, seed, linear.features)
+        _, x, _ = self.projected(*shared)
+        margins = self.margins(name, linear, seed).reshape(valid.shape)
+        return _train_heads(x, valid, margins, self.grid(*shared[:2]), seed, head)
+
+    def _shared(self, name, chosen, seed, kind):
+        shared = (name, kind, chosen.components, seed, chosen.fitted_on)
+        return shared, self.valid(shared, chosen.clusters, chosen.frame)
 
     def margins(self, name: str, chosen: Choices, seed: int, kind: str = "") -> np.ndarray:
         """(n, h, w) of a set, above 0 is foreground."""
         kind = kind or chosen.features
-        shared = (name, kind, chosen.components, chosen.clusters, chosen.frame, seed)
-        shared += (chosen.fitted_on,)
-        projection, x, valid, fitted = self.prepared(*shared)
-        settings = {cue: _settings(cue, chosen) for cue in chosen.cues}
-        target = sum(self.cue(cue, shared, **settings[cue]) for cue in chosen.cues)
-        if chosen.centred != "set":
-            pairs = zip(self.features(name, kind), jnp.asarray(valid), strict=True)
-            found = [_recentred(jnp.asarray(one), projection, kept) for one, kept in pairs]
-            x = np.stack([np.asarray(one[chosen.centred]) for one in found])
-        if chosen.whitened:
-            x = x / (x[valid].std(0) + 1e-6)
-        scores, threshold = _regress(x, valid, target, fitted, chosen)
-        grid = self.grid(name, kind)
-        if chosen.head != "linear":
-            sure = scores - _own(scores, valid)
-            scores = _train_heads(x, valid, sure, grid, seed, chosen.head, chosen.agreed)
+        shared, valid = self._shared(name, chosen, seed, kind)
+        projection, x, fitted = self.projected(*shared)
+        if chosen.head == "linear":
+            packed = valid.tobytes()
+            cues = [self.cue(cue, shared, packed, **_settings(cue, chosen)) for cue in chosen.cues]
+            if chosen.centred != "set":
+                pairs = zip(self.features(name, kind), jnp.asarray(valid), strict=True)
+                found = [_recentred(jnp.asarray(one), projection, kept) for one, kept in pairs]
+                x = np.stack([np.asarray(one[chosen.centred]) for one in found])
+            if chosen.whitened:
+                x = x / (x[valid].std(0) + 1e-6)
+            scores, threshold = _regress(x, valid, sum(cues), fitted, chosen)
+        else:
+            linear = dataclasses.replace(chosen, head="linear", agreed=False)
+            scores = self.trained(name, linear, seed, chosen.head)[chosen.agreed]
             threshold = float(evidence.otsu(scores[valid], jnp.ones(valid.sum(), bool)))
+        grid = self.grid(name, kind)
         limits = {"own": _own(scores, valid), "set": np.full((len(x), 1), threshold)}
         limits["own"] = np.where(np.isfinite(limits["own"]), limits["own"], threshold)
         limits["both"] = (limits["own"] + limits["set"]) / 2
@@ -379,10 +398,11 @@ def _regress(x, valid, target, fitted, chosen):
     gram = (rows.T @ rows).astype(np.float64)
     gram += np.eye(len(gram)) * (chosen.ridge * np.trace(gram) / len(gram) + 1e-9)
     for left in range(chosen.rounds, -1, -1):
-        regressed = target[kept].astype(np.float64)
+        regressed = target[kept].astype(np.float32)
         weights = np.linalg.solve(gram, rows.T @ (regressed - regressed.mean()))
-        weights = (weights / (np.std(rows @ weights) + 1e-9)).astype(np.float32)
-        scores = (x - centre) @ weights
+        weights = weights.astype(np.float32)
+        weights /= np.std(rows @ weights) + 1e-9
+        scores = x @ weights - centre @ weights
         threshold = float(evidence.otsu(jnp.asarray(scores[kept]), jnp.ones(len(rows), bool)))
         if left:
             own = _own(scores, valid)
@@ -401,8 +421,9 @@ def _diffuse(x, margins, steps):
     return flat.reshape(margins.shape)
 
 
-def _train_heads(x, valid, margins, grid, seed, kind, agreed, steps=300, hidden=32):
-    """Scores (n, N) of unit variance: the mean of two heads trained on halves of the set."""
+def _train_heads(x, valid, margins, grid, seed, kind, steps=300, hidden=32):
+    """Scores (n, N) of unit variance: the mean of two heads trained on halves of the set, at the
+    end (False) and where their masks agreed most (True)."""
     import optax
 
     images = jnp.asarray(x.reshape(-1, *grid, x.shape[-1]))
@@ -450,19 +471,20 @@ def _train_heads(x, valid, margins, grid, seed, kind, agreed, steps=300, hidden=
     order = rng.permutation(len(x))
     halves = (order[::2], order[1::2])
     heads = [start() for _ in halves]
-    most, total = -1.0, None
+    most, found = -1.0, {}
     for number in range(1, steps + 1):
         for place, half in enumerate(halves):
-            drawn = rng.choice(half, 16)
+            drawn = rng.choice(half, 8)
             batch, goal = images[drawn], sure[drawn]
             if rng.random() < 0.5:
                 batch, goal = batch[:, :, ::-1], goal[:, :, ::-1]
             heads[place] = step(*heads[place], batch, goal)
-        if number == steps or (agreed and number % 30 == 0):
+        if number % 50 == 0:
             first, second = (logits(params) for params, _ in heads)
             both, either = (first > 0) & (second > 0), (first > 0) | (second > 0)
             agreement = both.sum() / max(either.sum(), 1)
-            if agreement > most or not agreed:
-                most, total = agreement, first + second
-    scores = np.asarray(total).reshape(valid.shape)
-    return (scores / (scores[valid].std() + 1e-9)).astype(np.float32)
+            scores = (first + second).reshape(valid.shape)
+            found[False] = scores / (scores[valid].std() + 1e-9)
+            if agreement > most:
+                most, found[True] = agreement, found[False]
+    return found
