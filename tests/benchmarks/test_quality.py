@@ -1,6 +1,7 @@
 """The measure of each choice: its default is the library itself, and left-out sets stay out."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks import quality, quality_sets, quality_variants
+from benchmarks import quality, quality_sets, quality_variants, tables
 from unseg_jax.collective import evidence
 from unseg_jax.data import Dataset, Item
 
@@ -224,6 +225,26 @@ def test_the_largest_background_is_that_of_a_search_of_all_rectangles():
         assert (bottom - top) * (right - left) == max(areas)
         assert bottom - top >= 3
         assert right - left >= 4
+
+
+def test_methods_stand_beside_what_was_measured_here(tmp_path):
+    (tmp_path / "bench").mkdir()
+    for stem, method, miou in (
+        ("a-honest-every", "deepcut", 0.25),
+        ("a-published-every", "deepcut", 0.5),
+        ("a-honest-every-too", "tokencut", 0.125),
+        ("a-all", "collective", 0.75),
+    ):
+        summary = {"methods": {method: {"miou": miou}}}
+        (tmp_path / "bench" / f"{stem}.json").write_text(json.dumps(summary))
+    scores = {name: {"miou": 0.625} for name in ("a", "b")}
+    result = {"probe": scores, "left_out": scores, "default": scores, "images": {"a": 1, "b": 1}}
+    (tmp_path / "quality.json").write_text(json.dumps(result))
+    table = tables.render("quality/methods", tmp_path)
+    assert "| as it is | 62.5 | 62.5 |" in table
+    assert "| `collective`, all images at full size | 75.0 | – |" in table
+    assert "| `deepcut` | 25.0 / 50.0 | – |" in table
+    assert "tokencut" not in table
 
 
 def test_iou_by_hand():
