@@ -23,7 +23,7 @@ class Choices:
         cues: whose sum is the evidence of an image; see `_cue`.
         tau: affinities below it are cut, "quantile" for the image's own .6 quantile.
         nearest: patches of the border that "apart" compares with.
-        pieces: cuts of an image that "pieces" makes proposals by.
+        pieces: cuts of an image that "pieces" and "masks" make proposals by.
         frame: whether clusters along the border are taken away.
         clusters: of the set, from which frames are told; "stable" for the number on which the
             clusterings of two halves of the set agree most.
@@ -38,6 +38,7 @@ class Choices:
             trained on what the linear one is sure of, with flips, as the mean of two of them on
             halves of the set.
         agreed: whether training ends where the two heads agree most.
+        mixed: whether the linear scores are averaged with those of the heads.
         coarse: weight of the margins of the image at half its size.
         diffused: steps of a random walk on the image's graph that smooth the margins.
         refined: "none", or the filter that moves the margins' edges to those of the image.
@@ -59,6 +60,7 @@ class Choices:
     threshold: str = "own"
     head: str = "linear"
     agreed: bool = False
+    mixed: bool = False
     coarse: float = 0.0
     diffused: int = 0
     refined: str = "none"
@@ -85,6 +87,8 @@ VARIANTS: dict[str, dict] = {
         "cues": ("unlike", "apart", "pieces"),
         "pieces": 8,
     },
+    "masks of 3 cuts instead of the cut": {"cues": ("unlike", "apart", "masks")},
+    "masks of 3 cuts as well": {"cues": ("unlike", "apart", "cut", "masks")},
     "object proposals of 3 cuts as well": {"cues": ("unlike", "apart", "cut", "pieces")},
     "object proposals of 8 cuts as well": {
         "cues": ("unlike", "apart", "cut", "pieces"),
@@ -123,6 +127,11 @@ VARIANTS: dict[str, dict] = {
     "an MLP as the head, stopped by agreement": {"head": "mlp", "agreed": True},
     "a convolution as the head": {"head": "conv"},
     "a convolution as the head, stopped by agreement": {"head": "conv", "agreed": True},
+    "a convolution, stopped by agreement, and the linear head": {
+        "head": "conv",
+        "agreed": True,
+        "mixed": True,
+    },
     "two scales, the coarse one half": {"coarse": 0.5},
     "margins smoothed on the graph, 1 step": {"diffused": 1},
     "margins smoothed on the graph, 3 steps": {"diffused": 3},
@@ -229,8 +238,10 @@ class Variants:
                 x = x / (x[valid].std(0) + 1e-6)
             scores, threshold = _regress(x, valid, sum(cues), fitted, chosen)
         else:
-            linear = dataclasses.replace(chosen, head="linear", agreed=False)
+            linear = dataclasses.replace(chosen, head="linear", agreed=False, mixed=False)
             scores = self.trained(name, linear, seed, chosen.head)[chosen.agreed]
+            if chosen.mixed:
+                scores = (scores + self.margins(name, linear, seed).reshape(scores.shape)) / 2
             threshold = float(evidence.otsu(scores[valid], jnp.ones(valid.sum(), bool)))
         grid = self.grid(name, kind)
         limits = {"own": _own(scores, valid), "set": np.full((len(x), 1), threshold)}
@@ -265,7 +276,7 @@ def _settings(cue: str, chosen: Choices) -> dict:
     """The choices that a cue depends on, so that no other computes it anew."""
     if cue == "apart":
         return {"nearest": chosen.nearest}
-    if cue == "pieces":
+    if cue in ("pieces", "masks"):
         return {"tau": chosen.tau, "pieces": chosen.pieces}
     return {"tau": chosen.tau} if cue in ("cut", "again", "centred", "own") else {}
 
@@ -276,7 +287,8 @@ def _cue(features, projection, valid, *, cue, grid, tau=None, nearest=5, pieces=
 
     "unlike" the border on average, "apart" from the nearest of it, and the "cut" are the library's.
     "again" cuts what the first cut left; "pieces" is how far from the border the pieces are that
-    repeated cuts leave; "centred" and "own" cut features centred by the set and by the image;
+    repeated cuts leave, and "masks" whether that is further than the image on average; "centred"
+    and "own" cut features centred by the set and by the image;
     "centre" is the distance from the middle of the image.
     """
     x, whole = evidence.project(features, projection)
@@ -303,10 +315,12 @@ def _cue(features, projection, valid, *, cue, grid, tau=None, nearest=5, pieces=
         remaining = valid & ~(first > _mean(first, valid))
         second = cut(cosines, remaining)
         found = jnp.where(remaining, second, jnp.max(second))
-    elif cue == "pieces":
+    elif cue in ("pieces", "masks"):
         apart = -evidence.nearest_mean(cosines, border, nearest)
         far = evidence._standardise(unlike, valid) + evidence._standardise(apart, valid)
         found = _pieces(functools.partial(cut, cosines), far, valid, grid, pieces)
+        if cue == "masks":
+            found = jnp.where(found > 0, 1.0, 0.0)
     elif cue == "centred":
         found = cut(x @ x.T, valid)
     elif cue == "own":

@@ -64,6 +64,7 @@ def test_the_default_is_what_the_library_does(bench):
     [
         {"head": "conv"},
         {"head": "mlp", "agreed": True},
+        {"head": "conv", "agreed": True, "mixed": True},
         {"coarse": 0.5},
         {"diffused": 1},
         {"cues": ("again", "centre")},
@@ -124,8 +125,9 @@ def test_proposals_of_an_image_with_two_objects_are_both():
     np.testing.assert_allclose(found, far, atol=1e-6)
 
 
-def test_proposals_alone_find_the_objects(bench):
-    assert bench.score("a", quality.Choices(cues=("pieces",)), 0).mean() > 0.8
+@pytest.mark.parametrize("cue", ["pieces", "masks"])
+def test_proposals_alone_find_the_objects(bench, cue):
+    assert bench.score("a", quality.Choices(cues=(cue,)), 0).mean() > 0.8
 
 
 def test_clusters_are_counted_by_what_two_halves_agree_on(monkeypatch):
