@@ -74,6 +74,7 @@ class Choices:
         return {name: value for name, value in found.items() if value != getattr(default, name)}
 
 
+_BOTH = {"head": "conv", "agreed": True, "mixed": True}
 VARIANTS: dict[str, dict] = {
     "the border alone: unlike": {"cues": ("unlike",)},
     "the border alone: apart": {"cues": ("apart",)},
@@ -127,11 +128,9 @@ VARIANTS: dict[str, dict] = {
     "an MLP as the head, stopped by agreement": {"head": "mlp", "agreed": True},
     "a convolution as the head": {"head": "conv"},
     "a convolution as the head, stopped by agreement": {"head": "conv", "agreed": True},
-    "a convolution, stopped by agreement, and the linear head": {
-        "head": "conv",
-        "agreed": True,
-        "mixed": True,
-    },
+    "mean of such a convolution and the linear head": _BOTH,
+    "mean of both heads, two scales": {**_BOTH, "coarse": 0.5},
+    "mean of both heads, scored features centred by nothing": {**_BOTH, "centred": "nothing"},
     "two scales, the coarse one half": {"coarse": 0.5},
     "margins smoothed on the graph, 1 step": {"diffused": 1},
     "margins smoothed on the graph, 3 steps": {"diffused": 3},
@@ -139,6 +138,7 @@ VARIANTS: dict[str, dict] = {
 EDGES: dict[str, dict] = {
     "edges by the guided filter, as in the library": {"refined": "guided"},
     "edges by the bilateral solver": {"refined": "bilateral"},
+    "mean of both heads, edges by the guided filter": {**_BOTH, "refined": "guided"},
 }
 """What is done to the margins after; no rival of the variants."""
 SIZES = (12, 25, 50, 100)
@@ -225,6 +225,8 @@ class Variants:
     def margins(self, name: str, chosen: Choices, seed: int, kind: str = "") -> np.ndarray:
         """(n, h, w) of a set, above 0 is foreground."""
         kind = kind or chosen.features
+        if kind == "coarse":
+            chosen = dataclasses.replace(chosen, head="linear")
         shared, valid = self._shared(name, chosen, seed, kind)
         projection, x, fitted = self.projected(*shared)
         if chosen.head == "linear":
@@ -238,7 +240,9 @@ class Variants:
                 x = x / (x[valid].std(0) + 1e-6)
             scores, threshold = _regress(x, valid, sum(cues), fitted, chosen)
         else:
-            linear = dataclasses.replace(chosen, head="linear", agreed=False, mixed=False)
+            plain = {"head": "linear", "agreed": False, "mixed": False}
+            after = {"coarse": 0.0, "diffused": 0, "refined": "none"}
+            linear = dataclasses.replace(chosen, **plain, **after)
             scores = self.trained(name, linear, seed, chosen.head)[chosen.agreed]
             if chosen.mixed:
                 scores = (scores + self.margins(name, linear, seed).reshape(scores.shape)) / 2

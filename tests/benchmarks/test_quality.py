@@ -65,6 +65,7 @@ def test_the_default_is_what_the_library_does(bench):
         {"head": "conv"},
         {"head": "mlp", "agreed": True},
         {"head": "conv", "agreed": True, "mixed": True},
+        {"head": "conv", "mixed": True, "coarse": 0.5},
         {"coarse": 0.5},
         {"diffused": 1},
         {"cues": ("again", "centre")},
