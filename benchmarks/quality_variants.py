@@ -138,7 +138,13 @@ VARIANTS: dict[str, dict] = {
 EDGES: dict[str, dict] = {
     "edges by the guided filter, as in the library": {"refined": "guided"},
     "edges by the bilateral solver": {"refined": "bilateral"},
+    "centred by nothing, edges by the guided filter": {"centred": "nothing", "refined": "guided"},
     "mean of both heads, edges by the guided filter": {**_BOTH, "refined": "guided"},
+    "mean of both heads, centred by nothing, edges by the guided filter": {
+        **_BOTH,
+        "centred": "nothing",
+        "refined": "guided",
+    },
 }
 """What is done to the margins after; no rival of the variants."""
 SIZES = (12, 25, 50, 100)
