@@ -29,7 +29,8 @@ class Choices:
             clusterings of two halves of the set agree most.
         features: arrays of `Set`, joined by "+".
         components: principal components that the scorer reads.
-        centred: what the features that the scorer reads are centred by: "set", "image", "nothing".
+        centred: what the features that the linear scorer reads are centred by: "set", "image" or
+            "nothing"; the other heads read them centred by the set.
         whitened: whether they are scaled to unit variance.
         ridge: of the regression, a share of the mean variance.
         rounds: in which the scorer learns from its own labels.
