@@ -7,17 +7,18 @@ fitted on all images of a set without their truths and scored on them (honest Io
 made on all sets but one and scored on the one left out. Scores are of margins before their edges
 are refined, interpolated to 128 × 128: near those of `bench`, and a hundred times as fast.
 It writes benchmarks/results/quality.json; tables.py makes the table of the documentation.
+The sets are in quality_sets.py, the variants in quality_variants.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import hashlib
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,298 +26,120 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from benchmarks import common
+from benchmarks.quality_sets import SIDE, SOURCES, Set, read_set
+from benchmarks.quality_variants import EDGES, SIZES, VARIANTS, Choices, Variants, enlarge
 from unseg_jax.collective import evidence
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.ready import load_ready
-from unseg_jax.data import open_dataset
-from unseg_jax.data.images import load_image, resize_image
-from unseg_jax.data.masks import load_mask
 from unseg_jax.methods import override, resolve
-from unseg_jax.postprocess.margins import contrast
-from unseg_jax.segmenter import BatchSegmenter, load_for
+from unseg_jax.postprocess.margins import contrast, refine_margins
 
-SIDE = 128
 SEEDS = (0, 1, 2)
 NOISE = 0.002
 """A change that gains less is not chosen."""
+HOPELESS = 0.005
+"""A variant that loses more with the first seed is scored with that seed alone."""
 PROBE_IMAGES = 60
-COARSE = 196
-"""Side of the image that coarse features are taken of: half that of the method."""
-SOURCES = {
-    "weizmann_horses": "{}",
-    "isic2018": "{}",
-    "kvasir-seg": "{}",
-    "cvc-clinicdb": "{}",
-    "ecssd": "ecssd:{}",
-}
+UNSURE = 0.2
+"""Confidence below which reports call a mask unsure."""
+LOST = 0.05
+"""Share of images with an object that may be called empty."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Set:
-    """The features and truths of a data set.
-
-    Attributes:
-        fine: (n, N, D) float16 patch features at the method's size.
-        coarse: (n, M, D) float16 patch features of the image at half that size.
-        truths: (n, SIDE, SIDE) bool.
-        grid, coarse_grid: patches, (h, w).
-    """
-
-    fine: np.ndarray
-    coarse: np.ndarray
-    truths: np.ndarray
-    grid: tuple[int, int]
-    coarse_grid: tuple[int, int]
-
-
-def read_set(name: str, data: Path, cache: Path) -> Set:
-    """Features of a set, from the cache where they are."""
-    path = cache / f"{name}.npz"
-    if not path.is_file():
-        dataset = open_dataset(SOURCES[name].format(data / name))
-        items = dataset.items
-        method, backbone = load_for(resolve("collective"), "auto", dtype="float32")
-        halved, _ = load_for(override(method, image_size=COARSE), backbone, dtype="float32")
-        features = {}
-        for key, one in (("fine", method), ("coarse", halved)):
-            segmenter = BatchSegmenter(one, backbone, batch_size=4)
-            found = []
-            for start in range(0, len(items), 4):
-                chosen = items[start : start + 4]
-                pixels = [segmenter.prepare(load_image(item.image)) for item in chosen]
-                pixels += pixels[-1:] * (4 - len(pixels))
-                found.append(np.asarray(segmenter.features(np.stack(pixels)), np.float16))
-            features[key] = np.concatenate(found)[: len(items)]
-            features[f"{key}_grid"] = np.array(segmenter.grid)
-        truths = []
-        for item in items:
-            mask = load_mask(item.mask, dataset.rule)
-            small = resize_image(np.repeat(mask[..., None] * np.uint8(255), 3, 2), (SIDE, SIDE))
-            truths.append(small[..., 0] > 127)
-        cache.mkdir(parents=True, exist_ok=True)
-        np.savez(path, truths=np.stack(truths), **features)
-    with np.load(path) as file:
-        grids = (tuple(int(side) for side in file[key]) for key in ("fine_grid", "coarse_grid"))
-        return Set(file["fine"], file["coarse"], file["truths"], *grids)
-
-
-@dataclasses.dataclass(frozen=True)
-class Choices:
-    """Every choice that is tried; the defaults are what the library does.
-
-    Attributes:
-        cues: whose sum is the evidence of an image; see `CUES`.
-        tau: affinities below it are cut, "quantile" for the image's own .6 quantile.
-        nearest: patches of the border that "apart" compares with.
-        frame: whether clusters along the border are taken away.
-        clusters: of the set, from which frames are told.
-        components: principal components that the scorer reads.
-        whitened: whether they are scaled to unit variance.
-        ridge: of the regression, a share of the mean variance.
-        rounds: in which the scorer learns from its own labels.
-        threshold: "own" Otsu's of each image, "set" that of all scores, "both" their mean.
-        head: "linear", or "conv": a 3 × 3 convolution with 32 hidden units, trained on what the
-            linear one is sure of, with flips, as the mean of two of them on halves of the set.
-        coarse: weight of the margins of the image at half its size.
-        diffused: steps of a random walk on the image's graph that smooth the margins.
-        fitted_on: images that are fitted; None for all.
-    """
-
-    cues: tuple[str, ...] = ("unlike", "apart", "cut")
-    tau: float | str = 0.2
-    nearest: int = 5
-    frame: bool = True
-    clusters: int = 16
-    components: int = 96
-    whitened: bool = False
-    ridge: float = 0.02
-    rounds: int = 2
-    threshold: str = "own"
-    head: str = "linear"
-    coarse: float = 0.0
-    diffused: int = 0
-    fitted_on: int | None = None
-
-
-VARIANTS: dict[str, dict] = {
-    "the border alone: unlike": {"cues": ("unlike",)},
-    "the border alone: apart": {"cues": ("apart",)},
-    "the cut alone": {"cues": ("cut",)},
-    "without unlike": {"cues": ("apart", "cut")},
-    "without apart": {"cues": ("unlike", "cut")},
-    "without the cut": {"cues": ("unlike", "apart")},
-    "a second cut of what remains": {"cues": ("unlike", "apart", "cut", "again")},
-    "a cut of features centred by the set": {"cues": ("unlike", "apart", "centred")},
-    "the distance from the centre as well": {"cues": ("unlike", "apart", "cut", "centre")},
-    "the nearest border patch": {"nearest": 1},
-    "20 nearest border patches": {"nearest": 20},
-    "τ = 0": {"tau": 0.0},
-    "τ = 0.4": {"tau": 0.4},
-    "τ = .6 quantile of the image": {"tau": "quantile"},
-    "no frame is taken away": {"frame": False},
-    "8 clusters for the frame": {"clusters": 8},
-    "32 clusters for the frame": {"clusters": 32},
-    "48 components": {"components": 48},
-    "192 components": {"components": 192},
-    "whitened components": {"whitened": True},
-    "ridge 0.002": {"ridge": 0.002},
-    "ridge 0.2": {"ridge": 0.2},
-    "no learning from its own labels": {"rounds": 0},
-    "4 rounds of its own labels": {"rounds": 4},
-    "one threshold for the set": {"threshold": "set"},
-    "mean of both thresholds": {"threshold": "both"},
-    "a convolution as the head": {"head": "conv"},
-    "two scales, the coarse one half": {"coarse": 0.5},
-    "margins smoothed on the graph, 1 step": {"diffused": 1},
-    "margins smoothed on the graph, 3 steps": {"diffused": 3},
-}
-SIZES = (12, 25, 50, 100)
-"""Sizes of the set that is fitted, to show how scores grow with it."""
-
-
-@functools.partial(jax.jit, static_argnames=("grid", "tau", "nearest"))
-def _cues(features, projection, valid, *, grid, tau, nearest):
-    """Every cue of one image, standardised: name → (N,)."""
-    x, whole = evidence.project(features, projection)
-    border = evidence.border_of(valid.reshape(grid)).ravel()
-    share = border.astype(jnp.float32) / jnp.maximum(border.sum(), 1)
-    cosines = whole @ whole.T
-    unlike = -(cosines @ share)
-
-    def cut(similarity, kept, start):
-        least = jnp.quantile(similarity[::4, ::4], 0.6) if tau == "quantile" else tau
-        # `_normalised_cut` cuts below its own τ, so ours is moved there.
-        moved = jnp.where(similarity < least, -1.0, jnp.maximum(similarity, evidence._TAU))
-        return evidence._normalised_cut(moved, kept, share * kept, start)
-
-    first = cut(cosines, valid, unlike)
-    mean = jnp.sum(first * valid) / jnp.maximum(valid.sum(), 1)
-    remaining = valid & ~(first > mean)
-    second = cut(cosines, remaining, jnp.where(remaining, unlike, 0.0))
-    rows, columns = jnp.meshgrid(*(jnp.linspace(-1, 1, side) for side in grid), indexing="ij")
-    found = {
-        "unlike": unlike,
-        "apart": -evidence.nearest_mean(cosines, border, nearest),
-        "cut": first,
-        "again": jnp.where(remaining, second, jnp.max(second)),
-        "centred": cut(x @ x.T, valid, unlike),
-        "centre": -jnp.hypot(rows, columns).ravel(),
-    }
-    return {name: evidence._standardise(values, valid) for name, values in found.items()}
-
-
-CUES = ("unlike", "apart", "cut", "again", "centred", "centre")
-
-
-class Bench:
-    """The sets, with everything computed once that several variants share."""
+class Bench(Variants):
+    """The scores of the variants."""
 
     def __init__(
         self, sets: dict[str, Set], seeds: tuple[int, ...] = SEEDS, cache: Path | None = None
     ):
-        self.sets, self.seeds, self.cache = sets, seeds, cache
+        super().__init__(sets)
+        self.seeds, self.cache = seeds, cache
+        self.dropped: set[Choices] = set()
         self.scores: dict[tuple, np.ndarray] = {}
         self.confidences: dict[tuple, np.ndarray] = {}
-
-    @functools.lru_cache(maxsize=24)  # noqa: B019 - it lives as long as the program
-    def prepared(self, name, scale, components, clusters, frame, seed, fitted_on):
-        """Projection, coordinates and valid patches of a set, and which images are fitted."""
-        features = getattr(self.sets[name], scale)
-        grid = self.sets[name].grid if scale == "fine" else self.sets[name].coarse_grid
-        key = jax.random.key(seed)
-        rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,), jnp.uint32)))
-        fitted = np.arange(len(features))
-        if fitted_on is not None:
-            fitted = np.random.default_rng(seed).permutation(len(features))[:fitted_on]
-        projection = evidence.fit_projection(features[fitted], components, rng)
-        project = jax.jit(lambda one: evidence.project(one, projection)[0])
-        x = np.stack([np.asarray(project(jnp.asarray(one))) for one in features])
-        valid = np.ones(x.shape[:2], bool)
-        if frame:
-            rows = x[fitted].reshape(-1, x.shape[-1])
-            centres = evidence.fit_centres(rows, clusters, jax.random.fold_in(key, 1))
-            labels = np.asarray(evidence.nearest_centre(jnp.asarray(x), centres))
-            ratios = evidence.frame_clusters(labels[fitted], grid, clusters)
-            framing = ratios > evidence._FRAME_RATIO
-            if framing[labels[fitted]].mean() <= 0.5:
-                valid = ~framing[labels]
-        return projection, x, valid, grid, fitted
-
-    @functools.lru_cache(maxsize=64)  # noqa: B019
-    def cues(self, name, scale, components, clusters, frame, seed, fitted_on, tau, nearest):
-        """Cue → (n, N)."""
-        projection, _, valid, grid, _ = self.prepared(
-            name, scale, components, clusters, frame, seed, fitted_on
-        )
-        features = getattr(self.sets[name], scale)
-        found = [
-            _cues(
-                jnp.asarray(one), projection, jnp.asarray(kept), grid=grid, tau=tau, nearest=nearest
-            )
-            for one, kept in zip(features, valid, strict=True)
-        ]
-        return {cue: np.stack([np.asarray(one[cue]) for one in found]) for cue in CUES}
-
-    def margins(self, name: str, chosen: Choices, seed: int, scale: str = "fine") -> np.ndarray:
-        """(n, h, w) of a set, above 0 is foreground."""
-        shared = (name, scale, chosen.components, chosen.clusters, chosen.frame, seed)
-        shared += (chosen.fitted_on,)
-        _, x, valid, grid, fitted = self.prepared(*shared)
-        cues = self.cues(*shared, chosen.tau, chosen.nearest)
-        target = sum(cues[cue] for cue in chosen.cues)
-        if chosen.whitened:
-            x = x / (x[valid].std(0) + 1e-6)
-        scores, threshold = _regress(x, valid, target, fitted, chosen)
-        if chosen.head == "conv":
-            scores = _train_convolutions(x, valid, scores - _own(scores, valid), grid, seed)
-            threshold = float(
-                evidence.otsu(jnp.asarray(scores[valid]), jnp.ones(valid.sum(), bool))
-            )
-        limits = {"own": _own(scores, valid), "set": np.full((len(x), 1), threshold)}
-        limits["own"] = np.where(np.isfinite(limits["own"]), limits["own"], threshold)
-        limits["both"] = (limits["own"] + limits["set"]) / 2
-        found = np.where(valid, scores - limits[chosen.threshold], evidence._FRAME_SCORE)
-        found = found.reshape(-1, *grid).astype(np.float32)
-        if scale == "fine" and chosen.coarse:
-            other = self.margins(name, chosen, seed, "coarse")
-            other = np.stack([_enlarge(np.clip(one, -1, 1), grid) for one in other])
-            found = (1 - chosen.coarse) * np.clip(found, -1, 1) + chosen.coarse * other
-        if scale == "fine" and chosen.diffused:
-            found = np.stack(
-                [
-                    np.asarray(_diffuse(jnp.asarray(rows), jnp.asarray(one), chosen.diffused))
-                    for rows, one in zip(x, found, strict=True)
-                ]
-            )
-        return found
 
     def score(self, name: str, chosen: Choices, seed: int) -> np.ndarray:
         """(n,) IoU of each image."""
         key = (name, chosen, seed)
         if key in self.scores:
             return self.scores[key]
-        # A run that is killed goes on from what it has scored.
-        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        # A run that is killed goes on from what it has scored. A new field leaves the rest valid.
+        text = repr((name, seed, sorted(chosen.changed.items())))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         kept = None if self.cache is None else self.cache / f"scores-{digest}.npz"
         if kept is not None and kept.is_file():
             with np.load(kept) as file:
                 self.scores[key], self.confidences[key] = file["scores"], file["confidences"]
         else:
             margins = np.clip(self.margins(name, chosen, seed), -1, 1)
-            masks = np.stack([_enlarge(one, (SIDE, SIDE)) > 0 for one in margins])
+            if chosen.refined != "none":
+                method = override(resolve("collective"), refine=chosen.refined)
+                pairs = zip(self.sets[name].pixels, margins, strict=True)
+                margins = [refine_margins(*pair, method) for pair in pairs]
+            masks = np.stack([enlarge(one, (SIDE, SIDE)) > 0 for one in margins])
             self.scores[key] = iou(masks, self.sets[name].truths)
             self.confidences[key] = np.array([contrast(one) for one in margins])
             if kept is not None:
                 np.savez(kept, scores=self.scores[key], confidences=self.confidences[key])
         return self.scores[key]
 
-    def mean(self, names, chosen: Choices) -> float:
-        """Mean over sets of the mean over images and seeds."""
-        scores = [self.score(name, chosen, seed).mean() for name in names for seed in self.seeds]
-        return float(np.mean(scores))
+    def signs(self, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """What tells images with an object, (n, 5), from crops without one, (m, 5)."""
+        kept = None if self.cache is None else self.cache / f"signs-{name}-{seed}.npz"
+        if kept is not None and kept.is_file():
+            with np.load(kept) as file:
+                return file["images"], file["crops"]
+        one = self.sets[name]
+        scorer, _ = evidence.fit_scorer(one.fine, one.grid, key=jax.random.key(seed))
+        found = signs(scorer, one.fine), signs(scorer, one.background)
+        if kept is not None:
+            np.savez(kept, images=found[0], crops=found[1])
+        return found
+
+    def drop(self, changes: Iterable[dict]) -> None:
+        """Leaves those that lose more than `HOPELESS` with the first seed at that seed."""
+        for change in changes:
+            chosen = dataclasses.replace(Choices(), **change)
+            first = [
+                self.score(name, chosen, self.seeds[0]).mean()
+                - self.score(name, Choices(), self.seeds[0]).mean()
+                for name in self.sets
+            ]
+            if np.mean(first) < -HOPELESS:
+                self.dropped.add(chosen)
+
+    def seeds_of(self, chosen: Choices) -> tuple[int, ...]:
+        """The seeds that a variant is scored with."""
+        return self.seeds[:1] if chosen in self.dropped else self.seeds
+
+    def gain(self, names: Iterable[str], chosen: Choices) -> float:
+        """What a variant adds: mean over sets of the mean over images and its seeds."""
+        gains = [
+            self.score(name, chosen, seed).mean() - self.score(name, Choices(), seed).mean()
+            for name in names
+            for seed in self.seeds_of(chosen)
+        ]
+        return float(np.mean(gains))
+
+    def row(self, chosen: Choices) -> dict:
+        """The scores of a variant on each set."""
+        found, seeds = {}, self.seeds_of(chosen)
+        for name, one in self.sets.items():
+            scores = [self.score(name, chosen, seed) for seed in seeds]
+            ranks = [
+                spearmanr(self.confidences[name, chosen, seed], those)[0]
+                for seed, those in zip(seeds, scores, strict=True)
+            ]
+            found[name] = {
+                "miou": round(float(np.mean(scores)), 4),
+                "interval": interval(np.mean(scores, 0), one.groups),
+                "seeds": [round(float(those.mean()), 4) for those in scores],
+                "confidence": round(float(np.mean(ranks)), 3),
+            }
+        return found
 
 
 def iou(masks: np.ndarray, truths: np.ndarray) -> np.ndarray:
@@ -324,100 +147,6 @@ def iou(masks: np.ndarray, truths: np.ndarray) -> np.ndarray:
     both = (masks & truths).sum((1, 2))
     either = (masks | truths).sum((1, 2))
     return np.where(either == 0, 1.0, both / np.maximum(either, 1))
-
-
-def _enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def _own(scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    return np.asarray(evidence._otsu_rows(jnp.asarray(scores), jnp.asarray(valid)))[:, None]
-
-
-def _regress(x, valid, target, fitted, chosen):
-    """Scores (n, N) of all images and Otsu's threshold of those that were fitted."""
-    kept = np.zeros_like(valid)
-    kept[fitted] = valid[fitted]
-    rows = x[kept]
-    centre = rows.mean(0)
-    rows = rows - centre
-    gram = (rows.T @ rows).astype(np.float64)
-    gram += np.eye(len(gram)) * (chosen.ridge * np.trace(gram) / len(gram) + 1e-9)
-    for left in range(chosen.rounds, -1, -1):
-        regressed = target[kept].astype(np.float64)
-        weights = np.linalg.solve(gram, rows.T @ (regressed - regressed.mean()))
-        weights = (weights / (np.std(rows @ weights) + 1e-9)).astype(np.float32)
-        scores = (x - centre) @ weights
-        threshold = float(evidence.otsu(jnp.asarray(scores[kept]), jnp.ones(len(rows), bool)))
-        if left:
-            own = _own(scores, valid)
-            own = np.where(np.isfinite(own), own, threshold)
-            target = scores > 0.5 * (threshold + own)
-    return scores, threshold
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def _diffuse(x, margins, steps):
-    """Random walk with weights exp(cosine / .1): like patches get like margins."""
-    walk = jax.nn.softmax(x @ x.T / 0.1, -1)
-    flat = jnp.clip(margins.ravel(), -1, 1)
-    for _ in range(steps):
-        flat = walk @ flat
-    return flat.reshape(margins.shape)
-
-
-def _train_convolutions(x, valid, margins, grid, seed, steps=300, hidden=32):
-    """Scores (n, N) of unit variance: the mean of two convolutions trained on halves of the set."""
-    import optax
-
-    images = jnp.asarray(x.reshape(-1, *grid, x.shape[-1]))
-    sure = np.where(valid, np.clip(margins, -1, 1), -1.0).reshape(-1, *grid)
-    sure = jnp.asarray(np.nan_to_num(sure), jnp.float32)
-
-    def apply(params, batch):
-        shown = jax.lax.conv_general_dilated(
-            batch, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return jax.nn.relu(shown + params["b"]) @ params["v"] + params["c"]
-
-    def loss(params, batch, goal):
-        logits = apply(params, batch)
-        return jnp.mean(jnp.abs(goal) * jnp.logaddexp(0, -jnp.sign(goal) * logits))
-
-    optimiser = optax.adamw(3e-3, weight_decay=1e-2)
-
-    @jax.jit
-    def step(params, state, batch, goal):
-        gradient = jax.grad(loss)(params, batch, goal)
-        updates, state = optimiser.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(x))
-    total = 0.0
-    for half in (order[::2], order[1::2]):
-        scale = np.sqrt(2 / (9 * x.shape[-1]))
-        params = {
-            "w": jnp.asarray(rng.normal(size=(3, 3, x.shape[-1], hidden)) * scale, jnp.float32),
-            "b": jnp.zeros(hidden),
-            "v": jnp.asarray(rng.normal(size=hidden) / np.sqrt(hidden), jnp.float32),
-            "c": jnp.zeros(()),
-        }
-        state = optimiser.init(params)
-        for _ in range(steps):
-            drawn = rng.choice(half, 16)
-            batch, goal = images[drawn], sure[drawn]
-            if rng.random() < 0.5:
-                batch, goal = batch[:, :, ::-1], goal[:, :, ::-1]
-            params, state = step(params, state, batch, goal)
-        total = total + np.concatenate(
-            [np.asarray(apply(params, images[i : i + 16])) for i in range(0, len(images), 16)]
-        )
-    scores = np.asarray(total).reshape(valid.shape)
-    return (scores / (scores[valid].std() + 1e-9)).astype(np.float32)
 
 
 def _unlike(model: CollectiveModel, features: np.ndarray) -> bool:
@@ -432,7 +161,7 @@ def probe(one: Set, seed: int) -> np.ndarray:
     x = one.fine.astype(np.float32)
     x /= np.linalg.norm(x, axis=-1, keepdims=True)
     height, width = one.grid
-    small = np.stack([_enlarge(truth.astype(np.float32), one.grid) for truth in one.truths])
+    small = np.stack([enlarge(truth.astype(np.float32), one.grid) for truth in one.truths])
     rows = x[seen].reshape(-1, x.shape[-1])
     goal = small[seen].reshape(-1) - 0.5
     centre = rows.mean(0)
@@ -440,65 +169,137 @@ def probe(one: Set, seed: int) -> np.ndarray:
     gram += np.eye(len(gram)) * 1e-3 * np.trace(gram) / len(gram)
     weights = np.linalg.solve(gram, (rows - centre).T @ (goal - goal.mean()))
     found = ((x[new] - centre) @ weights + goal.mean()).reshape(-1, height, width)
-    masks = np.stack([_enlarge(margin, (SIDE, SIDE)) > 0 for margin in found])
+    masks = np.stack([enlarge(margin, (SIDE, SIDE)) > 0 for margin in found])
     return iou(masks, one.truths[new])
 
 
-def interval(scores: np.ndarray) -> list[float]:
-    """Bootstrap 95 % interval of the mean over images."""
-    found = bootstrap((scores,), np.mean, n_resamples=2000, method="percentile", rng=0)
-    return [round(float(side), 4) for side in found.confidence_interval]
+def interval(scores: np.ndarray, groups: np.ndarray | None = None) -> list[float]:
+    """Bootstrap 95 % interval of the mean; groups, (n,), are drawn as a whole."""
+    groups = np.arange(len(scores)) if groups is None else groups
+    _, groups = np.unique(groups, return_inverse=True)
+    totals, counts = np.bincount(groups, scores), np.bincount(groups)
+    drawn = np.random.default_rng(0).integers(len(counts), size=(2000, len(counts)))
+    means = totals[drawn].sum(1) / counts[drawn].sum(1)
+    return [round(float(side), 4) for side in np.percentile(means, (2.5, 97.5))]
 
 
 def choose(bench: Bench, names: list[str]) -> tuple[str | None, Choices]:
     """The change that is best on some sets, if it gains more than noise does."""
-    default = Choices()
-    means = {
-        label: bench.mean(names, dataclasses.replace(default, **change))
+    gains = {
+        label: bench.gain(names, dataclasses.replace(Choices(), **change))
         for label, change in VARIANTS.items()
     }
-    label = max(means, key=means.get)
-    if means[label] < bench.mean(names, default) + NOISE:
-        return None, default
-    return label, dataclasses.replace(default, **VARIANTS[label])
+    label = max(gains, key=gains.__getitem__)
+    if gains[label] < NOISE:
+        return None, Choices()
+    return label, dataclasses.replace(Choices(), **VARIANTS[label])
+
+
+# ---------------------------------------------------------------- images without an object
+
+
+RULES = ("confidence", "largest margin", "share in the object", "score in the object", "distance")
+
+
+@jax.jit
+def _signs(scorer, features):
+    margins, scores, valid = evidence.score(scorer, features)
+    inside = valid & (margins > 0)
+    score = jnp.sum(scores * inside) / jnp.maximum(inside.sum(), 1) - scorer.threshold
+    distance = evidence.distance(scorer, features)
+    return margins, jnp.stack([margins.max(), inside.mean(), score, -distance])
+
+
+def signs(scorer: evidence.Scorer, features: np.ndarray) -> np.ndarray:
+    """(n, 5) what may tell that an image has an object, larger where it has: the confidence; the
+    largest margin; minus the share of the image above its threshold, since Otsu's halves an image
+    of one material; the mean score above the image's threshold less the threshold of the set; and
+    minus the distance from the set."""
+    found = []
+    for image in features:
+        margins, others = _signs(scorer, jnp.asarray(image))
+        largest, share, score, near = np.asarray(others)
+        found.append([contrast(np.asarray(margins)), largest, -share, score, near])
+    return np.array(found)
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Chance that a positive value is above a negative one, ties half."""
+    ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)]
+    return float((ranks.mean() - (len(positive) + 1) / 2) / len(negative))
+
+
+def no_object(bench: Bench) -> dict:
+    """How well images are told from crops of their background, by models fitted on the images.
+
+    The rule is the one with the best mean AUC on the other sets, and its threshold the mean of the
+    values below which `LOST` of the images of each of the others lie.
+    """
+    values = {name: [bench.signs(name, seed) for seed in bench.seeds] for name in bench.sets}
+    aucs = {
+        name: [
+            float(np.mean([auc(with_[:, rule], without[:, rule]) for with_, without in pairs]))
+            for rule in range(len(RULES))
+        ]
+        for name, pairs in values.items()
+    }
+    result = {}
+    for name, pairs in values.items():
+        others = [other for other in values if other != name] or [name]
+        best = int(np.argmax(np.mean([aucs[other] for other in others], 0)))
+        result[name] = {
+            "crops": len(bench.sets[name].background),
+            "auc": {rule: round(value, 3) for rule, value in zip(RULES, aucs[name], strict=True)},
+            "unsure": [
+                round(float(np.mean([side[:, 0] < UNSURE for side in sides])), 4)
+                for sides in zip(*pairs, strict=True)
+            ],
+            "rule": RULES[best],
+        }
+        for key, rule in (("confidence", 0), ("chosen", best)):
+            limit = np.mean(
+                [
+                    np.quantile(with_[:, rule], LOST)
+                    for other in others
+                    for with_, _ in values[other]
+                ]
+            )
+            result[name][f"called empty by {key}"] = [
+                round(float(np.mean([side[:, rule] < limit for side in sides])), 4)
+                for sides in zip(*pairs, strict=True)
+            ]
+    return result
+
+
+# ---------------------------------------------------------------- the measurement
 
 
 def measure(bench: Bench, say: Callable[[str], None]) -> dict:
-    """Every row of the table."""
+    """Every row of the tables."""
     names = list(bench.sets)
     default = Choices()
-
-    def row(chosen: Choices) -> dict:
-        means = {}
-        for name in names:
-            found = [bench.score(name, chosen, seed) for seed in bench.seeds]
-            means[name] = {
-                "miou": round(float(np.mean(found)), 4),
-                "interval": interval(np.mean(found, 0)),
-                "confidence": round(
-                    float(
-                        np.mean(
-                            [
-                                spearmanr(bench.confidences[name, chosen, seed], one)[0]
-                                for seed, one in zip(bench.seeds, found, strict=True)
-                            ]
-                        )
-                    ),
-                    3,
-                ),
-            }
-        return means
-
-    result: dict = {"default": row(default), "variants": {}, "sizes": {}, "left_out": {}}
+    changes = [{}, *VARIANTS.values(), *EDGES.values(), *({"fitted_on": n} for n in SIZES)]
+    for seed in bench.seeds:
+        for name in names:  # All of a set together: they share what is kept of it.
+            for change in changes:
+                chosen = dataclasses.replace(default, **change)
+                if seed in bench.seeds_of(chosen):
+                    bench.score(name, chosen, seed)
+            say(f"seed {seed}: scored {name}")
+        if seed == bench.seeds[0]:
+            bench.drop(changes)
+    result: dict = {"default": bench.row(default), "left_out": {}}
     say(f"default {result['default']}")
-    for label, change in VARIANTS.items():
-        result["variants"][label] = row(dataclasses.replace(default, **change))
-        gain = bench.mean(names, dataclasses.replace(default, **change)) - bench.mean(
-            names, default
-        )
-        say(f"{label}: {gain:+.4f}")
-    for count in SIZES:
-        result["sizes"][str(count)] = row(dataclasses.replace(default, fitted_on=count))
+    for part, changes in (("variants", VARIANTS), ("edges", EDGES)):
+        result[part] = {}
+        for label, change in changes.items():
+            chosen = dataclasses.replace(default, **change)
+            result[part][label] = bench.row(chosen)
+            say(f"{label}: {bench.gain(names, chosen):+.4f}")
+    sizes = {str(count): dataclasses.replace(default, fitted_on=count) for count in SIZES}
+    result["sizes"] = {count: bench.row(chosen) for count, chosen in sizes.items()}
+    result["no_object"] = no_object(bench)
+    say(f"no object: {result['no_object']}")
     ready = load_ready()
     result["unlike"] = {
         name: round(float(np.mean([_unlike(ready, image) for image in one.fine])), 4)
@@ -515,7 +316,7 @@ def measure(bench: Bench, say: Callable[[str], None]) -> dict:
         result["left_out"][left] = {
             "change": taken,
             "miou": round(float(found.mean()), 4),
-            "interval": interval(found),
+            "interval": interval(found, bench.sets[left].groups),
             "default": result["default"][left]["miou"],
         }
         say(f"without {left}: {taken} {found.mean():.4f}")
@@ -543,29 +344,51 @@ def main() -> None:
     print(table(result))
 
 
-# ---------------------------------------------------------------- table
+# ---------------------------------------------------------------- tables
 
 
 def table(result: dict) -> str:
-    """What each choice is worth, what is chosen without a set, and how scores grow with the set."""
+    """What is chosen without a set, what each choice is worth, how scores grow with the set, and
+    how images without an object are told."""
     names = list(result["images"])
     default = {name: one["miou"] for name, one in result["default"].items()}
-
-    def mean(scores) -> float:
-        return float(np.mean(list(scores)))
-
-    def gains(scores: dict) -> list[str]:
-        found = [scores[name]["miou"] - default[name] for name in names]
-        return [f"{100 * gain:+.1f}" for gain in (mean(found), *found)]
-
-    shown = {name: f"{100 * default[name]:.1f}" for name in names}
-    lines = [["**as it is**", f"{100 * mean(default.values()):.1f}", *shown.values()]]
-    order = sorted(
-        result["variants"].items(),
-        key=lambda item: -mean(one["miou"] for one in item[1].values()),
+    parts = [_left_out_table(result, names, default)]
+    taken = "; ".join(
+        f"without {name}: {one['change'] or 'nothing'}" for name, one in result["left_out"].items()
     )
-    lines += [[label, *gains(scores)] for label, scores in order]
-    choices = common.table(["mIoU, and what a change adds", "mean", *names], lines)
+    parts.append(f"The change that is chosen {taken}.")
+
+    def gain(name: str, scores: dict) -> float:
+        seeds = scores[name]["seeds"]
+        return float(np.mean(seeds) - np.mean(result["default"][name]["seeds"][: len(seeds)]))
+
+    def mean(scores: dict) -> float:
+        return float(np.mean([gain(name, scores) for name in names]))
+
+    def line(label: str, scores: dict) -> list[str]:
+        once = len(scores[names[0]]["seeds"]) < len(result["seeds"])
+        gains = (mean(scores), *(gain(name, scores) for name in names))
+        return [label + " ¹" * once, *(f"{100 * one:+.1f}" for one in gains)]
+
+    start = [100 * float(np.mean(list(default.values()))), *(100 * default[name] for name in names)]
+    lines = [["**as it is**", *(f"{score:.1f}" for score in start)]]
+    order = sorted(result["variants"].items(), key=lambda item: -mean(item[1]))
+    lines += [line(label, scores) for label, scores in order]
+    parts.append(common.table(["mIoU, and what a change adds", "mean", *names], lines))
+    for title, rows in (("what is done to the margins after", "edges"), ("fitted on", "sizes")):
+        lines = [
+            line(f"{label} images" if rows == "sizes" else label, scores)
+            for label, scores in result[rows].items()
+        ]
+        parts.append(common.table([title, "mean", *names], lines))
+    parts.append(
+        f"¹ Loses more than {100 * HOPELESS:g} points with the first seed; not run with the others."
+    )
+    parts.append(_no_object_table(result["no_object"], names))
+    return "\n\n".join(parts)
+
+
+def _left_out_table(result: dict, names: list[str], default: dict) -> str:
     rows = []
     for title, pick in (
         ("supervised probe, 60 labelled images", lambda name: result["probe"][name]["miou"]),
@@ -573,20 +396,77 @@ def table(result: dict) -> str:
         ("chosen on the other four sets", lambda name: result["left_out"][name]["miou"]),
     ):
         scores = [pick(name) for name in names]
-        rows.append([title, *(f"{100 * score:.1f}" for score in (mean(scores), *scores))])
+        rows.append([title, *(f"{100 * score:.1f}" for score in (np.mean(scores), *scores))])
     spans = [result["default"][name]["interval"] for name in names]
     rows.append(["95 % of as it is", "", *(f"{100 * a:.1f}–{100 * b:.1f}" for a, b in spans)])
+    seeds = [result["default"][name]["seeds"] for name in names]
+    apart = [100 * (max(one) - min(one)) for one in seeds]
+    rows.append(["seeds of as it is apart by", "", *(f"{one:.1f}" for one in apart)])
     ranks = [result["default"][name]["confidence"] for name in names]
-    rows.append(["confidence ρ of as it is", *(f"{rank:.2f}" for rank in (mean(ranks), *ranks))])
+    rows.append(["confidence ρ of as it is", *(f"{r:.2f}" for r in (np.mean(ranks), *ranks))])
     said = [result["unlike"].get(name, float("nan")) for name in names]
     rows.append(["called unlike by the model that ships", "", *(f"{one:.0%}" for one in said)])
-    left = common.table(["mIoU", "mean", *names], rows)
-    taken = "; ".join(
-        f"without {name}: {one['change'] or 'nothing'}" for name, one in result["left_out"].items()
-    )
-    sizes = [[f"{count} images", *gains(scores)] for count, scores in result["sizes"].items()]
-    grown = common.table(["fitted on", "mean", *names], sizes)
-    return "\n\n".join([left, f"The change that is chosen {taken}.", choices, grown])
+    return common.table(["mIoU", "mean", *names], rows)
+
+
+def _no_object_table(found: dict, names: list[str]) -> str:
+    rows = [["crops without an object", "", *(str(found[name]["crops"]) for name in names)]]
+    for rule in RULES:
+        values = [found[name]["auc"][rule] for name in names]
+        rows.append([f"AUC of {rule}", *(f"{v:.2f}" for v in (np.mean(values), *values))])
+    values = [found[name]["auc"][found[name]["rule"]] for name in names]
+    title = "AUC of the rule chosen on the other four sets"
+    rows.append([title, *(f"{v:.2f}" for v in (np.mean(values), *values))])
+    for title, key in (
+        (f"confidence below {UNSURE:g}: crops / images", "unsure"),
+        ("called empty by confidence: crops / images", "called empty by confidence"),
+        ("called empty by the chosen rule: crops / images", "called empty by chosen"),
+    ):
+        pairs = [found[name][key] for name in names]
+        pairs = [np.mean(pairs, 0), *pairs]
+        rows.append([title, *(f"{crops:.0%} / {images:.0%}" for images, crops in pairs)])
+    chosen = "; ".join(f"without {name}: {found[name]['rule']}" for name in names)
+    body = common.table(["images and crops of their background", "mean", *names], rows)
+    return f"{body}\n\nThe rule that is chosen {chosen}."
+
+
+def methods_table(result: dict, bench: Path) -> str:
+    """The scores above beside those of all methods, which were measured by `bench`."""
+    names = list(result["images"])
+
+    def row(title: str, cells: dict[str, list[float]]) -> list[str]:
+        shown = [
+            " / ".join(f"{100 * score:.1f}" for score in cells[name]) if name in cells else "–"
+            for name in names
+        ]
+        return [title, *shown]
+
+    rows = [
+        row("supervised probe, 60 labelled images", _scores(result["probe"])),
+        row("chosen on the other four sets", _scores(result["left_out"])),
+        row("as it is", _scores(result["default"])),
+    ]
+    every: dict[str, dict[str, list[float]]] = {}
+    whole: dict[str, list[float]] = {}
+    for name in names:
+        for protocol in ("honest", "published"):
+            path = bench / f"{name}-{protocol}-every.json"
+            if path.is_file():
+                for method, found in json.loads(path.read_text())["methods"].items():
+                    every.setdefault(method, {}).setdefault(name, []).append(found["miou"])
+        path = bench / f"{name}-all.json"
+        if path.is_file():
+            whole[name] = [json.loads(path.read_text())["methods"]["collective"]["miou"]]
+    rows.append(row("`collective`, all images at full size", whole))
+    # An earlier version of `collective` is among them; its row is the one before.
+    listed = {method: cells for method, cells in every.items() if method != "collective"}
+    order = sorted(listed, key=lambda method: -np.mean([c[0] for c in listed[method].values()]))
+    rows += [row(f"`{method}`", listed[method]) for method in order]
+    return common.table(["mIoU, honest / published", *names], rows)
+
+
+def _scores(found: dict) -> dict[str, list[float]]:
+    return {name: [one["miou"]] for name, one in found.items()}
 
 
 if __name__ == "__main__":

@@ -98,15 +98,21 @@ def render(name: str, results: Path = common.RESULTS) -> str:
         return format_table(method_rows(), "markdown")
     if family == "methods":
         return _methods(results / "bench", part)
+    if name == "quality/methods":
+        return quality.methods_table(_read(results / "quality.json"), results / "bench")
     benchmark = family.partition("-")[0]
     if benchmark not in _TABLES:
         raise SystemExit(f"no table '{name}'; known are bench, methods, {', '.join(_TABLES)}.")
-    path = results / f"{family}.json"
-    if not path.is_file():
-        raise SystemExit(f"no result {path.name}: run python benchmarks/{benchmark}.py first.")
-    result = json.loads(path.read_text())
+    result = _read(results / f"{family}.json")
     body = _PARTS.get(name, _TABLES[benchmark])(result)
     return f"{body}\n\n{provenance(result)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        benchmark = path.stem.partition("-")[0]
+        raise SystemExit(f"no result {path.name}: run python benchmarks/{benchmark}.py first.")
+    return json.loads(path.read_text())
 
 
 _SHOWN = ("python", "jax", "libtpu", "jax-cuda12-pjrt")
