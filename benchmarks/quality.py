@@ -93,7 +93,7 @@ class Bench(Variants):
             with np.load(kept) as file:
                 return file["images"], file["crops"]
         one = self.sets[name]
-        scorer, _ = evidence.fit_scorer(one.fine, one.grid, key=jax.random.key(seed))
+        scorer, _ = evidence.fit_scorer([one.fine], [one.grid], key=jax.random.key(seed))
         found = signs(scorer, one.fine), signs(scorer, one.background)
         if kept is not None:
             np.savez(kept, images=found[0], crops=found[1])

@@ -119,7 +119,7 @@ def _kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
 
 @functools.cache
 def _segmenter(size: int | None = None) -> BatchSegmenter:
-    method, backbone = load_for(resolve("collective"), "auto", dtype="float32")
+    method, backbone = load_for(resolve("collective", fit="stretch"), "auto", dtype="float32")
     return BatchSegmenter(override(method, image_size=size), backbone, batch_size=1)
 
 

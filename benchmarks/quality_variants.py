@@ -184,7 +184,7 @@ class Variants:
         fitted = np.arange(len(features))
         if fitted_on is not None:
             fitted = np.random.default_rng(seed).permutation(len(features))[:fitted_on]
-        projection = evidence.fit_projection(features[fitted], components, rng)
+        projection = evidence.fit_projection([features[fitted]], components, rng)
         x = np.stack([np.asarray(_project(jnp.asarray(one), projection)) for one in features])
         return projection, x, fitted
 
@@ -199,7 +199,7 @@ class Variants:
             count = _stable_count(x[fitted], key) if clusters == "stable" else clusters
             centres = evidence.fit_centres(x[fitted].reshape(-1, x.shape[-1]), count, key)
             labels = np.asarray(evidence.nearest_centre(jnp.asarray(x), centres))
-            ratios = evidence.frame_clusters(labels[fitted], self.grid(name, kind), count)
+            ratios = evidence.frame_clusters([labels[fitted]], [self.grid(name, kind)], count)
             framing = ratios > evidence._FRAME_RATIO
             if framing[labels[fitted]].mean() <= 0.5:
                 valid = ~framing[labels]
@@ -258,7 +258,7 @@ class Variants:
         limits = {"own": _own(scores, valid), "set": np.full((len(x), 1), threshold)}
         limits["own"] = np.where(np.isfinite(limits["own"]), limits["own"], threshold)
         limits["both"] = (limits["own"] + limits["set"]) / 2
-        found = np.where(valid, scores - limits[chosen.threshold], evidence._FRAME_SCORE)
+        found = np.where(valid, scores - limits[chosen.threshold], evidence.FRAME_SCORE)
         found = found.reshape(-1, *grid).astype(np.float32)
         if kind == "coarse":
             return found
