@@ -8,6 +8,7 @@ from PIL import Image
 
 import unseg_jax
 from unseg_jax.cli import main
+from unseg_jax.methods import Method, resolve
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
 
@@ -113,15 +114,21 @@ def test_a_model_takes_batch_size_and_seed(monkeypatch, tmp_path):
 
     @dataclasses.dataclass(frozen=True)
     class Model:
+        method: Method
         batch_size: int = 8
         seed: int = 0
 
         def segmenter(self, epochs):
-            return SimpleNamespace(taken=(self.batch_size, self.seed, epochs))
+            shown = (self.method.fit, self.method.tile)
+            return SimpleNamespace(taken=(self.batch_size, self.seed, epochs, *shown))
 
-    monkeypatch.setattr(model, "load_model", lambda path, **_: Model())
-    choice = Choice(tmp_path / "m", "deepcut", "auto", 7, 3, "float32", {"epochs": 2})
-    assert choice.load([], quiet=True).taken == (3, 7, 2)
+    fitted = Model(resolve("collective"))
+    monkeypatch.setattr(model, "load_model", lambda path, **_: fitted)
+    overrides = {"epochs": 2, "fit": "stretch", "tile": 64}
+    choice = Choice(tmp_path / "m", "deepcut", "auto", 7, 3, "float32", overrides)
+    assert choice.load([], quiet=True).taken == (3, 7, 2, "stretch", 64)
+    choice = Choice(tmp_path / "m", "deepcut", "auto", 7, 3, "float32", {})
+    assert choice.load([], quiet=True).taken == (3, 7, None, "keep", 0)
 
 
 def test_fit_replaces_nothing_but_a_model(photos, tmp_path, capsys):

@@ -97,7 +97,7 @@ def test_other_settings_are_refused_with_what_differs(photos, tmp_path):
     before = contents(out)
     with pytest.raises(InputError, match=r"other settings \(epochs 10, now 20\).*--overwrite"):
         run(photos, out, {**SETTINGS, "epochs": 20})
-    with pytest.raises(InputError, match=r"min_area 0\.001, now 0\.5"):
+    with pytest.raises(InputError, match=r"min_area unset, now 0\.5"):
         run(photos, out, output=dataclasses.replace(OUTPUT, min_area=0.5))
     assert contents(out) == before
     assert len(run(photos, out, {**SETTINGS, "epochs": 20}, overwrite=True)[0]) == 4
