@@ -14,7 +14,7 @@ from unseg_jax.cache import check_sha256
 from unseg_jax.collective.model import CollectiveModel, load_model
 
 READY_MODEL = Path(__file__).with_name("ready.safetensors")
-READY_SHA256 = "2c22c1b3f2a47b09288e179358e4b94acfb396bb6d06c1448030613c8e858c08"
+READY_SHA256 = "fdf453d1de43996591b582b91d8a4cc3dafba961efc109df6cdc44c333c8cc66"
 
 UNLIKE = 0.54
 """Distance from which on an image is unlike the photographs that were fitted: a quarter of ECSSD,

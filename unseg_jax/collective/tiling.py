@@ -156,10 +156,10 @@ class TiledSegmenter(ModelSegmenter):
         )
 
     def _segment_tiles(self, image: _Tiles) -> Segmentation:
-        size, boxes = image.picture.size, image.boxes
+        full, boxes, size = image.picture.size, image.boxes, self.batch_size
         parts = [
-            jax.device_get(self.run(image.prepared[start : start + self.batch_size]))
-            for start in range(0, len(boxes), self.batch_size)
+            jax.device_get(self.run(image.prepared[start : start + size], size=size))
+            for start in range(0, len(boxes), size)
         ]
         found: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         if not found.finite.all():
@@ -174,7 +174,7 @@ class TiledSegmenter(ModelSegmenter):
             for pixels, one in zip(image.prepared, margins, strict=True)
         ]
         scale = min(1.0, _SIDE / max(boxes[0][2], boxes[0][3]))
-        blended = blend(refined, boxes, size, scale)
+        blended = blend(refined, boxes, full, scale)
         mask = blended > 0
         confidence = contrast(blended)
         # The middle one of the tiles stands for the image.
@@ -182,7 +182,7 @@ class TiledSegmenter(ModelSegmenter):
         return Segmentation.of(
             mask,
             mask,
-            size=size,
+            size=full,
             num_clusters=len(np.unique(mask)),
             confidence=min(confidence, most),
             notes=(*image.picture.notes, *notes),
@@ -190,7 +190,7 @@ class TiledSegmenter(ModelSegmenter):
             evidence=np.clip(blended, -1, 1),
             pixels=image.picture.pixels,
             # A speck is one of a tile, not of the image.
-            min_area=MIN_AREA * min(1.0, self.method.tile**2 / (size[0] * size[1])),
+            min_area=MIN_AREA * min(1.0, self.method.tile**2 / (full[0] * full[1])),
             method=self.method.name,
             backbone=self.backbone_name,
             id=image.name,
