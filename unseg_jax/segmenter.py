@@ -79,6 +79,7 @@ class BatchSegmenter:
         map: how a batch is taken, see `unseg_jax.cluster`; None by the platform.
         key: `jax.random.key` of that seed.
         value_range: see `unseg_jax.data.read_image`; may be set before the first image.
+        workers: threads that decode; None is one a core. May be set before the first image.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class BatchSegmenter:
         self.batch_size, self.seed = batch_size, seed
         self.map: How | None = map
         self.value_range: tuple[float, float] | None = None
+        self.workers: int | None = None
         self._make_programs()
 
     def _make_programs(self):
@@ -167,7 +169,7 @@ class BatchSegmenter:
         # Only images of one shape make a batch, so more of them are held to choose from.
         mixed = self.method.fit == "keep" and not takes_images_apart(self.map)
         held = self.batch_size * (_WINDOW if mixed else 1)
-        with contextlib.closing(batches(entries, read, held)) as loaded:
+        with contextlib.closing(batches(entries, read, held, workers=self.workers)) as loaded:
             for batch in loaded:
                 pixels = [outcome.value.prepared for outcome in batch if outcome.value is not None]
                 # A last, partial batch is padded to the size that is compiled already; a few

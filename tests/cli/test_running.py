@@ -131,6 +131,36 @@ def test_a_model_takes_batch_size_and_seed(monkeypatch, tmp_path):
     assert choice.load([], quiet=True).taken == (3, 7, None, "keep", 0)
 
 
+def test_jobs_are_the_threads_that_read_and_write(photos, tiny_weights, tmp_path, monkeypatch):
+    from unseg_jax import segmenter
+    from unseg_jax.export import folder
+
+    used = {"read": [], "write": []}
+
+    def reading(*arguments, **options):
+        used["read"].append(options["workers"])
+        return batches(*arguments, **options)
+
+    def writing(workers):
+        used["write"].append(workers)
+        return writer(workers)
+
+    batches, writer = segmenter.batches, folder.Writer
+    monkeypatch.setattr(segmenter, "batches", reading)
+    monkeypatch.setattr(folder, "Writer", writing)
+    contents = []
+    for jobs in ([], ["--jobs", "1"], ["--jobs", "3"]):
+        out = tmp_path / f"out{len(contents)}"
+        arguments = ["--method", "vit-kmeans", "--backbone", tiny_weights, "--image-size", "40"]
+        command = ["segment", photos, "--out", out, *arguments, "--quiet", *jobs]
+        assert main.main(list(map(str, command))) == 0
+        contents.append({path.name: path.read_bytes() for path in out.glob("*.png")})
+    assert used["read"] == [None, 1, 3]
+    assert used["write"][0] >= 2
+    assert used["write"][1:] == [1, 3]
+    assert contents[0] == contents[1] == contents[2] != {}
+
+
 def test_fit_replaces_nothing_but_a_model(photos, tmp_path, capsys):
     image = tmp_path / "a.png"
     image.write_bytes((photos / "0.png").read_bytes())

@@ -62,6 +62,15 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of Method; repeatable."),
 ]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        min=1,
+        help="Threads that decode images, and that write results: one a core if not given.",
+    ),
+]
 PageOption = Annotated[
     str, typer.Option("--page", metavar="N|all", help="Of files with several pages: one, or all.")
 ]

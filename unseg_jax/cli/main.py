@@ -18,6 +18,7 @@ from unseg_jax.cli.arguments import (
     DtypeOption,
     EpochsOption,
     FitOption,
+    JobsOption,
     MethodOption,
     PageOption,
     QuietOption,
@@ -158,6 +159,7 @@ def segment(
     ] = None,
     page: PageOption = "all",
     value_range: RangeOption = "image",
+    jobs: JobsOption = None,
 ) -> None:
     """Segments images: <stem>_mask.png, _labels.png and _overlay.png for each, and report.html.
 
@@ -193,6 +195,7 @@ def segment(
         dtype,
         overrides,
         parse_range(value_range),
+        jobs,
     )
     choice.check()
     output = Output(tuple(chosen), min_area, objects, full_overlay, recursive=recursive)
@@ -246,6 +249,7 @@ def fit(
     recursive: RecursiveOption = False,
     quiet: QuietOption = False,
     page: PageOption = "all",
+    jobs: JobsOption = None,
 ) -> None:
     """Fits one model on a set of unlabelled images; use it with `unseg-jax segment --model`."""
     overrides = read_overrides(
@@ -272,6 +276,7 @@ def fit(
             batch_size=batch_size,
             max_images=max_images,
             dtype=dtype,
+            workers=jobs,
             **overrides,
         )
     )

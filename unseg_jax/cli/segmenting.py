@@ -39,6 +39,7 @@ class Choice:
         overrides: fields of `Method`.
         value_range: limits of deep images, "set" for those of all images, or None for each its
             own; see `unseg_jax.data.read_image`.
+        workers: threads that decode, and as many that write; None is one a core.
         said: whether the user was told what is fitted.
     """
 
@@ -50,6 +51,7 @@ class Choice:
     dtype: str
     overrides: dict[str, Any]
     value_range: tuple[float, float] | str | None = None
+    workers: int | None = None
     said: bool = False
 
     def check(self) -> None:
@@ -118,7 +120,7 @@ class Choice:
     def load(self, images: Sequence[ImageFile], quiet: bool) -> Any:
         """The segmenter; a method of sets is fitted on the images first."""
         segmenter = self._load(images, quiet)
-        segmenter.value_range = self.value_range
+        segmenter.value_range, segmenter.workers = self.value_range, self.workers
         if self.value_range == "set":
             from unseg_jax.data.images import measure_range
 
@@ -163,6 +165,7 @@ class Choice:
                 backbone=self.backbone,
                 batch_size=self.batch_size,
                 dtype=self.dtype,
+                workers=self.workers,
                 **self.overrides,
             ).segmenter()
         from unseg_jax.segmenter import ImageSegmenter
@@ -240,7 +243,7 @@ def segment_paths(
         counted = f"{len(plan.done)} of {len(plan.images)} images"
         say(f"{counted} are done already; --overwrite does them too")
     segmenter = choice.load(images, quiet) if plan.todo else None
-    return run_segmenter(segmenter, plan, as_json=as_json, quiet=quiet)
+    return run_segmenter(segmenter, plan, as_json=as_json, quiet=quiet, workers=choice.workers)
 
 
 def _print_plan(plan: Plan, choice: Choice) -> None:
@@ -253,8 +256,20 @@ def _print_plan(plan: Plan, choice: Choice) -> None:
     print(f"all in {plan.out}; nothing was read or written")
 
 
-def run_segmenter(segmenter: Any, plan: Plan, *, as_json: bool = False, quiet: bool = False) -> int:
+def run_segmenter(
+    segmenter: Any,
+    plan: Plan,
+    *,
+    as_json: bool = False,
+    quiet: bool = False,
+    workers: int | None = None,
+) -> int:
     """Does what is planned with a progress bar, says what failed and where the results are.
+
+    Args:
+        segmenter, plan, workers: see `unseg_jax.export.folder.segment_files`.
+        as_json: print one line of JSON per image.
+        quiet: no progress bar and no summary.
 
     Returns:
         0 if all went well, 1 if some image failed, 130 if the user stopped it.
@@ -276,7 +291,9 @@ def run_segmenter(segmenter: Any, plan: Plan, *, as_json: bool = False, quiet: b
             bar.update()
 
         try:
-            run = folder.segment_files(segmenter, plan.images, plan.out, plan=plan, on_entry=show)
+            run = folder.segment_files(
+                segmenter, plan.images, plan.out, plan=plan, on_entry=show, workers=workers
+            )
         except KeyboardInterrupt:
             bar.close()
             say(

@@ -102,7 +102,8 @@ class AutoSegmenter(ModelSegmenter):
             fit=self.method.fit,
             tile=tile,
             value_range=self.value_range,
+            workers=self.workers,
         )
         segmenter = model.segmenter()
-        segmenter.value_range = self.value_range
+        segmenter.value_range, segmenter.workers = self.value_range, self.workers
         yield from segmenter.stream(everything, full_pixels=full_pixels)

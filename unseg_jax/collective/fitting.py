@@ -54,6 +54,7 @@ def fit(
     dtype: str = "float32",
     on_image: Callable[[int, int], Any] | None = None,
     value_range: tuple[float, float] | None = None,
+    workers: int | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
     """Fits one model on a set of unlabelled images.
@@ -73,6 +74,7 @@ def fit(
             `tile` on about as many tiles of them.
         dtype: of the backbone.
         value_range: of deep images; see `unseg_jax.data.read_image`.
+        workers: threads that decode; None is one a core.
         on_image: called as images are read, with how many of the pass are and of how many.
         **overrides: fields of `Method`.
 
@@ -114,7 +116,7 @@ def fit(
     resolved, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
     assert loaded is not None
     segmenter = BatchSegmenter(resolved, loaded, batch_size=batch_size)
-    segmenter.value_range = value_range
+    segmenter.value_range, segmenter.workers = value_range, workers
     tiles = max(1, max_images // len(sources))
     reader = Reader(segmenter, sources, on_image, tiles)
     if by_evidence:
@@ -172,7 +174,8 @@ class Reader:
         size = self.segmenter.batch_size
         held = 1 if self.segmenter.method.tile else size
         alike: dict[tuple[int, ...], list[np.ndarray]] = {}
-        with contextlib.closing(batches(chosen, self._views, held)) as loaded:
+        loaded = batches(chosen, self._views, held, workers=self.segmenter.workers)
+        with contextlib.closing(loaded):
             seen = 0
             for batch in loaded:
                 seen += len(batch)

@@ -109,7 +109,8 @@ class TiledSegmenter(ModelSegmenter):
         """See `BatchSegmenter.stream`."""
         read = functools.partial(self._read_tiles, full_pixels=full_pixels)
         entries = enumerate(as_iterable(images))
-        with contextlib.closing(batches(entries, read, 1, ahead=1)) as loaded:
+        loaded = batches(entries, read, 1, workers=self.workers, ahead=1)
+        with contextlib.closing(loaded):
             for (outcome,) in loaded:
                 if outcome.error is not None:
                     if not isinstance(outcome.error, ImageError):

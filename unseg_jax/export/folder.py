@@ -20,6 +20,7 @@ from PIL import Image
 from unseg_jax.cache import compile_clock
 from unseg_jax.data.folders import FoundImages, ImageFile, safe_name
 from unseg_jax.data.images import read_image
+from unseg_jax.data.loader import default_workers
 from unseg_jax.data.scale import pixel_size
 from unseg_jax.data.writer import Writer
 from unseg_jax.errors import ImageError, InputError, WriteError, printable, readable
@@ -226,6 +227,7 @@ def segment_files(
     *,
     plan: Plan | None = None,
     on_entry: Callable[[Entry], Any] = lambda entry: None,
+    workers: int | None = None,
 ) -> Run:
     """Segments files and writes what was found, with a manifest and a report.
 
@@ -239,6 +241,7 @@ def segment_files(
         output: what is written.
         plan: from `plan_run` with the same arguments; None makes one that does everything.
         on_entry: called with each image as it is done, in order.
+        workers: threads that draw and write; None is one a core.
 
     Raises:
         InputError: see `plan_run`.
@@ -264,7 +267,8 @@ def segment_files(
             on_entry(entry)
 
     start = time.perf_counter()
-    with contextlib.closing(manifest), compile_clock() as clock, Writer() as writer:
+    pool = Writer(default_workers() if workers is None else workers)
+    with contextlib.closing(manifest), compile_clock() as clock, pool as writer:
         sources = [image.source for image in plan.todo]
         found: Any = iter(())
         with contextlib.ExitStack() as stack:
