@@ -107,6 +107,19 @@ def test_small_objects_of_one_slide_are_found():
     assert tiled.confidence > 0.4
 
 
+@pytest.mark.parametrize("side", [20, 60])
+def test_little_in_a_large_image_is_said(backbone, side):
+    from unseg_jax.collective.applying import SMALL_NOTE, MarginResult
+
+    model = us.fit([slide()[0]] * 2, backbone=backbone, **OPTIONS)
+    margins = np.full((1, 64, 64), -1.0, np.float32)
+    margins[0, 2 : 2 + side // 4, 2 : 2 + side // 4] = 1.0
+    result = MarginResult(margins, np.zeros((1, 0)), np.ones(1, bool), np.zeros(1))
+    for size, said in (((256, 256), False), ((257, 300), side == 20)):
+        found = model.segmenter().finish(result, 0, np.zeros((*size, 3), np.uint8))
+        assert (SMALL_NOTE in found.notes) == said, (size, found.coverage)
+
+
 def test_an_image_no_larger_than_a_tile_is_as_without(backbone):
     image, _ = slide(1, (128, 128), 3)
     plain = us.fit([image] * 3, backbone=backbone, **OPTIONS)

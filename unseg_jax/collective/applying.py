@@ -36,6 +36,12 @@ UNLIKE_CONFIDENCE = 0.2
 """The most that the confidence of such an image is: below what reports call unsure."""
 
 
+SMALL_NOTE = "what was found is small for so large an image; --tile 1024 may find more."
+# An image this many times as large as what the backbone sees of it, and the share of it that is
+# found, for that note.
+_LARGE, _SMALL = 4, 0.01
+
+
 class MarginResult(NamedTuple):
     """What the device gives back for a batch.
 
@@ -172,6 +178,10 @@ class ModelSegmenter(BatchSegmenter):
         refined = refine_margins(image, margins, self.method)
         mask = upsample_margins(refined, image.shape[:2])
         notes, most = unlike_note(self.unlike, float(result.distances[index]))
+        height, width = image.shape[:2] if size is None else size
+        large = max(height, width) > _LARGE * max(self.method.size)
+        if large and 0 < mask.mean() < _SMALL:
+            notes += (SMALL_NOTE,)
         return Segmentation.of(
             mask,
             mask,
