@@ -94,10 +94,11 @@ NOTES = {
     "collective": (
         "This library's own method for a set of images of one kind. It is fitted once on the whole "
         "set, without any mask, and then segments a new image in one pass of the transformer. "
-        "Two cues per image (unlikeness to the border, and the second eigenvector of the "
-        "normalised cut) are regressed on the patch features of the whole set by one linear "
-        "scorer. What is left is what the features have in common with being foreground. The "
-        "guided filter moves "
+        "Three cues per image (unlikeness to the border as a whole and to its nearest parts, "
+        "and the second eigenvector of the normalised cut) are regressed on the patch features of "
+        "the whole set by one linear scorer. What is left is what the features have in common with "
+        "being foreground. Images keep their shape (`fit`), and each has a threshold of its own. "
+        "Large images may be cut into tiles (`tile`). The guided filter moves "
         "the edges of the soft map to those of the image."
     ),
     "unsegmedgat-c": (
