@@ -40,8 +40,6 @@ from unseg_jax.postprocess.margins import contrast, refine_margins
 SEEDS = (0, 1, 2)
 NOISE = 0.002
 """A change that gains less is not chosen."""
-HOPELESS = 0.005
-"""A variant that loses more with the first seed is scored with that seed alone."""
 PROBE_IMAGES = 60
 UNSURE = 0.2
 """Confidence below which reports call a mask unsure."""
@@ -57,7 +55,6 @@ class Bench(Variants):
     ):
         super().__init__(sets)
         self.seeds, self.cache = seeds, cache
-        self.dropped: set[Choices] = set()
         self.scores: dict[tuple, np.ndarray] = {}
         self.confidences: dict[tuple, np.ndarray] = {}
 
@@ -99,39 +96,23 @@ class Bench(Variants):
             np.savez(kept, images=found[0], crops=found[1])
         return found
 
-    def drop(self, changes: Iterable[dict]) -> None:
-        """Leaves those that lose more than `HOPELESS` with the first seed at that seed."""
-        for change in changes:
-            chosen = dataclasses.replace(Choices(), **change)
-            first = [
-                self.score(name, chosen, self.seeds[0]).mean()
-                - self.score(name, Choices(), self.seeds[0]).mean()
-                for name in self.sets
-            ]
-            if np.mean(first) < -HOPELESS:
-                self.dropped.add(chosen)
-
-    def seeds_of(self, chosen: Choices) -> tuple[int, ...]:
-        """The seeds that a variant is scored with."""
-        return self.seeds[:1] if chosen in self.dropped else self.seeds
-
     def gain(self, names: Iterable[str], chosen: Choices) -> float:
         """What a variant adds: mean over sets of the mean over images and its seeds."""
         gains = [
             self.score(name, chosen, seed).mean() - self.score(name, Choices(), seed).mean()
             for name in names
-            for seed in self.seeds_of(chosen)
+            for seed in self.seeds
         ]
         return float(np.mean(gains))
 
     def row(self, chosen: Choices) -> dict:
         """The scores of a variant on each set."""
-        found, seeds = {}, self.seeds_of(chosen)
+        found = {}
         for name, one in self.sets.items():
-            scores = [self.score(name, chosen, seed) for seed in seeds]
+            scores = [self.score(name, chosen, seed) for seed in self.seeds]
             ranks = [
                 spearmanr(self.confidences[name, chosen, seed], those)[0]
-                for seed, those in zip(seeds, scores, strict=True)
+                for seed, those in zip(self.seeds, scores, strict=True)
             ]
             found[name] = {
                 "miou": round(float(np.mean(scores)), 4),
@@ -282,12 +263,8 @@ def measure(bench: Bench, say: Callable[[str], None]) -> dict:
     for seed in bench.seeds:
         for name in names:  # All of a set together: they share what is kept of it.
             for change in changes:
-                chosen = dataclasses.replace(default, **change)
-                if seed in bench.seeds_of(chosen):
-                    bench.score(name, chosen, seed)
+                bench.score(name, dataclasses.replace(default, **change), seed)
             say(f"seed {seed}: scored {name}")
-        if seed == bench.seeds[0]:
-            bench.drop(changes)
     result: dict = {"default": bench.row(default), "left_out": {}}
     say(f"default {result['default']}")
     for part, changes in (("variants", VARIANTS), ("edges", EDGES)):
@@ -359,16 +336,14 @@ def table(result: dict) -> str:
     parts.append(f"The change that is chosen {taken}.")
 
     def gain(name: str, scores: dict) -> float:
-        seeds = scores[name]["seeds"]
-        return float(np.mean(seeds) - np.mean(result["default"][name]["seeds"][: len(seeds)]))
+        return float(np.mean(scores[name]["seeds"]) - np.mean(result["default"][name]["seeds"]))
 
     def mean(scores: dict) -> float:
         return float(np.mean([gain(name, scores) for name in names]))
 
     def line(label: str, scores: dict) -> list[str]:
-        once = len(scores[names[0]]["seeds"]) < len(result["seeds"])
         gains = (mean(scores), *(gain(name, scores) for name in names))
-        return [label + " ¹" * once, *(f"{100 * one:+.1f}" for one in gains)]
+        return [label, *(f"{100 * one:+.1f}" for one in gains)]
 
     start = [100 * float(np.mean(list(default.values()))), *(100 * default[name] for name in names)]
     lines = [["**as it is**", *(f"{score:.1f}" for score in start)]]
@@ -381,9 +356,6 @@ def table(result: dict) -> str:
             for label, scores in result[rows].items()
         ]
         parts.append(common.table([title, "mean", *names], lines))
-    parts.append(
-        f"¹ Loses more than {100 * HOPELESS:g} points with the first seed; not run with the others."
-    )
     parts.append(_no_object_table(result["no_object"], names))
     return "\n\n".join(parts)
 

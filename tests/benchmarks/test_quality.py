@@ -166,18 +166,6 @@ def test_what_is_chosen_does_not_see_the_set_left_out(bench, monkeypatch):
     assert set(seen) == {"a"}
 
 
-def test_hopeless_variants_are_left_at_the_first_seed(monkeypatch):
-    bench = quality.Bench({"a": None, "b": None}, seeds=(3, 4))
-    worth = {1: 0.49, 5: 0.5, 9: 0.498}
-    monkeypatch.setattr(
-        bench, "score", lambda name, chosen, seed: np.array([worth[chosen.nearest]])
-    )
-    bench.drop([{}, {"nearest": 1}, {"nearest": 9}])
-    seeds = [bench.seeds_of(quality.Choices(nearest=nearest)) for nearest in (1, 5, 9)]
-    assert seeds == [(3,), (3, 4), (3, 4)]
-    assert bench.gain(["a", "b"], quality.Choices(nearest=1)) == pytest.approx(-0.01)
-
-
 def test_a_measurement_ends_in_a_table(bench, monkeypatch):
     monkeypatch.setattr(quality, "VARIANTS", {"two clusters": {"clusters": 2}})
     # Perfect edges make every score 1, of which there is no rank correlation.
