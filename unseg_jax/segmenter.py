@@ -67,8 +67,8 @@ class BatchSegmenter:
     """Runs a method over batches of images, read ahead of the device and finished behind it.
 
     `ImageSegmenter` starts each image from fresh parameters, `collective.applying.ModelSegmenter`
-    from a model that was fitted on a set. Programs are compiled once for each shape of batch, and
-    on a CPU once for all.
+    from a model that was fitted on a set. Programs are compiled once for each shape of image and
+    size of batch, and on a CPU once for each shape of image.
 
     Attributes:
         method: the `Method`, with a stride that fits the backbone.

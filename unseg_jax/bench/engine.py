@@ -3,7 +3,8 @@
 Methods that share `Method.feature_key` share one pass of the backbone. With several local
 devices the batch axis is split over them; a CPU takes the images of a batch one by one, several at
 once. Everything is compiled before the first batch, for one shape, so that compile time is known
-and no batch waits for it.
+and no batch waits for it. Where images keep their shapes (`Method.fit`), a further shape is
+compiled when its first image comes, and that time is counted apart.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ Box = tuple[int, int, int, int]
 _STEP = 0.75
 # Pixels of the result for a side of a tile: what edges are refined at.
 _SIDE = 256
-# Tiles whose split is at least this share as clear as the best one's have a say in the threshold.
+# Tiles whose split is at least this share as clear as the best one's have a say in the threshold;
+# a half, which was set before anything was measured.
 _CLEAR = 0.5
 
 
@@ -49,7 +50,7 @@ class TileResult(NamedTuple):
         scores: (B, h, w) float32, not yet compared with a threshold.
         valid: (B, h, w) bool, False on the frame.
         thresholds: (B,) float32, Otsu's of each tile.
-        clearness: (B,) float32, the variance between the two sides of it.
+        clearness: (B,) float32, the variance between the two sides of it (what Otsu maximises).
         finite: (B,) bool, False where features are not finite numbers.
         distances: (B,) float32, from the set that was fitted; see `evidence.distance`.
     """
