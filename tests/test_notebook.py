@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,10 +40,12 @@ def outputs(notebook):
     ]
 
 
+# Over sockets in a folder of its own: a free port may be another program's before the kernel has it.
 RUN = """
-import sys, nbclient, nbformat
+import sys, jupyter_client, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)
-nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+kernel = jupyter_client.AsyncKernelManager(kernel_name="python3", transport="ipc", ip=sys.argv[3])
+nbclient.NotebookClient(notebook, km=kernel, timeout=600, startup_timeout=300).execute()
 nbformat.write(notebook, sys.argv[2])
 """
 
@@ -61,8 +64,10 @@ def running(tmp_path_factory):
     def run(name):
         source, fresh = FOLDER / f"{name}.ipynb", folder / f"{name}.ipynb"
         # A process of its own: event loops of nbclient outlive their thread.
-        command = [sys.executable, "-c", RUN, str(source), str(fresh)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        # A short path, as that of a socket may have 107 bytes.
+        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+            command = [sys.executable, "-c", RUN, source, fresh, Path(sockets, "socket")]
+            done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return nbformat.read(fresh, as_version=4)
 
