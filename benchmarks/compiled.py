@@ -260,7 +260,8 @@ def random_scorer(width: int, clusters: int = 16, components: int = 96):
     """A scorer as fitting a set gives it, of random numbers."""
     import jax.numpy as jnp
 
-    from unseg_jax.collective.evidence import Scorer
+    from unseg_jax.collective.convolution import HIDDEN
+    from unseg_jax.collective.scoring import Scorer
 
     generator = np.random.default_rng(0)
     components = min(components, width)
@@ -276,6 +277,10 @@ def random_scorer(width: int, clusters: int = 16, components: int = 96):
         frame=jnp.arange(clusters) == 0,
         weights=draw(components),
         offset=draw(),
+        kernel=draw(3, 3, components, 2 * HIDDEN).astype(jnp.float16),
+        bias=draw(2 * HIDDEN),
+        readout=draw(2 * HIDDEN),
+        shift=draw(),
         threshold=draw(),
     )
 

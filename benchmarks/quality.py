@@ -13,7 +13,7 @@ The sets are in quality_sets.py, the variants in quality_variants.py.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -30,8 +30,17 @@ from scipy.stats import rankdata, spearmanr
 
 from benchmarks import common
 from benchmarks.quality_sets import SIDE, SOURCES, Set, read_set
-from benchmarks.quality_variants import EDGES, SIZES, VARIANTS, Choices, Variants, enlarge
-from unseg_jax.collective import evidence
+from benchmarks.quality_variants import (
+    EDGES,
+    FURTHER,
+    LIBRARY,
+    SIZES,
+    VARIANTS,
+    Choices,
+    Variants,
+    enlarge,
+)
+from unseg_jax.collective import scoring
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.ready import load_ready
 from unseg_jax.methods import override, resolve
@@ -90,16 +99,16 @@ class Bench(Variants):
             with np.load(kept) as file:
                 return file["images"], file["crops"]
         one = self.sets[name]
-        scorer, _ = evidence.fit_scorer([one.fine], [one.grid], key=jax.random.key(seed))
-        found = signs(scorer, one.fine), signs(scorer, one.background)
+        scorer, _ = scoring.fit_scorer([one.fine], [one.grid], key=jax.random.key(seed))
+        found = signs(scorer, one.fine, one.grid), signs(scorer, one.background, one.grid)
         if kept is not None:
             np.savez(kept, images=found[0], crops=found[1])
         return found
 
-    def gain(self, names: Iterable[str], chosen: Choices) -> float:
+    def gain(self, names: Iterable[str], chosen: Choices, base: Choices) -> float:
         """What a variant adds: mean over sets of the mean over images and its seeds."""
         gains = [
-            self.score(name, chosen, seed).mean() - self.score(name, Choices(), seed).mean()
+            self.score(name, chosen, seed).mean() - self.score(name, base, seed).mean()
             for name in names
             for seed in self.seeds
         ]
@@ -132,7 +141,7 @@ def iou(masks: np.ndarray, truths: np.ndarray) -> np.ndarray:
 
 def _unlike(model: CollectiveModel, features: np.ndarray) -> bool:
     """Whether a model says that an image is unlike those that it was fitted on."""
-    return float(evidence.distance(model.evidence, jnp.asarray(features))) > model.unlike
+    return float(scoring.distance(model.evidence, jnp.asarray(features))) > model.unlike
 
 
 def probe(one: Set, seed: int) -> np.ndarray:
@@ -164,16 +173,15 @@ def interval(scores: np.ndarray, groups: np.ndarray | None = None) -> list[float
     return [round(float(side), 4) for side in np.percentile(means, (2.5, 97.5))]
 
 
-def choose(bench: Bench, names: list[str]) -> tuple[str | None, Choices]:
+def choose(
+    bench: Bench, names: list[str], changes: dict[str, dict], base: Choices
+) -> tuple[str | None, Choices]:
     """The change that is best on some sets, if it gains more than noise does."""
-    gains = {
-        label: bench.gain(names, dataclasses.replace(Choices(), **change))
-        for label, change in VARIANTS.items()
-    }
+    gains = {label: bench.gain(names, Choices(**change), base) for label, change in changes.items()}
     label = max(gains, key=gains.__getitem__)
     if gains[label] < NOISE:
-        return None, Choices()
-    return label, dataclasses.replace(Choices(), **VARIANTS[label])
+        return None, base
+    return label, Choices(**changes[label])
 
 
 # ---------------------------------------------------------------- images without an object
@@ -182,23 +190,23 @@ def choose(bench: Bench, names: list[str]) -> tuple[str | None, Choices]:
 RULES = ("confidence", "largest margin", "share in the object", "score in the object", "distance")
 
 
-@jax.jit
-def _signs(scorer, features):
-    margins, scores, valid = evidence.score(scorer, features)
+@functools.partial(jax.jit, static_argnames="grid")
+def _signs(scorer, features, grid):
+    margins, scores, valid = scoring.score(scorer, features, grid)
     inside = valid & (margins > 0)
     score = jnp.sum(scores * inside) / jnp.maximum(inside.sum(), 1) - scorer.threshold
-    distance = evidence.distance(scorer, features)
+    distance = scoring.distance(scorer, features)
     return margins, jnp.stack([margins.max(), inside.mean(), score, -distance])
 
 
-def signs(scorer: evidence.Scorer, features: np.ndarray) -> np.ndarray:
+def signs(scorer: scoring.Scorer, features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """(n, 5) what may tell that an image has an object, larger where it has: the confidence; the
     largest margin; minus the share of the image above its threshold, since Otsu's halves an image
     of one material; the mean score above the image's threshold less the threshold of the set; and
     minus the distance from the set."""
     found = []
     for image in features:
-        margins, others = _signs(scorer, jnp.asarray(image))
+        margins, others = _signs(scorer, jnp.asarray(image), grid)
         largest, share, score, near = np.asarray(others)
         found.append([contrast(np.asarray(margins)), largest, -share, score, near])
     return np.array(found)
@@ -258,23 +266,24 @@ def no_object(bench: Bench) -> dict:
 def measure(bench: Bench, say: Callable[[str], None]) -> dict:
     """Every row of the tables."""
     names = list(bench.sets)
-    default = Choices()
-    changes = [{}, *VARIANTS.values(), *EDGES.values(), *({"fitted_on": n} for n in SIZES)]
+    linear, library = Choices(), Choices(**LIBRARY)
+    sizes = {str(count): {**LIBRARY, "fitted_on": count} for count in SIZES}
+    parts = {"variants": VARIANTS, "further": FURTHER, "edges": EDGES, "sizes": sizes}
+    changes = [{}, *(change for part in parts.values() for change in part.values())]
     for seed in bench.seeds:
         for name in names:  # All of a set together: they share what is kept of it.
             for change in changes:
-                bench.score(name, dataclasses.replace(default, **change), seed)
+                bench.score(name, Choices(**change), seed)
             say(f"seed {seed}: scored {name}")
-    result: dict = {"default": bench.row(default), "left_out": {}}
-    say(f"default {result['default']}")
-    for part, changes in (("variants", VARIANTS), ("edges", EDGES)):
+    result: dict = {"linear": bench.row(linear), "library": bench.row(library), "left_out": {}}
+    say(f"the library: {result['library']}")
+    for part, changes in parts.items():
+        base = linear if part == "variants" else library
         result[part] = {}
         for label, change in changes.items():
-            chosen = dataclasses.replace(default, **change)
+            chosen = Choices(**change)
             result[part][label] = bench.row(chosen)
-            say(f"{label}: {bench.gain(names, chosen):+.4f}")
-    sizes = {str(count): dataclasses.replace(default, fitted_on=count) for count in SIZES}
-    result["sizes"] = {count: bench.row(chosen) for count, chosen in sizes.items()}
+            say(f"{part}, {label}: {bench.gain(names, chosen, base):+.4f}")
     result["no_object"] = no_object(bench)
     say(f"no object: {result['no_object']}")
     ready = load_ready()
@@ -288,15 +297,20 @@ def measure(bench: Bench, say: Callable[[str], None]) -> dict:
         found = [probe(one, seed) for seed in bench.seeds]
         result["probe"][name] = {"miou": round(float(np.mean([s.mean() for s in found])), 4)}
     for left in names:
-        taken, chosen = choose(bench, [name for name in names if name != left])
+        others = [name for name in names if name != left]
+        taken, chosen = choose(bench, others, VARIANTS, linear)
+        further = None
+        if chosen == library:
+            further, chosen = choose(bench, others, FURTHER, library)
         found = np.mean([bench.score(left, chosen, seed) for seed in bench.seeds], 0)
         result["left_out"][left] = {
             "change": taken,
+            "further": further,
             "miou": round(float(found.mean()), 4),
             "interval": interval(found, bench.sets[left].groups),
-            "default": result["default"][left]["miou"],
+            "library": result["library"][left]["miou"],
         }
-        say(f"without {left}: {taken} {found.mean():.4f}")
+        say(f"without {left}: {taken}, {further} {found.mean():.4f}")
     return result
 
 
@@ -328,54 +342,56 @@ def table(result: dict) -> str:
     """What is chosen without a set, what each choice is worth, how scores grow with the set, and
     how images without an object are told."""
     names = list(result["images"])
-    default = {name: one["miou"] for name, one in result["default"].items()}
-    parts = [_left_out_table(result, names, default)]
-    taken = "; ".join(
-        f"without {name}: {one['change'] or 'nothing'}" for name, one in result["left_out"].items()
-    )
-    parts.append(f"The change that is chosen {taken}.")
+    parts = [_left_out_table(result, names)]
+    for title, key in (("The change that is chosen", "change"), ("On top of it", "further")):
+        taken = "; ".join(
+            f"without {name}: {one[key] or 'nothing'}" for name, one in result["left_out"].items()
+        )
+        parts.append(f"{title} {taken}.")
 
-    def gain(name: str, scores: dict) -> float:
-        return float(np.mean(scores[name]["seeds"]) - np.mean(result["default"][name]["seeds"]))
-
-    def mean(scores: dict) -> float:
-        return float(np.mean([gain(name, scores) for name in names]))
-
-    def line(label: str, scores: dict) -> list[str]:
-        gains = (mean(scores), *(gain(name, scores) for name in names))
-        return [label, *(f"{100 * one:+.1f}" for one in gains)]
-
-    start = [100 * float(np.mean(list(default.values()))), *(100 * default[name] for name in names)]
-    lines = [["**as it is**", *(f"{score:.1f}" for score in start)]]
-    order = sorted(result["variants"].items(), key=lambda item: -mean(item[1]))
-    lines += [line(label, scores) for label, scores in order]
-    parts.append(common.table(["mIoU, and what a change adds", "mean", *names], lines))
-    for title, rows in (("what is done to the margins after", "edges"), ("fitted on", "sizes")):
-        lines = [
-            line(f"{label} images" if rows == "sizes" else label, scores)
-            for label, scores in result[rows].items()
+    def gains(scores: dict, base: str) -> list[float]:
+        found = [
+            float(np.mean(scores[name]["seeds"]) - np.mean(result[base][name]["seeds"]))
+            for name in names
         ]
+        return [float(np.mean(found)), *found]
+
+    for title, key, base, start in (
+        ("mIoU, and what a change adds", "variants", "linear", "the linear scorer alone"),
+        ("and on top of it", "further", "library", "the library"),
+        ("what is done to the margins after", "edges", "library", "nothing"),
+        ("fitted on", "sizes", "library", "all images"),
+    ):
+        scores = [float(np.mean(result[base][name]["seeds"])) for name in names]
+        lines = [[f"**{start}**", *(f"{100 * s:.1f}" for s in (np.mean(scores), *scores))]]
+        rows = [(label, gains(found, base)) for label, found in result[key].items()]
+        if key == "variants":
+            rows.sort(key=lambda row: -row[1][0])
+        for label, found in rows:
+            label = f"{label} images" if key == "sizes" else label
+            lines.append([label, *(f"{100 * one:+.1f}" for one in found)])
         parts.append(common.table([title, "mean", *names], lines))
     parts.append(_no_object_table(result["no_object"], names))
     return "\n\n".join(parts)
 
 
-def _left_out_table(result: dict, names: list[str], default: dict) -> str:
+def _left_out_table(result: dict, names: list[str]) -> str:
     rows = []
     for title, pick in (
         ("supervised probe, 60 labelled images", lambda name: result["probe"][name]["miou"]),
-        ("as it is", default.get),
+        ("the linear scorer alone", lambda name: result["linear"][name]["miou"]),
+        ("the library", lambda name: result["library"][name]["miou"]),
         ("chosen on the other four sets", lambda name: result["left_out"][name]["miou"]),
     ):
         scores = [pick(name) for name in names]
         rows.append([title, *(f"{100 * score:.1f}" for score in (np.mean(scores), *scores))])
-    spans = [result["default"][name]["interval"] for name in names]
-    rows.append(["95 % of as it is", "", *(f"{100 * a:.1f}–{100 * b:.1f}" for a, b in spans)])
-    seeds = [result["default"][name]["seeds"] for name in names]
+    spans = [result["library"][name]["interval"] for name in names]
+    rows.append(["95 % of the library", "", *(f"{100 * a:.1f}–{100 * b:.1f}" for a, b in spans)])
+    seeds = [result["library"][name]["seeds"] for name in names]
     apart = [100 * (max(one) - min(one)) for one in seeds]
-    rows.append(["seeds of as it is apart by", "", *(f"{one:.1f}" for one in apart)])
-    ranks = [result["default"][name]["confidence"] for name in names]
-    rows.append(["confidence ρ of as it is", *(f"{r:.2f}" for r in (np.mean(ranks), *ranks))])
+    rows.append(["seeds of the library apart by", "", *(f"{one:.1f}" for one in apart)])
+    ranks = [result["library"][name]["confidence"] for name in names]
+    rows.append(["confidence ρ of the library", *(f"{r:.2f}" for r in (np.mean(ranks), *ranks))])
     said = [result["unlike"].get(name, float("nan")) for name in names]
     rows.append(["called unlike by the model that ships", "", *(f"{one:.0%}" for one in said)])
     return common.table(["mIoU", "mean", *names], rows)
@@ -416,7 +432,7 @@ def methods_table(result: dict, bench: Path) -> str:
     rows = [
         row("supervised probe, 60 labelled images", _scores(result["probe"])),
         row("chosen on the other four sets", _scores(result["left_out"])),
-        row("as it is", _scores(result["default"])),
+        row("the library", _scores(result["library"])),
     ]
     every: dict[str, dict[str, list[float]]] = {}
     whole: dict[str, list[float]] = {}

@@ -11,13 +11,14 @@ import numpy as np
 
 from benchmarks.quality_sets import Set
 from unseg_jax.clustering.graphs import normalise_rows
-from unseg_jax.collective import evidence
+from unseg_jax.collective import evidence, scoring
+from unseg_jax.collective.convolution import scores_of, train
 from unseg_jax.metrics.partitions import ari
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """Every choice that is tried; the defaults are what the library does.
+    """Every choice that is tried; the defaults are the linear scorer alone.
 
     Attributes:
         cues: whose sum is the evidence of an image; see `_cue`.
@@ -37,7 +38,7 @@ class Choices:
         threshold: "own" Otsu's of each image, "set" that of all scores, "both" their mean.
         head: "linear"; or "mlp" or "conv", with 32 hidden units on a patch or on 3 × 3 of them,
             trained on what the linear one is sure of, with flips, as the mean of two of them on
-            halves of the set.
+            halves of the set; see `unseg_jax.collective.convolution`.
         agreed: whether training ends where the two heads agree most.
         mixed: whether the linear scores are averaged with those of the heads.
         coarse: weight of the margins of the image at half its size.
@@ -76,6 +77,8 @@ class Choices:
 
 
 _BOTH = {"head": "conv", "agreed": True, "mixed": True}
+LIBRARY = {**_BOTH, "centred": "nothing"}
+"""What the library does."""
 VARIANTS: dict[str, dict] = {
     "the border alone: unlike": {"cues": ("unlike",)},
     "the border alone: apart": {"cues": ("apart",)},
@@ -131,23 +134,27 @@ VARIANTS: dict[str, dict] = {
     "a convolution as the head, stopped by agreement": {"head": "conv", "agreed": True},
     "mean of such a convolution and the linear head": _BOTH,
     "mean of both heads, two scales": {**_BOTH, "coarse": 0.5},
-    "mean of both heads, scored features centred by nothing": {**_BOTH, "centred": "nothing"},
+    "mean of both heads, scored features centred by nothing": LIBRARY,
     "two scales, the coarse one half": {"coarse": 0.5},
     "margins smoothed on the graph, 1 step": {"diffused": 1},
     "margins smoothed on the graph, 3 steps": {"diffused": 3},
 }
-EDGES: dict[str, dict] = {
-    "edges by the guided filter, as in the library": {"refined": "guided"},
-    "edges by the bilateral solver": {"refined": "bilateral"},
-    "centred by nothing, edges by the guided filter": {"centred": "nothing", "refined": "guided"},
-    "mean of both heads, edges by the guided filter": {**_BOTH, "refined": "guided"},
-    "mean of both heads, centred by nothing, edges by the guided filter": {
-        **_BOTH,
-        "centred": "nothing",
-        "refined": "guided",
-    },
+FURTHER: dict[str, dict] = {
+    "two scales, the coarse one half": {**LIBRARY, "coarse": 0.5},
+    "τ = .6 quantile of the image": {**LIBRARY, "tau": "quantile"},
+    "192 components": {**LIBRARY, "components": 192},
+    "4 rounds of its own labels": {**LIBRARY, "rounds": 4},
+    "not stopped by agreement": {**LIBRARY, "agreed": False},
+    "one threshold for the set": {**LIBRARY, "threshold": "set"},
 }
-"""What is done to the margins after; no rival of the variants."""
+"""What is tried on top of the library, above all what gained something by itself."""
+EDGES: dict[str, dict] = {
+    "edges by the guided filter, as in the library": {**LIBRARY, "refined": "guided"},
+    "edges by the bilateral solver": {**LIBRARY, "refined": "bilateral"},
+    "the linear scorer alone": {},
+    "the linear scorer alone, edges by the guided filter": {"refined": "guided"},
+}
+"""What is done to the margins of the library after; no rival of the variants."""
 SIZES = (12, 25, 50, 100)
 """Sizes of the set that is fitted, to show how scores grow with it."""
 STABLE = (8, 16, 32)
@@ -178,9 +185,7 @@ class Variants:
     def projected(self, name, kind, components, seed, fitted_on):
         """Projection and coordinates of a set, and which images are fitted."""
         features = self.features(name, kind)
-        rng = np.random.default_rng(
-            np.asarray(jax.random.bits(jax.random.key(seed), (2,), "uint32"))
-        )
+        rng = np.random.default_rng(_bits(seed))
         fitted = np.arange(len(features))
         if fitted_on is not None:
             fitted = np.random.default_rng(seed).permutation(len(features))[:fitted_on]
@@ -200,7 +205,7 @@ class Variants:
             centres = evidence.fit_centres(x[fitted].reshape(-1, x.shape[-1]), count, key)
             labels = np.asarray(evidence.nearest_centre(jnp.asarray(x), centres))
             ratios = evidence.frame_clusters([labels[fitted]], [self.grid(name, kind)], count)
-            framing = ratios > evidence._FRAME_RATIO
+            framing = ratios > scoring.FRAME_RATIO
             if framing[labels[fitted]].mean() <= 0.5:
                 valid = ~framing[labels]
         return valid
@@ -221,9 +226,9 @@ class Variants:
     def trained(self, name: str, linear: Choices, seed: int, head: str) -> dict[bool, np.ndarray]:
         """Scores (n, N) of heads that learn from linear ones: agreed or not → scores."""
         shared, valid = self._shared(name, linear, seed, linear.features)
-        _, x, _ = self.projected(*shared)
+        _, x, fitted = self.projected(*shared)
         margins = self.margins(name, linear, seed).reshape(valid.shape)
-        return _train_heads(x, valid, margins, self.grid(*shared[:2]), seed, head)
+        return _train_heads(x, valid, margins, fitted, self.grid(*shared[:2]), seed, head)
 
     def _shared(self, name, chosen, seed, kind):
         shared = (name, kind, chosen.components, seed, chosen.fitted_on)
@@ -253,12 +258,13 @@ class Variants:
             scores = self.trained(name, linear, seed, chosen.head)[chosen.agreed]
             if chosen.mixed:
                 scores = (scores + self.margins(name, linear, seed).reshape(scores.shape)) / 2
-            threshold = float(evidence.otsu(scores[valid], jnp.ones(valid.sum(), bool)))
+            among = scores[fitted][valid[fitted]]
+            threshold = float(evidence.otsu(jnp.asarray(among), jnp.ones(len(among), bool)))
         grid = self.grid(name, kind)
         limits = {"own": _own(scores, valid), "set": np.full((len(x), 1), threshold)}
         limits["own"] = np.where(np.isfinite(limits["own"]), limits["own"], threshold)
         limits["both"] = (limits["own"] + limits["set"]) / 2
-        found = np.where(valid, scores - limits[chosen.threshold], evidence.FRAME_SCORE)
+        found = np.where(valid, scores - limits[chosen.threshold], scoring.FRAME_SCORE)
         found = found.reshape(-1, *grid).astype(np.float32)
         if kind == "coarse":
             return found
@@ -409,8 +415,13 @@ def _stable_count(x: np.ndarray, key) -> int:
 # ---------------------------------------------------------------- heads
 
 
+def _bits(seed: int) -> np.ndarray:
+    """Of the library's chance under `jax.random.key(seed)`."""
+    return np.asarray(jax.random.bits(jax.random.key(seed), (2,), "uint32"))
+
+
 def _own(scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    return np.asarray(evidence._otsu_rows(jnp.asarray(scores), jnp.asarray(valid)))[:, None]
+    return np.asarray(scoring.otsu_rows(jnp.asarray(scores), jnp.asarray(valid)))[:, None]
 
 
 def _regress(x, valid, target, fitted, chosen):
@@ -446,70 +457,13 @@ def _diffuse(x, margins, steps):
     return flat.reshape(margins.shape)
 
 
-def _train_heads(x, valid, margins, grid, seed, kind, steps=300, hidden=32):
-    """Scores (n, N) of unit variance: the mean of two heads trained on halves of the set, at the
-    end (False) and where their masks agreed most (True)."""
-    import optax
-
-    images = jnp.asarray(x.reshape(-1, *grid, x.shape[-1]))
-    sure = np.where(valid, np.clip(margins, -1, 1), -1.0).reshape(-1, *grid)
-    sure = jnp.asarray(np.nan_to_num(sure), jnp.float32)
+def _train_heads(x, valid, margins, fitted, grid, seed, kind):
+    """Scores (n, N) of unit variance: the mean of two heads trained on halves of what is fitted, at
+    the end (False) and where their masks agreed most (True)."""
+    sure = np.where(valid, np.clip(margins, -1, 1), -1.0)
+    images, goals, inside = (one.reshape(-1, *grid, *one.shape[2:]) for one in (x, sure, valid))
+    rng = np.random.default_rng([*_bits(seed), 1])
     side = {"mlp": 1, "conv": 3}[kind]
-
-    def apply(params, batch):
-        shown = jax.lax.conv_general_dilated(
-            batch, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return jax.nn.relu(shown + params["b"]) @ params["v"] + params["c"]
-
-    def loss(params, batch, goal):
-        logits = apply(params, batch)
-        return jnp.mean(jnp.abs(goal) * jnp.logaddexp(0, -jnp.sign(goal) * logits))
-
-    optimiser = optax.adamw(3e-3, weight_decay=1e-2)
-
-    @jax.jit
-    def step(params, state, batch, goal):
-        gradient = jax.grad(loss)(params, batch, goal)
-        updates, state = optimiser.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    rng = np.random.default_rng(seed)
-
-    def start():
-        scale = np.sqrt(2 / (side**2 * x.shape[-1]))
-        weights = rng.normal(size=(side, side, x.shape[-1], hidden)) * scale
-        params = {
-            "w": jnp.asarray(weights, jnp.float32),
-            "b": jnp.zeros(hidden),
-            "v": jnp.asarray(rng.normal(size=hidden) / np.sqrt(hidden), jnp.float32),
-            "c": jnp.zeros(()),
-        }
-        return params, optimiser.init(params)
-
-    run = jax.jit(apply)
-
-    def logits(params):
-        batches = (images[i : i + 16] for i in range(0, len(images), 16))
-        return np.concatenate([np.asarray(run(params, batch)) for batch in batches])
-
-    order = rng.permutation(len(x))
-    halves = (order[::2], order[1::2])
-    heads = [start() for _ in halves]
-    most, found = -1.0, {}
-    for number in range(1, steps + 1):
-        for place, half in enumerate(halves):
-            drawn = rng.choice(half, 8)
-            batch, goal = images[drawn], sure[drawn]
-            if rng.random() < 0.5:
-                batch, goal = batch[:, :, ::-1], goal[:, :, ::-1]
-            heads[place] = step(*heads[place], batch, goal)
-        if number % 50 == 0:
-            first, second = (logits(params) for params, _ in heads)
-            both, either = (first > 0) & (second > 0), (first > 0) | (second > 0)
-            agreement = both.sum() / max(either.sum(), 1)
-            scores = (first + second).reshape(valid.shape)
-            found[False] = scores / (scores[valid].std() + 1e-9)
-            if agreement > most:
-                most, found[True] = agreement, found[False]
-    return found
+    looks = list(train([images[fitted]], [goals[fitted]], [inside[fitted]], rng, side=side))
+    heads = {False: looks[-1][1], True: max(looks, key=lambda look: look[0])[1]}
+    return {agreed: scores_of(head, [images])[0] for agreed, head in heads.items()}

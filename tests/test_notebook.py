@@ -40,7 +40,7 @@ def outputs(notebook):
     ]
 
 
-# Over sockets in a folder of its own: a free port may be another program's before the kernel has it.
+# Over sockets in a folder: a free port may be another program's before the kernel has it.
 RUN = """
 import sys, jupyter_client, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)

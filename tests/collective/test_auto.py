@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import unseg_jax as us
-from unseg_jax.collective import auto, evidence
+from unseg_jax.collective import auto, scoring
 from unseg_jax.collective.ready import READY_MODEL, load_ready
 from unseg_jax.errors import WeightsError
 
@@ -76,7 +76,7 @@ def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(backbone):
     rows = np.asarray(features[0])
     mean = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).mean(0)
     by_hand = np.linalg.norm(mean - np.asarray(model.evidence.mean))
-    ours = float(evidence.distance(model.evidence, rows))
+    ours = float(scoring.distance(model.evidence, rows))
     assert ours == pytest.approx(by_hand, rel=1e-4)
     trusted = model.segment(image)[0]
     assert trusted.notes == ()

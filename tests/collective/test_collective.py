@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 
 import unseg_jax as us
 from unseg_jax.clustering.loop import cluster, dropout_seeds
-from unseg_jax.collective import evidence, shared_head
+from unseg_jax.collective import evidence, scoring, shared_head
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import CollectiveModel, load_model
 from unseg_jax.errors import WeightsError
@@ -43,13 +43,14 @@ def _squares(count=12, seed=0, frame=False, noise=0.2):
 
 
 def _margins(head, features):
-    return np.asarray(jax.vmap(lambda one: evidence.score(head, one)[0])(jnp.asarray(features)))
+    score = jax.vmap(lambda one: scoring.score(head, one, GRID)[0])
+    return np.asarray(score(jnp.asarray(features)))
 
 
 @pytest.mark.parametrize("frame", [False, True])
 def test_evidence_finds_the_object_of_the_set(frame):
     features, truth = _squares(frame=frame)
-    head, found = evidence.fit_scorer([features], [GRID], num_clusters=4, key=jax.random.key(0))
+    head, found = scoring.fit_scorer([features], [GRID], num_clusters=4, key=jax.random.key(0))
     new, new_truth = _squares(6, seed=1, frame=frame)
     assert not any(np.array_equal(image, fitted) for image in new for fitted in features)
     np.testing.assert_array_equal(_margins(head, features) > 0, truth)
@@ -64,12 +65,12 @@ def test_evidence_finds_the_object_of_the_set(frame):
 def test_fit_scorer_is_the_same_under_a_key():
     features, _ = _squares(4)
     one, other = (
-        evidence.fit_scorer([features], [GRID], num_clusters=3, key=jax.random.key(7))[0]
+        scoring.fit_scorer([features], [GRID], num_clusters=3, key=jax.random.key(7))[0]
         for _ in range(2)
     )
     for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(first, second)
-    another = evidence.fit_scorer([features], [GRID], num_clusters=3, key=jax.random.key(8))[0]
+    another = scoring.fit_scorer([features], [GRID], num_clusters=3, key=jax.random.key(8))[0]
     assert not np.array_equal(one.centres, another.centres)
 
 
@@ -143,7 +144,7 @@ def test_features_without_contrast_give_finite_margins(case):
         "one_image": rng.normal(size=(1, 100, 8)),
         "one_colour_each": np.repeat(rng.normal(size=(3, 1, 8)), 100, 1),
     }[case].astype(np.float32)
-    head, _ = evidence.fit_scorer([features], [GRID], num_clusters=4, key=jax.random.key(0))
+    head, _ = scoring.fit_scorer([features], [GRID], num_clusters=4, key=jax.random.key(0))
     assert np.isfinite(_margins(head, features)).all()
 
 

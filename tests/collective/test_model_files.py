@@ -225,7 +225,10 @@ def test_tensors_of_unknown_names_are_refused(good, outcome):
 
 def test_huge_weights_never_give_a_mask_out_of_nan(good, backbone, tmp_path):
     facts, tensors = good
-    huge = {k: v if v.dtype == np.bool_ else np.full_like(v, 3e38) for k, v in tensors.items()}
+    huge = {
+        name: array if array.dtype == np.bool_ else np.full_like(array, np.finfo(array.dtype).max)
+        for name, array in tensors.items()
+    }
     path = tmp_path / "huge.safetensors"
     path.write_bytes(save(huge, facts))
     with pytest.raises(ImageError, match="not finite"):

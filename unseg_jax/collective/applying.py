@@ -14,7 +14,8 @@ import numpy as np
 
 from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
-from unseg_jax.collective import evidence
+from unseg_jax.collective import scoring
+from unseg_jax.collective.evidence import project
 from unseg_jax.methods import Method
 from unseg_jax.parallel import How, map_batch
 from unseg_jax.pipeline import PatchResult, segment_features
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from unseg_jax.backbones import Backbone
     from unseg_jax.clustering.head import Params
-    from unseg_jax.collective.evidence import Scorer
+    from unseg_jax.collective.scoring import Scorer
 
 
 UNLIKE_NOTE = "unlike the images that this model was fitted on; fit your own with unseg-jax fit."
@@ -49,7 +50,7 @@ class MarginResult(NamedTuple):
         margins: (B, h, w) float32, above 0 is foreground.
         losses: (B, epochs) float32 of the per-image epochs.
         finite: (B,) bool, False where features are not finite numbers.
-        distances: (B,) float32, from the set that was fitted; see `evidence.distance`.
+        distances: (B,) float32, from the set that was fitted; see `scoring.distance`.
     """
 
     margins: Float[Array, "b h w"]
@@ -78,7 +79,7 @@ class ModelSegmenter(BatchSegmenter):
         Args:
             method: that was fitted, with the epochs of each image.
             backbone: that the features come from.
-            evidence: the linear scorer; None for models of shared passes alone.
+            evidence: the scorer; None for models of shared passes alone.
             params: of the graph neural network that per-image epochs start from; None if there
                 are no such epochs.
             foreground: for each cluster of the network whether it is foreground; read only of
@@ -110,10 +111,10 @@ class ModelSegmenter(BatchSegmenter):
 
     def _run_evidence(self, scorer: Scorer, features, grid: tuple[int, int]) -> MarginResult:
         method = self.method
-        margins, _, _ = jax.vmap(functools.partial(evidence.score, scorer))(features)
+        margins = jax.vmap(lambda one: scoring.score(scorer, one, grid)[0])(features)
         losses = jnp.zeros((len(features), 0), jnp.float32)
         if method.epochs:
-            nodes, cosines = evidence.project(features, scorer.projection)
+            nodes, cosines = project(features, scorer.projection)
             adjacency = map_batch(lambda one: graphs.affinity(one, method), cosines, self._map)
             mask = jnp.ones(nodes.shape[:2], bool)
             clustering = cluster_batch(
@@ -130,7 +131,7 @@ class ModelSegmenter(BatchSegmenter):
             margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
             losses = clustering.losses
         finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
-        distances = jax.vmap(functools.partial(evidence.distance, scorer))(features)
+        distances = jax.vmap(functools.partial(scoring.distance, scorer))(features)
         return MarginResult(margins.reshape(-1, *grid), losses, finite, distances)
 
     def _run_shared(self, features, grid: tuple[int, int]) -> PatchResult:

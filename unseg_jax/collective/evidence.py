@@ -1,9 +1,8 @@
-"""Foreground evidence from a whole set of unlabelled images: one linear scorer, no ground truth.
+"""Foreground evidence from one unlabelled image, in the coordinates of its set.
 
 Two things tell the object in an image of its own: it is unlike what touches the border, and it
 falls apart from the rest in a normalised cut. Both err, but differently in every image, while
-what the object looks like repeats over the set. So the evidence of all images is regressed on
-the patch features: what is left is what features have in common with being foreground.
+what the object looks like repeats over the set; `unseg_jax.collective.scoring` learns that.
 
 1. `fit_projection`: features are normalised, centred by the set's mean and projected on their
    first principal components.
@@ -12,15 +11,13 @@ the patch features: what is left is what features have in common with being fore
    of an image is that of what remains.
 3. `image_evidence`: unlikeness to the border as a whole, unlikeness to the nearest parts of the
    border, and the second eigenvector of the normalised cut, each standardised within its image.
-4. `fit_scorer`: ridge regression of that evidence; then the scorer learns from its own labels.
-5. `score`: the scorer on a new image, with the image's own Otsu threshold.
 
 Everything on arrays of one image here is pure JAX, to be vmapped.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +35,11 @@ if TYPE_CHECKING:
 _TAU = 0.2
 _EPSILON = 1e-5
 _POWER_STEPS = 12
-_FRAME_RATIO = 2.5
-_RIDGE = 0.02
-_ROUNDS = 2
 _BINS = 64
 # How many patches statistics are taken from; more change nothing.
 _SAMPLE = 16_384
 # How many patches of the border a patch is compared with to be like some part of it.
 _NEAREST = 5
-# What a patch of the frame scores: surely background.
-FRAME_SCORE = -1.5
 _TINY = 1e-6
 
 
@@ -63,33 +55,6 @@ class Projection(NamedTuple):
     mean: Float[Array, " d"]
     basis: Float[Array, "d r"]
     rest: Float[Array, ""]
-
-
-class Scorer(NamedTuple):
-    """A fitted set of images: all that segmenting a new image needs.
-
-    Attributes:
-        mean, basis, rest: see `Projection`.
-        centres: (K, R) of the set's clusters.
-        frame: (K,) bool, clusters that frame the images.
-        weights: (R,) of the linear scorer.
-        offset: () of the linear scorer.
-        threshold: () Otsu's threshold of the scores of the set.
-    """
-
-    mean: Float[Array, " d"]
-    basis: Float[Array, "d r"]
-    rest: Float[Array, ""]
-    centres: Float[Array, "k r"]
-    frame: Bool[Array, " k"]
-    weights: Float[Array, " r"]
-    offset: Float[Array, ""]
-    threshold: Float[Array, ""]
-
-    @property
-    def projection(self) -> Projection:
-        """The scorer's own projection."""
-        return Projection(self.mean, self.basis, self.rest)
 
 
 def fit_projection(
@@ -127,8 +92,8 @@ def project(
     """Coordinates of patches on the principal directions.
 
     Returns:
-        Centred by the set and normalised, (…, R), which the scorer reads; and uncentred, (…, R+1)
-        of length 1, whose products are the cosines between patches.
+        Centred by the set and normalised, (…, R), which a convolution reads; and uncentred,
+        (…, R+1) of length 1, whose products are the cosines between patches.
     """
     coordinates = normalise_rows(features.astype(jnp.float32)) @ projection.basis
     rest = jnp.broadcast_to(projection.rest, (*coordinates.shape[:-1], 1))
@@ -263,145 +228,3 @@ def otsu(values: Float[Array, " n"], valid: Bool[Array, " n"]) -> Float[Array, "
     best = apart >= jnp.max(apart) * (1 - 1e-6)
     place = jnp.sum(best * jnp.arange(_BINS, dtype=jnp.float32)) / jnp.maximum(best.sum(), 1)
     return jnp.where(valid.any(), low + (place + 1) * width, jnp.inf)
-
-
-def score(
-    scorer: Scorer, features: Float[Array, "n d"]
-) -> tuple[Float[Array, " n"], Float[Array, " n"], Bool[Array, " n"]]:
-    """The scorer on one image.
-
-    Returns:
-        (N,) float32 margins: above 0 is foreground, −1.5 on the frame; (N,) raw scores, of unit
-        variance over the set; (N,) bool, patches that are not frame.
-    """
-    x, _ = project(features, scorer.projection)
-    valid = ~scorer.frame[nearest_centre(x, scorer.centres)]
-    scores = x @ scorer.weights + scorer.offset
-    own = otsu(scores, valid)
-    own = jnp.where(jnp.isfinite(own), own, scorer.threshold)
-    return jnp.where(valid, scores - own, FRAME_SCORE), scores, valid
-
-
-def distance(scorer: Scorer, features: Float[Array, "n d"]) -> Float[Array, ""]:
-    """How far an image's mean feature lies from the mean of the set, 0 to 2.
-
-    Both are means of features of length 1. Images of the set's kind differ from one another in what
-    they show, and so in their patches; their means stay near to each other.
-    """
-    return jnp.linalg.norm(normalise_rows(features.astype(jnp.float32)).mean(0) - scorer.mean)
-
-
-def fit_scorer(
-    features: Sequence[np.ndarray],
-    grids: Sequence[tuple[int, int]],
-    *,
-    num_clusters: int = 16,
-    components: int = 96,
-    key: Array,
-) -> tuple[Scorer, list[dict[str, Any]]]:
-    """Fits the scorer on the features of a set.
-
-    Args:
-        features: for each grid, (n, N, D) patch features of n images, of any floating type.
-        grids: (h, w) of each, with h·w = N.
-        num_clusters: K clusters of the set, from which the frame is told.
-        components: R principal components that are kept.
-        key: of the sample of patches and of the clusters.
-
-    Returns:
-        The scorer, and for each cluster what the vote saw: `cluster`, `share` of all patches,
-        `border_ratio`, `score` (mean margin) and what it was found to be: `frame`, `foreground`
-        or `background`.
-    """
-    seed = np.asarray(jax.random.bits(key, (2,), jnp.uint32))
-    projection = fit_projection(features, components, np.random.default_rng(seed))
-    x = [
-        np.stack([np.asarray(_project_one(jnp.asarray(one), projection)[0]) for one in part])
-        for part in features
-    ]
-    centres = fit_centres(
-        np.concatenate([part.reshape(-1, part.shape[-1]) for part in x]),
-        num_clusters,
-        jax.random.fold_in(key, 1),
-    )
-    labels = [np.asarray(nearest_centre(jnp.asarray(part), centres)) for part in x]
-    ratios = frame_clusters(labels, grids, num_clusters)
-    frame = ratios > _FRAME_RATIO
-    if np.concatenate([frame[part].ravel() for part in labels]).mean() > 0.5:
-        frame = np.zeros_like(frame)  # nothing would be left to segment
-    valid = [~frame[part] for part in labels]
-    evidence = [
-        np.stack(
-            [
-                _evidence_of(jnp.asarray(one), projection, jnp.asarray(kept), grid=grid)
-                for one, kept in zip(part, shown, strict=True)
-            ]
-        )
-        for part, shown, grid in zip(features, valid, grids, strict=True)
-    ]
-    weights, offset, threshold = _regress(x, valid, evidence)
-    scorer = Scorer(*projection, centres, jnp.asarray(frame), weights, offset, threshold)
-    return scorer, _describe(scorer, x, labels, ratios, frame)
-
-
-@jax.jit
-def _project_one(features, projection):
-    return project(features, projection)
-
-
-def _evidence_one(features, projection, valid, *, grid):
-    return image_evidence(project(features, projection)[1], valid, grid)
-
-
-_evidence_of = jax.jit(_evidence_one, static_argnames="grid")
-_otsu_rows = jax.jit(jax.vmap(otsu))
-
-
-def _regress(x, valid, evidence):
-    """Ridge regression of the evidence, then of the scorer's own labels."""
-
-    def valid_of(parts):
-        return np.concatenate([part[kept] for part, kept in zip(parts, valid, strict=True)])
-
-    rows = valid_of(x).astype(np.float32)
-    centre = rows.mean(0)
-    rows = rows - centre
-    gram = (rows.T @ rows).astype(np.float64)
-    gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-9)
-    target = evidence
-    for left in range(_ROUNDS, -1, -1):
-        regressed = valid_of(target).astype(np.float64)
-        weights = np.linalg.solve(gram, rows.T @ (regressed - regressed.mean()))
-        deviation = np.std(rows @ weights) + 1e-9
-        weights = (weights / deviation).astype(np.float32)
-        scores = [(part - centre) @ weights for part in x]
-        threshold = float(otsu(jnp.asarray(valid_of(scores)), jnp.ones(len(rows), bool)))
-        if left:
-            target = []
-            for part, kept in zip(scores, valid, strict=True):
-                own = np.asarray(_otsu_rows(part, kept))
-                own = np.where(np.isfinite(own), own, threshold)
-                target.append(part > 0.5 * (threshold + own)[:, None])
-    arrays = (weights, -centre @ weights, threshold)
-    return tuple(jnp.asarray(array, jnp.float32) for array in arrays)
-
-
-def _describe(scorer, x, labels, ratios, frame):
-    x = np.concatenate([part.reshape(-1, part.shape[-1]) for part in x])
-    labels = np.concatenate([part.ravel() for part in labels])
-    scores = x @ np.asarray(scorer.weights) + float(scorer.offset) - float(scorer.threshold)
-    entries = []
-    for cluster in range(len(frame)):
-        members = labels == cluster
-        margin = float(scores[members].mean()) if members.any() else 0.0
-        kind = "frame" if frame[cluster] else "foreground" if margin > 0 else "background"
-        entries.append(
-            {
-                "cluster": cluster,
-                "share": round(float(members.mean()), 4),
-                "border_ratio": round(float(ratios[cluster]), 3),
-                "score": round(margin, 3),
-                "found": kind,
-            }
-        )
-    return entries

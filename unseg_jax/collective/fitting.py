@@ -18,8 +18,10 @@ import numpy as np
 
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds
-from unseg_jax.collective import evidence, shared_head
+from unseg_jax.collective import shared_head
+from unseg_jax.collective.evidence import border_of, project
 from unseg_jax.collective.model import CollectiveModel
+from unseg_jax.collective.scoring import fit_scorer, score
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.images import as_iterable, read_image
@@ -232,9 +234,8 @@ def fit_evidence(reader, method, num_clusters, steps, max_images, key):
             "some features are not finite numbers; check the weights of the backbone, or use "
             "dtype='float32'."
         )
-    scorer, clusters = evidence.fit_scorer(
-        features, list(parts), num_clusters=num_clusters, key=key
-    )
+    grids = list(parts)
+    scorer, clusters = fit_scorer(features, grids, num_clusters=num_clusters, key=key)
     params = None
     if steps:
         start_key = jax.random.fold_in(key, 3)
@@ -243,21 +244,22 @@ def fit_evidence(reader, method, num_clusters, steps, max_images, key):
         shares = np.array([len(part) for part in features]) / sum(map(len, features))
         # A batch is drawn anew at every step, of images of one shape.
         for _ in range(steps):
-            part = features[0]
-            if len(features) > 1:
-                part = features[rng.choice(len(features), p=shares)]
+            at = 0 if len(features) == 1 else int(rng.choice(len(features), p=shares))
+            part = features[at]
             drawn = rng.choice(len(part), min(_DISTIL_BATCH, len(part)), replace=False)
-            nodes, cosines, margins = _score_batch(scorer, jnp.asarray(part[drawn], jnp.float32))
+            nodes, cosines, margins = _score_batch(
+                scorer, jnp.asarray(part[drawn], jnp.float32), grid=grids[at]
+            )
             params, state, _ = shared_head.distil(
                 params, state, nodes, cosines, margins, method=trained
             )
     return scorer, params, tuple(clusters)
 
 
-@jax.jit
-def _score_batch(scorer, features):
-    nodes, cosines = evidence.project(features, scorer.projection)
-    return nodes, cosines, jax.vmap(lambda one: evidence.score(scorer, one)[0])(features)
+@functools.partial(jax.jit, static_argnames="grid")
+def _score_batch(scorer, features, *, grid):
+    nodes, cosines = project(features, scorer.projection)
+    return nodes, cosines, jax.vmap(lambda one: score(scorer, one, grid)[0])(features)
 
 
 def fit_shared(reader, method, key):
@@ -287,7 +289,7 @@ def _vote_over_set(reader, method, params):
     method = dataclasses.replace(method, epochs=0)
     sizes, held = np.zeros(method.num_clusters), np.zeros(method.num_clusters)
     for features, grid in reader(range(len(reader.sources))):
-        border = np.asarray(evidence.border_of(jnp.ones(grid, bool))).ravel()
+        border = np.asarray(border_of(jnp.ones(grid, bool))).ravel()
         labels = np.asarray(_label_batch(params, features, method=method, grid=grid))
         sizes += np.bincount(labels.ravel(), minlength=method.num_clusters)
         held += np.bincount(labels[:, border].ravel(), minlength=method.num_clusters)

@@ -2,9 +2,10 @@
 
 Two kinds of model, distinguished by the method's `foreground`:
 
-* `collective` (`foreground="set"` and no shared passes): the linear scorer of
-  `unseg_jax.collective.evidence`, fitted on a random sample of the images. Segmenting is one
-  forward pass of the backbone and one product; the guided filter then moves edges to the image's.
+* `collective` (`foreground="set"` and no shared passes): the scorer of
+  `unseg_jax.collective.scoring`, fitted on a random sample of the images. Segmenting is one
+  forward pass of the backbone and a small convolution; the guided filter then moves edges to the
+  image's.
 * any other method of graph neural networks, above all `unsegmedgat-c`: its head, trained on the
   method's own loss over all images in turn (T0 passes), from which each image goes on by itself
   (T1 epochs).
@@ -33,9 +34,9 @@ from flax.traverse_util import flatten_dict
 
 from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.callables import CALLABLE
-from unseg_jax.collective import evidence
 from unseg_jax.collective.applying import ModelSegmenter
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model
+from unseg_jax.collective.scoring import Scorer
 from unseg_jax.collective.sharing import model_path, push
 from unseg_jax.collective.tiling import TiledSegmenter
 from unseg_jax.errors import ImageError
@@ -54,7 +55,7 @@ class CollectiveModel:
     Attributes:
         method: what was fitted; `method.epochs` is T1, used where `epochs` is not given.
         backbone: that features come from.
-        evidence: the linear scorer; None for models of shared passes alone.
+        evidence: the scorer; None for models of shared passes alone.
         head: parameters of the graph neural network that per-image epochs start from; None if
             it was not trained (`steps=0`).
         foreground: for each cluster, what the vote over the set saw and what the cluster was
@@ -69,7 +70,7 @@ class CollectiveModel:
 
     method: Method
     backbone: Backbone
-    evidence: evidence.Scorer | None
+    evidence: Scorer | None
     head: Any
     foreground: tuple[dict[str, Any], ...]
     images: int = 0

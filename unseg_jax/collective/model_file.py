@@ -20,11 +20,11 @@ import numpy as np
 from unseg_jax.backbones import Backbone
 from unseg_jax.backbones.bounds import printable
 from unseg_jax.clustering.head import Params, init_head
-from unseg_jax.collective.evidence import Scorer
+from unseg_jax.collective.scoring import Scorer
 from unseg_jax.methods import Method, override
 from unseg_jax.pipeline import extract_features
 
-FORMAT = "unseg_jax collective model 1"
+FORMAT = "unseg_jax collective model 2"
 
 _LONGEST_JSON = 1_000_000
 _LONGEST_NAME = 1000
@@ -32,6 +32,8 @@ _LONGEST_NAME = 1000
 _MOST = {"arma_layers": 256, "stacks": 1024, "heads": 1024, "num_clusters": 4096}
 _MOST_PIXELS = 8192
 _MOST_LAYERS = 256
+# What is not float32 of a scorer.
+_DTYPES = {"frame": np.bool_, "kernel": np.float16}
 _KINDS = ("frame", "background", "foreground")
 
 
@@ -63,7 +65,7 @@ def read_model(path: str | Path) -> StoredModel:
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path} is not a model of unseg_jax.fit; fit and save one.")
     for name, array in tensors.items():
-        if array.dtype not in (np.float32, np.bool_):
+        if array.dtype not in (np.float32, np.float16, np.bool_):
             raise _refusal(path, f"'{printable(name)}' is of the dtype {array.dtype}")
         if not np.isfinite(array).all():
             raise _refusal(path, f"'{printable(name)}' holds values that are not finite numbers")
@@ -241,6 +243,7 @@ def _build_scorer(path: str | Path, stored: StoredModel, width: int, backbone: B
             f"{width}: use the backbone '{printable(stored.backbone)}'."
         )
     components = directions[1] if len(directions) == 2 else 0
+    hidden = parts["bias"].size
     clusters = len(stored.foreground)
     expected = {
         "mean": (width,),
@@ -250,12 +253,16 @@ def _build_scorer(path: str | Path, stored: StoredModel, width: int, backbone: B
         "frame": (clusters,),
         "weights": (components,),
         "offset": (),
+        "kernel": (3, 3, components, hidden),
+        "bias": (hidden,),
+        "readout": (hidden,),
+        "shift": (),
         "threshold": (),
     }
     for name, shape in expected.items():
-        dtype = np.bool_ if name == "frame" else np.float32
+        dtype = _DTYPES.get(name, np.float32)
         _check_array(path, f"evidence/{name}", parts[name], shape, dtype)
-    if not components:
+    if not components or not hidden:
         raise _refusal(path, "its scorer is empty")
     return Scorer(**{name: jnp.asarray(array) for name, array in parts.items()})
 

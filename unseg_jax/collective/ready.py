@@ -14,7 +14,7 @@ from unseg_jax.cache import check_sha256
 from unseg_jax.collective.model import CollectiveModel, load_model
 
 READY_MODEL = Path(__file__).with_name("ready.safetensors")
-READY_SHA256 = "fdf453d1de43996591b582b91d8a4cc3dafba961efc109df6cdc44c333c8cc66"
+READY_SHA256 = "99052ba88fdded2e27a0f396e8e487294001f0ce521dd3826bb2a0aaa234027f"
 
 UNLIKE = 0.54
 """Distance from which on an image is unlike the photographs that were fitted: a quarter of ECSSD,

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unseg_jax.collective import evidence
+from unseg_jax.collective import scoring
 from unseg_jax.collective.applying import ModelSegmenter, not_finite, unlike_note
+from unseg_jax.collective.evidence import otsu
 from unseg_jax.data.images import as_iterable, read_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
@@ -52,7 +53,7 @@ class TileResult(NamedTuple):
         thresholds: (B,) float32, Otsu's of each tile.
         clearness: (B,) float32, the variance between the two sides of it (what Otsu maximises).
         finite: (B,) bool, False where features are not finite numbers.
-        distances: (B,) float32, from the set that was fitted; see `evidence.distance`.
+        distances: (B,) float32, from the set that was fitted; see `scoring.distance`.
     """
 
     scores: Float[Array, "b h w"]
@@ -139,15 +140,15 @@ class TiledSegmenter(ModelSegmenter):
 
     def _run_evidence(self, scorer, features, grid) -> Any:
         def one(features):
-            _, scores, valid = evidence.score(scorer, features)
-            threshold = evidence.otsu(scores, valid)
+            _, scores, valid = scoring.score(scorer, features, grid)
+            threshold = otsu(scores, valid)
             above = valid & (scores > threshold)
             below = valid & ~above
             count = jnp.maximum(valid.sum(), 1)
             means = [jnp.sum(scores * side) / jnp.maximum(side.sum(), 1) for side in (above, below)]
             shares = above.sum() * below.sum() / count**2
             clearness = shares * (means[0] - means[1]) ** 2
-            distance = evidence.distance(scorer, features)
+            distance = scoring.distance(scorer, features)
             return scores, valid, threshold, clearness, distance
 
         scores, valid, thresholds, clearness, distances = jax.vmap(one)(features)
@@ -170,7 +171,7 @@ class TiledSegmenter(ModelSegmenter):
         if not np.isfinite(threshold):
             assert self.evidence is not None
             threshold = float(self.evidence.threshold)
-        margins = np.where(found.valid, found.scores - threshold, evidence.FRAME_SCORE)
+        margins = np.where(found.valid, found.scores - threshold, scoring.FRAME_SCORE)
         refined = [
             refine_margins(pixels, one, self.method)
             for pixels, one in zip(image.prepared, margins, strict=True)
