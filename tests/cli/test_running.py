@@ -186,3 +186,15 @@ def test_fit_shows_how_far_it_is(photos, tiny_weights, tmp_path, capsys):
 def test_other_programs_are_subcommands(command, words, capsys):
     assert main.main([command, "-h"]) == 0
     assert words in capsys.readouterr().out
+
+
+def test_only_auto_looks_closer_and_a_run_knows_it():
+    from unseg_jax.cli.segmenting import Choice
+
+    def choice(method, **overrides):
+        return Choice(None, method, "auto", 0, 8, "float32", overrides).settled(9, quiet=True)
+
+    assert choice("auto").closer
+    assert not choice("auto", tile=0).closer
+    assert not choice("collective").closer
+    assert choice("auto").settings([]) != choice("collective").settings([])

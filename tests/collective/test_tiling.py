@@ -1,5 +1,7 @@
 """Images in tiles: where these lie, how they are joined, and small objects that are found."""
 
+import dataclasses
+import io
 import itertools
 
 import numpy as np
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import unseg_jax as us
-from unseg_jax.collective.tiling import blend, choose_threshold, tile_boxes
+from unseg_jax.collective.tiling import blend, choose_threshold, tile_boxes, tile_side
 from unseg_jax.errors import ImageError
+from unseg_jax.methods import resolve
 
 
 @settings(deadline=None)
@@ -176,3 +179,54 @@ def test_epochs_do_not_go_with_tiles(backbone):
     model = us.fit([slide()[0]], backbone=backbone, **options)
     with pytest.raises(ValueError, match="epochs=0"):
         model.segment(slide()[0], epochs=2)
+
+
+@pytest.fixture
+def all_is_small(monkeypatch):
+    """Whatever is found in a large image counts as small, and tiles are of 128 pixels."""
+    monkeypatch.setattr("unseg_jax.collective.applying._SMALL", 2.0)
+    monkeypatch.setattr("unseg_jax.collective.tiling._UNASKED", 128)
+
+
+def test_a_large_image_in_which_little_is_found_is_seen_in_tiles(backbone, all_is_small):
+    large, small = slide()[0], slide(1, (128, 128), 3)[0]
+    file = io.BytesIO()
+    Image.fromarray(large).save(file, "png")
+    images = [small, large, file, small]
+    model = us.fit([large] * 2, backbone=backbone, **OPTIONS)
+    whole = model.segment(images)
+    tiled = us.fit([large] * 2, backbone=backbone, **OPTIONS)
+    tiled = dataclasses.replace(tiled, method=resolve(tiled.method, tile=128)).segment(large)[0]
+    assert tiled.objects
+    assert (tiled.mask != whole[1].mask).any()
+    found = model.segmenter(closer=True)(images)
+    assert [one.id for one in found] == ["0", "1", "2", "3"]
+    for at, expected in enumerate([whole[0], tiled, tiled, whole[3]]):
+        np.testing.assert_array_equal(found[at].mask, expected.mask)
+        said = ["tiles of 128 pixels" in note for note in found[at].notes]
+        assert any(said) == (at in (1, 2))
+
+
+def test_what_tiles_do_not_show_is_kept_as_it_was(backbone, all_is_small, monkeypatch):
+    from unseg_jax.collective.applying import SMALL_NOTE
+    from unseg_jax.collective.tiling import TiledSegmenter
+
+    image = slide()[0]
+    model = us.fit([image] * 2, backbone=backbone, **OPTIONS)
+    failed = iter([ImageError("it vanished.")])
+    monkeypatch.setattr(TiledSegmenter, "stream", lambda *arguments, **options: failed)
+    (found,) = model.segmenter(closer=True)(image)
+    assert SMALL_NOTE in found.notes
+    np.testing.assert_array_equal(found.mask, model.segment(image)[0].mask)
+
+
+def test_tiles_of_an_image_are_few():
+    for longest in (1600, 6144, 6145, 12_000, 100_000):
+        side = tile_side(longest)
+        assert len(tile_boxes(longest, longest, side)) <= 81
+        assert side >= 1024
+
+
+def test_the_default_alone_looks_closer():
+    assert us.Segmenter().closer
+    assert not us.Segmenter(tile=0).closer

@@ -275,7 +275,7 @@ class Worker:
         chosen = f"auto fitted {method}" if settings.method == "auto" else f"{method} was fitted"
         job.message = f"{chosen} on {model.images} images."
         model.save(job.out / MODEL)
-        return model.segmenter()
+        return model.segmenter(closer=settings.method == "auto")
 
     def _make_segmenter(self, method: str, clusters: int | None, backbone: str) -> Any:
         """The segmenter of a method of single images; of "", the model that ships."""
@@ -285,7 +285,7 @@ class Worker:
 
         if not method:
             named = backbone if backbone == "auto" else self._backbone(backbone)
-            return load_ready(backbone=named, batch_size=_BATCH).segmenter()
+            return load_ready(backbone=named, batch_size=_BATCH).segmenter(closer=True)
         resolved = resolve(method, num_clusters=clusters)
         loaded = "auto"
         if resolved.nodes == "patches":

@@ -41,7 +41,8 @@ TileOption = Annotated[
         "--tile",
         min=0,
         metavar="SIDE",
-        help="Cut large images into tiles of so many pixels, to find small objects in them.",
+        help="Cut large images into tiles of so many pixels, to find small objects in them; 0 "
+        "never does, where auto does if little was found.",
     ),
 ]
 StrideOption = Annotated[

@@ -41,6 +41,7 @@ class Choice:
             own; see `unseg_jax.data.read_image`.
         workers: threads that decode, and as many that write; None is one a core.
         said: whether the user was told what is fitted.
+        closer: whether large images are seen in tiles where little was found.
     """
 
     model: Path | None
@@ -53,6 +54,7 @@ class Choice:
     value_range: tuple[float, float] | str | None = None
     workers: int | None = None
     said: bool = False
+    closer: bool = False
 
     def check(self) -> None:
         """Refuses what cannot work, before anything is loaded.
@@ -91,9 +93,10 @@ class Choice:
         tile = self.overrides.get("tile", 0)
         if not quiet:
             say(explain_choice(count, tile))
+        closer = "tile" not in self.overrides
         if count >= SET_SIZE or tile:
-            return dataclasses.replace(self, method="collective", said=True)
-        return dataclasses.replace(self, model=READY_MODEL)
+            return dataclasses.replace(self, method="collective", said=True, closer=closer)
+        return dataclasses.replace(self, model=READY_MODEL, closer=closer)
 
     def settings(self, images: Sequence[ImageFile]) -> dict[str, Any]:
         """Plain values that decide what is found: what two runs into one folder must share."""
@@ -102,6 +105,8 @@ class Choice:
 
         settings: dict[str, Any] = {"seed": self.seed, "dtype": self.dtype}
         settings |= {"backbone": self.backbone, "range": self.value_range}
+        if self.closer:
+            settings["tiles where little is found"] = True
         if self.model is not None:
             content = self.model.read_bytes() if self.model.is_file() else b""
             settings["model"] = hashlib.sha256(content).hexdigest()[:16]
@@ -144,7 +149,7 @@ class Choice:
             model = dataclasses.replace(
                 model, method=method, batch_size=self.batch_size, seed=self.seed
             )
-            return model.segmenter(self.overrides.get("epochs"))
+            return model.segmenter(self.overrides.get("epochs"), closer=self.closer)
         resolved = resolve(self.method, **self.overrides)
         if resolved.learns_from_set:
             from unseg_jax.cli.fitting import fit_with_bar
@@ -167,7 +172,7 @@ class Choice:
                 dtype=self.dtype,
                 workers=self.workers,
                 **self.overrides,
-            ).segmenter()
+            ).segmenter(closer=self.closer)
         from unseg_jax.segmenter import ImageSegmenter
 
         return ImageSegmenter(

@@ -5,6 +5,7 @@ The public door is `unseg_jax.collective.model.CollectiveModel`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,8 +39,8 @@ UNLIKE_CONFIDENCE = 0.2
 
 
 SMALL_NOTE = "what was found is small for so large an image; --tile 1024 may find more."
-# An image this many times as large as what the backbone sees of it, and the share of it that is
-# found, for that note.
+# An image this many times as large as what the backbone sees of it, and the share of it that the
+# box of the largest piece takes, for that note.
 _LARGE, _SMALL = 4, 0.01
 
 
@@ -179,11 +180,7 @@ class ModelSegmenter(BatchSegmenter):
         refined = refine_margins(image, margins, self.method)
         mask = upsample_margins(refined, image.shape[:2])
         notes, most = unlike_note(self.unlike, float(result.distances[index]))
-        height, width = image.shape[:2] if size is None else size
-        large = max(height, width) > _LARGE * max(self.method.size)
-        if large and 0 < mask.mean() < _SMALL:
-            notes += (SMALL_NOTE,)
-        return Segmentation.of(
+        found = Segmentation.of(
             mask,
             mask,
             size=size,
@@ -198,6 +195,11 @@ class ModelSegmenter(BatchSegmenter):
             backbone=self.backbone_name,
             id=id,
         )
+        if max(found.size) > _LARGE * max(self.method.size) and found.box is not None:
+            left, top, right, bottom = found.box
+            if (right - left) * (bottom - top) < _SMALL * found.size[0] * found.size[1]:
+                found = dataclasses.replace(found, notes=(*found.notes, SMALL_NOTE))
+        return found
 
 
 def unlike_note(limit: float | None, distance: float) -> tuple[tuple[str, ...], float]:

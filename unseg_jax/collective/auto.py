@@ -1,4 +1,7 @@
-"""The default: a set of images is fitted, images that come alone get the ready model."""
+"""The default: a set of images is fitted, images that come alone get the ready model.
+
+A large image in which little was found is seen again in tiles; see `CloserSegmenter`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unseg_jax.backbones import Backbone
-from unseg_jax.collective.applying import ModelSegmenter
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.ready import load_ready
+from unseg_jax.collective.tiling import CloserSegmenter
 from unseg_jax.data.images import as_iterable
 from unseg_jax.errors import ImageError
 from unseg_jax.methods import Fit, resolve
@@ -43,7 +46,7 @@ def explain_choice(count: int, tile: int = 0) -> str:
     )
 
 
-class AutoSegmenter(ModelSegmenter):
+class AutoSegmenter(CloserSegmenter):
     """Fits a model on the images of each call, or applies the ready one where they are few."""
 
     def __init__(
@@ -64,7 +67,8 @@ class AutoSegmenter(ModelSegmenter):
             dtype: "float32" or "bfloat16", of the backbone.
             fit: how images are brought to the method's size, see `Method`; None as `collective`.
             tile: side in pixels of the tiles that images are cut into, which are fitted however
-                few the images are; None or 0 sees them whole.
+                few the images are; 0 sees them whole; None does too, and in tiles where little
+                was found in a large one.
 
         Raises:
             WeightsError: the backbone or the ready model cannot be loaded.
@@ -80,6 +84,7 @@ class AutoSegmenter(ModelSegmenter):
             seed=seed,
             unlike=model.unlike,
         )
+        self.closer = tile is None
 
     def stream(
         self, images: Source | Iterable[Source], *, full_pixels: bool = False
@@ -104,6 +109,6 @@ class AutoSegmenter(ModelSegmenter):
             value_range=self.value_range,
             workers=self.workers,
         )
-        segmenter = model.segmenter()
+        segmenter = model.segmenter(closer=self.closer)
         segmenter.value_range, segmenter.workers = self.value_range, self.workers
         yield from segmenter.stream(everything, full_pixels=full_pixels)

@@ -38,7 +38,7 @@ from unseg_jax.collective.applying import ModelSegmenter
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model
 from unseg_jax.collective.scoring import Scorer
 from unseg_jax.collective.sharing import model_path, push
-from unseg_jax.collective.tiling import TiledSegmenter
+from unseg_jax.collective.tiling import CloserSegmenter, TiledSegmenter
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.methods import Method, check_writable, resolve
@@ -79,12 +79,15 @@ class CollectiveModel:
     seed: int = 0
     unlike: float | None = None
 
-    def segmenter(self, epochs: int | None = None) -> BatchSegmenter:
+    def segmenter(self, epochs: int | None = None, *, closer: bool = False) -> BatchSegmenter:
         """A segmenter that applies this model, for `segment_files` and streams.
 
         Args:
             epochs: T1, optimisation steps per image from the shared weights; None takes the
                 method's, 0 is the forward pass alone.
+            closer: look at an image of more than four times the method's size in tiles, where
+                the largest piece that was found whole lies in less than a hundredth of it. A model
+                of `collective` does so if it has no `tile` of its own and no epochs.
 
         Raises:
             ValueError: a negative number, epochs of a model without a graph head, or tiles
@@ -101,7 +104,8 @@ class CollectiveModel:
                 f"tile={method.tile} needs a model of 'collective' and epochs=0; leave tile or "
                 "epochs out."
             )
-        return _cached_segmenter(self, method)
+        closer = closer and self.evidence is not None and not method.epochs
+        return _cached_segmenter(self, method, closer)
 
     def segment(
         self, images: Source | Iterable[Source], *, epochs: int | None = None
@@ -215,9 +219,11 @@ def load_model(
 
 
 @functools.lru_cache(maxsize=8)
-def _cached_segmenter(model: CollectiveModel, method: Method) -> ModelSegmenter:
+def _cached_segmenter(model: CollectiveModel, method: Method, closer: bool) -> ModelSegmenter:
     """Compiled once, however often the model is applied."""
-    kind = TiledSegmenter if method.tile else ModelSegmenter
+    kind = CloserSegmenter if closer else ModelSegmenter
+    if method.tile:
+        kind = TiledSegmenter
     return kind(
         method,
         model.backbone,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.collective import scoring
-from unseg_jax.collective.applying import ModelSegmenter, not_finite, unlike_note
+from unseg_jax.collective.applying import SMALL_NOTE, ModelSegmenter, not_finite, unlike_note
 from unseg_jax.collective.evidence import otsu
 from unseg_jax.data.images import as_iterable, read_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import shrink_image
+from unseg_jax.methods import resolve
 from unseg_jax.postprocess.margins import contrast, interpolate, refine_margins
 from unseg_jax.postprocess.objects import MIN_AREA
 from unseg_jax.segmenter import Segmentation, name_of
@@ -42,6 +44,8 @@ _SIDE = 256
 # Tiles whose split is at least this share as clear as the best one's have a say in the threshold;
 # a half, which was set before anything was measured.
 _CLEAR = 0.5
+# Side of the tiles that are taken unasked; doubled while an image is more than six tiles long.
+_UNASKED, _MOST = 1024, 6
 
 
 class TileResult(NamedTuple):
@@ -198,6 +202,76 @@ class TiledSegmenter(ModelSegmenter):
             backbone=self.backbone_name,
             id=image.name,
         )
+
+
+class CloserSegmenter(ModelSegmenter):
+    """Segments images whole, and in tiles where little was found in a large one; for `auto`.
+
+    Attributes:
+        closer: whether it looks at tiles at all; may be set before the first image.
+    """
+
+    closer = True
+
+    def stream(
+        self, images: Source | Iterable[Source], *, full_pixels: bool = False
+    ) -> Iterator[Segmentation | ImageError]:
+        """See `BatchSegmenter.stream`; an image that is seen in tiles is decoded twice."""
+        if not self.closer:
+            yield from super().stream(images, full_pixels=full_pixels)
+            return
+        begun: deque[Source] = deque()
+
+        def remembered():
+            for source in as_iterable(images):
+                begun.append(source)
+                yield source
+
+        tiled: dict[int, TiledSegmenter] = {}
+        for found in super().stream(remembered(), full_pixels=full_pixels):
+            source = begun.popleft()
+            if isinstance(found, Segmentation) and SMALL_NOTE in found.notes:
+                side = tile_side(max(found.size))
+                if side not in tiled:
+                    tiled[side] = self._make_tiled(side)
+                (closer,) = tiled[side].stream([source], full_pixels=full_pixels)
+                if isinstance(closer, Segmentation) and closer.objects:
+                    notes = (*closer.notes, tiled_note(side))
+                    found = dataclasses.replace(closer, id=found.id, notes=notes)
+            yield found
+
+    def _make_tiled(self, side: int) -> TiledSegmenter:
+        assert self.backbone is not None
+        segmenter = TiledSegmenter(
+            resolve(self.method, tile=side),
+            self.backbone,
+            evidence=self.evidence,
+            params=None,
+            foreground=(),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            map=self.map,
+            unlike=self.unlike,
+        )
+        segmenter.value_range, segmenter.workers = self.value_range, self.workers
+        return segmenter
+
+
+def tile_side(longest: int) -> int:
+    """Side of the tiles of an image that is `longest` pixels long, where none was asked for.
+
+    >>> [tile_side(longest) for longest in (2000, 6144, 12000, 40000)]
+    [1024, 1024, 2048, 8192]
+    """
+    side = _UNASKED
+    while side * _MOST < longest:
+        side *= 2
+    return side
+
+
+def tiled_note(side: int) -> str:
+    """What is said of an image that was seen in tiles unasked."""
+    return f"what was found in the whole image is small, so it was seen in tiles of {side} pixels."
 
 
 def choose_threshold(thresholds: np.ndarray, clearness: np.ndarray) -> float:
