@@ -141,13 +141,10 @@ VARIANTS: dict[str, dict] = {
 }
 FURTHER: dict[str, dict] = {
     "two scales, the coarse one half": {**LIBRARY, "coarse": 0.5},
-    "τ = .6 quantile of the image": {**LIBRARY, "tau": "quantile"},
-    "192 components": {**LIBRARY, "components": 192},
-    "4 rounds of its own labels": {**LIBRARY, "rounds": 4},
     "not stopped by agreement": {**LIBRARY, "agreed": False},
     "one threshold for the set": {**LIBRARY, "threshold": "set"},
 }
-"""What is tried on top of the library, above all what gained something by itself."""
+"""What is tried on top of the library."""
 EDGES: dict[str, dict] = {
     "edges by the guided filter, as in the library": {**LIBRARY, "refined": "guided"},
     "edges by the bilateral solver": {**LIBRARY, "refined": "bilateral"},
@@ -155,7 +152,7 @@ EDGES: dict[str, dict] = {
     "the linear scorer alone, edges by the guided filter": {"refined": "guided"},
 }
 """What is done to the margins of the library after; no rival of the variants."""
-SIZES = (12, 25, 50, 100)
+SIZES = (12, 25, 50)
 """Sizes of the set that is fitted, to show how scores grow with it."""
 STABLE = (8, 16, 32)
 """Numbers of clusters among which stability chooses."""
