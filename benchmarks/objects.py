@@ -208,12 +208,12 @@ class Rows:
         """A segmenter with `collective` fitted on the features of a set."""
         import jax
 
-        from unseg_jax.collective import evidence
         from unseg_jax.collective.applying import ModelSegmenter
+        from unseg_jax.collective.scoring import fit_scorer
 
         grid = self.segmenters["collective"].grid
         features = features.astype(np.float16)
-        scorer, _ = evidence.fit_scorer([features], [grid], key=jax.random.key(0))
+        scorer, _ = fit_scorer([features], [grid], key=jax.random.key(0))
         return ModelSegmenter(
             self.collective, self.backbone, evidence=scorer, params=None, foreground=[]
         )
