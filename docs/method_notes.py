@@ -97,9 +97,10 @@ NOTES = {
         "Three cues per image (unlikeness to the border as a whole and to its nearest parts, "
         "and the second eigenvector of the normalised cut) are regressed on the patch features of "
         "the whole set by one linear scorer. What is left is what the features have in common with "
-        "being foreground. What it is sure of teaches a small convolution, which sees the neighbours "
-        "of a patch as well; two copies learn from halves of the set until their masks agree most, "
-        "and the mean of all is the score. Images keep their shape (`fit`), and each has a threshold of its own. "
+        "being foreground. What it is sure of teaches a small convolution, which sees the "
+        "neighbours of a patch as well; two copies learn from halves of the set until their masks "
+        "agree most, and the mean of all is the score. Images keep their shape (`fit`), and each "
+        "has a threshold of its own. "
         "Large images may be cut into tiles (`tile`). The guided filter moves "
         "the edges of the soft map to those of the image."
     ),
