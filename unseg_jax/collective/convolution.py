@@ -9,14 +9,16 @@ the two agree most. Their mean is one convolution with twice the hidden units.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
 
 from unseg_jax.clustering.optimiser import adamw, descend
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
 
 HIDDEN = 32
 """Hidden units of one head; the joined head has twice as many."""
