@@ -118,8 +118,9 @@ def test_a_model_takes_batch_size_and_seed(monkeypatch, tmp_path):
         batch_size: int = 8
         seed: int = 0
 
-        def segmenter(self, epochs):
+        def segmenter(self, epochs, *, closer):
             shown = (self.method.fit, self.method.tile)
+            assert not closer  # a model of one's own is applied as it is
             return SimpleNamespace(taken=(self.batch_size, self.seed, epochs, *shown))
 
     fitted = Model(resolve("collective"))
