@@ -197,7 +197,7 @@ def _same_cut(labels: np.ndarray, others: np.ndarray) -> float:
 def whole(context: Context) -> None:
     """Pixels on the device to labels: `deepcut` at its own size and epochs."""
     import unseg_jax as us
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
 
     overrides = {"image_size": 64, "epochs": 5} if context.options.quick else {}
     method = resolve("deepcut", **overrides)
@@ -260,7 +260,7 @@ def heads(context: Context) -> None:
 def _clustering(name: str, nodes: int, **overrides: Any):
     """From a batch to the program that clusters so many graphs, and features for it."""
     from unseg_jax.clustering.loop import cluster_batch
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
 
     method = resolve(name, **overrides)
 
@@ -329,7 +329,7 @@ def _features(batch: int, nodes: int):
 def profile(context: Context) -> None:
     """A trace of one whole batch, compiled beforehand."""
     import unseg_jax as us
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
 
     method = resolve("deepcut", **({"image_size": 64} if context.options.quick else {}))
     segment, params = us.make_segment_fn(method, context.weights, dtype="bfloat16")

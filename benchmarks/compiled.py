@@ -237,7 +237,7 @@ def build(method: str, weights: Path, dtype: str, image_size: int | None = None)
     import jax
 
     import unseg_jax as us
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
     from unseg_jax.segmenter import load_for
 
     overrides = {} if image_size is None else {"image_size": image_size}

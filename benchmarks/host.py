@@ -110,10 +110,10 @@ def stages(folder: Path, size: tuple[int, int], *, quick: bool = False) -> dict[
     from unseg_jax.data.images import load_image, resize_image
     from unseg_jax.export.drawing import colour_labels, overlay
     from unseg_jax.files import encode_png
-    from unseg_jax.methods import resolve
     from unseg_jax.postprocess import largest_component, object_box, upsample_labels
     from unseg_jax.postprocess.bilateral import refine_segmentation
     from unseg_jax.postprocess.margins import refine_margins, upsample_margins
+    from unseg_jax.registry import resolve
 
     path = photographs(folder, size, 1)[0]
     wanted, grid = (280, 280), (35, 35)

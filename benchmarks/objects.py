@@ -167,7 +167,7 @@ class Rows:
     def __init__(self) -> None:
         from unseg_jax import Segmenter
         from unseg_jax.collective.ready import load_ready
-        from unseg_jax.methods import resolve
+        from unseg_jax.registry import resolve
         from unseg_jax.segmenter import BatchSegmenter, load_for
 
         self.collective, backbone = load_for(resolve("collective", fit="stretch"))

@@ -43,8 +43,9 @@ from benchmarks.quality_variants import (
 from unseg_jax.collective import scoring
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.ready import load_ready
-from unseg_jax.methods import override, resolve
+from unseg_jax.method import override
 from unseg_jax.postprocess.margins import contrast, refine_margins
+from unseg_jax.registry import resolve
 
 SEEDS = (0, 1, 2)
 NOISE = 0.002

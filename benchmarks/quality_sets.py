@@ -22,7 +22,8 @@ from flax import nnx
 from unseg_jax.data import Dataset, open_dataset
 from unseg_jax.data.images import load_image, resize_image
 from unseg_jax.data.masks import load_mask
-from unseg_jax.methods import override, resolve
+from unseg_jax.method import override
+from unseg_jax.registry import resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
 SIDE = 128

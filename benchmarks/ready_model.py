@@ -17,7 +17,7 @@ import skimage
 
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.ready import READY_MODEL
-from unseg_jax.methods import resolve
+from unseg_jax.registry import resolve
 
 PHOTOGRAPHS = (
     "astronaut.png",

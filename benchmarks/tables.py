@@ -46,7 +46,7 @@ from benchmarks import (
     vit,
 )
 from unseg_jax.cli.tables import SCORES, format_table, method_rows
-from unseg_jax.methods import METHODS
+from unseg_jax.registry import METHODS
 
 # A path of this machine, at the start of a text or of a word, also after "NAME:"; no URL.
 _PATH = re.compile(r"(?:^|(?<=[\s:]))(?:/|~/|\.\./)(?!/)[^\s:]+")

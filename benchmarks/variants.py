@@ -136,7 +136,7 @@ def loop_cost(target: str, method: str, nodes: int, batch: int, variant: str) ->
     import jax.numpy as jnp
 
     from unseg_jax.clustering.loop import cluster_batch
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
 
     resolved = resolve(method)
     sharding = jax.sharding.SingleDeviceSharding(compiled.devices(target)[0])

@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 from docs.method_notes import AFFINITIES, ALGORITHMS, LAYERS, LOSSES, NOTES  # noqa: E402
 from unseg_jax.cli.tables import describe_scores, format_table, method_rows  # noqa: E402
-from unseg_jax.methods import GROUPS, METHODS, Method  # noqa: E402
+from unseg_jax.method import Method  # noqa: E402
+from unseg_jax.registry import GROUPS, METHODS  # noqa: E402
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Method)}
 _HIDDEN = ("name", "source", "code_overrides")

@@ -14,8 +14,9 @@ import pytest
 import unseg_jax as us
 from unseg_jax.bench import Settings
 from unseg_jax.bench.config import identity, make_config
-from unseg_jax.methods import METHODS, override, plain_fields, resolve
-from unseg_jax.plugs import has_name, name_of
+from unseg_jax.custom import has_name, name_of
+from unseg_jax.method import override, plain_fields
+from unseg_jax.registry import METHODS, resolve
 
 SIZE = 96
 SMALL = {"branches": ((8,),), "mlp_width": 8, "epochs": 4, "image_size": SIZE}

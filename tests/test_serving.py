@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import unseg_jax as us
-from unseg_jax.methods import METHODS
+from unseg_jax.registry import METHODS
 
 SIDE = 32
 PATCH_METHODS = [

@@ -19,7 +19,7 @@ with install_import_hook([f"unseg_jax.{room}" for room in ROOMS], "beartype.bear
     import numpy as np
     import unseg_jax as us
     from unseg_jax import layers, pipeline
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
 
 rng = np.random.default_rng(0)
 features = jax.numpy.asarray(rng.normal(size=(2, 9, 5)), "float32")

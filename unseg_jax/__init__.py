@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from unseg_jax.errors import ImageError
     from unseg_jax.export.results import read_results
     from unseg_jax.interop.pytorch import params_from_pytorch
-    from unseg_jax.methods import Method, list_methods
+    from unseg_jax.method import Method
     from unseg_jax.postprocess import Object
+    from unseg_jax.registry import list_methods
     from unseg_jax.segmentation import Segmentation
     from unseg_jax.segmenter import make_segment_fn
     from unseg_jax.serving import export_segment_fn
@@ -66,7 +67,8 @@ _HOMES = {
     "params_from_pytorch": "interop.pytorch",
     "Object": "postprocess",
     "Segmentation": "segmentation",
-    **dict.fromkeys(("Method", "list_methods"), "methods"),
+    "Method": "method",
+    "list_methods": "registry",
     "make_segment_fn": "segmenter",
 }
 # Public modules, and where each lies.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import key_from_seed
 from unseg_jax.data.images import as_iterable
-from unseg_jax.methods import Method, resolve
+from unseg_jax.method import Method
+from unseg_jax.registry import resolve
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter, ImageSegmenter
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch
-from unseg_jax.methods import Method, override
+from unseg_jax.method import Method, override
 from unseg_jax.parallel import How
 from unseg_jax.postprocess import foreground_labels
 

@@ -26,7 +26,7 @@ from unseg_jax.data.images import as_iterable, read_image, resize_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import WORKING_SIDE, shrink_image
-from unseg_jax.methods import Method, resolve
+from unseg_jax.method import Method
 from unseg_jax.parallel import How, check_map, map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import (
     PatchResult,
@@ -37,6 +37,7 @@ from unseg_jax.pipeline import (
 )
 from unseg_jax.postprocess import largest_component, upsample_labels
 from unseg_jax.postprocess.margins import refine_margins, upsample_margins
+from unseg_jax.registry import resolve
 from unseg_jax.segmentation import Segmentation, smallest
 
 if TYPE_CHECKING:

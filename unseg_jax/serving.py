@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from unseg_jax.backbones import Backbone
 from unseg_jax.files import atomic
-from unseg_jax.methods import Method, resolve
+from unseg_jax.method import Method
+from unseg_jax.registry import resolve
 from unseg_jax.segmenter import make_segment_fn
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import unseg_jax as us
-from unseg_jax.methods import METHODS
+from unseg_jax.registry import METHODS
 
 
 @pytest.fixture

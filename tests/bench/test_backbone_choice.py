@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from unseg_jax.bench import engine
-from unseg_jax.methods import METHODS
+from unseg_jax.registry import METHODS
 
 
 @pytest.fixture

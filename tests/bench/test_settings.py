@@ -8,7 +8,7 @@ from unseg_jax.bench import Settings
 from unseg_jax.bench.__main__ import _split_foreground, bench
 from unseg_jax.bench.settings import GRID, parse_shard, settings_from
 from unseg_jax.cli.options import overrides_from, parse_size, parse_value
-from unseg_jax.methods import METHODS
+from unseg_jax.registry import METHODS
 
 
 def settings(*methods, **overrides):

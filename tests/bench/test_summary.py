@@ -8,7 +8,7 @@ import pytest
 from unseg_jax.bench.protocols import resolve_protocol
 from unseg_jax.bench.scoring import SCORES
 from unseg_jax.bench.summary import format_table, summarise
-from unseg_jax.methods import METHODS
+from unseg_jax.registry import METHODS
 
 
 def config(names=("deepcut",), protocol="honest", images=4, every=0):

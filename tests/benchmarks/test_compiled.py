@@ -129,7 +129,7 @@ def test_variants_change_the_program_and_not_the_library():
 
     from unseg_jax.clustering import graphs, head
     from unseg_jax.clustering.loop import cluster_graph
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
 
     method = resolve("deepcut", epochs=3)
     features = jnp.asarray(common.clustered_features(20, 8))

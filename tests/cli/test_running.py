@@ -8,7 +8,8 @@ from PIL import Image
 
 import unseg_jax
 from unseg_jax.cli import main
-from unseg_jax.methods import Method, resolve
+from unseg_jax.method import Method
+from unseg_jax.registry import resolve
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
 

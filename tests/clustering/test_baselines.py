@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from unseg_jax.clustering.baselines import ALGORITHMS, kmeans
 from unseg_jax.clustering.graphs import build_graph
-from unseg_jax.methods import METHODS, resolve
+from unseg_jax.registry import METHODS, resolve
 
 NAMES = ("vit-kmeans", "deep-spectral", "tokencut", "spectral-ncut")
 

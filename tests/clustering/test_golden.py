@@ -7,7 +7,7 @@ import pytest
 
 import unseg_jax as us
 from unseg_jax.clustering import graphs, head, loop
-from unseg_jax.methods import resolve
+from unseg_jax.registry import resolve
 
 # (file, method, what the run set beside the method's own fields, loss tolerance)
 #

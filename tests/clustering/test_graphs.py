@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from unseg_jax.clustering import graphs
-from unseg_jax.methods import resolve
+from unseg_jax.registry import resolve
 
 N, D = 12, 5
 KINDS = [

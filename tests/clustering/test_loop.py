@@ -11,7 +11,7 @@ import pytest
 
 import unseg_jax as us
 from unseg_jax.clustering import loop
-from unseg_jax.methods import list_methods, resolve
+from unseg_jax.registry import list_methods, resolve
 
 N, D = 14, 6
 # A small head of each kind, so that each compiles in moments.

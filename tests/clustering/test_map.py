@@ -6,7 +6,7 @@ import pytest
 
 import unseg_jax as us
 from unseg_jax.clustering import loop
-from unseg_jax.methods import METHODS, resolve
+from unseg_jax.registry import METHODS, resolve
 
 NODES, WIDTH, EPOCHS = 64, 16, 8
 

@@ -13,7 +13,8 @@ from unseg_jax.clustering.superpixels import (
     region_graph,
     stack_regions,
 )
-from unseg_jax.methods import override, resolve
+from unseg_jax.method import override
+from unseg_jax.registry import resolve
 
 SLIC = resolve("slic-ncut")
 PIXELS = resolve("pixel-ncut")

@@ -15,8 +15,8 @@ from unseg_jax.collective import evidence, scoring, shared_head
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import CollectiveModel, load_model
 from unseg_jax.errors import WeightsError
-from unseg_jax.methods import resolve
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+from unseg_jax.registry import resolve
 
 GRID = (10, 10)
 

@@ -14,7 +14,7 @@ from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import load_model
 from unseg_jax.collective.model_file import method_from
 from unseg_jax.errors import ImageError
-from unseg_jax.methods import METHODS
+from unseg_jax.registry import METHODS
 
 
 def photograph():

@@ -13,7 +13,7 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.collective.tiling import blend, choose_threshold, tile_boxes, tile_side
 from unseg_jax.errors import ImageError
-from unseg_jax.methods import resolve
+from unseg_jax.registry import resolve
 
 
 @settings(deadline=None)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from unseg_jax.data.framing import Framing
-from unseg_jax.methods import resolve
+from unseg_jax.registry import resolve
 
 SHAPES = [(h, w) for h in (1, 9, 300, 375, 1000, 2848) for w in (1, 10, 300, 400, 640, 4288)]
 

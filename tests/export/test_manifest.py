@@ -15,7 +15,7 @@ from unseg_jax.errors import ImageError, InputError
 from unseg_jax.export import folder
 from unseg_jax.export.folder import Output, plan_run, segment_files
 from unseg_jax.export.manifest import JOURNAL, MANIFEST
-from unseg_jax.methods import resolve
+from unseg_jax.registry import resolve
 
 OUTPUT = Output(("png", "csv"))
 SETTINGS = {"method": "deepcut", "epochs": 10}

@@ -14,7 +14,7 @@ import torch_geometric.nn as geometric
 
 import unseg_jax as us
 from benchmarks.reference import pyg_heads
-from unseg_jax import methods
+from unseg_jax import registry
 from unseg_jax.clustering import graphs, head, layers
 
 NODES, WIDTH, EPOCHS = 60, 24, 15
@@ -99,8 +99,8 @@ def test_first_gradients(name):
 
     base, overrides = METHODS[name]
     params = us.params_from_pytorch(state, base)
-    method = methods.resolve(base, dropout=0.0, quirks="code", **overrides)
-    method = methods.resolve(method, **head.describe_params(params, method))
+    method = registry.resolve(base, dropout=0.0, quirks="code", **overrides)
+    method = registry.resolve(method, **head.describe_params(params, method))
     graph = graphs.build_graph(nodes, method, adjacency=weights)
     prepared = head.prepare_head(method, graph)
     loss_of = loop.make_loss(method, graph)

@@ -8,7 +8,8 @@ from typing import Any
 
 from unseg_jax.app.sessions import Limits
 from unseg_jax.app.work import MAX_CLUSTERS
-from unseg_jax.methods import METHODS, Method
+from unseg_jax.method import Method
+from unseg_jax.registry import METHODS
 
 _TEMPLATES = Path(__file__).with_name("templates")
 ASSETS = {name: _TEMPLATES / name for name in ("page.css", "page.js")}

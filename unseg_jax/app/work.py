@@ -240,7 +240,7 @@ class Worker:
 
     def _segmenter_for(self, job: Job) -> Any:
         from unseg_jax.collective.auto import SET_SIZE
-        from unseg_jax.methods import resolve
+        from unseg_jax.registry import resolve
 
         settings, count = job.settings, len(job.images)
         method, clusters = settings.method, settings.clusters
@@ -280,7 +280,7 @@ class Worker:
     def _make_segmenter(self, method: str, clusters: int | None, backbone: str) -> Any:
         """The segmenter of a method of single images; of "", the model that ships."""
         from unseg_jax.collective.ready import load_ready
-        from unseg_jax.methods import resolve
+        from unseg_jax.registry import resolve
         from unseg_jax.segmenter import ImageSegmenter
 
         if not method:
@@ -309,7 +309,7 @@ def check(settings: Settings, backbones: Mapping[str, str]) -> None:
     """
     from unseg_jax.backbones import list_backbones
     from unseg_jax.errors import nearest
-    from unseg_jax.methods import list_methods
+    from unseg_jax.registry import list_methods
 
     for kind, name, known in (
         ("method", settings.method, ["auto", *list_methods()]),

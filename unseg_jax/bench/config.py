@@ -8,7 +8,7 @@ from typing import Any
 
 from unseg_jax.bench.settings import Settings
 from unseg_jax.errors import BenchError
-from unseg_jax.methods import Method, plain_fields
+from unseg_jax.method import Method, plain_fields
 
 # These change how fast a run goes, or where its data lie and what that place is called; the
 # images themselves are compared one by one.

@@ -27,7 +27,7 @@ from unseg_jax.cache import compile_clock
 from unseg_jax.data import Source
 from unseg_jax.data.framing import Framing
 from unseg_jax.errors import BenchError
-from unseg_jax.methods import Method
+from unseg_jax.method import Method
 from unseg_jax.parallel import map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import extract_features, segment_features
 from unseg_jax.segmenter import BatchSegmenter, load_for

@@ -9,7 +9,8 @@ from unseg_jax.bench.protocols import Protocol, resolve_protocol
 from unseg_jax.cli.options import overrides_from, parse_range
 from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.errors import nearest
-from unseg_jax.methods import METHODS, Method, check_writable, plain_fields, resolve
+from unseg_jax.method import Method, check_writable, plain_fields
+from unseg_jax.registry import METHODS, resolve
 
 GRID = tuple(
     f"{loss}-{layer}"

@@ -256,7 +256,7 @@ def fit(
         settings, image_size=image_size, fit=fit_to, tile=tile, stride=stride, epochs=epochs
     )
     from unseg_jax.cli.fitting import fit_paths
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
 
     resolve(method, **overrides)
     enable_compilation_cache()
@@ -317,7 +317,7 @@ def video(
         stride=stride,
         epochs=epochs,
     )
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
     from unseg_jax.video.following import segment_video
 
     resolved = resolve(method, **overrides)

@@ -63,7 +63,7 @@ class Choice:
             ValueError: an unknown method or field.
             typer.BadParameter: settings that a model brings itself.
         """
-        from unseg_jax.methods import resolve
+        from unseg_jax.registry import resolve
 
         if self.method != "auto":
             resolve(self.method, **self.overrides)
@@ -101,7 +101,7 @@ class Choice:
     def settings(self, images: Sequence[ImageFile]) -> dict[str, Any]:
         """Plain values that decide what is found: what two runs into one folder must share."""
         from unseg_jax.export.manifest import FITTED_ON, stamp_of
-        from unseg_jax.methods import resolve
+        from unseg_jax.registry import resolve
 
         settings: dict[str, Any] = {"seed": self.seed, "dtype": self.dtype}
         settings |= {"backbone": self.backbone, "range": self.value_range}
@@ -133,7 +133,7 @@ class Choice:
         return segmenter
 
     def _load(self, images: Sequence[ImageFile], quiet: bool) -> Any:
-        from unseg_jax.methods import resolve
+        from unseg_jax.registry import resolve
 
         if self.model is not None:
             from unseg_jax.collective.model import load_model

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.errors import nearest
-from unseg_jax.methods import GROUPS, METHODS, Method
+from unseg_jax.method import Method
+from unseg_jax.registry import GROUPS, METHODS
 
 _FORMATS = ("text", "markdown", "json")
 SCORES = Path(__file__).with_name("scores.json")
@@ -26,7 +27,7 @@ def method_rows(group: str | None = None) -> list[dict[str, Any]]:
     """One row a method: its group, its score, and the settings that set it apart.
 
     Args:
-        group: only those of this one of `unseg_jax.methods.GROUPS`.
+        group: only those of this one of `unseg_jax.registry.GROUPS`.
     """
     groups = GROUPS if group is None else {group: GROUPS[group]}
     return [_method_row(METHODS[name], group) for group, names in groups.items() for name in names]

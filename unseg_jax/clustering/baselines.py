@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from unseg_jax.clustering.eigenvectors import spectral_embedding
 from unseg_jax.clustering.graphs import Graph, normalise_rows
-from unseg_jax.methods import Method
+from unseg_jax.method import Method
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from unseg_jax.methods import Method
+from unseg_jax.method import Method
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -89,7 +89,7 @@ def affinity(
         grid: (height, width) of the patch grid; needed for `spatial_decay`.
 
     Example:
-        >>> from unseg_jax.methods import resolve
+        >>> from unseg_jax.registry import resolve
         >>> features = jnp.array([[2.0, 0.0], [1.0, 1.0], [0.0, -1.0]])
         >>> affinity(features, resolve("unseggnet", tau=0.5)).astype(int).tolist()
         [[1, 1, 0], [1, 1, 0], [0, 0, 1]]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from unseg_jax.clustering import graphs, layers, own
 from unseg_jax.clustering.graphs import Graph
-from unseg_jax.methods import Method
+from unseg_jax.method import Method
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt32

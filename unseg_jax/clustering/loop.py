@@ -19,8 +19,9 @@ from unseg_jax.clustering import graphs, head, losses, own
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.clustering.optimiser import adamw, descend
 from unseg_jax.clustering.probe import check_own_parts
-from unseg_jax.methods import Method, resolve
+from unseg_jax.method import Method
 from unseg_jax.parallel import How, check_map, map_batch, map_images
+from unseg_jax.registry import resolve
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, UInt32

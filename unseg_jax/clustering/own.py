@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from unseg_jax.clustering.graphs import Graph
+from unseg_jax.custom import GraphLayer, LossFunction, name_of
 from unseg_jax.errors import printable
-from unseg_jax.methods import Method
-from unseg_jax.plugs import GraphLayer, LossFunction, name_of
+from unseg_jax.method import Method
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

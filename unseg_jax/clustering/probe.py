@@ -10,8 +10,8 @@ import numpy as np
 
 from unseg_jax.clustering import head, own
 from unseg_jax.clustering.graphs import Graph
-from unseg_jax.methods import Method
-from unseg_jax.plugs import name_of
+from unseg_jax.custom import name_of
+from unseg_jax.method import Method
 
 
 @functools.lru_cache(maxsize=64)

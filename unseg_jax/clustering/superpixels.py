@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from unseg_jax.methods import Method
+from unseg_jax.method import Method
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, UInt8

@@ -17,7 +17,7 @@ from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.collective import scoring
 from unseg_jax.collective.evidence import project
-from unseg_jax.methods import Method
+from unseg_jax.method import Method
 from unseg_jax.parallel import How, map_batch
 from unseg_jax.pipeline import PatchResult, segment_features
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins

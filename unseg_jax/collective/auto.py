@@ -17,7 +17,8 @@ from unseg_jax.collective.ready import load_ready
 from unseg_jax.collective.tiling import CloserSegmenter
 from unseg_jax.data.images import as_iterable
 from unseg_jax.errors import ImageError
-from unseg_jax.methods import Fit, resolve
+from unseg_jax.method import Fit
+from unseg_jax.registry import resolve
 from unseg_jax.segmentation import Segmentation
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ from unseg_jax.data.folders import find_images
 from unseg_jax.data.images import as_iterable, read_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
-from unseg_jax.methods import Method, resolve
+from unseg_jax.method import Method
 from unseg_jax.parallel import pad_batch, takes_images_apart
+from unseg_jax.registry import resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
 if TYPE_CHECKING:

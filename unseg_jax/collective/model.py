@@ -41,7 +41,8 @@ from unseg_jax.collective.sharing import model_path, push
 from unseg_jax.collective.tiling import CloserSegmenter, TiledSegmenter
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
-from unseg_jax.methods import Method, check_writable, resolve
+from unseg_jax.method import Method, check_writable
+from unseg_jax.registry import resolve
 from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
 if TYPE_CHECKING:

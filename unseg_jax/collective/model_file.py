@@ -21,7 +21,7 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.backbones.bounds import printable
 from unseg_jax.clustering.head import Params, init_head
 from unseg_jax.collective.scoring import Scorer
-from unseg_jax.methods import Method, override
+from unseg_jax.method import Method, override
 from unseg_jax.pipeline import extract_features
 
 FORMAT = "unseg_jax collective model 2"
@@ -127,7 +127,7 @@ def build_model(
 def method_from(fields: Mapping[str, Any]) -> Method:
     """A `Method` from the fields of one, all of them checked.
 
-    >>> from unseg_jax.methods import METHODS
+    >>> from unseg_jax.registry import METHODS
     >>> method_from(dataclasses.asdict(METHODS["deepcut"])) == METHODS["deepcut"]
     True
 

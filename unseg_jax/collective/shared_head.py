@@ -16,7 +16,7 @@ import optax
 from unseg_jax.clustering import graphs, head
 from unseg_jax.clustering.loop import init_key, make_objective, make_optimiser
 from unseg_jax.clustering.optimiser import descend
-from unseg_jax.methods import Method
+from unseg_jax.method import Method
 from unseg_jax.parallel import map_batch
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from unseg_jax.data.images import as_iterable, read_image
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import shrink_image
-from unseg_jax.methods import resolve
 from unseg_jax.postprocess.margins import contrast, interpolate, refine_margins
 from unseg_jax.postprocess.objects import MIN_AREA
+from unseg_jax.registry import resolve
 from unseg_jax.segmenter import Segmentation, name_of
 
 if TYPE_CHECKING:

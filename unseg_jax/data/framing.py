@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from unseg_jax.methods import Fit, Method
+from unseg_jax.method import Fit, Method
 
 # Long side over short side: those of cameras and films. An image gets the nearest, so a set of any
 # images has at most eleven shapes, and each is compiled once.

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from unseg_jax.custom import name_of
 from unseg_jax.errors import printable
 from unseg_jax.export.run import Entry, Record, Run
-from unseg_jax.plugs import name_of
 
 UNSURE = 0.25
 """Confidence below which an image is to be checked."""

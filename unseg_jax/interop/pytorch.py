@@ -9,8 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from unseg_jax.methods import Method, resolve
-from unseg_jax.plugs import name_of
+from unseg_jax.custom import name_of
+from unseg_jax.method import Method
+from unseg_jax.registry import resolve
 
 
 def _transposed(array):

@@ -48,7 +48,7 @@ class SegmentWidget(Container):
                 works beside the window, which stays alive.
         """
         from unseg_jax.backbones import list_backbones
-        from unseg_jax.methods import list_methods
+        from unseg_jax.registry import list_methods
 
         self._viewer = napari_viewer
         self._run = run or in_background
@@ -178,7 +178,7 @@ def find(planes: list[np.ndarray], method: str, clusters: int | None, backbone: 
         ImageError: the first plane that cannot be segmented.
         ValueError: see `unseg_jax.segment`.
     """
-    from unseg_jax.methods import resolve
+    from unseg_jax.registry import resolve
 
     if method != "auto" and resolve(method).learns_from_set:
         from unseg_jax.api import segment

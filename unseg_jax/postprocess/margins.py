@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from unseg_jax.data.images import resize_image
-from unseg_jax.methods import Method
+from unseg_jax.method import Method
 
 # Side in pixels that edges are refined at: the window of the guided filter is in these pixels.
 _REFINE_SIDE = 256

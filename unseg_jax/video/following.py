@@ -25,7 +25,7 @@ from unseg_jax.clustering.loop import cluster_graph, init_key
 from unseg_jax.data.images import Source
 from unseg_jax.errors import ImageError
 from unseg_jax.export import drawing
-from unseg_jax.methods import Method, override
+from unseg_jax.method import Method, override
 from unseg_jax.postprocess import foreground_labels, refine_labels, upsample_labels
 from unseg_jax.segmenter import ImageSegmenter
 from unseg_jax.video.frames import Frames, check_target, open_frames, write_frames

@@ -14,7 +14,7 @@ from unseg_jax.bench.records import CONFIG, RECORDS, SESSIONS
 from unseg_jax.bench.scoring import SCORES, failure_record
 from unseg_jax.bench.settings import Settings
 from unseg_jax.data import Item
-from unseg_jax.methods import resolve
+from unseg_jax.registry import resolve
 
 
 def encode(array: np.ndarray, kind: str) -> bytes:

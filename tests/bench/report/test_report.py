@@ -12,7 +12,7 @@ from unseg_jax.bench import charts
 from unseg_jax.bench.published import PUBLISHED, published_scores
 from unseg_jax.bench.report import collect_scores, write_report
 from unseg_jax.data import LAYOUTS
-from unseg_jax.methods import METHODS
+from unseg_jax.registry import METHODS
 
 IDS = [f"image-{index}" for index in range(7)]
 IOUS = {

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-import unseg_jax as us
-from unseg_jax.methods import _RULES, METHODS, Method, override, resolve
+from unseg_jax.method import _RULES, Method, override
+from unseg_jax.registry import METHODS, resolve
 
 
 @pytest.mark.parametrize(
@@ -62,28 +62,3 @@ def test_every_method_may_be_overridden_by_its_own_fields():
     for method in METHODS.values():
         fields = {k: v for k, v in vars(method).items() if k not in fixed}
         assert override(method, **fields) == method
-
-
-def test_cc_arma_says_why_it_cannot_be():
-    with pytest.raises(ValueError, match="square roots of degrees"):
-        resolve("cc-arma")
-
-
-def test_cc_gcn_normalises_unless_it_follows_the_report():
-    """Two groups, with affinities in the hundreds: unnormalised sums saturate the softmax."""
-    method = resolve("cc-gcn")
-    assert method.normalise
-    assert not resolve("cc-gcn", quirks="code").normalise
-    groups = np.repeat(np.eye(2, 16), 10, axis=0)
-    noise = np.random.default_rng(0).normal(size=(20, 16))
-    features = (20 * groups + 2 * noise).astype(np.float32)
-    labels = np.asarray(us.cluster(features, method=method).labels)
-    np.testing.assert_array_equal(labels == labels[0], groups[:, 0] == 1)
-    unnormalised = us.cluster(features, method="cc-gcn", quirks="code")
-    assert len(np.unique(unnormalised.labels)) == 1
-
-
-def test_every_method_is_in_one_group():
-    from unseg_jax.methods import GROUPS, METHODS
-
-    assert sorted(name for names in GROUPS.values() for name in names) == sorted(METHODS)
