@@ -136,7 +136,7 @@ tpu-check:
 		$(PIP) --no-deps --target .tpu $(LIBTPU)
 	fi
 	du -sh .tpu
-	$(BIN)/python benchmarks/compiled.py --quick
+	$(BIN)/python -m benchmarks compiled --quick
 
 clean:
 	rm -rf $(VENV) $(DEMO) .tpu

@@ -8,12 +8,14 @@ import time
 
 import pytest
 
-from benchmarks import accelerator, common, tables
+from benchmarks import tables
+from benchmarks.accelerators import accelerator, parts
+from benchmarks.measure import common
 
 
 def _command(out, *more):
-    script = common.ROOT / "benchmarks" / "accelerator.py"
-    return [sys.executable, str(script), "--quick", "--out", str(out), *more]
+    module = "benchmarks.accelerators.accelerator"
+    return [sys.executable, "-m", module, "--quick", "--out", str(out), *more]
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +26,13 @@ def environment():
 
 def test_a_rehearsal_measures_every_part(tmp_path, environment):
     out = tmp_path / "accelerator.json"
-    parts = ["rates", "whole", "labels", "loop", "vit", "heads"]
-    command = _command(out, "--parts", ",".join(parts))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    names = ["rates", "whole", "labels", "loop", "vit", "heads"]
+    command = _command(out, "--parts", ",".join(names))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=common.ROOT)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert (result["errors"], result["finished"]) == ({}, True)
-    assert list(result["parts"]) == parts
+    assert list(result["parts"]) == names
     assert {"jax", "jaxlib", "numpy"} <= result["versions"]["jax side"].keys()
     assert {"driver", "platform", "device"} <= result.keys()
 
@@ -54,7 +56,9 @@ def test_a_rehearsal_measures_every_part(tmp_path, environment):
 def test_a_run_that_is_killed_keeps_what_it_measured(tmp_path, environment):
     out = tmp_path / "accelerator.json"
     command = _command(out, "--parts", "rates,heads,whole")
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env=environment, cwd=common.ROOT
+    ) as process:
         while process.poll() is None:
             if out.is_file() and "launch_seconds" in json.loads(out.read_text())["parts"]["rates"]:
                 break
@@ -69,7 +73,7 @@ def test_a_run_that_is_killed_keeps_what_it_measured(tmp_path, environment):
 
 
 def test_rows_that_do_not_fit_into_the_budget_are_left_out():
-    clock = accelerator.Clock(100.0)
+    clock = parts.Clock(100.0)
     clock.begin(0.5)
     assert not clock.over
     assert 49 < clock.deadline < 51

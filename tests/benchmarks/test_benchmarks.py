@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as listing
-from benchmarks import common, counts, scaling, tables
-from benchmarks.random_weights import random_state
-from benchmarks.workers import Worker, WorkerError
+from benchmarks import tables
+from benchmarks.measure import common, counts, scaling
+from benchmarks.measure.random_weights import random_state
+from benchmarks.measure.workers import Worker, WorkerError
 
 
 def test_counts_of_gcn_written_out():
@@ -116,7 +117,7 @@ def test_methods_stand_beside_one_another_under_both_protocols(tmp_path):
 
 
 def test_scores_that_ship_are_those_of_the_kept_runs():
-    assert tables.scores() == tables.SCORES.read_text(), "run python benchmarks/tables.py"
+    assert tables.scores() == tables.SCORES.read_text(), "run python -m benchmarks tables"
 
 
 def test_scores_of_other_settings_do_not_ship(tmp_path):
@@ -142,7 +143,7 @@ def test_scores_of_other_settings_do_not_ship(tmp_path):
 
 
 def test_a_table_without_a_result_says_how_to_make_it(tmp_path):
-    with pytest.raises(SystemExit, match=r"run python benchmarks/vit.py first"):
+    with pytest.raises(SystemExit, match=r"run python -m benchmarks vit first"):
         tables.fill("<!-- table:vit -->\n<!-- /table -->", tmp_path)
 
 
@@ -191,16 +192,23 @@ def test_parts_measured_again_join_the_others(tmp_path):
 def test_workers_answer_and_report_failures(tmp_path):
     import sys
 
-    with Worker(sys.executable, "benchmarks.onnx_side") as worker:
+    with Worker(sys.executable, "benchmarks.measure.onnx_side") as worker:
         assert worker("environment")["versions"]["python"]
         with pytest.raises(WorkerError, match="KeyError"):
             worker("no such command")
         assert worker("environment")["versions"]["numpy"] == np.__version__
     with pytest.raises(WorkerError, match="cannot be run"):
-        Worker(str(tmp_path / "python"), "benchmarks.onnx_side")
+        Worker(str(tmp_path / "python"), "benchmarks.measure.onnx_side")
 
 
 def test_every_script_says_what_it_measures():
     found = listing.available()
-    assert {"versus_reference", "optimisation", "scaling", "vit", "accelerator"} <= found.keys()
-    assert all(found.values())
+    assert {
+        "versus_reference",
+        "optimisation",
+        "scaling",
+        "vit",
+        "accelerator",
+        "tables",
+    } <= found.keys()
+    assert all(line for _, line in found.values())

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import common, compiled, host, variants
+from benchmarks.accelerators import compiled
+from benchmarks.measure import host
 
 ROW = {
     "target": "cuda",
@@ -121,28 +122,3 @@ def test_the_host_is_measured_to_its_end(tmp_path, monkeypatch, capsys):
     assert all(seconds > 0 for seconds in result["stages"]["400×300"].values())
     assert len(result["runs"]) == 9
     assert "| bench, patches |" in capsys.readouterr().out
-
-
-def test_variants_change_the_program_and_not_the_library():
-    import jax
-    import jax.numpy as jnp
-
-    from unseg_jax.clustering import graphs, head
-    from unseg_jax.clustering.loop import cluster_graph
-    from unseg_jax.registry import resolve
-
-    method = resolve("deepcut", epochs=3)
-    features = jnp.asarray(common.clustered_features(20, 8))
-    params = head.init_head(jax.random.key(0), method, 8)
-
-    def trace():
-        graph = graphs.build_graph(features, method)
-        run = lambda params: cluster_graph(graph, params, jax.random.key(1), method=method).losses  # noqa: E731
-        return str(jax.make_jaxpr(run)(params))
-
-    plain = trace()
-    for name, variant in variants.VARIANTS.items():
-        with variant():
-            changed = trace() != plain
-        assert changed == (name != "as it is"), name
-    assert trace() == plain

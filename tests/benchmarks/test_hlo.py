@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import hlo
-from benchmarks.operations import count_operations
+from benchmarks.accelerators import hlo
+from benchmarks.accelerators.operations import count_operations
 
 LOOP = """HloModule jit_run, is_scheduled=true
 

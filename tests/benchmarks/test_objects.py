@@ -1,13 +1,13 @@
-"""Collages with known objects, scores of what is found in them, MaskCut and the splits."""
+"""Collages with known objects, scores of what is found in them and MaskCut."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks import collages, common, objects, splits
-from benchmarks.collages import Cutout
-from benchmarks.maskcut import fast_second_eigenvector, maskcut
-from benchmarks.objects import Found
+from benchmarks.measure import collages, objects
+from benchmarks.measure.collages import Cutout
+from benchmarks.measure.maskcut import fast_second_eigenvector, maskcut
+from benchmarks.measure.objects import Found
 
 
 def discs(count):
@@ -124,42 +124,3 @@ def test_maskcut_finds_one_object_after_the_other():
     assert sorted(int(one.sum()) for one in found) == [12, 16]
     for one in found:
         assert len(np.unique(kinds[one])) == 1
-
-
-def two_discs():
-    """Two discs of radius 20 that touch, on 64 × 96 pixels: which pixel is whose, from 1."""
-    rows, columns = np.mgrid[:64, :96] + 0.5
-    found = np.zeros((64, 96), int)
-    for number, left in enumerate((28, 66), 1):
-        found[np.hypot(rows - 32, columns - left) < 20] = number
-    assert ndimage.label(found > 0)[1] == 1
-    return found
-
-
-def overlaps(parts, kinds):
-    return sorted(
-        max(common.intersection_over_union(part, kinds == kind) for part in parts)
-        for kind in (1, 2)
-    )
-
-
-def test_a_piece_is_split_where_it_is_narrow():
-    kinds = two_discs()
-    parts = splits.by_distance(kinds > 0, 0.5)
-    assert len(parts) == 2
-    assert min(overlaps(parts, kinds)) > 0.95
-    assert (np.sum(parts, 0) == (kinds > 0)).all()
-    (whole,) = splits.by_distance(kinds == 1, 0.5)
-    assert (whole == (kinds == 1)).all()
-
-
-def test_a_piece_is_split_where_its_graph_is():
-    kinds, grid = two_discs(), (16, 24)
-    centres = kinds[2::4, 2::4].ravel()
-    nodes = np.eye(3)[centres]
-    parts = splits.by_cut(kinds > 0, nodes, grid, 0.3)
-    assert len(parts) == 2
-    assert min(overlaps(parts, kinds)) > 0.85
-    assert (np.sum(parts, 0) == (kinds > 0)).all()
-    # Nothing is divided where no cut is cheap enough.
-    assert len(splits.by_cut(kinds > 0, nodes, grid, 0.0)) == 1

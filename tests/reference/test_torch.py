@@ -10,7 +10,7 @@ pytest.importorskip("torch_geometric", reason="needs the 'reference' extra")
 
 import torch
 
-from benchmarks.random_weights import random_state
+from benchmarks.measure.random_weights import random_state
 from benchmarks.reference import pyg_heads, torch_dense, torch_vit
 
 NODES, WIDTH, EPOCHS = 40, 16, 6

@@ -14,7 +14,7 @@ from unseg_jax.registry import GROUPS, METHODS
 
 _FORMATS = ("text", "markdown", "json")
 SCORES = Path(__file__).with_name("scores.json")
-"""Measured scores of the methods; `benchmarks/tables.py` writes the file."""
+"""Measured scores of the methods; `python -m benchmarks tables` writes the file."""
 _TITLES = {
     "recommended": "recommended",
     "published": "published",

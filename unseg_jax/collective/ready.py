@@ -1,7 +1,7 @@
 """The model that ships with the library, for images that come alone.
 
-It is `collective`, fitted once by `benchmarks/ready_model.py` on photographs that scikit-image
-ships and that are free to use. No mask was seen, and it was tuned on no data set.
+It is `collective`, fitted once by `python -m benchmarks ready_model` on photographs that
+scikit-image ships and that are free to use. No mask was seen, and it was tuned on no data set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ READY_SHA256 = "99052ba88fdded2e27a0f396e8e487294001f0ce521dd3826bb2a0aaa234027f
 
 UNLIKE = 0.54
 """Distance from which on an image is unlike the photographs that were fitted: a quarter of ECSSD,
-photographs of everyday things, lies beyond. benchmarks/quality.py measures this and other sets."""
+photographs of everyday things, lies beyond. `python -m benchmarks quality` measures this."""
 
 
 def load_ready(

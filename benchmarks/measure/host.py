@@ -5,7 +5,7 @@ Stages are timed alone, then whole runs with a stand-in for the device that answ
 of all threads, so another process on the machine changes them little. Photographs are made from
 those that scikit-image ships.
 
-    python benchmarks/host.py [--images 256] [--quick]
+    python -m benchmarks host [--images 256] [--quick]
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import io
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,10 +24,8 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import common
-from benchmarks.random_weights import random_state
+from benchmarks.measure import common
+from benchmarks.measure.random_weights import random_state
 
 SIZES = {"400×300": (300, 400), "4000×3000": (3000, 4000)}
 TARGET = 100

@@ -1,4 +1,4 @@
-"""The PyTorch side of `benchmarks/accelerator.py`: on a GPU where there is one."""
+"""The PyTorch side of `accelerator.py`: on a GPU where there is one."""
 
 import statistics
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import common
+from benchmarks.measure import common
 from benchmarks.reference import pyg_heads, torch_dense, torch_vit
 
 _device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,22 +31,19 @@ def environment() -> dict[str, Any]:
     return {"versions": common.versions(), "device": name}
 
 
-def vit(weights: str, size: int, batch: int, kind: str, compiled: bool, repeats: int) -> float:
+def vit(weights: str, size: int, batch: int, kind: str, repeats: int) -> float:
     """Seconds of one pass over a batch on the device; float32 products may use TF32."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     with np.load(weights) as archive:
         model = torch_vit.load({name: archive[name] for name in archive.files}).to(_device)
-    keys = torch.compile(model.keys, dynamic=False) if compiled else model.keys
     pixels = torch.randn(batch, 3, size, size, device=_device)
     half = kind == "bfloat16"
     with torch.inference_mode(), torch.autocast(_device, torch.bfloat16, enabled=half):
-        return _median(lambda: keys(pixels), repeats)
+        return _median(lambda: model.keys(pixels), repeats)
 
 
-def dense(
-    name: str, nodes: int, width: int, batch: int, epochs: int, compiled: bool, repeats: int
-) -> float:
+def dense(name: str, nodes: int, width: int, batch: int, epochs: int, repeats: int) -> float:
     """Seconds of a loop over a batch of images at once."""
     head = pyg_heads.HEADS[name]
     images = np.stack([common.clustered_features(nodes, width, seed) for seed in range(batch)])
@@ -62,36 +59,9 @@ def dense(
             torch_dense.prepare(head, features, adjacency),
             epochs=epochs,
             learning_rate=head.learning_rate,
-            compiled=compiled,
         )
 
     return _median(run, repeats)
 
 
-def pyg(name: str, nodes: int, width: int, epochs: int) -> float:
-    """Seconds an epoch of message passing, one image."""
-    head = pyg_heads.HEADS[name]
-    features = common.clustered_features(nodes, width)
-    weights = pyg_heads.affinity(features, head)
-    edge_index, edge_weight = pyg_heads.edges(weights)
-    state = pyg_heads.initial_state(head, width)
-    model = pyg_heads.build(head, state).to(_device)
-    arrays = [torch.from_numpy(array).to(_device) for array in (features, weights)]
-    tensors = {key: torch.from_numpy(value).to(_device) for key, value in state.items()}
-
-    def run():
-        with torch.device(_device):
-            pyg_heads.optimise(
-                model,
-                tensors,
-                *arrays,
-                edge_index.to(_device),
-                edge_weight.to(_device),
-                epochs=epochs,
-                learning_rate=head.learning_rate,
-            )
-
-    return _median(run, 3) / epochs
-
-
-COMMANDS = {function.__name__: function for function in (environment, vit, dense, pyg)}
+COMMANDS = {function.__name__: function for function in (environment, vit, dense)}

@@ -1,6 +1,6 @@
 """Small objects on a large slide, seen whole and in tiles: how many are found, and at what cost.
 
-    python benchmarks/slides.py --data FOLDER [--large]
+    python -m benchmarks slides --data FOLDER [--large]
 
 FOLDER holds images and masks as `unseg-jax bench --data` takes them. A slide is grass (a texture
 that scikit-image ships) of 3000 × 2250 pixels with 50 objects, cut out by their masks and reduced
@@ -19,15 +19,13 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 from PIL import Image
 from skimage.data import grass
 
-from benchmarks import common
-from benchmarks.collages import Cutout, read_parts
-from benchmarks.objects import match
+from benchmarks.measure import common
+from benchmarks.measure.collages import Cutout, read_parts
+from benchmarks.measure.objects import match
 from unseg_jax import Segmenter
 
 COUNT = 50
@@ -107,7 +105,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, help="images and masks that objects are cut of")
     parser.add_argument("--large", action="store_true", help="also 12000 × 9000 pixels")
-    parser.add_argument("--draw", type=Path, help="folder for the slide and its overlays")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -123,15 +120,17 @@ def main() -> None:
         rows.append(measure(slide, truths, tile))
         print(rows[-1], flush=True)
     if arguments.large:
-        command = [sys.executable, __file__, "--data", arguments.data, "--only-large"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.measure.slides",
+            "--data",
+            arguments.data,
+            "--only-large",
+        ]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rows.append(json.loads(printed.splitlines()[-1]))
         print(rows[-1], flush=True)
-    if arguments.draw:
-        arguments.draw.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(slide).save(arguments.draw / "slide.png")
-        found = Segmenter(tile=512)(slide)[0]
-        Image.fromarray(found.overlay()).save(arguments.draw / "slide_tiles.png")
     common.write_result(
         "slides", {"rows": rows, "versions": {"jax side": common.versions()}}, arguments.out
     )

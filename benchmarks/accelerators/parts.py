@@ -1,25 +1,86 @@
-"""What `benchmarks/accelerator.py` measures, part by part."""
+"""What `accelerator.py` measures, part by part."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import common, hlo
-from benchmarks.operations import count_operations
-from benchmarks.workers import Worker, WorkerError, torch_python
-
-if TYPE_CHECKING:
-    from benchmarks.accelerator import Context
+from benchmarks.accelerators import hlo
+from benchmarks.accelerators.operations import count_operations
+from benchmarks.measure import common
+from benchmarks.measure.workers import Worker, WorkerError, torch_python
 
 WIDTH, NODES, EPOCHS = 384, 784, 100
 _LARGEST_BATCH = 8192
+FEATURES = common.ROOT / "benchmarks" / "data" / "photographs.npz"
+
+
+class Clock:
+    """The time of the whole run, and the share of it that one part may take."""
+
+    def __init__(self, budget: float):
+        self.start, self.budget = time.perf_counter(), budget
+        self.deadline = budget
+        self.longest = 0.0
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start
+
+    def begin(self, share: float) -> None:
+        """Gives the next part a share of what is left."""
+        self.deadline = self.spent + share * max(0.0, self.budget - self.spent)
+        self.longest = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether the part should end: its time is spent, or would be after another row as long as
+        its longest one so far."""
+        return self.spent + self.longest > self.deadline
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a row took."""
+        self.longest = max(self.longest, seconds)
+
+
+@dataclasses.dataclass
+class Context:
+    """What every part gets.
+
+    Attributes:
+        options: of the command line.
+        weights: file of a ViT-S/8 (or a tiny ViT) of random numbers.
+        clock: of the run.
+        result: what is written; parts add rows under `result["parts"]`.
+    """
+
+    options: argparse.Namespace
+    weights: Path
+    clock: Clock
+    result: dict[str, Any]
+
+    def save(self) -> None:
+        """Writes what there is."""
+        self.result["seconds"] = round(self.clock.spent, 1)
+        if self.options.out or not self.options.quick:
+            common.write_result("accelerator", self.result, self.options.out, quiet=True)
+
+    def note(self, part: str, title: str, row: Any) -> None:
+        """Adds a row to a part, shows it and writes it."""
+        self.result["parts"].setdefault(part, {})[title] = row
+        self.save()
+        print(f"[{self.clock.spent:4.0f} s] {part}, {title}: {row}", file=sys.stderr, flush=True)
 
 
 def _median(function: Callable[[], Any], repeats: int) -> float:
@@ -153,7 +214,6 @@ def labels(context: Context) -> None:
     """Share of patches of real photographs labelled as a CPU labels them, and how many get the
     same label from two random seeds: chance alone changes as many as that."""
     import unseg_jax as us
-    from benchmarks.accelerator import FEATURES
 
     with np.load(FEATURES) as saved:
         features = saved["features"].astype(np.float32)
@@ -293,16 +353,11 @@ def torch(context: Context) -> None:
     vit_shape = {"weights": context.weights, "size": size, "batch": batch, "repeats": repeats}
     loop_shape = {**graph, "name": "deepcut", "batch": batch, "epochs": epochs, "repeats": 3}
     commands: list[tuple[str, str, dict[str, Any]]] = [
-        ("vit bfloat16", "vit", {"kind": "bfloat16", "compiled": False, **vit_shape}),
-        ("vit float32", "vit", {"kind": "float32", "compiled": False, **vit_shape}),
-        ("dense loop", "dense", {"compiled": False, **loop_shape}),
+        ("vit bfloat16", "vit", {"kind": "bfloat16", **vit_shape}),
+        ("vit float32", "vit", {"kind": "float32", **vit_shape}),
+        ("dense loop", "dense", {**loop_shape}),
     ]
-    if not quick:
-        commands += [
-            ("vit bfloat16, compiled", "vit", {"kind": "bfloat16", "compiled": True, **vit_shape}),
-            ("dense loop, compiled", "dense", {"compiled": True, **loop_shape}),
-        ]
-    with Worker(python, "benchmarks.torch_accelerator") as side:
+    with Worker(python, "benchmarks.accelerators.torch_side") as side:
         context.note("torch", "environment", side("environment"))
         for title, command, arguments in commands:
             if context.clock.over:
@@ -324,19 +379,6 @@ def _pixels(batch: int, size: int):
 def _features(batch: int, nodes: int):
     images = [common.clustered_features(nodes, WIDTH, seed) for seed in range(min(batch, 8))]
     return jnp.asarray(np.stack([images[index % len(images)] for index in range(batch)]))
-
-
-def profile(context: Context) -> None:
-    """A trace of one whole batch, compiled beforehand."""
-    import unseg_jax as us
-    from unseg_jax.registry import resolve
-
-    method = resolve("deepcut", **({"image_size": 64} if context.options.quick else {}))
-    segment, params = us.make_segment_fn(method, context.weights, dtype="bfloat16")
-    pixels = _pixels(2 if context.options.quick else 64, method.size[0])
-    jax.block_until_ready(segment(params, pixels))
-    with jax.profiler.trace(str(context.options.profile)):
-        jax.block_until_ready(segment(params, pixels))
 
 
 PARTS: dict[str, tuple[Callable[[Context], None], float]] = {

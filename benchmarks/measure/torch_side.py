@@ -1,4 +1,4 @@
-"""What the PyTorch worker can be asked; see `benchmarks.workers`."""
+"""What the PyTorch worker can be asked; see `benchmarks.measure.workers`."""
 
 import contextlib
 import os
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import common
-from benchmarks.random_weights import random_state
+from benchmarks.measure import common
+from benchmarks.measure.random_weights import random_state
 from benchmarks.reference import pyg_heads, torch_dense, torch_vit
 
 _state: dict[str, Any] = {}

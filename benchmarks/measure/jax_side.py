@@ -1,4 +1,4 @@
-"""What the unseg_jax worker can be asked; see `benchmarks.workers`."""
+"""What the unseg_jax worker can be asked; see `benchmarks.measure.workers`."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import unseg_jax as us
-from benchmarks import common
+from benchmarks.measure import common
 
 # Name of a head in benchmarks.reference.pyg_heads → method and overrides of unseg_jax.
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""What benchmarks/quality.py reads of each data set, and keeps: features, truths, background crops.
+"""What quality.py reads of each data set and keeps: features, truths, crops of background.
 
 Extracting takes the time of the transformer, a second an image; everything after is fast.
 """
@@ -8,21 +8,15 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from PIL import Image
 
 from unseg_jax.data import Dataset, open_dataset
 from unseg_jax.data.images import load_image, resize_image
 from unseg_jax.data.masks import load_mask
-from unseg_jax.method import override
 from unseg_jax.registry import resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
@@ -30,10 +24,6 @@ SIDE = 128
 """Side that masks are scored at."""
 PIXELS = 256
 """Side of the image that edges are refined on, as in the library."""
-COARSE = 196
-"""Side of the image that coarse features are taken of: half that of the method."""
-EARLY = 8
-"""Block of the early features, of 12 from 0."""
 CROPS = 100
 """Background crops of a set, at most."""
 SOURCES = {
@@ -61,22 +51,16 @@ class Set:
 
     Attributes:
         fine: (n, N, D) float16 patch features at the method's size.
-        coarse: (n, M, D) float16 patch features of the image at half that size.
         truths: (n, SIDE, SIDE) bool.
-        grid, coarse_grid: patches, (h, w).
-        keys, early: (n, N, D) float16 keys of the last block, and tokens of block `EARLY`.
+        grid: patches, (h, w).
         pixels: (n, PIXELS, PIXELS, 3) uint8.
         background: (m, N, D) float16 features, as `fine`, of crops without an object.
         groups: (n,) what belongs together: frames of a video. None where images are independent.
     """
 
     fine: np.ndarray
-    coarse: np.ndarray
     truths: np.ndarray
     grid: tuple[int, int]
-    coarse_grid: tuple[int, int]
-    keys: np.ndarray
-    early: np.ndarray
     pixels: np.ndarray
     background: np.ndarray
     groups: np.ndarray | None = None
@@ -87,19 +71,11 @@ def read_set(name: str, data: Path, cache: Path) -> Set:
     dataset = open_dataset(SOURCES[name].format(data / name))
     cache.mkdir(parents=True, exist_ok=True)
     base = _kept(cache / f"{name}.npz", lambda: _base(dataset))
-    more = _kept(cache / f"{name}-facets.npz", lambda: _facets(dataset))
-    more |= _kept(cache / f"{name}-pixels.npz", lambda: _pixels(dataset))
+    more = _kept(cache / f"{name}-pixels.npz", lambda: _pixels(dataset))
     more |= _kept(cache / f"{name}-background.npz", lambda: _background(dataset, base["truths"]))
-    grids = {key: tuple(int(side) for side in base[f"{key}_grid"]) for key in ("fine", "coarse")}
-    return Set(
-        base["fine"],
-        base["coarse"],
-        base["truths"],
-        grids["fine"],
-        grids["coarse"],
-        **more,
-        groups=sequences(name, dataset),
-    )
+    height, width = (int(side) for side in base["grid"])
+    groups = sequences(name, dataset)
+    return Set(base["fine"], base["truths"], (height, width), **more, groups=groups)
 
 
 def sequences(name: str, dataset: Dataset) -> np.ndarray | None:
@@ -119,9 +95,9 @@ def _kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
 
 
 @functools.cache
-def _segmenter(size: int | None = None) -> BatchSegmenter:
+def _segmenter() -> BatchSegmenter:
     method, backbone = load_for(resolve("collective", fit="stretch"), "auto", dtype="float32")
-    return BatchSegmenter(override(method, image_size=size), backbone, batch_size=1)
+    return BatchSegmenter(method, backbone, batch_size=1)
 
 
 def _extract(segmenter: BatchSegmenter, images: Iterable[np.ndarray]) -> np.ndarray:
@@ -131,42 +107,14 @@ def _extract(segmenter: BatchSegmenter, images: Iterable[np.ndarray]) -> np.ndar
 
 
 def _base(dataset: Dataset) -> dict[str, np.ndarray]:
-    found = {}
-    for key, size in (("fine", None), ("coarse", COARSE)):
-        segmenter = _segmenter(size)
-        found[key] = _extract(segmenter, (load_image(item.image) for item in dataset.items))
-        found[f"{key}_grid"] = np.array(segmenter.grid)
+    segmenter = _segmenter()
+    fine = _extract(segmenter, (load_image(item.image) for item in dataset.items))
     truths = []
     for item in dataset.items:
         mask = load_mask(item.mask, dataset.rule)
         small = resize_image(np.repeat(mask[..., None] * np.uint8(255), 3, 2), (SIDE, SIDE))
         truths.append(small[..., 0] > 127)
-    return {"truths": np.stack(truths), **found}
-
-
-def _facets(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Keys of the last block and tokens of an earlier one, from one pass."""
-    segmenter = _segmenter()
-    backbone = segmenter.backbone
-    assert backbone is not None
-    skipped = 1 + backbone.config.registers
-
-    @jax.jit
-    def extract(params, pixels):
-        model = nnx.merge(backbone.graphdef, params)
-        x = early = model.run_blocks(model.tokens(pixels), EARLY + 1)
-        last = backbone.config.depth - 1
-        for index in range(EARLY + 1, last):
-            x = model.block(index)(x)
-        keys = model.block(last).third(x, 1).transpose(0, 2, 3, 1).reshape(x.shape)
-        return keys[0, skipped:], early[0, skipped:]
-
-    found = []
-    for item in dataset.items:
-        pixels = jnp.asarray(segmenter.prepare(load_image(item.image))[None])
-        found.append([np.asarray(one, np.float16) for one in extract(backbone.params, pixels)])
-    keys, early = (np.stack(one) for one in zip(*found, strict=True))
-    return {"keys": keys, "early": early}
+    return {"truths": np.stack(truths), "fine": fine, "grid": np.array(segmenter.grid)}
 
 
 def _pixels(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -214,3 +162,9 @@ def largest_background(truth: np.ndarray) -> tuple[int, int, int, int] | None:
                 left = int(stops[widest])
                 found = (top, left, bottom, left + int(runs[widest]))
     return found
+
+
+def enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, to (height, width)."""
+    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))

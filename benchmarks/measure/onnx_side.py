@@ -1,10 +1,10 @@
-"""What the onnxruntime worker can be asked; see `benchmarks.workers`."""
+"""What the onnxruntime worker can be asked; see `benchmarks.measure.workers`."""
 
 from typing import Any
 
 import numpy as np
 
-from benchmarks import common
+from benchmarks.measure import common
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
 _STD = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)

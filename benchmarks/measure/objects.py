@@ -1,6 +1,6 @@
 """How many objects of an image are found, and how well, on collages with known objects.
 
-    python benchmarks/objects.py --data FOLDER
+    python -m benchmarks objects --data FOLDER
 
 FOLDER holds the data sets `weizmann_horses` and `ecssd`, as `unseg-jax bench --data` takes them.
 Collages are made of both by `benchmarks/collages.py`, with a fixed seed; no file of them is kept.
@@ -27,11 +27,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import collages, common, splits
-from benchmarks.collages import Collage
-from benchmarks.maskcut import fast_second_eigenvector, maskcut, second_eigenvector
+from benchmarks.measure import collages, common
+from benchmarks.measure.collages import Collage
+from benchmarks.measure.maskcut import fast_second_eigenvector, maskcut, second_eigenvector
 
 SETS = {"weizmann_horses": "{}", "ecssd": "ecssd:{}"}
 VARIANTS = {"separate": False, "touching": True}
@@ -59,7 +57,6 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=20, help="of them that are timed")
     parser.add_argument("--seed", type=int, default=0, help="of the collages")
     parser.add_argument("--cache", type=Path, help="folder for features, to be read again")
-    parser.add_argument("--drawings", type=Path, help="folder for collages with what was found")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     rows = Rows()
@@ -79,10 +76,9 @@ def main() -> None:
         }
         for variant, touching in VARIANTS.items():
             made = collages.build(*parts, options.count, touching=touching, seed=options.seed)
-            folder = options.drawings and options.drawings / f"{name}-{variant}"
             cache = options.cache and options.cache / f"{name}-{variant}-{options.count}.npz"
             features = rows.features(made, cache)
-            measured["variants"][variant] = measure(rows, made, features, options.timed, folder)
+            measured["variants"][variant] = measure(rows, made, features, options.timed)
             print(name, variant, measured["variants"][variant], file=sys.stderr, flush=True)
     common.write_result("objects", result, options.out)
     print(table(result))
@@ -239,8 +235,6 @@ class Rows:
             },
             MASKCUT: self._maskcut(made, features["collective"], 0.15, second_eigenvector),
             FASTER: self._maskcut(made, features["collective"], 0.3, fast_second_eigenvector),
-            BY_CUT: self._split(made, features, fitted, "cut"),
-            BY_DISTANCE: self._split(made, features, fitted, "distance"),
         }
 
     def _scorer(self, made, features, segmenter):
@@ -268,29 +262,6 @@ class Rows:
 
         return find
 
-    def _split(self, made, features, segmenter, how):
-        """Objects of `collective`, divided where they may be several."""
-        import jax
-
-        from unseg_jax.collective import evidence
-
-        whole = self._scorer(made, features, segmenter)
-        project = jax.jit(lambda one: evidence.project(one, segmenter.evidence.projection)[0])
-
-        def find(index: int) -> list[Found]:
-            objects = whole(index)
-            nodes = np.asarray(project(features["collective"][index]))
-            found = []
-            for item in objects:
-                if how == "cut":
-                    parts = splits.by_cut(item.mask, nodes, segmenter.grid, CUT)
-                else:
-                    parts = splits.by_distance(item.mask, DISTANCE)
-                found += [Found(part, item.score) for part in parts]
-            return found
-
-        return find
-
     def _maskcut(self, made, features, tau, eigenvector):
         from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
 
@@ -310,14 +281,8 @@ class Rows:
 
 MASKCUT = "MaskCut, N = 3, τ = .15"
 FASTER = "MaskCut, τ = .3, faster solver"
-BY_CUT = "collective, split by the cut"
-BY_DISTANCE = "collective, split by distance"
-TRIED = (FASTER, BY_CUT, BY_DISTANCE)
+TRIED = (FASTER,)
 """Rows that are variations of others."""
-CUT = 0.3
-"""Normalised cut below which a piece is divided: of .1 to .6 the best on the horses."""
-DISTANCE = 0.5
-"""Share of the largest distance from the edge: of .5 to .8 the best on the horses."""
 
 
 def _objects(segmentation) -> list[Found]:
@@ -338,7 +303,6 @@ def measure(
     made: Sequence[Collage],
     features: dict[str, np.ndarray],
     timed: int,
-    drawings: Path | None = None,
 ) -> dict[str, Any]:
     """Scores of all rows on some collages, and the seconds of an image."""
     rows.fit(features["collective"])  # compiles
@@ -359,9 +323,6 @@ def measure(
         }
         for title, values in common.alternate(sides, 2).items():
             seconds[title].append(min(values))
-    if drawings is not None:
-        for title, objects in found.items():
-            draw(made, objects, drawings / f"{_slug(title)}.png")
     return {
         "images": len(made),
         "true_objects": sum(len(one) for one in truths),
@@ -380,29 +341,6 @@ def _cpu_seconds(function: Callable[[], Any]) -> float:
     start = time.process_time()
     function()
     return time.process_time() - start
-
-
-def draw(made: Sequence[Collage], found: Sequence[Sequence[Found]], path: Path) -> None:
-    """A sheet of the first twelve collages: what was found filled, what is true outlined."""
-    from PIL import Image
-    from scipy import ndimage
-
-    colours = np.array([(255, 60, 60), (60, 160, 255), (60, 220, 90), (255, 200, 40)], float)
-    tiles = []
-    for collage, objects in list(zip(made, found, strict=True))[:12]:
-        image = collage.image * 0.5
-        for number, item in enumerate(objects):
-            image[item.mask] = 0.5 * collage.image[item.mask] + 0.5 * colours[number % 4]
-        for truth in collage.truths:
-            image[truth & ~ndimage.binary_erosion(truth)] = 255
-        tiles.append(image.astype(np.uint8))
-    lines = [np.concatenate(tiles[at : at + 4], 1) for at in range(0, len(tiles) - 3, 4)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(lines)).save(path)
-
-
-def _slug(title: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in title)
 
 
 # ---------------------------------------------------------------- tables

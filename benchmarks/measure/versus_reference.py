@@ -4,9 +4,9 @@ All sides run in this one run on this one machine, on the same images with the s
 turns image by image. PyTorch and JAX live in processes of their own; `--torch-python` names the
 interpreter of the PyTorch side where it is another one than this.
 
-    python benchmarks/versus_reference.py                             # our PyTorch writings
-    python benchmarks/versus_reference.py --deepcut ../DeepCut        # and the published code
-    python benchmarks/versus_reference.py --images DIR --masks DIR    # and IoU against truth
+    python -m benchmarks versus_reference                             # our PyTorch writings
+    python -m benchmarks versus_reference --deepcut ../DeepCut        # and the published code
+    python -m benchmarks versus_reference --images DIR --masks DIR    # and IoU against truth
 
 Speed is measured with random ViT-S/8 weights unless `--weights` names a DINO checkpoint; masks of
 random weights say nothing, so agreement and IoU are measured apart, on the token features of
@@ -21,10 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import common
-from benchmarks.workers import Worker, WorkerError, torch_python
+from benchmarks.measure import common
+from benchmarks.measure.workers import Worker, WorkerError, torch_python
 
 SETTINGS = {
     "DeepCut's defaults: 280×280, 10 epochs": {"size": (280, 280), "epochs": 10},
@@ -77,8 +75,8 @@ def _run(options: argparse.Namespace, scratch: Path) -> None:
     timed = [_as_png(path, scratch) for path in images[: options.limit]]
     print(f"at least {_estimate(options) // 60 + 1} minutes on two cores", file=sys.stderr)
     with (
-        Worker(python, "benchmarks.torch_side") as torch_side,
-        Worker(sys.executable, "benchmarks.jax_side") as jax_side,
+        Worker(python, "benchmarks.measure.torch_side") as torch_side,
+        Worker(sys.executable, "benchmarks.measure.jax_side") as jax_side,
     ):
         weights = scratch / "vit.npz"
         if options.weights:

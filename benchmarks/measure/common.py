@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -109,7 +109,7 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     stamp = {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{name}.py", *_shown(sys.argv[1:])]),
+        "command": " ".join(["python -m benchmarks", name, *_shown(sys.argv[1:])]),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine(),

@@ -6,8 +6,8 @@ that the ordinary environment never sees them:
 
     pip install --no-deps --target .tpu libtpu
     pip install --no-deps --target .cuda jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
-    python benchmarks/compiled.py             # all programs; the result is written after each
-    python benchmarks/compiled.py --quick     # small ones: is anything in there that must not be
+    python -m benchmarks compiled             # all programs; the result is written after each
+    python -m benchmarks compiled --quick     # small ones: is anything in there that must not be
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import common, hlo
-from benchmarks.random_weights import DINOV2, random_state
+from benchmarks.accelerators import hlo
+from benchmarks.measure import common
+from benchmarks.measure.random_weights import DINOV2, random_state
 
 METHODS = ("deepcut", "tokencut", "collective", "unsegarmanet", "unsegmedgat")
 BATCH = 64
@@ -318,7 +317,8 @@ def compile_for(target: str, function, params, batch: int, size: int, count: int
 
 def examine(target: str, method: str, weights: Path, dtype: str, batch: int, count: int, **sizes):
     """One row of the result: a program compiled, and what is in it."""
-    from benchmarks.operations import count_operations
+    # It imports JAX, which must not happen before `prepare`.
+    from benchmarks.accelerators.operations import count_operations
 
     function, params, size, epochs = build(method, weights, dtype, **sizes)
     compiled, jaxpr, tracing, compiling = compile_for(target, function, params, batch, size, count)

@@ -15,9 +15,9 @@ the like for what it gave elsewhere. `NAME` may also be
 
 It also writes `unseg_jax/cli/scores.json`, what `unseg-jax methods` shows.
 
-    python benchmarks/tables.py     # README.md, benchmarks/README.md, docs/folder.md, scores.json
-    python benchmarks/tables.py --check         # fails if a table is out of date
-    python benchmarks/tables.py --keep-summary runs/horses/summary.json --as horses
+    python -m benchmarks tables     # README.md, benchmarks/README.md, docs/folder.md, scores.json
+    python -m benchmarks tables --check         # fails if a table is out of date
+    python -m benchmarks tables --keep-summary runs/horses/summary.json --as horses
 """
 
 import argparse
@@ -29,19 +29,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import (
-    accelerator,
+from benchmarks.accelerators import accelerator, compiled
+from benchmarks.measure import (
     common,
-    compiled,
     host,
     objects,
     optimisation,
     quality,
     scaling,
     slides,
-    variants,
     versus_reference,
     vit,
 )
@@ -75,7 +71,9 @@ def main() -> None:
             if not options.check:
                 path.write_text(after)
     if options.check and stale:
-        raise SystemExit(f"tables are out of date in {', '.join(stale)}; run benchmarks/tables.py.")
+        raise SystemExit(
+            f"tables are out of date in {', '.join(stale)}; run python -m benchmarks tables."
+        )
 
 
 def fill(text: str, results: Path = common.RESULTS) -> str:
@@ -111,7 +109,7 @@ def render(name: str, results: Path = common.RESULTS) -> str:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         benchmark = path.stem.partition("-")[0]
-        raise SystemExit(f"no result {path.name}: run python benchmarks/{benchmark}.py first.")
+        raise SystemExit(f"no result {path.name}: run python -m benchmarks {benchmark} first.")
     return json.loads(path.read_text())
 
 
@@ -133,9 +131,14 @@ def provenance(result: dict[str, Any]) -> str:
         vectors = f", {machine['vectors']}" if machine.get("vectors") else ""
         processor = f"{machine['cpu']}, {machine['cores']} cores{vectors}"
     return (
-        f"<sub>`{result['command']}` · {processor} · {listed} · commit {result['commit']}, "
+        f"<sub>`{_command(result)}` · {processor} · {listed} · commit {result['commit']}, "
         f"{result['date']}</sub>"
     )
+
+
+def _command(result: dict[str, Any]) -> str:
+    """How it is measured today: results name the script that measured them by its path."""
+    return re.sub(r"^python benchmarks/(\w+)\.py", r"python -m benchmarks \1", result["command"])
 
 
 def _versus(result: dict[str, Any]) -> str:
@@ -166,7 +169,6 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "host": host.table,
     "objects": objects.table,
     "slides": slides.table,
-    "variants": variants.table,
     "quality": quality.table,
 }
 
@@ -302,7 +304,3 @@ _PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "objects/short": objects.short_table,
     "optimisation/short": optimisation.short_table,
 }
-
-
-if __name__ == "__main__":
-    main()

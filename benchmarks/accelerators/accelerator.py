@@ -6,34 +6,33 @@ Labels are checked on saved features of real photographs against the labels that
 Images are already decoded and on the device. The result is written after every row, so a run that
 is killed keeps what it measured.
 
-    python benchmarks/accelerator.py [--profile DIR] [--torch-python PATH]
-    python benchmarks/accelerator.py --save-features    # on a CPU: makes the file of the check
+    python -m benchmarks accelerator [--torch-python PATH]
+    python -m benchmarks accelerator --save-features    # on a CPU: makes the file of the check
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import importlib.metadata
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # PyTorch shares the accelerator, so JAX must not take all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from benchmarks import common
-from benchmarks.random_weights import random_state
+import jax
 
-FEATURES = common.ROOT / "benchmarks" / "data" / "photographs.npz"
+from benchmarks.accelerators.parts import FEATURES, PARTS, Clock, Context
+from benchmarks.measure import common
+from benchmarks.measure.random_weights import random_state
+
 _PLUGINS = (
     "jax-cuda12-plugin",
     "jax-cuda12-pjrt",
@@ -47,73 +46,11 @@ _PLUGINS = (
 )
 
 
-class Clock:
-    """The time of the whole run, and the share of it that one part may take."""
-
-    def __init__(self, budget: float):
-        self.start, self.budget = time.perf_counter(), budget
-        self.deadline = budget
-        self.longest = 0.0
-
-    @property
-    def spent(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self.start
-
-    def begin(self, share: float) -> None:
-        """Gives the next part a share of what is left."""
-        self.deadline = self.spent + share * max(0.0, self.budget - self.spent)
-        self.longest = 0.0
-
-    @property
-    def over(self) -> bool:
-        """Whether the part should end: its time is spent, or would be after another row as long as
-        its longest one so far."""
-        return self.spent + self.longest > self.deadline
-
-    def took(self, seconds: float) -> None:
-        """Notes how long a row took."""
-        self.longest = max(self.longest, seconds)
-
-
-@dataclasses.dataclass
-class Context:
-    """What every part gets.
-
-    Attributes:
-        options: of the command line.
-        weights: file of a ViT-S/8 (or a tiny ViT) of random numbers.
-        clock: of the run.
-        result: what is written; parts add rows under `result["parts"]`.
-    """
-
-    options: argparse.Namespace
-    weights: Path
-    clock: Clock
-    result: dict[str, Any]
-
-    def save(self) -> None:
-        """Writes what there is."""
-        self.result["seconds"] = round(self.clock.spent, 1)
-        if self.options.out or not self.options.quick:
-            common.write_result("accelerator", self.result, self.options.out, quiet=True)
-
-    def note(self, part: str, title: str, row: Any) -> None:
-        """Adds a row to a part, shows it and writes it."""
-        self.result["parts"].setdefault(part, {})[title] = row
-        self.save()
-        print(f"[{self.clock.spent:4.0f} s] {part}, {title}: {row}", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     options = _parse()
     if options.save_features:
         save_features()
         return
-    import jax
-
-    from benchmarks.accelerator_parts import PARTS, profile
-
     device = jax.devices()[0]
     result: dict[str, Any] = {
         "device": device.device_kind,
@@ -148,8 +85,6 @@ def main() -> None:
             context.save()
         result["finished"] = True
         context.save()
-        if options.profile:
-            profile(context)
     print(table(result))
 
 
@@ -159,7 +94,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--parts", type=lambda text: text.split(","), help="only these rows")
     parser.add_argument("--budget", type=float, default=420, help="seconds; later rows are left")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--profile", type=Path, help="folder for a jax.profiler trace")
     parser.add_argument("--save-features", action="store_true", help="make the file of the check")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all")
     parser.add_argument("--out", type=Path, help="JSON file to write")

@@ -1,6 +1,6 @@
 """Fits the model that ships with the library, on photographs that scikit-image ships.
 
-    python benchmarks/ready_model.py
+    python -m benchmarks ready_model
 
 It writes unseg_jax/collective/ready.safetensors and prints the hash that
 unseg_jax/collective/ready.py records. The photographs are free to use; no mask is read.
@@ -8,10 +8,7 @@ unseg_jax/collective/ready.py records. The photographs are free to use; no mask 
 
 import dataclasses
 import hashlib
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import skimage
 

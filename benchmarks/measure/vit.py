@@ -1,6 +1,6 @@
 """ViT-S/8 up to the keys of its last block: PyTorch, onnxruntime and unseg_jax, taking turns.
 
-python benchmarks/vit.py [--torch-python PATH] [--sizes 224,280] [--batches 1,8]
+python -m benchmarks vit [--torch-python PATH] [--sizes 224,280] [--batches 1,8]
 """
 
 import argparse
@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import common, counts
-from benchmarks.random_weights import random_state
-from benchmarks.workers import Worker, WorkerError, torch_python
+from benchmarks.measure import common, counts
+from benchmarks.measure.random_weights import random_state
+from benchmarks.measure.workers import Worker, WorkerError, torch_python
 
 KINDS = (
     "torch fp32",
@@ -37,16 +35,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         scratch = Path(folder)
         np.savez(scratch / "vit.npz", **random_state())
-        jax_side = stack.enter_context(Worker(sys.executable, "benchmarks.jax_side"))
+        jax_side = stack.enter_context(Worker(sys.executable, "benchmarks.measure.jax_side"))
         jax_side("load_vit", weights=scratch / "vit.npz")
         result: dict = {"versions": {"jax side": jax_side("environment")["versions"]}}
         torch_side = onnx_side = None
         if python:
-            torch_side = stack.enter_context(Worker(python, "benchmarks.torch_side"))
+            torch_side = stack.enter_context(Worker(python, "benchmarks.measure.torch_side"))
             torch_side("load_vit", weights=scratch / "vit.npz")
             result["versions"]["torch side"] = torch_side("environment")["versions"]
             if importlib.util.find_spec("onnxruntime"):
-                onnx_side = stack.enter_context(Worker(sys.executable, "benchmarks.onnx_side"))
+                onnx_side = stack.enter_context(
+                    Worker(sys.executable, "benchmarks.measure.onnx_side")
+                )
         result["rates"] = _rates(jax_side, torch_side)
         result["cases"] = []
         for size in options.sizes:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT
+from benchmarks.measure.common import ROOT
 
 
 class WorkerError(RuntimeError):
@@ -28,7 +28,7 @@ class Worker:
 
     Args:
         python: the interpreter.
-        module: for example "benchmarks.torch_side".
+        module: for example "benchmarks.measure.torch_side".
         environment: variables to set for it.
     """
 
@@ -39,7 +39,7 @@ class Worker:
         settings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
         try:
             self._process = subprocess.Popen(
-                [python, "-m", "benchmarks.workers", module],
+                [python, "-m", "benchmarks.measure.workers", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -100,7 +100,7 @@ def serve(commands: Mapping[str, Callable[..., Any]]) -> None:
 
     Whatever the commands print goes to standard error: standard output carries the answers.
     """
-    from benchmarks.common import _plain
+    from benchmarks.measure.common import _plain
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -5,7 +5,7 @@ image alone and batches of 8; dense PyTorch also as one single-threaded process 
 8 images and are all at work at once. All sides take turns in one run. The limit is what the counted
 operations need at the rate that the machine shows in the same run.
 
-    python benchmarks/optimisation.py [--torch-python PATH] [--heads deepcut,unsegarmanet]
+    python -m benchmarks optimisation [--torch-python PATH] [--heads deepcut,unsegarmanet]
 """
 
 import argparse
@@ -15,10 +15,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import common, counts
-from benchmarks.workers import Worker, WorkerError, torch_python
+from benchmarks.measure import common, counts
+from benchmarks.measure.workers import Worker, WorkerError, torch_python
 
 WIDTH = 384
 # name → layer, branches, K, nodes, whether message passing fits in memory
@@ -53,8 +51,8 @@ def main() -> None:
         print("no PyTorch here (see --torch-python): unseg_jax alone", file=sys.stderr)
     result: dict = {"width": WIDTH, "dropout": options.dropout, "heads": {}}
     names = options.heads.split(",") if options.heads else list(CASES)
-    jax_side = Worker(sys.executable, "benchmarks.jax_side")
-    torch_side = Worker(python, "benchmarks.torch_side") if python else None
+    jax_side = Worker(sys.executable, "benchmarks.measure.jax_side")
+    torch_side = Worker(python, "benchmarks.measure.torch_side") if python else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax_side)
         apart = _Apart(python, stack) if python else None
@@ -97,7 +95,7 @@ class _Apart:
     def __init__(self, python: str, stack: contextlib.ExitStack):
         count = min(common.machine()["cores"], 8)
         self.workers = [
-            stack.enter_context(Worker(python, "benchmarks.torch_side", _ONE_THREAD))
+            stack.enter_context(Worker(python, "benchmarks.measure.torch_side", _ONE_THREAD))
             for _ in range(count)
         ]
         self._pool = stack.enter_context(ThreadPoolExecutor(count))

@@ -3,7 +3,7 @@
 Weights are random: none of this depends on what they are. With --parts, the other parts are kept
 from the result that is there, each with the commit that it was measured at.
 
-    python benchmarks/scaling.py [--parts nodes,batch,clusters,epochs,images,start]
+    python -m benchmarks scaling [--parts nodes,batch,clusters,epochs,images,start]
 """
 
 import argparse
@@ -20,11 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import common
-from benchmarks.random_weights import random_state
-from benchmarks.workers import Worker
+from benchmarks.measure import common
+from benchmarks.measure.random_weights import random_state
+from benchmarks.measure.workers import Worker
 
 WIDTH = 384
 NODES = (196, 400, 784, 1225, 1600, 2500, 3025, 4096)
@@ -50,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "vit.npz"
         np.savez(weights, **random_state())
-        with Worker(sys.executable, "benchmarks.jax_side") as side:
+        with Worker(sys.executable, "benchmarks.measure.jax_side") as side:
             result["versions"] = {"jax side": side("environment")["versions"]}
         for name in options.parts or parts:
             result["parts"][name] = parts[name](options, weights)
@@ -109,7 +107,7 @@ def _alternating(options, cases: dict[int, dict]) -> dict[int, dict]:
         sides, before = {}, {}
         for name, case in cases.items():
             case = {"nodes": 784, "batch": 1, "clusters": None, "few": 10} | case
-            side = stack.enter_context(Worker(sys.executable, "benchmarks.jax_side"))
+            side = stack.enter_context(Worker(sys.executable, "benchmarks.measure.jax_side"))
             before[name] = (side, side("peak_memory"))
             graph = {key: case[key] for key in ("nodes", "batch", "clusters")}
             side("prepare_head", name="deepcut", width=WIDTH, dropout=None, **graph)
@@ -150,7 +148,7 @@ def _clusters(options, _):
 def _epochs(options, _):
     """Seconds of a whole `cluster` call, graph and ÂX included."""
     found = {}
-    with Worker(sys.executable, "benchmarks.jax_side") as side:
+    with Worker(sys.executable, "benchmarks.measure.jax_side") as side:
         graph = {"nodes": 784, "width": WIDTH, "batch": 1, "clusters": None, "dropout": None}
         side("prepare_head", name="deepcut", **graph)
         for epochs in _some(EPOCHS, options):
@@ -164,7 +162,7 @@ def _stride_4(options, _):
     nodes, epochs = (196, 10) if options.quick else (STRIDE_4, 100)
     found = {}
     for head in ("unseggnet", "unsegarmanet", "unsegmedgat"):
-        with Worker(sys.executable, "benchmarks.jax_side") as side:
+        with Worker(sys.executable, "benchmarks.measure.jax_side") as side:
             graph = {"nodes": nodes, "width": WIDTH, "batch": 1, "clusters": 2, "dropout": None}
             side("prepare_head", name=head, **graph)
             seconds = side("time_loop", epochs=epochs)
@@ -195,7 +193,7 @@ def _images(options, weights):
             picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
             picture.save(path, quality=80)
             paths.append(str(path))
-        with Worker(sys.executable, "benchmarks.jax_side") as side:
+        with Worker(sys.executable, "benchmarks.measure.jax_side") as side:
             side("load_vit", weights=weights)
             size = [options.image_size] * 2
             for count in [8, *sorted(options.images)]:
