@@ -95,7 +95,7 @@ def test_other_settings_are_refused_with_what_differs(photos, tmp_path):
     out = tmp_path / "out"
     run(photos, out)
     before = contents(out)
-    with pytest.raises(InputError, match=r"other settings \(epochs 10, now 20\).*--overwrite"):
+    with pytest.raises(InputError, match=r"other settings \(epochs 10, now 20\).*overwrite=True"):
         run(photos, out, {**SETTINGS, "epochs": 20})
     with pytest.raises(InputError, match=r"min_area unset, now 0\.5"):
         run(photos, out, output=dataclasses.replace(OUTPUT, min_area=0.5))
@@ -158,7 +158,7 @@ def test_foreign_files_are_never_replaced(photos, tmp_path, overwrite, kind):
     assert seen == ["0.png", "2.png", "3.png"]
     (failed,) = done.failed
     assert "1_labels.png is there already" in failed.error
-    assert "--out" in failed.error
+    assert "out=" in failed.error
     if kind in ("file", "link"):
         assert mine.read_bytes() == b"mine"
     assert mine.is_symlink() == (kind in ("link", "dangling"))

@@ -117,7 +117,7 @@ def test_a_video_never_replaces_its_source(tmp_path):
     mine = tmp_path / "mine.gif"
     mine.write_bytes(b"of the user's")
     for target in (mine, folder):
-        with pytest.raises(InputError, match=r"is there already: .*--overwrite"):
+        with pytest.raises(InputError, match=r"is there already: .*overwrite=True"):
             check_target(source, target)
     check_target(source, mine, overwrite=True)
     (folder / "mine.txt").write_text("")

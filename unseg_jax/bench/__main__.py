@@ -12,7 +12,7 @@ import typer
 from unseg_jax.bench import BenchError, Interrupted, format_table, run, write_summary
 from unseg_jax.bench.settings import command_parameters, settings_from
 from unseg_jax.cache import enable_compilation_cache
-from unseg_jax.cli.console import tolerate_any_name
+from unseg_jax.cli.console import tolerate_any_name, with_options
 from unseg_jax.data.truths import parse_values
 from unseg_jax.errors import printable
 
@@ -111,17 +111,17 @@ def _print(summary: dict[str, Any], out: str | Path) -> None:
 
 def _say(text: str) -> None:
     """Lines on standard output, in which names cannot steer the terminal."""
-    print("\n".join(map(printable, text.split("\n"))))
+    print("\n".join(map(printable, with_options(text).split("\n"))))
 
 
 def _stop(error: BaseException, code: int) -> None:
-    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    print(f"error: {printable(with_options(' '.join(str(error).split())))}", file=sys.stderr)
     raise typer.Exit(code)
 
 
 class _Spoken(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(printable(record.getMessage()), file=sys.stderr, flush=True)
+        print(printable(with_options(record.getMessage())), file=sys.stderr, flush=True)
 
 
 def _terminate(*_) -> None:

@@ -7,6 +7,7 @@ import glob
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,9 +18,39 @@ DEBUG_VARIABLE = "UNSEG_JAX_DEBUG"
 """Environment variable that shows where an error comes from."""
 
 
+# Arguments of the library that are options of the same name; others have the one given here.
+_OPTIONS = {
+    name: name.replace("_", "-")
+    for name in (
+        *("backbone", "batch_size", "dtype", "epochs", "fit", "foreground", "image_size", "method"),
+        *("min_area", "out", "overwrite", "page", "recursive", "seed", "stride", "tile", "void"),
+    )
+} | {"num_clusters": "k", "value_range": "range", "workers": "jobs"}
+_ARGUMENT = re.compile(
+    rf"(?<![\w/.=-])({'|'.join(_OPTIONS)})=(True\b|'[^']*'|\([^()]*\)|(?:[^\s,;:()]*[^\s,;:().])?)"
+)
+
+
+def with_options(message: str) -> str:
+    """A message of the library with its arguments as the options of the command line.
+
+    >>> with_options("it is there: pass another out=, or overwrite=True.")
+    'it is there: pass another --out, or --overwrite.'
+    >>> with_options("name them, as in foreground=(1, 3).")
+    'name them, as in --foreground 1,3.'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        value = match[2].strip("(),").replace(", ", ",")
+        value = value.strip("'") if re.fullmatch(r"'[\w.-]*'", value) else value
+        return f"--{_OPTIONS[match[1]]}" + (f" {value}" if value not in ("", "True") else "")
+
+    return _ARGUMENT.sub(option, message)
+
+
 def say(message: object) -> None:
     """One line on standard error."""
-    line = printable(" ".join(str(message).split()))
+    line = printable(with_options(" ".join(str(message).split())))
     print(f"unseg-jax: {line}", file=sys.stderr, flush=True)
 
 

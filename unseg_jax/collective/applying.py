@@ -38,7 +38,7 @@ UNLIKE_CONFIDENCE = 0.2
 """The most that the confidence of such an image is: below what reports call unsure."""
 
 
-SMALL_NOTE = "what was found is small for so large an image; --tile 1024 may find more."
+SMALL_NOTE = "what was found is small for so large an image; tile=1024 may find more."
 # An image this many times as large as what the backbone sees of it, and the share of it that the
 # box of the largest piece takes, for that note.
 _LARGE, _SMALL = 4, 0.01

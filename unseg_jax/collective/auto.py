@@ -39,7 +39,7 @@ def explain_choice(count: int, tile: int = 0) -> str:
     if count >= SET_SIZE:
         return (
             f"auto: {count} images are enough to fit 'collective' on them, which scores best on "
-            "sets; choose --method deepcut for each by itself."
+            "sets; choose method='deepcut' for each by itself."
         )
     return (
         f"auto: fewer than {SET_SIZE} images get the model that ships with unseg-jax; fit your own "

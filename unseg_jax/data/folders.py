@@ -215,7 +215,7 @@ def find_images(
             if file in targets:
                 raise InputError(
                     f"{printable(str(path))} would be overwritten by an output of that name: "
-                    "choose another folder with --out."
+                    "choose another folder with out=."
                 )
     return FoundImages(tuple(images), tuple(left_out))
 
@@ -315,7 +315,7 @@ def _no_images(folder: Path, listing: Listing, recursive: bool) -> str:
     remedy = "put images there, or name another folder"
     if listing.inner and not recursive:
         inner = printable(str(listing.inner[0]))
-        remedy = f"name a folder within it, such as {inner}, or use --recursive"
+        remedy = f"name a folder within it, such as {inner}, or use recursive=True"
     said = f" ({' '.join(listing.left_out).rstrip('.')})" if listing.left_out else ""
     return f"the folder {printable(str(folder))} holds no images{said}: {remedy}."
 

@@ -239,8 +239,8 @@ def _is_named(name: Value, value: Any, stored: _Stored, rule: MaskRule) -> bool:
     assert isinstance(rule.values, tuple)
     if stored.colour and not any(isinstance(value, str) for value in rule.values):
         raise ImageError(
-            f"holds colours: name those of the object, as in --foreground '{name}', or use "
-            f"--foreground nonzero."
+            f"holds colours: name those of the object, as in foreground=({name!r},), or use "
+            f"foreground='nonzero'."
         )
     return name in rule.values
 
@@ -281,8 +281,8 @@ def _several(stored: _Stored, values: np.ndarray, counts: np.ndarray) -> str:
     example = stored.name(values[bright[0]])
     return (
         f"holds {len(values)} values, {', '.join(shown)}{more}, and does not say which are the "
-        f"object: name them, as in --foreground {example!s}, use --foreground nonzero if it "
-        f"numbers the objects, and name values to leave out with --void."
+        f"object: name them, as in foreground=({example!r},), use foreground='nonzero' if it "
+        f"numbers the objects, and name values to leave out with void=."
     )
 
 
@@ -326,7 +326,7 @@ def _two_heaps(stored: _Stored, rule: MaskRule) -> Truth:
     if rule.values not in (None, NONZERO) or rule.void:
         raise ImageError(
             "is stored with loss, so its values are not exact and cannot be named: leave out "
-            "--foreground and --void, or save it as PNG."
+            "foreground= and void=, or save it as PNG."
         )
     if low == high:
         if 64 <= low < 192:
@@ -344,7 +344,7 @@ def _two_heaps(stored: _Stored, rule: MaskRule) -> Truth:
     if share > _HALFWAY:
         raise ImageError(
             f"is stored with loss and its levels do not gather around two ({100 * share:.0f} % "
-            f"lie halfway): save it as PNG, and name the object's values with --foreground."
+            f"lie halfway): save it as PNG, and name the object's values with foreground=."
         )
     return Truth(levels > middle, None, (int(high),))
 
@@ -383,7 +383,7 @@ def _check_levels(levels: np.ndarray, largest_label: int, rule: MaskRule) -> Non
     if 0 < largest <= min(largest_label, rule.threshold):
         raise ImageError(
             f"holds class numbers up to {largest:g} and no grey levels: say which numbers are "
-            f"foreground, such as foreground=(1,) or --foreground 1."
+            f"foreground, such as foreground=(1,)."
         )
 
 

@@ -11,7 +11,7 @@ Value = int | float | str
 """A stored value: a number, or "#rrggbb" for a colour and "transparent"."""
 
 NONZERO = "nonzero"
-"""As `--foreground nonzero`: everything but 0, as in masks that number the objects."""
+"""As `foreground='nonzero'`: everything but 0, as in masks that number the objects."""
 VOID = 255
 """The value that class masks give to pixels that no class is known of."""
 
@@ -133,14 +133,14 @@ def parse_values(text: str) -> tuple[Value, ...] | str | None:
 
 
 def parse_void(text: str) -> tuple[Value, ...]:
-    """The values of `--void`; "none" for no value.
+    """The values that are void; "none" for no value.
 
     Raises:
         ValueError: anything else.
     """
     values = () if text.strip().lower() == "none" else parse_values(text)
     if values is None or isinstance(values, str):
-        raise ValueError(f"--void {text} names no mask values: write such as 255, or none.")
+        raise ValueError(f"void={text!r} names no mask values: write such as 255, or none.")
     return values
 
 

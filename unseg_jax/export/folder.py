@@ -157,7 +157,7 @@ def plan_run(
     if changed and not refit and not overwrite:
         raise InputError(
             f"{out} holds results with other settings ({'; '.join(changed[:3])}): choose another "
-            "folder with --out, or --overwrite to replace them."
+            "folder with out=, or overwrite=True to replace them."
         )
     for name in (*files_of(output.formats), *([REPORT] if output.report else [])):
         if not manifest.is_free(name):
@@ -192,7 +192,7 @@ def _keep_only(
 def _foreign(path: Path) -> str:
     return (
         f"{path} is there already and is not as unseg-jax wrote it; move it away, or choose "
-        "another folder with --out."
+        "another folder with out=."
     )
 
 

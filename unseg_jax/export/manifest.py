@@ -199,7 +199,7 @@ class Manifest:
             self.planned = set(map(str, content["planned"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
-                f"{path} is not a manifest of unseg-jax: choose another folder with --out, or "
+                f"{path} is not a manifest of unseg-jax: choose another folder with out=, or "
                 "move it away."
             ) from None
         with contextlib.suppress(OSError):

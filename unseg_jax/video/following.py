@@ -187,7 +187,7 @@ class _Found:
 
 
 def _follow(
-    frames: Frames, segmenter: Segmenter, first: Method, memory: float, compare: bool
+    frames: Frames, segmenter: ImageSegmenter, first: Method, memory: float, compare: bool
 ) -> _Found:
     method, backbone = segmenter.method, segmenter.backbone
     assert backbone is not None
@@ -288,7 +288,7 @@ def _attention(backbone, method):
     return jax.jit(functools.partial(backbone.class_attention, stride=method.stride))
 
 
-def _chunks(frames: Frames, segmenter: Segmenter) -> Iterator[tuple[np.ndarray, int]]:
+def _chunks(frames: Frames, segmenter: ImageSegmenter) -> Iterator[tuple[np.ndarray, int]]:
     """Prepared frames (batch_size, h, w, 3), and how many are real: the last chunk is filled up
     with its last frame, so that one program serves all."""
     chunk = []

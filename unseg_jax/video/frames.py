@@ -91,20 +91,20 @@ def check_target(
     for path in paths:
         if _same(path, target) or _same(Path(path).parent, target):
             raise InputError(
-                f"{target} is the source itself: choose another path for the result with --out."
+                f"{target} is the source itself: choose another path for the result with out=."
             )
     there = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
     if there and not overwrite:
         raise InputError(
-            f"{target} is there already: choose another path with --out, or --overwrite to "
-            "replace it."
+            f"{target} is there already: choose another path with out=, or overwrite=True "
+            "to replace it."
         )
     if not target.suffix and target.is_dir():
         foreign = [path.name for path in target.iterdir() if not _FRAME.fullmatch(path.name)]
         if foreign:
             raise InputError(
                 f"{target} holds other files, such as {min(foreign)}: choose a new folder for the "
-                "frames with --out."
+                "frames with out=."
             )
 
 
