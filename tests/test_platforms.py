@@ -75,7 +75,7 @@ def test_files_are_read_and_written_whole_without_unix(tmp_path):
 
 @pytest.mark.parametrize("stub", [NO_UNIX, "import os, sys"], ids=["soft", "own"])
 def test_one_process_at_a_time_has_a_folder(tmp_path, stub):
-    lock = "from pathlib import Path; from unseg_jax.bench.locking import RunLock\n"
+    lock = "from pathlib import Path; from unseg_jax.runs.locking import RunLock\n"
     lock = f"{stub}\n{lock}lock = RunLock(Path(sys.argv[1]))\nprint('held', flush=True)\n"
     command = [sys.executable, "-c", lock + "sys.stdin.read()\nos._exit(1)", str(tmp_path)]
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -88,5 +88,9 @@ class BenchError(Exception):
     """A run that cannot start or go on; the message says why and what to do."""
 
 
+class FolderError(BenchError, InputError):
+    """A folder that another process writes, or that holds a file which is in the way."""
+
+
 class Interrupted(BenchError):
     """The user stopped the run; the message says how to go on."""

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
-from unseg_jax.bench.locking import LOCK
 from unseg_jax.bench.manifest import MANIFEST, Manifest
 from unseg_jax.bench.merge import merge
 from unseg_jax.bench.names import file_stem
 from unseg_jax.bench.records import FILES, FOLDERS
 from unseg_jax.bench.rescore import rescore
+from unseg_jax.runs.locking import LOCK
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
 

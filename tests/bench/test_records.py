@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from unseg_jax.bench.journal import seal
 from unseg_jax.bench.records import RunFolder, read_records, shard_folder
 from unseg_jax.errors import BenchError, WriteError
+from unseg_jax.runs.journal import seal
 
 CONFIG = {"seed": 0, "methods": {"deepcut": {"epochs": 10}}, "batch_size": 8, "data": "here"}
 

@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
-from unseg_jax.bench.journal import seal
 from unseg_jax.bench.manifest import Manifest
 from unseg_jax.bench.remote import Remote
+from unseg_jax.runs.journal import seal
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
 

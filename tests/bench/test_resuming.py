@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
 from unseg_jax.bench.config import make_config
-from unseg_jax.bench.journal import seal
 from unseg_jax.bench.merge import merge
 from unseg_jax.bench.names import file_stem
 from unseg_jax.bench.preparing import Preparer
-from unseg_jax.bench.stamps import is_unchanged, stamp_source
+from unseg_jax.runs.journal import seal
+from unseg_jax.runs.stamps import is_unchanged, stamp_source
 
 
 def settings(data, weights, out, **changes):

@@ -343,7 +343,8 @@ SIGNALLED = """
 import os
 import signal
 import sys
-from unseg_jax.bench import journal, manifest, records
+from unseg_jax.bench import manifest, records
+from unseg_jax.runs import journal
 from unseg_jax.bench.__main__ import main
 
 # A shell without job control starts what runs in its background with SIGINT ignored.

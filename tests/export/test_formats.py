@@ -27,7 +27,7 @@ from unseg_jax.export.formats import (
     yolo,
 )
 from unseg_jax.export.formats.polygons import outlines
-from unseg_jax.export.run import Record
+from unseg_jax.export.records import Record
 from unseg_jax.postprocess import upsample_labels
 
 # pycocotools' own arrays lack NumPy 2's copy keyword.

@@ -8,10 +8,9 @@ from PIL import Image
 
 from unseg_jax.data.folders import ImageFile
 from unseg_jax.errors import InputError
-from unseg_jax.export.folder import Output
+from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.report import render_report
 from unseg_jax.export.results import read_decisions
-from unseg_jax.export.run import Entry, Record, Run
 
 HOSTILE = '<img src=x onerror=alert(1)>",\n.png'
 # name, coverage, confidence, objects
@@ -45,7 +44,7 @@ def report(tmp_path_factory):
     entries.append(Entry(ImageFile(folder / "bad.png", "bad"), error="bad.png is empty: drop it."))
     run = Run(tuple(entries), 1.0, 0.0, ("2 files in photos left out by suffix: 2 .dcm.",))
     path = folder / "report.html"
-    path.write_text(render_report(run, None, Output()), encoding="utf-8")
+    path.write_text(render_report(run, None), encoding="utf-8")
     return path
 
 

@@ -15,7 +15,7 @@ from unseg_jax.app.sessions import Refused
 from unseg_jax.app.work import FORMATS, MODEL, Job
 
 if TYPE_CHECKING:
-    from unseg_jax.export.run import Entry
+    from unseg_jax.export.records import Entry
 
 KINDS = ("overlay", "photograph", "mask", "labels", "cutout")
 """Pictures of an image."""

@@ -20,7 +20,7 @@ from unseg_jax.data.folders import find_images
 if TYPE_CHECKING:
     from unseg_jax.data.folders import ImageFile
     from unseg_jax.export.folder import Plan
-    from unseg_jax.export.run import Entry, Run
+    from unseg_jax.export.records import Entry, Run
 
 FORMATS = ("png", "coco", "cutout", "csv")
 """What is written of each run, and downloaded."""

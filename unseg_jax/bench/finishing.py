@@ -14,10 +14,10 @@ from unseg_jax.bench.names import file_stem
 from unseg_jax.bench.preparing import Prepared, load_truth, shrink_mask
 from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.scoring import failure_record, iou_by_epoch, make_record, orient
-from unseg_jax.bench.stamps import stamp_source
 from unseg_jax.bench.truths import truth_fields
 from unseg_jax.data import Item, MaskRule, Truth
 from unseg_jax.files import encode_png
+from unseg_jax.runs.stamps import stamp_source
 from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
 

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unseg_jax.bench.journal import Journal, seal
-from unseg_jax.bench.ownership import Entries, Stamp, foreign_error, is_own, parse_manifest
 from unseg_jax.errors import WriteError
+from unseg_jax.runs.journal import Journal, seal
+from unseg_jax.runs.ownership import Entries, Stamp, foreign_error, is_own, parse_manifest
 
 MANIFEST = "manifest.jsonl"
 

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.bench.config import check_same, identity
-from unseg_jax.bench.journal import seal_lines
-from unseg_jax.bench.locking import RunLock
 from unseg_jax.bench.manifest import Manifest
 from unseg_jax.bench.records import (
     CONFIG,
@@ -25,6 +23,8 @@ from unseg_jax.bench.remote import Remote, local_copy
 from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.summary import summarise
 from unseg_jax.errors import BenchError
+from unseg_jax.runs.journal import seal_lines
+from unseg_jax.runs.locking import RunLock
 
 
 def merge(path: Path, *, partial: bool = False) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.bench.protocols import Box, Protocol, crop_box
-from unseg_jax.bench.stamps import stamp_source
 from unseg_jax.data import Item, MaskRule, Truth, fit_mask, read_image, read_mask, resize_image
 from unseg_jax.data.framing import Framing
+from unseg_jax.runs.stamps import stamp_source
 
 THUMBNAIL = 128
 """Longer side of a thumbnail, in pixels."""

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.bench.config import check_same, identity
-from unseg_jax.bench.journal import damaged, read_lines, seal_lines
-from unseg_jax.bench.locking import RunLock
 from unseg_jax.bench.manifest import MANIFEST, Manifest
 from unseg_jax.bench.protocols import Protocol
 from unseg_jax.bench.truths import are_truth_fields
 from unseg_jax.errors import BenchError
+from unseg_jax.runs.journal import damaged, read_lines, seal_lines
+from unseg_jax.runs.locking import RunLock
 
 CONFIG, RECORDS, SESSIONS, SUMMARY, REPORT = (
     "config.json",

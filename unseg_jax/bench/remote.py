@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unseg_jax.bench.journal import is_journal
 from unseg_jax.bench.manifest import MANIFEST
-from unseg_jax.bench.ownership import Entries, foreign_error, is_own, parse_manifest
 from unseg_jax.bench.records import CONFIG, FILES, FOLDERS, RECORDS
 from unseg_jax.errors import BenchError, WriteError
+from unseg_jax.runs.journal import is_journal
+from unseg_jax.runs.ownership import Entries, foreign_error, is_own, parse_manifest
 
 _PARTS = f"{RECORDS}.parts"
 _LOCK = ".unseg_jax.lock.json"

@@ -11,8 +11,6 @@ from PIL import Image
 
 from unseg_jax.bench.config import identity
 from unseg_jax.bench.failures import ITEM_ERRORS, failure_reason
-from unseg_jax.bench.journal import seal_lines
-from unseg_jax.bench.locking import RunLock
 from unseg_jax.bench.manifest import Manifest
 from unseg_jax.bench.names import file_stem
 from unseg_jax.bench.opening import check_out, open_data
@@ -30,9 +28,11 @@ from unseg_jax.bench.records import (
 )
 from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.scoring import failure_record, rounded, score_mask
-from unseg_jax.bench.stamps import stamp_source
 from unseg_jax.data import Dataset, Item, default_workers
 from unseg_jax.errors import BenchError
+from unseg_jax.runs.journal import seal_lines
+from unseg_jax.runs.locking import RunLock
+from unseg_jax.runs.stamps import stamp_source
 
 
 def rescore(source: Path, out: Path, protocol: str, data: str | None = None) -> dict[str, Any]:

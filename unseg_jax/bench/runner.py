@@ -32,9 +32,9 @@ from unseg_jax.bench.remote import Remote, is_remote, local_copy
 from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings
-from unseg_jax.bench.stamps import is_item_unchanged
 from unseg_jax.data import Item, Writer, batches, measure_range
 from unseg_jax.errors import Interrupted
+from unseg_jax.runs.stamps import is_item_unchanged
 
 _log = logging.getLogger(__name__)
 

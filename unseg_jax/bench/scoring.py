@@ -9,10 +9,10 @@ import numpy as np
 
 from unseg_jax import metrics
 from unseg_jax.bench.protocols import Protocol
-from unseg_jax.bench.stamps import stamp_source
 from unseg_jax.data import Item, Truth
 from unseg_jax.method import Method
 from unseg_jax.postprocess import largest_component, object_box, upsample_labels
+from unseg_jax.runs.stamps import stamp_source
 from unseg_jax.segmenter import Segmentation
 
 SCORES = (

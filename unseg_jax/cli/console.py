@@ -8,7 +8,9 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -107,6 +109,32 @@ class _Spoken(logging.Handler):
         say(record.getMessage())
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a command as Ctrl-C does."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """What a stopped command returns to the shell."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Raises `Terminated` in the main thread at SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def guarded(command: Callable[[], int | None]) -> int:
     """Runs a command so that what the library reports is shown, and errors are sentences.
 
@@ -121,12 +149,13 @@ def guarded(command: Callable[[], int | None]) -> int:
         logger.addHandler(handler)
     level, logger.level = logger.level, logging.INFO
     try:
-        return command() or 0
+        with _terminable():
+            return command() or 0
     except SystemExit as exit:
         return int(exit.code or 0)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say("stopped.")
-        return 130
+        return exit_code(stop)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise

@@ -104,15 +104,30 @@ def segment(
         typer.Option("--full-overlay", help="Overlays at full size, not at most 1,600 pixels."),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Do images again that an earlier run has done.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Do these images again, and replace what earlier runs found."
+        ),
     ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Remove the results of all other images in the folder."),
+    ] = False,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Fit anew, though the folder keeps a model of these images."),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for another run into the same folder.")
+    ] = True,
     only: Annotated[
         Path | None,
         typer.Option("--only", help="CSV from the report: do the images that it keeps."),
     ] = None,
     recursive: RecursiveOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be read and written.")
+        bool,
+        typer.Option("--dry-run", help="Only list the files to be read, written and removed."),
     ] = False,
     show: Annotated[
         str | None,
@@ -163,7 +178,7 @@ def segment(
 ) -> None:
     """Segments images: <stem>_mask.png, _labels.png and _overlay.png for each, and report.html.
 
-    Run again, it goes on where it stopped.
+    Run again, it goes on where it stopped; other images are added to the folder.
     """
     if json not in (None, "coco"):
         raise typer.BadParameter(f"--json {json} is not known: the only format is coco.")
@@ -208,6 +223,9 @@ def segment(
             output,
             page=parse_page(page),
             overwrite=overwrite,
+            prune=prune,
+            refit=refit,
+            wait=wait,
             dry_run=dry_run,
             as_json=show == "json",
             quiet=quiet,

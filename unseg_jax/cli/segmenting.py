@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from unseg_jax.cli.console import expand, progress, say
+from unseg_jax.cli.console import exit_code, expand, progress, say
 from unseg_jax.errors import printable
 
 if TYPE_CHECKING:
     from unseg_jax.data.folders import ImageFile
     from unseg_jax.export.folder import Output, Plan
-    from unseg_jax.export.run import Entry, Run
+    from unseg_jax.export.records import Entry, Run
 
 
 # Fields that say how an image is shown to any method.
@@ -98,33 +99,68 @@ class Choice:
             return dataclasses.replace(self, method="collective", said=True, closer=closer)
         return dataclasses.replace(self, model=READY_MODEL, closer=closer)
 
-    def settings(self, images: Sequence[ImageFile]) -> dict[str, Any]:
-        """Plain values that decide what is found: what two runs into one folder must share."""
-        from unseg_jax.export.manifest import FITTED_ON, stamp_of
+    def settings(self) -> dict[str, Any]:
+        """Plain values that decide what is found: what two runs into one folder must share.
+
+        "auto" stays "auto", however many images there are: `model_key` tells what did them.
+        """
         from unseg_jax.registry import resolve
 
         settings: dict[str, Any] = {"seed": self.seed, "dtype": self.dtype}
         settings |= {"backbone": self.backbone, "range": self.value_range}
-        if self.closer:
-            settings["tiles where little is found"] = True
         if self.model is not None:
-            content = self.model.read_bytes() if self.model.is_file() else b""
-            settings["model"] = hashlib.sha256(content).hexdigest()[:16]
-            return {**settings, **self.overrides}
-        method = resolve(self.method, **self.overrides)
-        fields = dataclasses.asdict(method)
-        fields.pop("source")
-        fields.pop("code_overrides")
-        settings = {"method": fields.pop("name"), **settings}
-        settings |= {name: value for name, value in fields.items() if name != "backbone"}
-        if method.learns_from_set:
-            paths = [[str(image.path.absolute()), stamp_of(image.path)] for image in images]
-            settings[FITTED_ON] = hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:16]
-        return settings
+            return {**settings, "model": _digest(self.model), **self.overrides}
+        name = self.method
+        if name == "auto":
+            chosen = any(field not in _OF_ALL for field in self.overrides)
+            name = "deepcut" if chosen else "collective"
+            if not chosen and "tile" not in self.overrides:
+                settings["tiles where little is found"] = True
+        fields = dataclasses.asdict(resolve(name, **self.overrides))
+        for field in ("source", "code_overrides", "backbone"):
+            fields.pop(field)
+        if name == "collective" and self.method == "auto":
+            fields["name"] = "auto"
+        return {"method": fields.pop("name"), **settings, **fields}
 
-    def load(self, images: Sequence[ImageFile], quiet: bool) -> Any:
-        """The segmenter; a method of sets is fitted on the images first."""
-        segmenter = self._load(images, quiet)
+    def model_key(self, images: Sequence[ImageFile]) -> str:
+        """Tells a model that is fitted on a set of images from those of other sets; "" where the
+        settings leave nothing open."""
+        from unseg_jax.collective.ready import READY_MODEL
+        from unseg_jax.registry import resolve
+
+        if self.model is not None:
+            return f"ready-{_digest(self.model)}" if self.model == READY_MODEL else ""
+        if not resolve(self.method, **self.overrides).learns_from_set:
+            return ""
+        states = [
+            (image, os.stat(image.path) if image.path.is_file() else None) for image in images
+        ]
+        paths = [
+            [os.path.abspath(image.path), image.page, state and [state.st_size, state.st_mtime_ns]]
+            for image, state in states
+        ]
+        content = json.dumps([self.settings(), self.batch_size, paths])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def load(
+        self,
+        images: Sequence[ImageFile],
+        quiet: bool,
+        *,
+        kept: Path | None = None,
+        keep: Callable[[Any], None] = lambda model: None,
+    ) -> Any:
+        """The segmenter; a method of sets is fitted on the images first.
+
+        Args:
+            images: to fit on.
+            quiet: no progress bar and no lines.
+            kept: file of a model that was fitted on the same images before.
+            keep: called with a model that was fitted here.
+        """
+        choice = self if kept is None else dataclasses.replace(self, model=kept)
+        segmenter = choice._load(images, quiet, keep)
         segmenter.value_range, segmenter.workers = self.value_range, self.workers
         if self.value_range == "set":
             from unseg_jax.data.images import measure_range
@@ -132,7 +168,7 @@ class Choice:
             segmenter.value_range = measure_range([image.source for image in images])
         return segmenter
 
-    def _load(self, images: Sequence[ImageFile], quiet: bool) -> Any:
+    def _load(self, images: Sequence[ImageFile], quiet: bool, keep: Callable[[Any], None]) -> Any:
         from unseg_jax.registry import resolve
 
         if self.model is not None:
@@ -155,11 +191,8 @@ class Choice:
             from unseg_jax.cli.fitting import fit_with_bar
 
             if not (quiet or self.said):
-                say(
-                    f"fitting {resolved.name} on these {len(images)} images; "
-                    "`unseg-jax fit` keeps a model"
-                )
-            return fit_with_bar(
+                say(f"fitting {resolved.name} on these {len(images)} images")
+            model = fit_with_bar(
                 [image.source for image in images],
                 quiet=quiet,
                 leave=False,  # one bar is enough to look back at
@@ -172,7 +205,9 @@ class Choice:
                 dtype=self.dtype,
                 workers=self.workers,
                 **self.overrides,
-            ).segmenter(closer=self.closer)
+            )
+            keep(model)
+            return model.segmenter(closer=self.closer)
         from unseg_jax.segmenter import ImageSegmenter
 
         return ImageSegmenter(
@@ -183,6 +218,11 @@ class Choice:
             dtype=self.dtype,
             **self.overrides,
         )
+
+
+def _digest(path: Path) -> str:
+    content = path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def find_model(name: str | None) -> Path | None:
@@ -204,6 +244,9 @@ def segment_paths(
     *,
     page: int | None = None,
     overwrite: bool = False,
+    prune: bool = False,
+    refit: bool = False,
+    wait: bool = True,
     dry_run: bool = False,
     as_json: bool = False,
     quiet: bool = False,
@@ -217,7 +260,10 @@ def segment_paths(
         choice: of the segmenter; checked.
         output: what is written.
         page: of files with several pages, from 1; None takes all.
-        overwrite: do everything again.
+        overwrite: do images again that are done.
+        prune: remove the results of all other images in the folder.
+        refit: fit a model anew though one of the same images is kept in the folder.
+        wait: for another run that writes into the folder; else it is an error.
         dry_run: only say what would be done.
         as_json: print one line of JSON per image.
         quiet: no progress bar and no summary.
@@ -225,40 +271,88 @@ def segment_paths(
             fitted on all of them.
 
     Returns:
-        0 if all went well, 1 if some image failed, 130 if the user stopped it.
+        0 if all went well, 1 if some image failed, 130 or 143 if it was stopped.
+
+    Raises:
+        FolderError: another run writes into the folder, and it is not to be waited for.
     """
     from unseg_jax.data.folders import find_images
-    from unseg_jax.export.folder import plan_run
+    from unseg_jax.export.folder import model_file, plan_run
     from unseg_jax.export.results import read_decisions
     from unseg_jax.files import check_writable
+    from unseg_jax.runs.locking import RunLock
 
     # Everything that can be wrong is looked at before the weights are loaded.
     images = find_images(expand(paths), recursive=output.recursive, out=out, page=page)
     for message in images.left_out:
         say(message)
+    settings = choice.settings()
     choice = choice.settled(len(images), quiet)
-    settings = choice.settings(images)
+    model = choice.model_key(images)
     kept = None if only is None else read_decisions(only)
-    plan = plan_run(images, out, output, settings, overwrite=overwrite, only=kept)
+
+    def plan() -> Plan:
+        options = {"model": model, "overwrite": overwrite, "prune": prune, "only": kept}
+        return plan_run(images, out, output, settings, **options)
+
     if dry_run:
-        _print_plan(plan, choice)
-        return 1 if plan.refused else 0
-    check_writable(out)
-    if plan.done and not quiet:
-        counted = f"{len(plan.done)} of {len(plan.images)} images"
-        say(f"{counted} are done already; --overwrite does them too")
-    segmenter = choice.load(images, quiet) if plan.todo else None
-    return run_segmenter(segmenter, plan, as_json=as_json, quiet=quiet, workers=choice.workers)
+        return _print_plan(plan(), choice)
+    with RunLock(out, _say_waiting(out) if wait else None):
+        planned = plan()
+        check_writable(out)
+        if not quiet:
+            _say_done(planned)
+        segmenter, name = None, model_file(model)
+        store = planned.store
+
+        def keep(fitted: Any) -> None:
+            store.begin([name])
+            fitted.save(out / name)
+            store.note(name)
+
+        if planned.todo:
+            known = out / name if not refit and store.is_ours(name) else None
+            segmenter = choice.load(images, quiet, kept=known, keep=keep)
+        return run_segmenter(
+            segmenter, planned, as_json=as_json, quiet=quiet, workers=choice.workers
+        )
 
 
-def _print_plan(plan: Plan, choice: Choice) -> None:
+def _say_waiting(out: Path) -> Callable[[], None]:
+    return lambda: say(f"another run writes into {out}; waiting")
+
+
+def _say_done(plan: Plan) -> None:
+    total, others = f"of {len(plan.images)} images", plan.of_other_models
+    if len(plan.done) > others:
+        say(f"{len(plan.done) - others} {total} are done already; --overwrite does them too")
+    if others:
+        say(
+            f"{others} {total} are done already by a model fitted on other images; --overwrite "
+            "does them with this one"
+        )
+    if plan.changed:
+        say(
+            f"{len(plan.changed)} {total} have changed since they were done, such as "
+            f"{plan.changed[0].path}; --overwrite does them again"
+        )
+
+
+def _print_plan(plan: Plan, choice: Choice) -> int:
+    """Prints each file that a run would write, replace or remove; returns its exit code."""
     what = choice.model or choice.method
     print(f"{len(plan.images)} images, {len(plan.done)} done already; {what} would do:")
     for image in plan.todo:
-        print(f"{printable(str(image.path))} -> {', '.join(plan.names_of(image))}")
+        print(f"read {printable(str(image.path))}")
+    for name in plan.written:
+        word = "replace" if os.path.lexists(plan.out / name) else "write"
+        print(f"{word} {plan.out / name}")
+    for name in plan.removed:
+        print(f"remove {plan.out / name}")
     for message in plan.refused.values():
         say(message)
     print(f"all in {plan.out}; nothing was read or written")
+    return 1 if plan.refused else 0
 
 
 def run_segmenter(
@@ -277,16 +371,13 @@ def run_segmenter(
         quiet: no progress bar and no summary.
 
     Returns:
-        0 if all went well, 1 if some image failed, 130 if the user stopped it.
+        0 if all went well, 1 if some image failed, 130 or 143 if it was stopped.
     """
     from unseg_jax.export import folder
 
-    count = 0
     with progress(len(plan.images), quiet, doing="segmenting") as bar:
 
         def show(entry: Entry) -> None:
-            nonlocal count
-            count += 1
             if entry.error:
                 bar.clear()
                 say(entry.error)
@@ -299,13 +390,17 @@ def run_segmenter(
             run = folder.segment_files(
                 segmenter, plan.images, plan.out, plan=plan, on_entry=show, workers=workers
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             bar.close()
-            say(
-                f"stopped; the results of {count} images are written to {plan.out}: run it again "
-                "to go on."
+            results = plan.store.images
+            count = sum(
+                image.name in results and not results[image.name].error for image in plan.images
             )
-            return 130
+            say(
+                f"stopped; the results of {count} of {len(plan.images)} images lie in {plan.out}: "
+                "run it again to go on."
+            )
+            return exit_code(stop)
     noted = [entry.record for entry in run.done if entry.record is not None and entry.record.notes]
     if noted and not quiet:
         first = f"{noted[0].file}: {' '.join(noted[0].notes)}"
@@ -315,6 +410,9 @@ def run_segmenter(
         stream = sys.stderr if as_json else sys.stdout
         print(f"{len(run.done)} of {len(run.entries)} images {_speed(run)}", file=stream)
         print(f"look at {plan.out / folder.REPORT}", file=stream)
+        if run.replaced or run.removed:
+            results = "result" if run.replaced == 1 else "results"
+            print(f"{run.replaced} {results} replaced, {run.removed} removed", file=stream)
     return 1 if run.failed else 0
 
 

@@ -32,8 +32,8 @@ OUTPUT_SUFFIXES = ("_mask.png", "_labels.png", "_overlay.png")
 
 _OUTPUT = re.compile(r"(?P<stem>.*)_(?:mask|labels|overlay)\.(?:png|jpg|webp)", re.DOTALL)
 # One of these lies in a folder that outputs were written to.
-_MANIFEST = "unseg_jax.json"
-_REPORTS = frozenset(("report.html", "manifest.json", "coco.json", _MANIFEST))
+_MANIFEST, _JOURNAL = "unseg_jax.json", "unseg_jax.journal"
+_REPORTS = frozenset(("report.html", "manifest.json", "coco.json", _MANIFEST, _JOURNAL))
 # Bytes of a name, so that what is added to it for an output stays below a file system's 255.
 _LONGEST_NAME = 200
 _LISTED = 5  # suffixes that a message lists
@@ -150,7 +150,7 @@ def list_images(
                 folders.append(current / entry.name)
             elif Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES:
                 # A report is no image that someone may miss.
-                if entry.name not in _REPORTS:
+                if entry.name not in _REPORTS and json.dumps(entry.name) not in manifest:
                     suffixes[Path(entry.name).suffix or "no suffix"] += 1
             elif _is_output(entry.name, names, manifest):
                 own += 1
@@ -289,10 +289,12 @@ def _is_output(name: str, names: set[str], manifest: str) -> bool:
 
 
 def _manifest_of(folder: Path, names: set[str]) -> str:
-    if _MANIFEST in names:
+    text = ""
+    # A run that was killed has left a journal of what it wrote.
+    for name in names.intersection((_MANIFEST, _JOURNAL)):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            return (folder / _MANIFEST).read_text("utf-8")
-    return ""
+            text += (folder / name).read_text("utf-8")
+    return text
 
 
 def _left_out(folder: Path, suffixes: collections.Counter[str], own: int) -> Iterator[str]:

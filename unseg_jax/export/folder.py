@@ -1,4 +1,8 @@
-"""Image files in, files of what was found in them out: `unseg-jax segment` and the demo."""
+"""Image files in, files of what was found in them out: `unseg-jax segment` and the demo.
+
+A folder of results is a collection: a run adds the images that it is given, and every file of the
+folder as a whole (tables, data sets, the report) holds all images of the folder.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,15 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.cache import compile_clock
-from unseg_jax.data.folders import FoundImages, ImageFile, safe_name
+from unseg_jax.data.folders import FoundImages, ImageFile
 from unseg_jax.data.images import read_image
 from unseg_jax.data.loader import default_workers
 from unseg_jax.data.scale import pixel_size
 from unseg_jax.data.writer import Writer
-from unseg_jax.errors import ImageError, InputError, WriteError, printable, readable
+from unseg_jax.errors import ImageError, InputError, WriteError, printable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
+    FORMATS,
     check_formats,
     encode_image,
     encode_run,
@@ -33,10 +38,12 @@ from unseg_jax.export.formats import (
     record_of,
     suffixes_of,
 )
-from unseg_jax.export.manifest import FITTED_ON, Done, Manifest, stamp_of
+from unseg_jax.export.naming import below_common, names_in
+from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.report import render_report
-from unseg_jax.export.run import Entry, Run
-from unseg_jax.files import write_bytes, write_text
+from unseg_jax.files import write_bytes
+from unseg_jax.runs.stamps import is_unchanged, stamp_source
+from unseg_jax.runs.store import Done, Store, order_of
 
 REPORT = "report.html"
 PICTURED = 400
@@ -86,26 +93,36 @@ class Plan:
     """What a run will do.
 
     Attributes:
-        out: the folder.
         images: all of them, with the names of their files.
-        files: for each image its path below the common folder.
         output: what is written.
         settings: plain values that decide what the results are.
+        model: which of the models that the settings allow; see `Done`.
+        store: what is in the folder.
         done: names of images that an earlier run has done.
+        changed: those of them whose source is another now.
         refused: name → sentence, of images whose files are not ours to replace.
-        manifest: of the folder.
+        pruned: names of images in the folder whose results are removed.
+        leftovers: names of files of no image that are removed: what a killed run left half
+            written, and models of no result.
         left_out: what the search for images did not take, a sentence each.
     """
 
-    out: Path
     images: tuple[ImageFile, ...]
-    files: tuple[str, ...]
     output: Output
     settings: dict[str, Any]
-    done: frozenset[str]
-    refused: dict[str, str]
-    manifest: Manifest
+    model: str
+    store: Store
+    done: frozenset[str] = frozenset()
+    changed: tuple[ImageFile, ...] = ()
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pruned: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @property
+    def out(self) -> Path:
+        """The folder."""
+        return self.store.folder
 
     @property
     def todo(self) -> list[ImageFile]:
@@ -115,6 +132,43 @@ class Plan:
             for image in self.images
             if image.name not in self.done and image.name not in self.refused
         ]
+
+    @property
+    def replaced(self) -> list[ImageFile]:
+        """The images to segment that have results."""
+        return [image for image in self.todo if _has_result(self.store, image.name)]
+
+    @property
+    def of_other_models(self) -> int:
+        """How many images were done with these settings by another model."""
+        return sum(self.store.images[name].model != self.model for name in self.done)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats of the files of the folder as a whole: those of this run and of earlier ones."""
+        made = {name for name in FORMATS if {*files_of([name])} & self.store.files.keys()}
+        return tuple(name for name in FORMATS if name in made or name in self.output.formats)
+
+    @property
+    def whole(self) -> list[str]:
+        """Names of the files of the folder as a whole."""
+        report = self.output.report or REPORT in self.store.files
+        return [*files_of(self.formats), *([REPORT] if report else [])]
+
+    @property
+    def written(self) -> list[str]:
+        """Names of all files that are written, a model not among them."""
+        return [*(name for image in self.todo for name in self.names_of(image)), *self.whole]
+
+    @property
+    def removed(self) -> list[str]:
+        """Names of all files that are removed."""
+        images = self.store.images
+        old = {file for image in self.replaced for file in images[image.name].files}
+        old -= set(self.written)
+        old |= {file for name in self.pruned for file in images[name].files}
+        old.update(self.leftovers)
+        return sorted(file for file in old if self.store.is_ours(file))
 
     def names_of(self, image: ImageFile) -> list[str]:
         """Names of an image's files below the folder."""
@@ -127,7 +181,9 @@ def plan_run(
     output: Output | None = None,
     settings: Mapping[str, Any] | None = None,
     *,
+    model: str = "",
     overwrite: bool = False,
+    prune: bool = False,
     only: Collection[str] | None = None,
 ) -> Plan:
     """Looks at the folder: what is done already, and what may be written. Nothing is changed.
@@ -137,56 +193,87 @@ def plan_run(
         out: the folder of the results; may be missing.
         output: what is written.
         settings: plain values that decide what the results are; another run's are refused.
-        overwrite: do everything again, also with other settings.
+        model: which of the models that the settings allow will do it; "" if there is but one.
+        overwrite: do all of the images again, also with other settings.
+        prune: remove the results of all other images in the folder.
         only: names of the images to take, as the report calls them; None takes all.
 
     Raises:
         InputError: the folder holds results with other settings, a file of the run's own names
             that unseg-jax did not write, or `only` has a name that no image has.
     """
-    out, output = Path(out), output or Output()
+    store, output = Store(out), output or Output()
     left_out = images.left_out if isinstance(images, FoundImages) else ()
-    files, named = _relative(images, output.recursive)
+    named = names_in(images, store.images, recursive=output.recursive)
     if only is not None:
-        files, named = _keep_only(files, named, only)
-    manifest = Manifest(out)
+        named = _keep_only(named, only)
     wanted = {**(settings or {}), **dataclasses.asdict(output)}
-    wanted.pop("report")
-    changed = manifest.differences(wanted)
-    refit = [name for name in changed if not name.startswith(FITTED_ON)] == []
-    if changed and not refit and not overwrite:
+    # What the images are called and whether there is a report is no matter of what is found.
+    for name in ("report", "recursive"):
+        wanted.pop(name)
+    own = [image.name for image in named]
+    with_results = [name for name in own if _has_result(store, name)]
+    differences = [] if overwrite else store.differences(wanted, with_results)
+    if differences:
         raise InputError(
-            f"{out} holds results with other settings ({'; '.join(changed[:3])}): choose another "
-            "folder with out=, or overwrite=True to replace them."
+            f"{store.folder} holds results with other settings ({'; '.join(differences[:3])}): "
+            "choose another folder with out=, or overwrite=True to replace those of these images."
         )
-    for name in (*files_of(output.formats), *([REPORT] if output.report else [])):
-        if not manifest.is_free(name):
-            raise InputError(_foreign(out / name))
-    plan = Plan(out, named, files, output, wanted, frozenset(), {}, manifest, left_out)
-    done: set[str] = set()
-    refused: dict[str, str] = {}
+    pruned = tuple(name for name in store.images if name not in set(own)) if prune else ()
+    plan = Plan(named, output, wanted, model, store, pruned=pruned, left_out=left_out)
+    if prune:
+        plan = dataclasses.replace(plan, leftovers=_leftovers(plan))
+    for name in plan.whole:
+        if not store.is_free(name):
+            raise InputError(_foreign(store.folder / name))
+    done, changed, refused = set(), [], {}
     for image in named:
         names = plan.names_of(image)
-        blocked = [name for name in names if not manifest.is_free(name)]
-        if not changed and not overwrite and manifest.is_done(image.name, image.path, names):
+        blocked = [name for name in names if not store.is_free(name)]
+        if not overwrite and _is_whole(store, image, names):
             done.add(image.name)
+            if not is_unchanged(image.path, store.images[image.name].stamp):
+                changed.append(image)
         elif blocked:
             source = printable(str(image.path))
-            refused[image.name] = f"{source} was left out: {_foreign(out / blocked[0])}"
-    return dataclasses.replace(plan, done=frozenset(done), refused=refused)
+            refused[image.name] = f"{source} was left out: {_foreign(store.folder / blocked[0])}"
+    return dataclasses.replace(plan, done=frozenset(done), changed=tuple(changed), refused=refused)
 
 
-def _keep_only(
-    files: Sequence[str], images: Sequence[ImageFile], only: Collection[str]
-) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+def model_file(model: str) -> str:
+    """Name of the file that a model which was fitted in a run is kept in."""
+    return f"model-{model}.safetensors"
+
+
+def _leftovers(plan: Plan) -> tuple[str, ...]:
+    store, kept = plan.store, set(plan.written)
+    stay = [done.model for name, done in store.images.items() if name not in plan.pruned]
+    kept.update(model_file(model) for model in (plan.model, *stay))
+    models = {name for name in store.files if name.endswith(".safetensors")}
+    return tuple(sorted((store.begun | models) - kept))
+
+
+def _has_result(store: Store, name: str) -> bool:
+    return name in store.images and store.images[name].record is not None
+
+
+def _is_whole(store: Store, image: ImageFile, names: Sequence[str]) -> bool:
+    """Whether an image has its results, which may have been corrected by hand since."""
+    if not _has_result(store, image.name) or not image.path.is_file():
+        return False
+    files = store.images[image.name].files
+    there = all(os.path.lexists(store.folder / file) for file in files)
+    return there and set(names) <= set(files) and store.begun.isdisjoint(files)
+
+
+def _keep_only(images: Sequence[ImageFile], only: Collection[str]) -> tuple[ImageFile, ...]:
     missing = set(only).difference(image.name for image in images)
     if missing:
         raise InputError(
             f"'{printable(min(missing))}' is to be kept but is none of the {len(images)} images: "
             "give the folders and options that the report was made with."
         )
-    kept = [pair for pair in zip(files, images, strict=True) if pair[1].name in only]
-    return tuple(file for file, _ in kept), tuple(image for _, image in kept)
+    return tuple(image for image in images if image.name in only)
 
 
 def _foreign(path: Path) -> str:
@@ -194,29 +281,6 @@ def _foreign(path: Path) -> str:
         f"{path} is there already and is not as unseg-jax wrote it; move it away, or choose "
         "another folder with out=."
     )
-
-
-def _relative(
-    images: Sequence[ImageFile], recursive: bool
-) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
-    """Paths below the common folder, and the images named after them if folders are mirrored."""
-    absolute = [Path(os.path.abspath(image.path)) for image in images]
-    try:
-        common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else None
-    except ValueError:  # several drives
-        common = None
-    paths = [path if common is None else path.relative_to(common) for path in absolute]
-    files = tuple(readable(path.as_posix()) for path in paths)
-    if not recursive or common is None:
-        return files, tuple(images)
-    stems = [path.with_suffix("").as_posix().casefold() for path in paths]
-    count = collections.Counter(stems)
-    named = []
-    for image, path, stem in zip(images, paths, stems, strict=True):
-        name = safe_name(path.stem) if count[stem] == 1 else image.name
-        parts = [safe_name(part) for part in path.parent.parts]
-        named.append(dataclasses.replace(image, name="/".join([*parts, name])))
-    return files, tuple(named)
 
 
 def segment_files(
@@ -232,7 +296,7 @@ def segment_files(
     """Segments files and writes what was found, with a manifest and a report.
 
     Every file is written whole or not at all, and none that an earlier run did not write is
-    replaced. An image that fails does not stop the others.
+    replaced. An image that fails does not stop the others, and keeps the results that it has.
 
     Args:
         segmenter: a `BatchSegmenter`, with the method and the backbone; None if nothing is to do.
@@ -248,89 +312,134 @@ def segment_files(
         WriteError: nothing more can be written, as on a full disk.
     """
     plan = plan or plan_run(images, out, output, overwrite=True)
-    output, manifest = plan.output, plan.manifest
-    planned = [name for image in plan.todo for name in plan.names_of(image)]
-    run_files = [*files_of(output.formats), *([REPORT] if output.report else [])]
-    manifest.start(plan.settings, plan.done, [*planned, *run_files])
+    output, store = plan.output, plan.store
+    settings, replaced = store.use(plan.settings), {image.name for image in plan.replaced}
     entries: list[Entry] = []
     waiting: collections.deque[tuple[Future, int]] = collections.deque()
 
     def settle(most: int) -> None:
         """Takes what is written, and waits where more than so many bytes are not."""
         while waiting and (waiting[0][0].done() or sum(size for _, size in waiting) > most):
-            entry, done = waiting.popleft()[0].result()
+            entry = waiting.popleft()[0].result()
             if isinstance(entry, WriteError):
                 raise entry
             entries.append(entry)
-            if done is not None:
-                manifest.add(entry.image.name, done)
-            on_entry(entry)
+            if len(entries) <= len(plan.images):
+                on_entry(entry)
 
     start = time.perf_counter()
     pool = Writer(default_workers() if workers is None else workers)
-    with contextlib.closing(manifest), compile_clock() as clock, pool as writer:
+    with contextlib.closing(store), compile_clock() as clock, pool as writer:
         sources = [image.source for image in plan.todo]
         found: Any = iter(())
         with contextlib.ExitStack() as stack:
             if sources:
                 found = segmenter.stream(sources, full_pixels=output.full_pixels)
                 stack.enter_context(contextlib.closing(found))
-            for position, (image, file) in enumerate(zip(plan.images, plan.files, strict=True)):
+            for position, image in enumerate(plan.images):
                 pictured = output.report and position < PICTURED
+                result = None
                 if image.name in plan.refused:
-                    error = plan.refused[image.name]
-                    work, result = _refused, error
+                    job = writer.submit(Entry, image, error=plan.refused[image.name])
                 elif image.name in plan.done:
-                    work, result = _reuse, None
+                    job = writer.submit(_reuse, store, image, pictured)
                 else:
-                    work, result = _finish, next(found)
-                job = writer.submit(work, plan, image, file, result, pictured)
+                    result = next(found)
+                    job = writer.submit(_finish, plan, image, settings, result, pictured)
                 waiting.append((job, 1 + getattr(getattr(result, "pixels", None), "nbytes", 0)))
                 settle(_WAITING_BYTES)
             settle(0)
         seconds = max(0.0, time.perf_counter() - start - clock.seconds)
-        run = Run(tuple(entries), seconds, clock.seconds, plan.left_out)
-        records = [entry.record for entry in run.done if entry.record is not None]
-        for name, content in encode_run(records, output.formats).items():
-            write_bytes(plan.out / name, content)
-        if output.report:
-            write_text(plan.out / REPORT, render_report(run, segmenter, output, plan.settings))
-        manifest.finish([image.name for image in plan.images], run_files)
+        for name in plan.pruned:
+            store.remove(store.images[name].files, name)
+        store.remove(plan.leftovers)
+        for image in _others(plan):
+            pictured = output.report and len(entries) + len(waiting) < PICTURED
+            waiting.append((writer.submit(_reuse, store, image, pictured), 1))
+        settle(0)
+        run = Run(
+            tuple(entries[: len(plan.images)]),
+            seconds,
+            clock.seconds,
+            plan.left_out,
+            sum(e.image.name in replaced and not e.error for e in entries[: len(plan.images)]),
+            len(plan.pruned),
+        )
+        _write_whole(plan, dataclasses.replace(run, entries=tuple(entries)), segmenter)
+        store.finish()
     return run
 
 
-def _refused(plan: Plan, image: ImageFile, file: str, error: str, pictured: bool):
-    return Entry(image, error=error), None
+def _others(plan: Plan) -> list[ImageFile]:
+    """The images of the folder that are not of this run."""
+    own = {image.name for image in plan.images}
+    return [
+        ImageFile(Path(done.source), name, done.page)
+        for name, done in sorted(plan.store.images.items(), key=lambda pair: order_of(pair[1]))
+        if name not in own
+    ]
 
 
-def _reuse(plan: Plan, image: ImageFile, file: str, result: None, pictured: bool):
+def _write_whole(plan: Plan, run: Run, segmenter: Any) -> None:
+    """The files that hold all images of the folder, whichever run did them."""
+    images = sorted(plan.store.images.items(), key=lambda pair: order_of(pair[1]))
+    files = below_common([done.source for _, done in images])
+    records = {
+        name: dataclasses.replace(Record.from_plain(done.record), file=file)
+        for (name, done), file in zip(images, files, strict=True)
+        if done.record is not None
+    }
+    content = encode_run(list(records.values()), plan.formats)
+    if REPORT in plan.whole:
+        entries = tuple(
+            entry if entry.error else dataclasses.replace(entry, record=records[entry.image.name])
+            for entry in run.entries
+        )
+        shown = dataclasses.replace(run, entries=entries)
+        page = render_report(shown, segmenter, plan.settings)
+        content[REPORT] = page.encode("utf-8", "backslashreplace")
+    for name, data in content.items():
+        plan.store.write(name, data)
+
+
+def _reuse(store: Store, image: ImageFile, pictured: bool) -> Entry:
     """An image that an earlier run has done; its pictures are made from the files."""
-    pictures = {}
-    if pictured:
+    pictures, done = {}, store.images[image.name]
+    if pictured and not done.error:
         with contextlib.suppress(ImageError):
             small = (_PICTURE_SIDE // 2, _PICTURE_SIDE // 2)
             pictures["photograph"] = _picture(read_image(image.source, small).pixels)
-            drawn = plan.out / f"{image.name}_overlay.png"
+        with contextlib.suppress(ImageError):
+            drawn = store.folder / f"{image.name}_overlay.png"
             pictures["overlay"] = _picture(read_image(drawn).pixels)
-    record = plan.manifest.images[image.name].record
-    return Entry(image, record, pictures=pictures, reused=True), None
+    record = None if done.record is None else Record.from_plain(done.record)
+    return Entry(image, record, done.error, pictures, tuple(done.files), reused=True)
 
 
-def _finish(plan: Plan, image: ImageFile, file: str, result: Any, pictured: bool):
-    source, stamp = str(image.path.absolute()), stamp_of(image.path)
-    if isinstance(result, ImageError):
-        return Entry(image, error=str(result)), Done(source, stamp, {}, None, str(result))
+def _finish(
+    plan: Plan, image: ImageFile, settings: str, result: Any, pictured: bool
+) -> Entry | WriteError:
+    """Writes the files of an image, notes them, and removes those that it has no more."""
+    store, source = plan.store, os.path.abspath(image.path)
+    done = Done(source, image.page, stamp_source(image.path), settings, plan.model)
     try:
-        record, files, pictures = _write(plan, image, file, result, pictured)
+        if isinstance(result, ImageError):
+            raise result
+        old = list(store.images[image.name].files) if image.name in store.images else []
+        record, files, pictures = _write(plan, image, result, pictured)
+        store.remove([name for name in old if name not in files])
     except (ImageError, WriteError) as error:
         if isinstance(error, WriteError) and error.errno in _HOPELESS:
-            return error, None
-        return Entry(image, error=str(error)), Done(source, stamp, {}, None, str(error))
-    return Entry(image, record, pictures=pictures), Done(source, stamp, files, record)
+            return error
+        if not _has_result(store, image.name):
+            store.add(image.name, dataclasses.replace(done, error=str(error)))
+        return Entry(image, error=str(error))
+    store.add(image.name, dataclasses.replace(done, files=files, record=record.as_plain()))
+    return Entry(image, record, pictures=pictures, files=tuple(files))
 
 
-def _write(plan: Plan, image: ImageFile, file: str, found: Any, pictured: bool):
-    output = plan.output
+def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
+    output, store = plan.output, plan.store
     if output.min_area is not None:
         found = dataclasses.replace(found, min_area=output.min_area)
     if output.objects == "largest":
@@ -342,11 +451,12 @@ def _write(plan: Plan, image: ImageFile, file: str, found: Any, pictured: bool):
         content = {**encode_image(found, others), **cut}
     else:
         content = encode_image(found, output.formats)
-    stamps = {}
+    files = {}
+    store.begin([image.name + suffix for suffix in content], image.name)
     for suffix, data in content.items():
-        path = plan.out / (image.name + suffix)
+        path = store.folder / (image.name + suffix)
         write_bytes(path, data)
-        stamps[image.name + suffix] = stamp_of(path) or (0, 0)
+        files[image.name + suffix] = stamp_source(path)
     pictures = {}
     if pictured:
         small = shrink_image(found.pixels, _PICTURE_SIDE)
@@ -356,8 +466,8 @@ def _write(plan: Plan, image: ImageFile, file: str, found: Any, pictured: bool):
         pictures["overlay"] = _picture(drawn)
     measured = "csv" in output.formats
     scale = pixel_size(image.path) if measured else None
-    record = record_of(found, image.name, file, measured=measured, scale=scale)
-    return record, stamps, pictures
+    record = record_of(found, image.name, image.path.name, measured=measured, scale=scale)
+    return record, files, pictures
 
 
 _PICTURE_SIDE = 480

@@ -16,7 +16,7 @@ import numpy as np
 
 from unseg_jax.custom import name_of
 from unseg_jax.errors import printable
-from unseg_jax.export.run import Entry, Record, Run
+from unseg_jax.export.records import Entry, Record, Run
 
 UNSURE = 0.25
 """Confidence below which an image is to be checked."""
@@ -24,33 +24,27 @@ FULL = 0.9
 """Share of the image from which on a mask is to be checked."""
 
 
-def render_report(
-    run: Run, segmenter: Any, output: Any, settings: Mapping[str, Any] | None = None
-) -> str:
+def render_report(run: Run, segmenter: Any, settings: Mapping[str, Any] | None = None) -> str:
     """The page of a run as HTML.
 
     Args:
         run: from `segment_files`; links are to the files beside the page.
         segmenter: that it was done with; None if every image was done by an earlier run.
-        output: what was written, an `Output`.
         settings: of the run; a method among them names what an earlier run did.
     """
     from urllib.parse import quote
 
     import jinja2
 
-    from unseg_jax.export.formats import suffixes_of
-
-    suffixes = suffixes_of(output.formats)
-
     def links(entry: Entry) -> list[tuple[str, str]]:
-        name = os.fspath(entry.image.name)
-        return [(_link_word(suffix), quote(name + suffix)) for suffix in suffixes]
+        start = len(entry.image.name)
+        return [(_link_word(file[start:]), quote(file)) for file in entry.files]
 
     def target(entry: Entry, kind: str) -> str:
-        if kind == "photograph" or "_overlay.png" not in suffixes:
+        overlay = f"{entry.image.name}_overlay.png"
+        if kind == "photograph" or overlay not in entry.files:
             return quote(os.fsencode(entry.image.path.absolute()))
-        return quote(entry.image.name + "_overlay.png")
+        return quote(overlay)
 
     done = sorted(run.done, key=lambda entry: not _reason(entry.record))
     environment = jinja2.Environment(

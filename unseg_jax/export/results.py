@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.errors import InputError
-from unseg_jax.export.manifest import MANIFEST, Manifest
+from unseg_jax.export.records import Record
+from unseg_jax.runs.store import MANIFEST, Store
 
 
 def read_results(folder: str | os.PathLike, *, objects: bool = False) -> dict[str, list[Any]]:
@@ -34,10 +35,9 @@ def read_results(folder: str | os.PathLike, *, objects: bool = False) -> dict[st
     folder = Path(folder)
     if not os.path.lexists(folder / MANIFEST):
         raise InputError(f"{folder} holds no results of `unseg-jax segment`: check the path.")
-    manifest = Manifest(folder)
     rows: list[dict[str, Any]] = []
-    for name, done in manifest.images.items():
-        record = done.record
+    for name, done in Store(folder).images.items():
+        record = None if done.record is None else Record.from_plain(done.record)
         if not objects:
             height, width = record.size if record else (0, 0)
             rows.append(

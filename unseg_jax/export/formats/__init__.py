@@ -28,7 +28,7 @@ from unseg_jax.export.formats import (
     tiff,
     yolo,
 )
-from unseg_jax.export.run import Record, record_of
+from unseg_jax.export.records import Record, record_of
 from unseg_jax.files import write_bytes
 
 __all__ = ["FORMATS", "Record", "check_formats", "record_of", "save"]

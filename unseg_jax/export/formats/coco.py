@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from unseg_jax.export.formats.polygons import outlines
+from unseg_jax.export.records import Record
 from unseg_jax.export.rle import encode_rle
-from unseg_jax.export.run import Record
 
 FILES = ("coco.json", "coco_polygons.json")
 

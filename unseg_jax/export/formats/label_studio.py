@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from unseg_jax.export.formats.polygons import outlines
-from unseg_jax.export.run import Record
+from unseg_jax.export.records import Record
 
 FILES = ("label_studio.json",)
 

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from unseg_jax.export.run import Record
+from unseg_jax.export.records import Record
 
 FILES = ("objects.csv",)
 _MEASURED = ("x", "y", "perimeter", "intensity", "area_um2")

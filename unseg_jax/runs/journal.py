@@ -78,7 +78,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def damaged(path: Path, number: int, reason: object) -> BenchError:
     """The error for a line that cannot be used."""
     return BenchError(
-        f"line {number} of {path} is damaged ({reason}): remove that line, and --resume."
+        f"line {number} of {path} is damaged ({reason}): remove that line, and resume the run."
     )
 
 
@@ -114,13 +114,17 @@ def _is_torn(line: bytes) -> bool:
 class Journal:
     """A journal that is open for appending; its methods may be called by any thread."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, sync: bool = True):
         """Opens or creates the file, and cuts a torn last line off.
+
+        Args:
+            path: of the file.
+            sync: wait until lines are on the disk, so that they outlive the machine as well.
 
         Raises:
             WriteError: it cannot be written.
         """
-        self.path = path
+        self.path, self._sync = path, sync
         self._lock = threading.Lock()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         try:
@@ -130,7 +134,7 @@ class Journal:
             raise WriteError(path, error) from error
 
     def append(self, values: Iterable[Mapping[str, Any]]) -> None:
-        """Adds lines and waits until they are on the disk.
+        """Adds lines.
 
         Raises:
             WriteError: the operating system refused; none of the lines is kept.
@@ -139,7 +143,8 @@ class Journal:
         with self._lock:
             try:
                 write_all(self._file, lines)
-                os.fsync(self._file)
+                if self._sync:
+                    os.fsync(self._file)
             except OSError as error:
                 # Half a line would be mended on resuming; without it, readers see none either.
                 with contextlib.suppress(OSError):

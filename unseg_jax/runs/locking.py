@@ -4,12 +4,13 @@ import contextlib
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from unseg_jax.bench.ownership import foreign_error
-from unseg_jax.errors import BenchError, WriteError
+from unseg_jax.errors import FolderError, WriteError
+from unseg_jax.runs.ownership import foreign_error
 
 LOCK = ".unseg_jax.lock"
 # Where Python has no locks of files, filelock writes the number of the process and its machine.
@@ -19,11 +20,16 @@ _HOLDER = re.compile(rb"\d+\n[ -~\n]{,500}")
 class RunLock:
     """Holds a run's folder until `release`, or until the process ends."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, on_wait: Callable[[], object] | None = None):
         """Makes the folder if missing, and takes it.
 
+        Args:
+            folder: of the run.
+            on_wait: called once if another process has the folder, which is then waited for;
+                None raises instead.
+
         Raises:
-            BenchError: another process has it, or a foreign file has the lock's name.
+            FolderError: another process has it, or a foreign file has the lock's name.
             WriteError: the folder cannot be written.
         """
         path = folder / LOCK
@@ -35,10 +41,16 @@ class RunLock:
                 if not stat.S_ISREG(state.st_mode) or not _is_lock(path, state.st_size):
                     raise foreign_error(path)
             self._lock: FileLock | None = FileLock(path, timeout=0, thread_local=False)
-            self._lock.acquire()
+            try:
+                self._lock.acquire()
+            except Timeout:
+                if on_wait is None:
+                    raise
+                on_wait()
+                self._lock.acquire(timeout=-1, poll_interval=0.2)
         except Timeout:
-            raise BenchError(
-                f"another process is writing to {folder}: wait for it, or choose another --out."
+            raise FolderError(
+                f"another process is writing to {folder}: wait for it, or choose another out=."
             ) from None
         except NotImplementedError:  # a file system without locks
             self._lock = None

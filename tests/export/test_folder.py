@@ -1,6 +1,7 @@
 """Runs into one folder: going on, other settings, other images, foreign files, being killed."""
 
 import dataclasses
+import json
 import os
 import types
 
@@ -9,13 +10,13 @@ import pytest
 from PIL import Image
 
 import unseg_jax as us
-from unseg_jax.data.folders import find_images
+from unseg_jax.data.folders import ImageFile, find_images
 from unseg_jax.data.images import load_image
 from unseg_jax.errors import ImageError, InputError
 from unseg_jax.export import folder
 from unseg_jax.export.folder import Output, plan_run, segment_files
-from unseg_jax.export.manifest import JOURNAL, MANIFEST
 from unseg_jax.registry import resolve
+from unseg_jax.runs.store import JOURNAL, MANIFEST
 
 OUTPUT = Output(("png", "csv"))
 SETTINGS = {"method": "deepcut", "epochs": 10}
@@ -55,12 +56,12 @@ def photos(tmp_path):
     return tmp_path / "in"
 
 
-def run(source, out, settings=SETTINGS, output=OUTPUT, overwrite=False, **options):
+def run(source, out, settings=SETTINGS, output=OUTPUT, **options):
     """Plans and does a run; gives the names of the images that were segmented."""
     images = find_images([source], out=out, recursive=output.recursive)
-    plan = plan_run(images, out, output, settings, overwrite=overwrite)
+    plan = plan_run(images, out, output, settings, **options)
     stand = Stand()
-    done = segment_files(stand, images, out, plan=plan, **options)
+    done = segment_files(stand, images, out, plan=plan)
     assert len(done.entries) == len(images)
     return stand.seen, done
 
@@ -87,7 +88,10 @@ def test_a_second_run_does_only_what_is_new_or_changed(photos, tmp_path):
     draw(photos / "4.png", 4)
     draw(photos / "1.png", 6)
     (out / "2_mask.png").unlink()
-    assert run(photos, out)[0] == ["1.png", "2.png", "4.png"]
+    images = find_images([photos], out=out)
+    plan = plan_run(images, out, OUTPUT, SETTINGS)
+    assert [image.name for image in plan.changed] == ["1"]  # said, and left as it is
+    assert run(photos, out)[0] == ["2.png", "4.png"]
     assert run(photos, out, overwrite=True)[0] == [f"{index}.png" for index in range(5)]
 
 
@@ -108,36 +112,94 @@ def test_only_what_was_kept_is_done(photos, tmp_path):
     out = tmp_path / "out"
     run(photos, out)
     images = find_images([photos], out=out)
-    plan = plan_run(images, out, OUTPUT, SETTINGS, only={"0", "2"})
-    assert [image.name for image in plan.images] == ["0", "2"]
-    assert plan.todo == []
-    segment_files(None, images, out, plan=plan)
-    assert {path.stem[0] for path in out.glob("*_mask.png")} == {"0", "2"}
+    for prune, left in ((False, {"0", "1", "2", "3"}), (True, {"0", "2"})):
+        plan = plan_run(images, out, OUTPUT, SETTINGS, only={"0", "2"}, prune=prune)
+        assert [image.name for image in plan.images] == ["0", "2"]
+        assert plan.todo == []
+        done = segment_files(None, images, out, plan=plan)
+        assert done.removed == 4 - len(left)
+        assert {path.stem[0] for path in out.glob("*_mask.png")} == left
+        assert set(us.read_results(out)["name"]) == left
     with pytest.raises(InputError, match="'7' is to be kept but is none of the 4 images"):
         plan_run(images, out, OUTPUT, SETTINGS, only={"0", "7"})
 
 
-def test_another_set_is_fitted_and_done_again(photos, tmp_path):
+def test_what_another_model_did_stays(photos, tmp_path):
     out = tmp_path / "out"
-    run(photos, out, {**SETTINGS, "images fitted on": "a"})
-    assert len(run(photos, out, {**SETTINGS, "images fitted on": "b"})[0]) == 4
+    run(photos, out, model="a")
+    before = contents(out)
+    draw(photos / "4.png", 4)
+    assert run(photos, out, model="b")[0] == ["4.png"]
+    assert before.items() <= {**contents(out), "objects.csv": before["objects.csv"]}.items()
+    plan = plan_run(find_images([photos], out=out), out, OUTPUT, SETTINGS, model="b")
+    assert (len(plan.done), plan.of_other_models) == (5, 4)
+    assert len(run(photos, out, model="b", overwrite=True)[0]) == 5
 
 
-def test_another_folder_leaves_nothing_of_the_first(photos, tmp_path):
+def test_two_folders_with_the_same_names_are_both_kept(photos, tmp_path):
+    out = tmp_path / "out"
+    for index in range(4):
+        draw(tmp_path / "other" / f"{index}.png", 4 + index)
+    draw(tmp_path / "other" / "5.png", 5)
+    run(photos, out)
+    mine, corrected = out / "3_mask.png", b"corrected by hand"
+    mine.write_bytes(corrected)
+    before = contents(out)
+    run(tmp_path / "other", out)
+    after = contents(out)
+    names = {f"other_{index}" for index in range(4)} | {"5"}
+    added = {f"{name}_{kind}.png" for name in names for kind in ("mask", "labels", "overlay")}
+    assert set(after) - set(before) == added
+    assert {name: after[name] for name in before if name != "objects.csv"} | {
+        "objects.csv": before["objects.csv"]
+    } == before
+    rows = after["objects.csv"].decode().splitlines()[1:]
+    files = [f"{folder}/{index}.png" for folder in ("in", "other") for index in range(4)]
+    assert [row.split(",")[0] for row in rows] == [*files, "other/5.png"]
+    page = (out / "report.html").read_text()
+    assert "<h1>9 images, 9 objects" in page
+    assert page.count("data:image/jpeg") >= 17  # one of them is no picture any more
+    # Each keeps its name, whichever comes first.
+    assert run(tmp_path / "other", out)[0] == run(photos, out)[0] == []
+    # One run over both finds the same.
+    images = find_images([photos, tmp_path / "other"])
+    segment_files(Stand(), images, tmp_path / "both", OUTPUT)
+    assert (tmp_path / "both/objects.csv").read_bytes() == after["objects.csv"]
+
+
+def test_overwriting_replaces_results_of_these_images_alone(photos, tmp_path):
     out = tmp_path / "out"
     run(photos, out)
-    mine = out / "3_mask.png"
-    corrected = b"corrected by hand"
-    mine.write_bytes(corrected)
-    (out / "notes.txt").write_text("mine")
-    draw(tmp_path / "other" / "x.png")
-    run(tmp_path / "other", out)
-    left = set(contents(out))
-    assert left == {"x_mask.png", "x_labels.png", "x_overlay.png", "objects.csv"} | {
-        "3_mask.png",
-        "notes.txt",
-    }
-    assert mine.read_bytes() == corrected
+    before = contents(out)
+    other = Output(("mask", "coco"), min_area=0.0)
+    _, done = run(photos / "1.png", out, {**SETTINGS, "epochs": 20}, other, overwrite=True)
+    assert (done.replaced, done.removed) == (1, 0)
+    after = contents(out)
+    assert set(before) - set(after) == {"1_labels.png", "1_overlay.png"}
+    assert len(after["objects.csv"].splitlines()) == 5
+    assert len(json.loads(after["coco.json"])["images"]) == 4
+    for name in ("0_mask.png", "2_labels.png"):
+        assert after[name] == before[name]
+    # Images of both settings lie there: neither is done again without a word.
+    with pytest.raises(InputError, match="formats png and csv, now mask and coco"):
+        run(photos, out, {**SETTINGS, "epochs": 20}, other)
+    with pytest.raises(InputError, match="epochs 20, now 10"):
+        run(photos, out)
+
+
+def test_an_image_that_fails_keeps_its_results(photos, tmp_path):
+    out = tmp_path / "out"
+    run(photos, out)
+    before = contents(out)
+    (photos / "2.png").write_bytes(b"no image any more")
+    _, done = run(photos, out, overwrite=True)
+    assert [entry.image.name for entry in done.failed] == ["2"]
+    assert contents(out) == before
+    (photos / "3.png").unlink()
+    images = [*find_images([photos / "0.png"]), ImageFile(photos / "3.png", "3")]
+    done = segment_files(Stand(), images, out, plan=plan_run(images, out, OUTPUT, SETTINGS))
+    assert [entry.image.name for entry in done.failed] == ["3"]
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -263,8 +325,8 @@ def test_results_are_read_as_columns(photos, tmp_path):
 
 
 def test_the_report_says_what_is_true_of_the_method():
+    from unseg_jax.export.records import Run
     from unseg_jax.export.report import _facts, _sentence
-    from unseg_jax.export.run import Run
 
     stand = Stand()
     cases = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ class Record:
 
     Attributes:
         name: what its files are called, before their suffixes.
-        file: the path below the common folder of all images, with "/".
+        file: the path of the image, with "/"; in files of a whole folder of results, below the
+            folder that all its images have in common.
         size: (H, W) in pixels.
         coverage: share of the image that the mask covers, 0 to 1.
         confidence: of the image, 0 to 1.
@@ -40,6 +43,19 @@ class Record:
     objects: tuple[dict[str, Any], ...]
     losses: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Record:
+        """A record from what `as_plain` gave, through JSON as well."""
+        height, width = values["size"]
+        losses = tuple(math.nan if loss is None else loss for loss in values["losses"])
+        lists = {name: tuple(values[name]) for name in ("objects", "notes")}
+        return cls(**{**values, **lists, "size": (height, width), "losses": losses})
+
+    def as_plain(self) -> dict[str, Any]:
+        """The record as JSON takes it; it has no word for a loss that is not finite."""
+        losses = [loss if math.isfinite(loss) else None for loss in self.losses]
+        return {**dataclasses.asdict(self), "losses": losses}
 
     def restored(self) -> list[Object]:
         """The objects with their masks."""
@@ -111,6 +127,7 @@ class Entry:
         record: what was found; None if it failed.
         error: one sentence; "" if all went well.
         pictures: kind ("photograph", "overlay") → JPEG, of the images that the report shows.
+        files: names of its files below the folder.
         reused: whether an earlier run had done the image already.
     """
 
@@ -118,6 +135,7 @@ class Entry:
     record: Record | None = None
     error: str = ""
     pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    files: tuple[str, ...] = ()
     reused: bool = False
 
 
@@ -130,12 +148,16 @@ class Run:
         seconds: from the first image to the last file, without compilation.
         compile_seconds: what tracing and compiling took, or reading compiled programs back.
         left_out: what the search for images did not take, a sentence each.
+        replaced: images whose earlier results were replaced.
+        removed: images whose results were removed.
     """
 
     entries: tuple[Entry, ...]
     seconds: float
     compile_seconds: float
     left_out: tuple[str, ...] = ()
+    replaced: int = 0
+    removed: int = 0
 
     @property
     def done(self) -> list[Entry]:

@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable
 
-from unseg_jax.bench.journal import is_journal, unseal
-from unseg_jax.errors import BenchError
+from unseg_jax.errors import FolderError
+from unseg_jax.runs.journal import is_journal, unseal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,9 @@ def is_own(entries: Entries, name: str, content: bytes) -> bool:
     return any(stamp.sha256 == digest for stamp in stamps)
 
 
-def foreign_error(path: object) -> BenchError:
+def foreign_error(path: object) -> FolderError:
     """The error for a file that is in the way and not the run's own."""
-    return BenchError(
+    return FolderError(
         f"{path} was not written by this run, or was changed since, and is kept: move it away, "
-        f"or choose another --out."
+        f"or choose another out=."
     )
