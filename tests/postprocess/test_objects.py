@@ -62,7 +62,7 @@ def test_without_labels_touching_parts_are_one_object():
     assert {it.label for it in found} == {1}
 
 
-@pytest.mark.parametrize("size", [(211, 173), (70, 300), (700, 900)])
+@pytest.mark.parametrize("size", [(211, 173), (70, 300), (700, 900), (41, 200), (30, 33)])
 def test_enlarged_objects_are_those_of_the_enlarged_mask(size):
     labels = blobs(1)
     large = upsample_labels(labels, size)

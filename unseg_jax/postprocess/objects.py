@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from unseg_jax.postprocess.components import Box, scale_box, source_indices
+from unseg_jax.postprocess.components import Box, scale_box, source_indices, upsample_labels
 
 MIN_AREA = 0.001
 """Share of the image's pixels below which a piece is a speck and no object."""
@@ -59,8 +59,8 @@ def find_objects(
     Args:
         mask: (h, w) bool, True on the foreground.
         labels: (h, w) integers that split the foreground; None is one label.
-        size: (H, W) of the image in pixels, where the mask is smaller; None is (h, w). Objects
-            are cut at (h, w) and enlarged by the nearest neighbour, as `upsample_labels` does.
+        size: (H, W) of the image in pixels; None is (h, w). The objects are those of the mask
+            resized to it by the nearest neighbour, as `upsample_labels` does.
         evidence: (any, any) floats in -1..1 over the image, positive on the foreground.
         confidence: of the whole image, 0 to 1.
         min_area: share of the image, 0 to 1, that an object has at least.
@@ -88,6 +88,10 @@ Object(box=(3, 0, 4, 2), area=2, score=0.50, label=1))
     if not mask.any():
         return ()
     size = mask.shape if size is None else size
+    if size[0] < mask.shape[0] or size[1] < mask.shape[1]:
+        # Enlarging keeps pieces connected; reducing may not.
+        mask = upsample_labels(mask, size)
+        labels = None if labels is None else upsample_labels(labels, size)
     rows, columns = source_indices(mask.shape[0], size[0]), source_indices(mask.shape[1], size[1])
     # How many pixels of the image show each row and column of the mask.
     heights = np.bincount(rows, minlength=mask.shape[0])

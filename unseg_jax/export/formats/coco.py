@@ -1,10 +1,10 @@
-"""COCO: one annotation for each object, with masks as run lengths and as polygons."""
+"""COCO: one annotation for each object, with masks as run lengths or as polygons."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from unseg_jax.export.formats.polygons import outlines
+from unseg_jax.export.formats.polygons import single_ring
 from unseg_jax.export.records import Record
 from unseg_jax.export.rle import encode_rle
 
@@ -25,7 +25,8 @@ def dataset(records: Sequence[Record], *, polygons: bool = False) -> dict[str, A
 
     Args:
         records: one an image.
-        polygons: whether masks are polygons, without their holes, instead of run lengths.
+        polygons: whether masks are polygons instead of run lengths. COCO knows no holes: a slit
+            leads into each, and filling the polygon gives the mask; see `single_ring`.
 
     Returns:
         {"images": [...], "annotations": [...], "categories": [...]}, of plain Python values.
@@ -42,7 +43,7 @@ def dataset(records: Sequence[Record], *, polygons: bool = False) -> dict[str, A
             left, top, right, bottom = item.box
             labels.add(item.label)
             if polygons:
-                shape: Any = [outlines(item)[0][:-1].round(2).ravel().tolist()]
+                shape: Any = [single_ring(item).ravel().tolist()]
             else:
                 shape = encode_rle(item.mask, box=item.box, size=record.size)
             annotations.append(

@@ -17,7 +17,7 @@ def encode(found: Any) -> dict[str, bytes]:
             "id": number,
             "geometry": {
                 "type": "Polygon",
-                "coordinates": [ring.round(2).tolist() for ring in outlines(item)],
+                "coordinates": [ring.tolist() for ring in outlines(item)],
             },
             "properties": {
                 "objectType": "annotation",

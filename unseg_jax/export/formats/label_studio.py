@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from unseg_jax.export.formats.polygons import outlines
+from unseg_jax.export.formats.polygons import single_ring
 from unseg_jax.export.records import Record
 
 FILES = ("label_studio.json",)
@@ -11,6 +11,7 @@ FILES = ("label_studio.json",)
 
 def encode_set(records: Sequence[Record]) -> dict[str, bytes]:
     """Name → tasks of a run, each with one prediction: a polygon for each object.
+    A slit leads into each hole; see `single_ring`.
 
     The labelling configuration needs `<Image name="image" value="$image"/>` and
     `<PolygonLabels name="label" toName="image">` with the label "object". `image` is the path
@@ -21,7 +22,7 @@ def encode_set(records: Sequence[Record]) -> dict[str, bytes]:
         height, width = record.size
         shapes = []
         for number, item in enumerate(record.restored(), 1):
-            ring = outlines(item)[0][:-1] * (100 / width, 100 / height)
+            ring = single_ring(item) * (100 / width, 100 / height)
             shapes.append(
                 {
                     "id": str(number),
