@@ -2,7 +2,10 @@
 
 import contextlib
 import hashlib
+import logging
 import os
+import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ from typing import Any
 import platformdirs
 
 from unseg_jax.errors import WeightsError
+
+logger = logging.getLogger("unseg_jax")
 
 CACHE_VARIABLE = "UNSEG_JAX_CACHE"
 """Environment variable that names the cache folder."""
@@ -41,20 +46,39 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be kept in a folder, which is made; None if something can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs in the cache folder, so that a second run starts at once.
 
-    A cache that the user chose, or forbade, with JAX's own settings is left as it is.
+    A cache that the user chose, or forbade, with JAX's own settings is left as it is. What JAX
+    warns of for every program of a cache that fails is said once, or not at all.
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if not jax.config.jax_enable_compilation_cache:
         return
-    folder = compiled_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a cache that cannot be kept is no reason to fail
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    chosen = jax.config.jax_compilation_cache_dir
+    folder = Path(chosen or compiled_folder())
+    if "://" not in str(chosen) and (reason := unwritable(folder)):
+        variable = "JAX_COMPILATION_CACHE_DIR" if chosen else CACHE_VARIABLE
+        logger.info(
+            f"compiled programs cannot be kept in {folder} ({reason}); set {variable} to a folder "
+            "that can be written to."
+        )
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if chosen:
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_compilation_cache_max_size", 1_000_000_000)

@@ -76,6 +76,10 @@ class WeightsError(ValueError):
     """Weights that cannot be had, read, or fitted to a backbone."""
 
 
+class PlatformError(ValueError):
+    """A platform of JAX that is not here; the message says how to run without it."""
+
+
 class ImageError(ValueError):
     """An image or mask that cannot be used; the message names it and the remedy."""
 

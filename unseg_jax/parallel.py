@@ -14,7 +14,6 @@ or None for the default of the platform that the program is lowered for.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, get_args
@@ -23,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from unseg_jax.devices import core_count
 
 Result = TypeVar("Result")
 How = Literal["vmap", "loop", "threads"]
@@ -139,8 +140,7 @@ def pad_batch(batch: np.ndarray, size: int) -> np.ndarray:
 @functools.cache
 def _lanes() -> list[ThreadPoolExecutor]:
     """One thread per core: XLA runs the calls of one thread in turn, those of several at once."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [ThreadPoolExecutor(1, "unseg_jax") for _ in range(cores or 1)]
+    return [ThreadPoolExecutor(1, "unseg_jax") for _ in range(core_count())]
 
 
 def _split(batch):

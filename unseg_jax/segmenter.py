@@ -24,6 +24,7 @@ from unseg_jax.clustering.probe import check_own_parts
 from unseg_jax.data.framing import Framing
 from unseg_jax.data.images import as_iterable, read_image, resize_image
 from unseg_jax.data.loader import batches
+from unseg_jax.devices import usable_devices
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import WORKING_SIDE, shrink_image
 from unseg_jax.method import Method
@@ -563,7 +564,9 @@ def load_for(
     Raises:
         ValueError: an unknown backbone or dtype, weights that cannot be read, or a loss or layer
             of the user's own that gives something else than it should.
+        PlatformError: the platform that JAX_PLATFORMS names is not here.
     """
+    usable_devices()
     if method.nodes != "patches":
         check_own_parts(method, _PROBE_NODES, 3)
         return method, None

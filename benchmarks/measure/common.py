@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from unseg_jax.devices import core_count
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PHOTOGRAPHS = (
@@ -66,12 +68,11 @@ def machine() -> dict[str, Any]:
             elif name.strip() in ("flags", "Features"):
                 flags = set(value.split())
     vectors = next((title for flag, title in _VECTORS.items() if flag in flags), None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": model,
         "vectors": vectors,
-        "cores": cores,
+        "cores": core_count(),
         "memory_gib": round(memory / 2**30, 1),
     }
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
@@ -196,7 +197,7 @@ def changes(name, array):
         spoiled.reshape(-1)[:1] = np.nan
         yield {name: spoiled}
         yield {name: np.where(np.isnan(spoiled), np.inf, array).astype(np.float32)}
-        yield {name: array.astype(np.float64)}
+        yield {name: array.astype(np.complex64)}
     yield {name: array.astype(np.int32)}
     yield {name: array[None]}
     yield {name: array.reshape(-1)[:0]}
@@ -214,6 +215,25 @@ def test_every_tensor_is_checked(good, outcome):
             assert outcome(facts, tampered) is not None, (name, change)
             tried += 1
     assert tried > 100
+
+
+def test_double_precision_is_read_as_single(good, outcome):
+    """As models hold it that were saved under JAX_ENABLE_X64 before it was cast."""
+    facts, tensors = good
+    double = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in tensors.items()}
+    assert outcome(facts, double) is None
+
+
+def test_models_fitted_with_64_bits_are_saved_in_single_precision(backbone, tmp_path):
+    path = tmp_path / "model.safetensors"
+    with jax.enable_x64(True):
+        fit([photograph()] * 2, backbone=backbone, image_size=64, steps=0).save(path)
+    assert {array.dtype.name for array in load(path.read_bytes()).values()} <= {
+        "float32",
+        "float16",
+        "bool",
+    }
+    assert load_model(path, backbone=backbone).segment(photograph())[0].mask.any()
 
 
 def test_tensors_of_unknown_names_are_refused(good, outcome):

@@ -71,9 +71,11 @@ def serve(
             f'the page needs the package {error.name}; pip install "unseg_jax[app]"'
         ) from None
     from unseg_jax.cache import enable_compilation_cache
+    from unseg_jax.devices import usable_devices
 
     backbones = _named(weights or ())
     limits = Limits(max_size * 10**6, max_files, max_waiting, max_users)
+    usable_devices()
     bound = _bind(host, port)
     enable_compilation_cache()
     private = _is_loopback(host)

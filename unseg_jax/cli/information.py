@@ -63,7 +63,8 @@ def _version(name: str) -> str | None:
 def _devices() -> dict[str, Any]:
     import logging
 
-    import jax
+    from unseg_jax.devices import usable_devices
+    from unseg_jax.errors import PlatformError
 
     # jax warns of a GPU that it cannot use; the advice says the same, with what to do.
     logger = logging.getLogger("jax._src.xla_bridge")
@@ -71,10 +72,10 @@ def _devices() -> dict[str, Any]:
     try:
         devices = [
             {"platform": device.platform, "kind": device.device_kind, "id": device.id}
-            for device in jax.devices()
+            for device in usable_devices()
         ]
-    except RuntimeError as error:
-        return {"devices": [], "device_error": str(error).strip().split("\n")[0]}
+    except PlatformError as error:
+        return {"devices": [], "device_error": str(error)}
     finally:
         logger.disabled = before
     return {"devices": devices}

@@ -132,9 +132,9 @@ def _start(rng: np.random.Generator, side: int, width: int) -> Convolution:
     readout = rng.normal(size=HIDDEN) / np.sqrt(HIDDEN)
     return Convolution(
         jnp.asarray(kernel, jnp.float32),
-        jnp.zeros(HIDDEN),
+        jnp.zeros(HIDDEN, jnp.float32),
         jnp.asarray(readout, jnp.float32),
-        jnp.zeros(()),
+        jnp.zeros((), jnp.float32),
     )
 
 

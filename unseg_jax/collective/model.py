@@ -28,14 +28,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flax.serialization import to_state_dict
 from flax.traverse_util import flatten_dict
 
 from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.callables import CALLABLE
 from unseg_jax.collective.applying import ModelSegmenter
-from unseg_jax.collective.model_file import FORMAT, build_model, read_model
+from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.scoring import Scorer
 from unseg_jax.collective.sharing import model_path, push
 from unseg_jax.collective.tiling import CloserSegmenter, TiledSegmenter
@@ -153,10 +152,10 @@ class CollectiveModel:
         }
         tensors = {}
         if self.evidence is not None:
-            tensors |= {f"evidence/{k}": np.asarray(v) for k, v in self.evidence._asdict().items()}
+            tensors |= {f"evidence/{k}": single(v) for k, v in self.evidence._asdict().items()}
         if self.head is not None:
             state = flatten_dict({"head": to_state_dict(self.head)}, sep="/")
-            tensors |= {name: np.asarray(leaf) for name, leaf in state.items()}
+            tensors |= {name: single(leaf) for name, leaf in state.items()}
         content = save(tensors, facts)
         with atomic(path) as partial:
             partial.write_bytes(content)

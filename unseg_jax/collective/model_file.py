@@ -172,13 +172,19 @@ def _check_bounds(method: Method) -> None:
         raise ValueError(f"branches have more than {_MOST_LAYERS} layers")
 
 
+def single(array: Any) -> np.ndarray:
+    """float64 as float32: only JAX_ENABLE_X64 gives a model any of the former."""
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), "numpy") as file:
             facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: single(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         detail = printable(str(error).strip().rstrip("."), 200)
         raise ValueError(f"cannot read the model {path}: {detail}.") from error

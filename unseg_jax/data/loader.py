@@ -6,12 +6,12 @@ Pillow lets go of Python's lock while it decodes and resizes, so threads are eno
 import collections
 import dataclasses
 import itertools
-import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from unseg_jax.data.writer import Writer
+from unseg_jax.devices import core_count
 
 __all__ = ["Outcome", "Writer", "batches", "default_workers"]
 
@@ -39,8 +39,7 @@ class Outcome(Generic[ItemType, ValueType]):
 
 def default_workers() -> int:
     """Threads that decode: one a core that this process may use, from 2 to 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(2, min(16, cores or 2))
+    return max(2, min(16, core_count()))
 
 
 def batches(

