@@ -1,12 +1,13 @@
 # make demo   everything on a fresh machine: environment, weights, photographs cut into objects
 # make test   everything that the tests need, and the whole suite
+# make quick  the tests of what everything rests on, in under a minute
 # make docs   the documentation site, in build/site
 # make tpu-check   small programs compiled for a TPU that need not be here: 484 MB on disk, a minute
 # The first two work again without a network once things are here. Choose a Python: make PYTHON=python3.12
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo picture test lowest lint types audit release docs tpu-check package install clean
+.PHONY: help environment demo picture test quick lowest lint types audit release docs tpu-check package install clean
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
 
@@ -59,6 +60,9 @@ endef
 
 install:
 	@$(call environment,demo,onnx)
+
+environment:
+	@$(call environment,test,$(TEST_EXTRAS))
 
 demo:
 	@$(call environment,demo,onnx)
@@ -129,12 +133,13 @@ release: package
 	git tag --annotate "v$$version" --message "Version $$version"
 	echo "tagged v$$version; push it and upload build/package/dist/* to release"
 
-# libtpu lies in a folder of its own, so that nothing else takes this machine for one with a TPU.
-tpu-check:
+# In a folder of its own, so that nothing else takes this machine for one with a TPU.
+.tpu/libtpu/libtpu.so:
 	@$(call environment,test,$(TEST_EXTRAS))
-	if ! [ -f .tpu/libtpu/libtpu.so ]; then
-		$(PIP) --no-deps --target .tpu $(LIBTPU)
-	fi
+	$(PIP) --no-deps --target .tpu $(LIBTPU)
+
+tpu-check: .tpu/libtpu/libtpu.so
+	@$(call environment,test,$(TEST_EXTRAS))
 	du -sh .tpu
 	$(BIN)/python -m benchmarks compiled --quick
 

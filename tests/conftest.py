@@ -10,6 +10,19 @@ import pytest
 
 SHARED_VARIABLE = "UNSEG_JAX_SHARED"
 
+COMPILED = {
+    "jax_compilation_cache_dir": str(Path(__file__).resolve().parents[1] / "build" / "compiled"),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+"""Keeps whatever XLA compiles, for all workers of a run, what they start, and the next run."""
+
+
+def pytest_configure():
+    for name, value in COMPILED.items():
+        os.environ.setdefault(name.upper(), str(value))
+        jax.config.update(name, type(value)(os.environ[name.upper()]))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
