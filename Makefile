@@ -77,6 +77,10 @@ test:
 	@$(call environment,test,$(TEST_EXTRAS))
 	XLA_FLAGS="$${XLA_FLAGS:-} $(TEST_XLA_FLAGS)" $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 
+quick:
+	@$(call environment,test,$(TEST_EXTRAS))
+	XLA_FLAGS="$${XLA_FLAGS:-} $(TEST_XLA_FLAGS)" $(BIN)/python -m pytest -m quick --quiet $(PYTEST_FLAGS)
+
 # A part of the suite with the lowest versions that pyproject.toml allows, on Python 3.11.
 lowest:
 	@$(call environment,test,$(TEST_EXTRAS))

@@ -8,6 +8,8 @@ from unseg_jax.cli.options import parse_page, parse_range
 from unseg_jax.errors import WriteError, printable
 from unseg_jax.files import atomic, write_json, write_text
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_file_is_written_whole_or_left_as_it_was(tmp_path):
     path = tmp_path / "new" / "a.txt"

@@ -8,6 +8,8 @@ import pytest
 from unseg_jax.method import _RULES, Method, override
 from unseg_jax.registry import METHODS, resolve
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),

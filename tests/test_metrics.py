@@ -8,6 +8,8 @@ import pytest
 
 from unseg_jax import metrics
 
+pytestmark = pytest.mark.quick
+
 
 def blob(height: int, width: int, y: float, x: float, radius: float) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]

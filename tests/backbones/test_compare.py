@@ -5,6 +5,8 @@ import pytest
 
 from unseg_jax.backbones import ViTConfig, WeightsError, compare_weights
 
+pytestmark = pytest.mark.quick
+
 SMALL = ViTConfig(patch_size=8, width=64, depth=2, heads=1, grid=3)
 
 

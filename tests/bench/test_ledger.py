@@ -10,6 +10,8 @@ from unseg_jax.bench.records import RunFolder, read_records
 from unseg_jax.data import Item
 from unseg_jax.errors import BenchError
 
+pytestmark = pytest.mark.quick
+
 BOTH = frozenset({"one", "two"})
 ITEMS = [Item(id, f"{id}.png") for id in "abc"]
 

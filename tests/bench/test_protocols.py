@@ -9,6 +9,8 @@ from unseg_jax.data import Truth
 from unseg_jax.metrics import iou
 from unseg_jax.segmenter import Segmentation
 
+pytestmark = pytest.mark.quick
+
 
 def segmentation(mask):
     return Segmentation.of(mask, mask.astype(np.int32), confidence=1.0, method="deepcut", id="a")

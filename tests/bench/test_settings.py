@@ -10,6 +10,8 @@ from unseg_jax.bench.settings import GRID, parse_shard, settings_from
 from unseg_jax.cli.options import overrides_from, parse_size, parse_value
 from unseg_jax.registry import METHODS
 
+pytestmark = pytest.mark.quick
+
 
 def settings(*methods, **overrides):
     return Settings("data", "out", methods=methods, overrides=overrides)

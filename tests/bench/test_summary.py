@@ -10,6 +10,8 @@ from unseg_jax.bench.scoring import SCORES
 from unseg_jax.bench.summary import format_table, summarise
 from unseg_jax.registry import METHODS
 
+pytestmark = pytest.mark.quick
+
 
 def config(names=("deepcut",), protocol="honest", images=4, every=0):
     return {

@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 import unseg_jax
 from unseg_jax.cli import information, main
 
+pytestmark = pytest.mark.quick
+
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
 

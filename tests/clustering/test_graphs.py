@@ -7,6 +7,8 @@ import pytest
 from unseg_jax.clustering import graphs
 from unseg_jax.registry import resolve
 
+pytestmark = pytest.mark.quick
+
 N, D = 12, 5
 KINDS = [
     ("ncut", {"tau": 0.0}),

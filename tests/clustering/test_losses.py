@@ -7,6 +7,8 @@ import pytest
 
 from unseg_jax.clustering import losses
 
+pytestmark = pytest.mark.quick
+
 N, K = 9, 3
 
 

@@ -13,6 +13,8 @@ from unseg_jax.data.folders import find_images, list_images, safe_name
 from unseg_jax.errors import InputError
 from unseg_jax.video.frames import open_frames
 
+pytestmark = pytest.mark.quick
+
 
 def draw(path: Path, value=9) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ import pytest
 from unseg_jax.data.framing import Framing
 from unseg_jax.registry import resolve
 
+pytestmark = pytest.mark.quick
+
 SHAPES = [(h, w) for h in (1, 9, 300, 375, 1000, 2848) for w in (1, 10, 300, 400, 640, 4288)]
 
 

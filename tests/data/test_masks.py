@@ -10,6 +10,8 @@ from unseg_jax.data.images import fit_mask, load_mask, read_mask
 from unseg_jax.data.truths import NONZERO, MaskRule, Truth, parse_values, parse_void
 from unseg_jax.errors import ImageError
 
+pytestmark = pytest.mark.quick
+
 ROWS, COLUMNS = np.mgrid[:80, :100]
 DISC = (ROWS - 40) ** 2 + (COLUMNS - 45) ** 2 < 25**2
 RIM = ((ROWS - 40) ** 2 + (COLUMNS - 45) ** 2 < 29**2) & ~DISC

@@ -13,6 +13,8 @@ from skimage import color
 from unseg_jax import files
 from unseg_jax.export import drawing, rle
 
+pytestmark = pytest.mark.quick
+
 DISC = (np.mgrid[:60, :80][0] - 30) ** 2 + (np.mgrid[:60, :80][1] - 41) ** 2 < 500
 LABELS = np.where(DISC, 1, 0) + np.where(DISC & (np.arange(80) > 45), 1, 0)
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)

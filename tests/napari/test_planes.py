@@ -6,6 +6,8 @@ import pytest
 from unseg_jax.napari.planes import labels_of, planes_of
 from unseg_jax.segmentation import Segmentation
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("shape", "rgb", "count", "plane"),

@@ -14,6 +14,8 @@ from unseg_jax.postprocess import (
     upsample_labels,
 )
 
+pytestmark = pytest.mark.quick
+
 SIZES = [(7, 5), (49, 64), (480, 641), (1, 1), (35, 35), (3, 2), (100, 213)]
 
 

@@ -7,6 +7,8 @@ from skimage import measure
 from unseg_jax.postprocess import find_objects, upsample_labels
 from unseg_jax.postprocess.objects import Object
 
+pytestmark = pytest.mark.quick
+
 
 def blobs(seed=0, shape=(70, 90)):
     """Labels of smooth random regions, 0..3."""

@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unseg_jax.postprocess import foreground_labels
+from unseg_jax import postprocess
 from unseg_jax.postprocess.vote import RULES
+
+pytestmark = pytest.mark.quick
+
+foreground_labels = jax.jit(
+    postprocess.foreground_labels, static_argnames=("num_clusters", "rule", "quirks")
+)
 
 
 def published(labels: np.ndarray) -> np.ndarray:
@@ -125,22 +131,16 @@ def test_parts_are_numbered_by_size():
 def test_padding_changes_nothing(rule, num_clusters):
     rng = np.random.default_rng(2)
     h, w = 5, 7
-    vote = jax.jit(
-        lambda labels, attention, mask: foreground_labels(
-            labels, num_clusters, rule, class_attention=attention, mask=mask
-        )
-    )
     for _ in range(10):
         labels = rng.integers(0, num_clusters, (8, 9))
         attention = rng.random((8, 9)).astype(np.float32)
         mask = np.zeros((8, 9), bool)
         mask[:h, :w] = True
-        padded = np.asarray(vote(labels, attention, mask))
+        padded = np.asarray(
+            foreground_labels(labels, num_clusters, rule, class_attention=attention, mask=mask)
+        )
         bare = foreground_labels(
-            jnp.asarray(labels[:h, :w]),
-            num_clusters,
-            rule,
-            class_attention=jnp.asarray(attention[:h, :w]),
+            labels[:h, :w], num_clusters, rule, class_attention=attention[:h, :w]
         )
         np.testing.assert_array_equal(padded[:h, :w], bare)
         assert not padded[~mask].any()

@@ -8,6 +8,8 @@ from unseg_jax.errors import ImageError, InputError
 from unseg_jax.video import frames
 from unseg_jax.video.frames import check_target, open_frames, write_frames
 
+pytestmark = pytest.mark.quick
+
 
 def clip(count=5, shape=(18, 24)):
     """A bright square that moves to the right over a dark ground."""
