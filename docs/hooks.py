@@ -18,11 +18,10 @@ sys.path.insert(0, str(ROOT))
 
 from docs.method_notes import AFFINITIES, ALGORITHMS, LAYERS, LOSSES, NOTES  # noqa: E402
 from unseg_jax.cli.tables import describe_scores, format_table, method_rows  # noqa: E402
-from unseg_jax.method import Method  # noqa: E402
-from unseg_jax.registry import GROUPS, METHODS  # noqa: E402
+from unseg_jax.method import FIELDS, OVERRIDES, Field, Method  # noqa: E402
+from unseg_jax.registry import GROUPS, METHODS, TITLES  # noqa: E402
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Method)}
-_HIDDEN = ("name", "source", "code_overrides")
 
 
 def on_files(files, config):
@@ -37,6 +36,8 @@ def on_page_markdown(markdown, page, config, files):
     """Fills generated tables and turns equations into MathML."""
     if "<!-- methods -->" in markdown:
         markdown = markdown.replace("<!-- methods -->", methods_table())
+    if "<!-- fields -->" in markdown:
+        markdown = markdown.replace("<!-- fields -->", fields_table())
     if "<!-- results -->" in markdown:
         markdown = markdown.replace("<!-- results -->", results_text())
     return re.sub(r"\$\$(.+?)\$\$", _equation, markdown, flags=re.DOTALL)
@@ -53,8 +54,26 @@ def methods_table() -> str:
         rows = [{**row, "name": f"[{row['name']}]({row['name']}.md)"} for row in method_rows(group)]
         for row in rows:
             del row["group"]
-        parts += [f"## {group.capitalize()}", format_table(rows, "markdown")]
+        parts += [f"## {TITLES[group].capitalize()}", format_table(rows, "markdown")]
     return "\n\n".join([*parts, describe_scores()])
+
+
+def fields_table() -> str:
+    """The fields of `Method`, as their annotations say them."""
+    rows = [
+        {
+            "field": f"`{field.name}`",
+            "values": ", ".join(field.rule.choices) or _type_name(field),
+            "default": "" if field.name == "name" else f"`{_DEFAULTS[field.name]!r}`",
+            "meaning": field.words,
+        }
+        for field in FIELDS.values()
+    ]
+    return format_table(rows, "markdown")
+
+
+def _type_name(field: Field) -> str:
+    return " or ".join(getattr(kind, "__name__", str(kind)) for kind in field.kinds)
 
 
 def results_text() -> str:
@@ -118,7 +137,7 @@ def _settings(method: Method) -> str:
     rows = [
         {"field": f"`{name}`", "value": f"`{getattr(method, name)}`", "default": f"`{default}`"}
         for name, default in _DEFAULTS.items()
-        if name not in _HIDDEN and getattr(method, name) != default
+        if name in OVERRIDES and getattr(method, name) != default
     ]
     if not rows:
         return "All fields have their defaults."

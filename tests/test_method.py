@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from unseg_jax.method import _RULES, Method, override
+from unseg_jax.method import FIELDS, OVERRIDES, Method, override, plain_fields
 from unseg_jax.registry import METHODS, resolve
 
 pytestmark = pytest.mark.quick
@@ -36,18 +38,150 @@ pytestmark = pytest.mark.quick
         ("image_size", 1.5, "a side in pixels or a pair"),
         ("image_size", (224, 224, 3), "a side in pixels or a pair"),
         ("arma_shared", 1, "must be True or False"),
-        ("layer", "gnc", "is not one of gcn, gat, arma"),
+        ("layer", "gnc", "is not one of gcn, gat, arma.*: did you mean 'gcn'"),
+        ("affinity", "cosin", "affinity='cosin' is not one of ncut, .*: did you mean 'cosine'"),
+        ("collapse", "node", "did you mean 'nodes'"),
+        ("quirks", "papier", "did you mean 'paper'"),
+        ("foreground", "centr", "did you mean 'centre'"),
+        ("alpha", 10**400, "must be a number above 0"),
         ("lerning_rate", 1.0, "did you mean 'learning_rate'"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(field, value, said):
     with pytest.raises(ValueError, match=said):
         resolve("deepcut", **{field: value})
+    if field in FIELDS:
+        for make in (lambda: Method("m", **{field: value}), lambda: _replaced(field, value)):
+            with pytest.raises(ValueError, match=said):
+                make()
 
 
-def test_every_field_has_its_rule():
-    fixed = {"name", "source", "code_overrides"}
-    assert _RULES.keys() == {field.name for field in dataclasses.fields(Method)} - fixed
+def _replaced(field, value):
+    return dataclasses.replace(METHODS["deepcut"], **{field: value})
+
+
+# What fields may hold, written anew: kind of field → its fields, values that it takes, and others.
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+WRONG = st.sampled_from(
+    [float("nan"), float("inf"), "az", "", [], ["a"], {}, {"a": None}, {1}, object()]
+)
+SMALL = st.integers(1, 9)
+KINDS = {
+    "switch": (
+        "log_bin normalise edge_features arma_shared largest_component",
+        st.booleans(),
+        st.one_of(WRONG, NUMBERS, st.integers()),
+    ),
+    "string": ("backbone name source", st.text(min_size=1), st.one_of(NUMBERS, st.booleans())),
+    "from 0": (
+        "neighbours epochs collective_epochs parts parts_epochs background_epochs tile "
+        "background_parts",
+        st.integers(0, 9),
+        st.one_of(WRONG, NUMBERS, st.integers(max_value=-1), st.booleans()),
+    ),
+    "from 1": (
+        "stride heads stacks arma_layers mlp_width num_clusters collective_steps image_size",
+        SMALL,
+        st.one_of(WRONG, NUMBERS, st.integers(max_value=0), st.booleans()),
+    ),
+    "whole": ("block", st.integers(-9, 9), st.one_of(WRONG, NUMBERS, st.booleans())),
+    "not negative": (
+        "tau spatial_decay learning_rate weight_decay",
+        st.floats(0, 9),
+        st.one_of(WRONG, st.floats(-9, -1e-3), st.booleans()),
+    ),
+    "positive": (
+        "alpha sigma_spatial sigma_luma sigma_chroma",
+        st.floats(0.5, 9),
+        st.one_of(WRONG, st.floats(-9, 0), st.booleans()),
+    ),
+    "rate": (
+        "dropout layer_dropout",
+        st.floats(0, 0.9),
+        st.one_of(WRONG, st.floats(-9, -1e-3), st.floats(1, 9), st.booleans()),
+    ),
+    "activation": (
+        "activation inner_activation mlp_activation",
+        st.sampled_from(["relu", "elu", "selu", "silu", "gelu"]),
+        st.one_of(WRONG, NUMBERS, st.booleans()),
+    ),
+    "choice": (
+        "algorithm nodes facet fit affinity layer loss collapse foreground refine quirks group",
+        st.nothing(),
+        st.one_of(WRONG, NUMBERS, st.booleans()),
+    ),
+    "structure": (
+        "branches code_overrides",
+        st.just(((3, 2), (1,))),
+        st.one_of(WRONG.filter(bool), NUMBERS, st.just(((0,),)), st.just((("tau", -1.0),))),
+    ),
+}
+
+
+def field_and(which):
+    return st.one_of(
+        st.tuples(st.sampled_from(kind[0].split()), kind[which]) for kind in KINDS.values()
+    )
+
+
+def test_every_field_is_of_one_kind():
+    assert sorted(" ".join(names for names, _, _ in KINDS.values()).split()) == sorted(FIELDS)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(field_and(2), st.sampled_from(list(METHODS)))
+def test_every_field_refuses_bad_values_in_one_sentence_that_names_it(field_and_value, name):
+    field, value = field_and_value
+    makers = [dataclasses.replace]
+    if field in OVERRIDES:
+        makers.append(resolve)
+    for make in makers:
+        with pytest.raises(ValueError, match=f"^{field}=") as caught:
+            make(METHODS[name], **{field: value})
+        assert "\n" not in str(caught.value)
+
+
+# These say something with others, or have one value in some methods.
+TOGETHER = ("num_clusters", "stride", "image_size", "tile", "parts", "background_parts")
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    field_and(1).filter(lambda drawn: drawn[0] in OVERRIDES and drawn[0] not in TOGETHER),
+    st.sampled_from(list(METHODS)),
+)
+def test_every_method_takes_good_values(field_and_value, name):
+    field, value = field_and_value
+    method = resolve(name, **{field: value})
+    assert getattr(method, field) == value
+    assert Method(**plain_fields(method)) == method
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("unseggnet", {"stride": 300}, "stride=300 is larger than image_size=224"),
+        ("deepcut", {"image_size": (32, 64), "stride": 40}, r"larger than image_size=\(32, 64\)"),
+        ("unseggnet", {"image_size": 8, "num_clusters": 5}, "num_clusters=5 .* the 4 nodes"),
+        ("unseggnet", {"image_size": 8, "parts": 9}, "parts=9 is more than the 4 nodes"),
+        ("deepcut", {"tile": 512}, "tile=512 .* take 'collective'"),
+        ("deepcut", {"affinity": "cc"}, "affinity='cc' has negative .* loss='ncut'"),
+        ("cc-gat", {"loss": "modularity"}, "affinity='cc' has negative .* loss='modularity'"),
+        ("deepcut", {"affinity": "colour"}, "affinity='colour' .* nodes='superpixels'"),
+        ("slic-ncut", {"parts": 3}, "parts=3 needs nodes='patches'"),
+        ("slic-ncut", {"foreground": "attention"}, "foreground='attention' needs nodes='patches'"),
+        ("deepcut", {"background_parts": 2}, "background_parts=2 needs parts"),
+        ("tokencut", {"num_clusters": 3}, "num_clusters=3: use deep-spectral"),
+    ],
+)
+def test_fields_that_contradict_one_another_are_refused(name, fields, said):
+    for make in (resolve, lambda name, **fields: dataclasses.replace(METHODS[name], **fields)):
+        with pytest.raises(ValueError, match=said):
+            make(name, **fields)
+
+
+def test_cc_finds_the_number_of_clusters_and_may_be_given_many():
+    assert resolve("deepcut-cc", image_size=16, stride=8).num_clusters == 10
 
 
 def test_numbers_of_numpy_and_lists_are_taken():
@@ -60,7 +194,6 @@ def test_numbers_of_numpy_and_lists_are_taken():
 
 
 def test_every_method_may_be_overridden_by_its_own_fields():
-    fixed = ("name", "source", "code_overrides")
     for method in METHODS.values():
-        fields = {k: v for k, v in vars(method).items() if k not in fixed}
+        fields = {name: getattr(method, name) for name in OVERRIDES}
         assert override(method, **fields) == method

@@ -40,11 +40,16 @@ class WriteError(OSError):
         return str(self.strerror)
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that an unknown one is nearest to, if any is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that ends an error about an unknown name: the nearest known one, or all of them."""
     known = list(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{match[0]}'?" if match else "known are: " + ", ".join(sorted(known))
+    match = closest(name, known)
+    return f"did you mean '{match}'?" if match else "known are: " + ", ".join(sorted(known))
 
 
 def printable(text: str) -> str:

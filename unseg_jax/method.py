@@ -2,17 +2,22 @@
 
 A method is data. Everything downstream (graph, head, loop, postprocessing) reads its fields;
 nothing asks for its name. A new method is a new `Method(...)`, in `unseg_jax.registry`.
+
+A field is said once, in its annotation: its type, what it may hold beyond that, and the words
+that the command line and the documentation explain it with.
 """
 
 import dataclasses
-import math
 import numbers
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+import sys
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from unseg_jax.custom import GraphLayer, LossFunction, has_name, is_hashable, name_of
-from unseg_jax.errors import nearest
+from unseg_jax.errors import closest, nearest, printable
 
+Group = Literal["recommended", "published", "grid", "regions", "baselines", "custom"]
 Algorithm = Literal["gnn", "kmeans", "deep-spectral", "tokencut", "spectral-ncut"]
 Fit = Literal["stretch", "keep"]
 Nodes = Literal["patches", "superpixels", "pixels"]
@@ -27,6 +32,69 @@ Quirks = Literal["paper", "code"]
 Collapse = Literal["nodes", "clusters"]
 
 
+class Rule(NamedTuple):
+    """What a field may hold: a test of values, the words for what fails it, and named choices."""
+
+    test: Callable[[Any], bool]
+    words: str
+    choices: tuple[str, ...] = ()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max
+
+
+def _are_positive(values: Any, length: int | None = None) -> bool:
+    """Whether it is a tuple (of that length) of positive whole numbers."""
+    if not isinstance(values, tuple) or not values or length not in (None, len(values)):
+        return False
+    return all(_is_whole(value) and value > 0 for value in values)
+
+
+def _choice(choices: tuple[str, ...], own: Callable[[Any], bool] | None = None, words: str = ""):
+    def test(value):
+        if isinstance(value, str):
+            return value in choices
+        return own is not None and own(value) and is_hashable(value)
+
+    return Rule(test, f"is not one of {', '.join(choices)}{words}", choices)
+
+
+_ABOVE_0 = Rule(lambda value: _is_number(value) and value > 0, "must be a number above 0")
+_FROM_0 = Rule(lambda value: _is_number(value) and value >= 0, "must be a number of at least 0")
+_RATE = Rule(lambda value: _is_number(value) and 0 <= value < 1, "must lie in [0, 1)")
+_COUNT = Rule(lambda value: _is_whole(value) and value >= 0, "must be a whole number of at least 0")
+_FROM_1 = Rule(
+    lambda value: _is_whole(value) and value >= 1, "must be a whole number of at least 1"
+)
+_SIZE = Rule(
+    lambda value: _are_positive((value,)) or _are_positive(value, 2),
+    "must be a side in pixels or a pair (height, width)",
+)
+_BRANCHES = Rule(
+    lambda value: isinstance(value, tuple) and value != () and all(map(_are_positive, value)),
+    "must name at least one positive width per branch, such as ((64, 64), (128,))",
+)
+_LAYER = _choice(
+    get_args(Layer),
+    lambda value: isinstance(value, GraphLayer) and not isinstance(value, type),
+    ", nor a hashable object with the methods init, prepare and apply",
+)
+_LOSS = _choice(
+    get_args(Loss), callable, ", nor a hashable function (assignments, adjacency, mask=mask)"
+)
+_PAIRS = Rule(lambda value: _are_overrides(value), "must be pairs of a field and a value of it")
+_OF_TYPE = {
+    bool: Rule(lambda value: isinstance(value, bool), "must be True or False"),
+    int: Rule(_is_whole, "must be a whole number"),
+    str: Rule(lambda value: isinstance(value, str), "must be a string"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """Everything that distinguishes one system from another; hashable, so that it can be static
@@ -37,7 +105,7 @@ class Method:
         >>> mine.size
         (224, 224)
 
-        A loss of one's own may build on another:
+        A loss of your own may build on another:
 
         >>> def even(assignments, adjacency, *, mask):
         ...     sizes = assignments.sum(0) / mask.sum()
@@ -46,128 +114,182 @@ class Method:
         >>> found.losses.shape
         (10,)
 
-    Attributes:
-        name: the registry name, or any name for a method of your own.
-        source: the paper or report that the method comes from.
-        algorithm: how nodes are assigned to clusters: "gnn" optimises a graph neural network
-            per image on `loss`; the others are the baselines of `unseg_jax.clustering.baselines`.
-        nodes: what a node is: ViT patches, SLIC superpixels, or pixels of a reduced image.
-        backbone: a name of `list_backbones()`, "auto", or a path to weights.
-        facet: which ViT activations are the features; None is the backbone's own default.
-        block: the ViT block that the facet is taken from, counted from 0; negative from the end.
-        log_bin: whether features are log-binned descriptors (17 times as wide).
-        image_size: side in pixels, or (height, width), that images are resized to.
-        fit: how an image is brought to that size: "stretch" whatever its shape, or "keep", which
-            keeps its aspect ratio with about as many patches (`unseg_jax.data.framing`).
-        tile: side in pixels of the tiles that a large image is cut into, each seen at
-            `image_size`; 0 sees the image whole. Of "collective" alone.
-        stride: pixels between patches; None is the backbone's patch size.
-        affinity: how W is computed from the features (see `unseg_jax.clustering.graphs.affinity`).
-        tau: threshold of the affinity; raw units for "ncut", cosine for "dmon" and "cosine".
-        alpha: "cc" subtracts max(FFᵀ)/alpha.
-        neighbours: keep each node's this many strongest edges (made symmetric); 0 keeps all.
-        spatial_decay: standard deviation, in patches, of a Gaussian decay of the affinity with
-            the distance on the grid; 0 is none.
-        layer: kind of graph layer: "gcn", "gat", "arma", or an object of your own with the
-            methods `init`, `prepare` and `apply` of `unseg_jax.custom.GraphLayer`.
-        branches: widths of the graph layers of each parallel branch. The outputs of all but
-            the first branch are projected to the first one's width and summed.
-        normalise: whether "gcn" normalises the positive affinities by their degrees and adds
-            self-loops where there are none.
-        heads: attention heads of "gat", concatenated.
-        edge_features: whether "gat" sees the edge weights as 1-d edge features. (The published
-            code of UnSegMedGAT hands them over in a place where they are ignored.)
-        stacks, arma_layers: shape of "arma".
-        arma_shared: whether all layers of an "arma" stack have one weight.
-        activation: after the graph part; also between and inside graph layers and in the
-            multilayer perceptron, unless the next two say otherwise.
-        inner_activation, mlp_activation: see `activation`.
-        mlp_width: width of the hidden linear layer.
-        dropout: rate after the hidden linear layer and the branch projections.
-        layer_dropout: rate inside the graph part (features between layers and attention of
-            "gat", root term of "arma", features between layers of "gcn").
-        loss: the graph loss: "ncut", "cc", "modularity", or a function of your own,
-            loss(assignments, adjacency, mask=mask) → () float32, as
-            `unseg_jax.custom.LossFunction` says and as those of `unseg_jax.losses` are. It is
-            traced by JAX, once for each function: two that are equal in text are two programs.
-        collapse: what the modularity's collapse term sums S over.
-        num_clusters: K, or the most clusters that may be found for "cc".
-        epochs: optimisation steps per image.
-        learning_rate, weight_decay: of AdamW.
-        collective_epochs: T0, shared passes over the data set before the per-image epochs.
-        collective_steps: steps per image in each shared pass.
-        parts: clusters that the foreground is cut into in a second stage; 0 is one stage.
-        parts_epochs: optimisation steps of that stage.
-        background_parts, background_epochs: the same for the background.
-        foreground: which rule decides what is foreground (`unseg_jax.postprocess.vote`); "own"
-            where the algorithm decides that itself and labels the background 0.
-        largest_component: whether the mask is only the largest 4-connected component.
-        refine: edge refinement of the mask: by the bilateral solver, or by a guided filter (which
-            "collective" gives its soft maps to).
-        sigma_spatial, sigma_luma, sigma_chroma: bandwidths of the bilateral grid, in pixels
-            and in grey levels of YUV.
-        quirks: "paper", or "code" to follow the published code bit for bit.
-        code_overrides: the fields in which the published code differs from the paper, as pairs.
+    Raises:
+        ValueError: a value that its field cannot hold, or fields that contradict one another.
     """
 
-    name: str
-    source: str = ""
-    algorithm: Algorithm = "gnn"
-    nodes: Nodes = "patches"
-    backbone: str = "auto"
-    facet: Facet | None = None
-    block: int = -1
-    log_bin: bool = False
-    image_size: int | tuple[int, int] = 224
-    fit: Fit = "stretch"
-    tile: int = 0
-    stride: int | None = None
-    affinity: Affinity = "ncut"
-    tau: float = 0.0
-    alpha: float = 3.0
-    neighbours: int = 0
-    spatial_decay: float = 0.0
-    layer: Layer | GraphLayer = "gcn"
-    branches: tuple[tuple[int, ...], ...] = ((64,),)
-    normalise: bool = True
-    heads: int = 1
-    edge_features: bool = True
-    stacks: int = 1
-    arma_layers: int = 1
-    arma_shared: bool = False
-    activation: Activation = "elu"
-    inner_activation: Activation | None = None
-    mlp_activation: Activation | None = None
-    mlp_width: int = 32
-    dropout: float = 0.25
-    layer_dropout: float = 0.0
-    loss: Loss | LossFunction = "ncut"
-    collapse: Collapse = "nodes"
-    num_clusters: int = 2
-    epochs: int = 10
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    collective_epochs: int = 0
-    collective_steps: int = 5
-    parts: int = 0
-    parts_epochs: int = 100
-    background_parts: int = 0
-    background_epochs: int = 10
-    foreground: Foreground = "corner"
-    largest_component: bool = False
-    refine: Refine = "none"
-    sigma_spatial: float = 24.0
-    sigma_luma: float = 4.0
-    sigma_chroma: float = 4.0
-    quirks: Quirks = "paper"
-    code_overrides: tuple[tuple[str, Any], ...] = ()
+    name: Annotated[str, "The registry name, or any name for a method of your own."]
+    source: Annotated[str, "The paper or report that the method comes from."] = ""
+    algorithm: Annotated[
+        Algorithm,
+        'How nodes are assigned to clusters: "gnn" optimises a graph neural network per image on '
+        "`loss`; the others are the baselines of `unseg_jax.clustering.baselines`.",
+    ] = "gnn"
+    nodes: Annotated[
+        Nodes, "What a node is: ViT patches, SLIC superpixels, or pixels of a reduced image."
+    ] = "patches"
+    backbone: Annotated[str, 'A name of `list_backbones()`, "auto", or a path to weights.'] = "auto"
+    facet: Annotated[
+        Facet | None, "Which ViT activations are the features (default: the backbone's own)."
+    ] = None
+    block: Annotated[
+        int, "The ViT block of the facet, counted from 0, or from the end if negative."
+    ] = -1
+    log_bin: Annotated[bool, "Whether features are log-binned descriptors (17 times as wide)."] = (
+        False
+    )
+    image_size: Annotated[
+        int | tuple[int, int],
+        _SIZE,
+        "Side in pixels, or height and width, that images are resized to.",
+    ] = 224
+    fit: Annotated[
+        Fit,
+        "How an image is brought to that size: whatever its shape, or keeping its aspect ratio "
+        "with about as many patches.",
+    ] = "stretch"
+    tile: Annotated[
+        int,
+        _COUNT,
+        "Side in pixels of the tiles that a large image is cut into, to find small objects; 0 sees "
+        'it whole, where "auto" looks at tiles if little was found. Each tile is seen at '
+        "`image_size`. Only for methods that find the foreground in a set.",
+    ] = 0
+    stride: Annotated[
+        int | None, _FROM_1, "Pixels between patches (default: the backbone's patch size)."
+    ] = None
+    affinity: Annotated[
+        Affinity,
+        "How W is computed from the features, see `unseg_jax.clustering.graphs.affinity`.",
+    ] = "ncut"
+    tau: Annotated[
+        float, _FROM_0, 'Threshold of the affinity: a product for "ncut", else a cosine.'
+    ] = 0.0
+    alpha: Annotated[
+        float,
+        _ABOVE_0,
+        'The affinity "cc" subtracts max(FFᵀ)/alpha; "colour" divides squared distances by it.',
+    ] = 3.0
+    neighbours: Annotated[
+        int, _COUNT, "Keep each node's this many strongest edges (made symmetric); 0 keeps all."
+    ] = 0
+    spatial_decay: Annotated[
+        float,
+        _FROM_0,
+        "Standard deviation, in patches, of a Gaussian decay of the affinity with the distance on "
+        "the grid; 0 is none.",
+    ] = 0.0
+    layer: Annotated[
+        Layer | GraphLayer,
+        _LAYER,
+        "Kind of graph layer. Or an object of your own with the methods `init`, `prepare` and "
+        "`apply` of `unseg_jax.custom.GraphLayer`.",
+    ] = "gcn"
+    branches: Annotated[
+        tuple[tuple[int, ...], ...],
+        _BRANCHES,
+        "Widths of the graph layers of each parallel branch. The outputs of all but the first "
+        "branch are projected to the first one's width and summed.",
+    ] = ((64,),)
+    normalise: Annotated[
+        bool,
+        'Whether "gcn" normalises the positive affinities by their degrees and adds self-loops '
+        "where there are none.",
+    ] = True
+    heads: Annotated[int, _FROM_1, 'Attention heads of "gat", concatenated.'] = 1
+    edge_features: Annotated[
+        bool,
+        'Whether "gat" sees the edge weights as features. The published code of UnSegMedGAT hands '
+        "them over in a place where they are ignored.",
+    ] = True
+    stacks: Annotated[int, _FROM_1, 'Parallel stacks of "arma", averaged.'] = 1
+    arma_layers: Annotated[int, _FROM_1, 'Layers of each stack of "arma".'] = 1
+    arma_shared: Annotated[bool, 'Whether all layers of an "arma" stack have one weight.'] = False
+    activation: Annotated[
+        Activation,
+        "After the graph part. Also between and inside graph layers and in the multilayer "
+        "perceptron, unless the next two say otherwise.",
+    ] = "elu"
+    inner_activation: Annotated[Activation | None, "Between and inside graph layers."] = None
+    mlp_activation: Annotated[Activation | None, "In the multilayer perceptron."] = None
+    mlp_width: Annotated[int, _FROM_1, "Width of the hidden linear layer."] = 32
+    dropout: Annotated[
+        float,
+        _RATE,
+        "Dropout rate after the hidden linear layer and the branch projections. As an override, of "
+        "all dropout.",
+    ] = 0.25
+    layer_dropout: Annotated[
+        float,
+        _RATE,
+        'Rate inside the graph part: features between layers, attention of "gat", root term of '
+        '"arma".',
+    ] = 0.0
+    loss: Annotated[
+        Loss | LossFunction,
+        _LOSS,
+        "The graph loss. Or a function of your own, loss(assignments, adjacency, mask=mask) → () "
+        "float32, as `unseg_jax.custom.LossFunction` says; JAX traces it once, and two that are "
+        "equal in text are two programs.",
+    ] = "ncut"
+    collapse: Annotated[Collapse, "What the modularity's collapse term sums S over."] = "nodes"
+    num_clusters: Annotated[
+        int, _FROM_1, 'Number of clusters K, for "cc" the most that may be found.'
+    ] = 2
+    epochs: Annotated[int, _COUNT, "Optimisation steps per image."] = 10
+    learning_rate: Annotated[float, _FROM_0, "Learning rate of AdamW."] = 1e-3
+    weight_decay: Annotated[float, _FROM_0, "Weight decay of AdamW."] = 0.01
+    collective_epochs: Annotated[
+        int, _COUNT, "T0, shared passes over the data set before the per-image epochs."
+    ] = 0
+    collective_steps: Annotated[int, _FROM_1, "Steps per image in each shared pass."] = 5
+    parts: Annotated[
+        int, _COUNT, "Cut the object into this many parts in a second stage; 0 is one stage."
+    ] = 0
+    parts_epochs: Annotated[int, _COUNT, "Optimisation steps of that stage."] = 100
+    background_parts: Annotated[int, _COUNT, "With parts: cut the background as well."] = 0
+    background_epochs: Annotated[int, _COUNT, "Optimisation steps of that cut."] = 10
+    foreground: Annotated[
+        Foreground,
+        'Rule that tells the object from the background. "set" decides for a whole set; "own" is '
+        "for algorithms that label the background 0 themselves.",
+    ] = "corner"
+    largest_component: Annotated[
+        bool, "Whether the mask is only the largest 4-connected component."
+    ] = False
+    refine: Annotated[
+        Refine,
+        "Refinement of the mask's edges: by the bilateral solver, or by a guided filter (which "
+        '"collective" gives its soft maps to).',
+    ] = "none"
+    sigma_spatial: Annotated[float, _ABOVE_0, "Bandwidth of the bilateral grid in pixels."] = 24.0
+    sigma_luma: Annotated[float, _ABOVE_0, "Its bandwidth in grey levels of Y."] = 4.0
+    sigma_chroma: Annotated[float, _ABOVE_0, "Its bandwidth in levels of U and V."] = 4.0
+    quirks: Annotated[
+        Quirks, 'Follow the paper, or with "code" the published code bit for bit.'
+    ] = "paper"
+    code_overrides: Annotated[
+        tuple[tuple[str, Any], ...],
+        _PAIRS,
+        "The fields in which the published code differs from the paper, as pairs.",
+    ] = ()
+    group: Annotated[Group, "Where lists of methods show it."] = dataclasses.field(
+        default="custom", compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for name, field in FIELDS.items():
+            value = _plain(getattr(self, name))
+            object.__setattr__(self, name, value)
+            field.check(value)
+        _check_together(self)
 
     def __repr__(self) -> str:
         """The fields that differ from the defaults; functions by their names, not addresses."""
         shown = [repr(self.name)]
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
-            if value != field.default:
+            if field.compare and value != field.default:
                 shown.append(f"{field.name}={_shown(value)}")
         return f"Method({', '.join(shown)})"
 
@@ -203,121 +325,121 @@ class Method:
         return (size, size) if isinstance(size, int) else size
 
 
-class _Rule(NamedTuple):
-    """What a field may hold: a test of values, and the words that say what failed it."""
+class Field(NamedTuple):
+    """A field of `Method`, as its annotation says it.
 
-    test: Callable[[Any], bool]
+    Attributes:
+        name: of the field.
+        kinds: its types, None left out; literals are strings.
+        optional: whether it may be None.
+        rule: what it may hold.
+        words: one sentence, perhaps more.
+    """
+
+    name: str
+    kinds: tuple[Any, ...]
+    optional: bool
+    rule: Rule
     words: str
 
+    def holds(self, value: Any) -> bool:
+        """Whether the field can hold the value."""
+        return self.rule.test(value) or (self.optional and value is None)
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
-
-
-def _are_positive(values: Any, length: int | None = None) -> bool:
-    """Whether it is a tuple (of that length) of positive whole numbers."""
-    if not isinstance(values, tuple) or not values or length not in (None, len(values)):
-        return False
-    return all(_is_whole(value) and value > 0 for value in values)
+    def check(self, value: Any) -> None:
+        """Raises ValueError if the field cannot hold the value."""
+        if self.holds(value):
+            return
+        match = closest(value, self.rule.choices) if isinstance(value, str) else None
+        hint = f": did you mean '{match}'?" if match else "."
+        raise ValueError(f"{self.name}={_shown(value)} {self.rule.words}{hint}")
 
 
-def _choice(kind: Any, *, optional: bool = False) -> _Rule:
-    choices = get_args(kind)
-    return _Rule(
-        lambda value: value in choices or (optional and value is None),
-        f"is not one of {', '.join(choices)}",
+def _field(name: str, hint: Any) -> Field:
+    kind, *said = get_args(hint)
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    rule = said[0] if len(said) == 2 else _OF_TYPE.get(kinds[0]) or _choice(get_args(kinds[0]))
+    plain = tuple(
+        str if get_origin(one) is Literal else one for one in kinds if one is not NoneType
+    )
+    return Field(name, plain, NoneType in kinds, rule, said[-1])
+
+
+FIELDS: Mapping[str, Field] = MappingProxyType(
+    {name: _field(name, hint) for name, hint in get_type_hints(Method, include_extras=True).items()}
+)
+"""Every field of `Method` by its name."""
+
+OVERRIDES = tuple(
+    name for name in FIELDS if name not in ("name", "source", "code_overrides", "group")
+)
+"""The fields that can be overridden."""
+
+Method.__doc__ = f"{Method.__doc__}\n    Attributes:\n" + "".join(
+    f"        {field.name}: {field.words}\n" for field in FIELDS.values()
+)
+
+
+def _are_overrides(pairs: Any) -> bool:
+    return isinstance(pairs, tuple) and all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and pair[0] in OVERRIDES
+        and FIELDS[pair[0]].holds(pair[1])
+        for pair in pairs
     )
 
 
-def _choice_or_own(kind: Any, is_own: Callable[[Any], bool], words: str) -> _Rule:
-    choices = get_args(kind)
+def _check_together(method: Method) -> None:
+    """Raises ValueError for fields that contradict one another."""
+    cuts = method.loss in ("ncut", "modularity")
+    if method.algorithm == "gnn" and method.affinity == "cc" and cuts:
+        raise ValueError(
+            f"affinity='cc' has negative entries, which loss='{method.loss}' cannot weigh: take "
+            "loss='cc', or another affinity."
+        )
+    if method.algorithm == "tokencut" and method.num_clusters != 2:
+        raise ValueError(
+            f"tokencut divides an image in two, not in num_clusters={method.num_clusters}: "
+            "use deep-spectral or vit-kmeans for more."
+        )
+    if method.tile and method.foreground != "set":
+        raise ValueError(
+            f"tile={method.tile} cuts images into tiles that only a model of a whole set can join: "
+            f"take 'collective', or leave tile out, since '{method.name}' segments single images."
+        )
+    if method.background_parts and not method.parts:
+        raise ValueError(
+            f"background_parts={method.background_parts} needs parts: give parts as well."
+        )
+    if method.nodes != "patches":
+        if method.parts or method.foreground == "attention":
+            what = f"parts={method.parts}" if method.parts else "foreground='attention'"
+            raise ValueError(f"{what} needs nodes='patches', not nodes='{method.nodes}'.")
+        return
+    if method.affinity == "colour":
+        raise ValueError(
+            "affinity='colour' compares regions or pixels, not patches: take nodes='superpixels' "
+            "or 'pixels', or another affinity."
+        )
+    height, width = method.size
+    stride = method.stride or 1
+    if stride > min(height, width):
+        raise ValueError(
+            f"stride={stride} is larger than image_size={method.image_size}: take a smaller stride "
+            "or larger images."
+        )
+    check_clusters(method, (height // stride) * (width // stride))
 
-    def test(value):
-        return value in choices if isinstance(value, str) else is_own(value) and is_hashable(value)
 
-    return _Rule(test, f"is not one of {', '.join(choices)}, nor {words}")
-
-
-def _is_layer(value: Any) -> bool:
-    return isinstance(value, GraphLayer) and not isinstance(value, type)
-
-
-def _at_least(least: int) -> _Rule:
-    words = f"must be a whole number of at least {least}"
-    return _Rule(lambda value: _is_whole(value) and value >= least, words)
-
-
-_TEXT = _Rule(lambda value: isinstance(value, str), "must be a text")
-_SWITCH = _Rule(lambda value: isinstance(value, bool), "must be True or False")
-_ABOVE_0 = _Rule(lambda value: _is_number(value) and value > 0, "must be a number above 0")
-_FROM_0 = _Rule(lambda value: _is_number(value) and value >= 0, "must be a number of at least 0")
-_RATE = _Rule(lambda value: _is_number(value) and 0 <= value < 1, "must lie in [0, 1)")
-
-# Field → what it may hold. All fields that can be overridden are here.
-_RULES: dict[str, _Rule] = {
-    "algorithm": _choice(Algorithm),
-    "nodes": _choice(Nodes),
-    "backbone": _TEXT,
-    "facet": _choice(Facet, optional=True),
-    "block": _Rule(_is_whole, "must be a whole number"),
-    "log_bin": _SWITCH,
-    "image_size": _Rule(
-        lambda value: _are_positive((value,)) or _are_positive(value, 2),
-        "must be a side in pixels or a pair (height, width)",
-    ),
-    "fit": _choice(Fit),
-    "tile": _at_least(0),
-    "stride": _at_least(1),
-    "affinity": _choice(Affinity),
-    "tau": _FROM_0,
-    "alpha": _ABOVE_0,
-    "neighbours": _at_least(0),
-    "spatial_decay": _FROM_0,
-    "layer": _choice_or_own(
-        Layer, _is_layer, "a hashable object with the methods init, prepare and apply"
-    ),
-    "branches": _Rule(
-        lambda value: isinstance(value, tuple) and value != () and all(map(_are_positive, value)),
-        "must name at least one positive width per branch, such as ((64, 64), (128,))",
-    ),
-    "normalise": _SWITCH,
-    "heads": _at_least(1),
-    "edge_features": _SWITCH,
-    "stacks": _at_least(1),
-    "arma_layers": _at_least(1),
-    "arma_shared": _SWITCH,
-    "activation": _choice(Activation),
-    "inner_activation": _choice(Activation, optional=True),
-    "mlp_activation": _choice(Activation, optional=True),
-    "mlp_width": _at_least(1),
-    "dropout": _RATE,
-    "layer_dropout": _RATE,
-    "loss": _choice_or_own(
-        Loss, callable, "a hashable function (assignments, adjacency, mask=mask)"
-    ),
-    "collapse": _choice(Collapse),
-    "num_clusters": _at_least(1),
-    "epochs": _at_least(0),
-    "learning_rate": _FROM_0,
-    "weight_decay": _FROM_0,
-    "collective_epochs": _at_least(0),
-    "collective_steps": _at_least(1),
-    "parts": _at_least(0),
-    "parts_epochs": _at_least(0),
-    "background_parts": _at_least(0),
-    "background_epochs": _at_least(0),
-    "foreground": _choice(Foreground),
-    "largest_component": _SWITCH,
-    "refine": _choice(Refine),
-    "sigma_spatial": _ABOVE_0,
-    "sigma_luma": _ABOVE_0,
-    "sigma_chroma": _ABOVE_0,
-    "quirks": _choice(Quirks),
-}
+def check_clusters(method: Method, nodes: int) -> None:
+    """Raises ValueError if there are more clusters than nodes, and the number is not found."""
+    for name in ("num_clusters", "parts", "background_parts"):
+        if (clusters := getattr(method, name)) > nodes and method.loss != "cc":
+            raise ValueError(
+                f"{name}={clusters} is more than the {nodes} nodes of an image: take fewer, or "
+                "a larger image_size or a smaller stride."
+            )
 
 
 def override(method: Method, **overrides: Any) -> Method:
@@ -339,18 +461,12 @@ def override(method: Method, **overrides: Any) -> Method:
     """
     overrides = {name: value for name, value in overrides.items() if value is not None}
     for name in overrides:
-        if name not in _RULES:
-            raise ValueError(f"Method has no field '{name}'; {nearest(name, _RULES)}")
+        if name not in OVERRIDES:
+            raise ValueError(f"Method has no field '{name}'; {nearest(name, OVERRIDES)}")
     if "dropout" in overrides:
         overrides.setdefault("layer_dropout", overrides["dropout"])
     if overrides.get("quirks") == "code" and method.quirks != "code":
         overrides = {**dict(method.code_overrides), **overrides}
-    overrides = {name: _plain(value) for name, value in overrides.items()}
-    # A `Method` is not tested where it is made. These two are read by more than one branch: an
-    # unknown name would run as another loss or layer.
-    for name, value in {"layer": method.layer, "loss": method.loss, **overrides}.items():
-        if not _RULES[name].test(value):
-            raise ValueError(f"{name}={_shown(value)} {_RULES[name].words}.")
     return dataclasses.replace(method, **overrides)
 
 
@@ -385,7 +501,8 @@ def check_writable(method: Method) -> None:
 
 
 def _shown(value: Any) -> str:
-    return name_of(value) if callable(value) or isinstance(value, GraphLayer) else repr(value)
+    own = callable(value) or isinstance(value, GraphLayer)
+    return name_of(value) if own else printable(repr(value)[:80])
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch
-from unseg_jax.method import Method, override
+from unseg_jax.method import Method, check_clusters, override
 from unseg_jax.parallel import How
 from unseg_jax.postprocess import foreground_labels
 
@@ -51,13 +52,17 @@ def fit_to_backbone(method: Method, backbone: Backbone, explicit: Iterable[str] 
     """The method with its stride made to fit the backbone, unless stride is among `explicit`.
 
     Published strides are stated for patches of 8 pixels: half a patch (4) stays half a patch.
+
+    Raises:
+        ValueError: the backbone cannot take the stride, or makes fewer patches than clusters.
     """
     strides = backbone.strides
-    if method.stride is None or "stride" in explicit or method.stride in strides:
-        return method
-    scaled = method.stride * backbone.config.patch_size / _PUBLISHED_PATCH
-    fitting = max((stride for stride in strides if stride <= scaled), default=strides[0])
-    return override(method, stride=fitting)
+    if not (method.stride is None or "stride" in explicit or method.stride in strides):
+        scaled = method.stride * backbone.config.patch_size / _PUBLISHED_PATCH
+        fitting = max((stride for stride in strides if stride <= scaled), default=strides[0])
+        method = override(method, stride=fitting)
+    check_clusters(method, math.prod(backbone.grid(method.size, method.stride)))
+    return method
 
 
 def extract_features(backbone: Backbone, method: Method, params: Any, pixels: Array) -> Array:

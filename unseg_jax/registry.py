@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from unseg_jax.errors import nearest
-from unseg_jax.method import Layer, Loss, Method, override
+from unseg_jax.method import Group, Layer, Loss, Method, override
 
 _CC_ARMA = (
     "ARMA's propagation divides by the square roots of degrees, which the negative affinities of "
@@ -50,6 +50,7 @@ _PIXELS = "Charles and Sisouphanthong, DeepCut on superpixels (course project)"
 _MEDGAT = Method(
     "unsegmedgat",
     _UNSEGMEDGAT,
+    group="published",
     stride=4,
     affinity="cosine",
     tau=0.3,
@@ -87,6 +88,7 @@ def _course(loss: Loss, layer: Layer) -> Method:
     return Method(
         f"{'dmon' if loss == 'modularity' else loss}-{layer}",
         _COURSE,
+        group="grid",
         affinity="dmon" if loss == "modularity" else loss,
         tau=0.7 if loss == "modularity" else 0.0,
         alpha=5.0,
@@ -105,6 +107,7 @@ _ALL = (
     Method(
         "deepcut",
         _DEEPCUT,
+        group="published",
         image_size=280,
         inner_activation="relu",
         largest_component=True,
@@ -113,6 +116,7 @@ _ALL = (
     Method(
         "deepcut-cc",
         _DEEPCUT,
+        group="published",
         image_size=280,
         affinity="cc",
         loss="cc",
@@ -123,6 +127,7 @@ _ALL = (
     Method(
         "unseggnet",
         _UNSEGGNET,
+        group="published",
         stride=4,
         affinity="dmon",
         tau=0.5,
@@ -135,6 +140,7 @@ _ALL = (
     Method(
         "unsegarmanet",
         _UNSEGARMANET,
+        group="published",
         stride=4,
         affinity="dmon",
         tau=0.5,
@@ -165,6 +171,7 @@ _ALL = (
     Method(
         "collective",
         "this library: one head for a set of images",
+        group="recommended",
         backbone="dinov2_vits14_focus",  # with which its scores were measured
         image_size=392,
         fit="keep",
@@ -178,6 +185,7 @@ _ALL = (
     Method(
         "mincutpool",
         "Bianchi et al., Spectral clustering with GNNs for graph pooling, ICML 2020",
+        group="published",
         image_size=224,
         stride=4,
         epochs=100,
@@ -191,6 +199,7 @@ _ALL = (
     Method(
         "slic-ncut",
         _PIXELS,
+        group="regions",
         nodes="superpixels",
         image_size=256,
         affinity="colour",
@@ -203,6 +212,7 @@ _ALL = (
     Method(
         "pixel-ncut",
         _PIXELS,
+        group="regions",
         nodes="pixels",
         image_size=256,
         affinity="colour",
@@ -212,10 +222,11 @@ _ALL = (
         num_clusters=5,
         epochs=500,
     ),
-    Method("vit-kmeans", "k-means on ViT features", algorithm="kmeans"),
+    Method("vit-kmeans", "k-means on ViT features", group="baselines", algorithm="kmeans"),
     Method(
         "deep-spectral",
         "Melas-Kyriazi et al., Deep Spectral Methods, CVPR 2022",
+        group="baselines",
         algorithm="deep-spectral",
         foreground="border",
         # The published code normalises the features first.
@@ -224,6 +235,7 @@ _ALL = (
     Method(
         "tokencut",
         "Wang et al., TokenCut, CVPR 2022",
+        group="baselines",
         algorithm="tokencut",
         tau=0.2,
         foreground="own",
@@ -232,6 +244,7 @@ _ALL = (
     Method(
         "spectral-ncut",
         "Shi and Malik, Normalized cuts and image segmentation, PAMI 2000",
+        group="baselines",
         algorithm="spectral-ncut",
         nodes="superpixels",
         image_size=256,
@@ -244,19 +257,18 @@ METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method
 """The registry: name → `Method`. There is no `cc-arma`: ARMA's propagation divides by the square
 roots of the degrees, which the negative affinities of correlation clustering leave undefined."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+TITLES: Mapping[Group, str] = MappingProxyType(
     {
-        "recommended": ("collective",),
-        "published": tuple(
-            method.name
-            for method in _ALL
-            if method.algorithm == "gnn"
-            and method.source not in (_COURSE, _PIXELS)
-            and method.name != "collective"
-        ),
-        "grid": tuple(method.name for method in _ALL if method.source in (_COURSE, _PIXELS)),
-        "baselines": tuple(method.name for method in _ALL if method.algorithm != "gnn"),
+        "recommended": "recommended",
+        "published": "published",
+        "grid": "grid: every loss with every layer",
+        "regions": "regions: graphs of superpixels and of pixels",
+        "baselines": "baselines",
     }
 )
-"""How methods are listed: group → names. The grid is every loss with every layer, and graphs of
-superpixels and pixels."""
+"""The groups that methods are listed in, and what each is called."""
+
+GROUPS: Mapping[Group, tuple[str, ...]] = MappingProxyType(
+    {group: tuple(method.name for method in _ALL if method.group == group) for group in TITLES}
+)
+"""Group → names of its methods."""

@@ -536,11 +536,6 @@ def _refuse_sets(method: Method) -> None:
             f"'{method.name}' finds the foreground in a whole set: fit it first with "
             f"unseg_jax.fit(images, method='{method.name}'), or call unseg_jax.segment."
         )
-    if method.tile:
-        raise ValueError(
-            f"tile={method.tile} cuts images into tiles that only one model can join: use "
-            f"'collective' or a fitted model, where '{method.name}' cuts each alone."
-        )
 
 
 def load_for(

@@ -6,9 +6,9 @@ import pytest
 
 from unseg_jax.bench import Settings
 from unseg_jax.bench.__main__ import _split_foreground, bench
-from unseg_jax.bench.settings import GRID, parse_shard, settings_from
+from unseg_jax.bench.settings import parse_shard, settings_from
 from unseg_jax.cli.options import overrides_from, parse_size, parse_value
-from unseg_jax.registry import METHODS
+from unseg_jax.registry import GROUPS, METHODS
 
 pytestmark = pytest.mark.quick
 
@@ -19,8 +19,8 @@ def settings(*methods, **overrides):
 
 def test_methods_are_named_one_by_one_or_together():
     names = [method.name for method in settings("tokencut", "grid", "ncut-gcn").resolve_methods()]
-    assert names == ["tokencut", *GRID]
-    assert len(GRID) == 8
+    assert names == ["tokencut", *GROUPS["grid"]]
+    assert len(GROUPS["grid"]) == 8
     assert [method.name for method in settings("all").resolve_methods()] == list(METHODS)
     with pytest.raises(ValueError, match="did you mean 'unseggnet'"):
         settings("unsegnet").resolve_methods()

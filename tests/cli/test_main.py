@@ -212,7 +212,7 @@ def test_methods_prints_every_method_in_its_group(capsys):
     for block in blocks[:-1]:
         title, *lines = block.splitlines()
         groups[title.partition(":")[0]] = [line.split()[0] for line in lines]
-    assert list(groups) == ["recommended", "published", "grid", "baselines"]
+    assert list(groups) == ["recommended", "published", "grid", "regions", "baselines"]
     assert groups["recommended"] == ["auto", "collective"]
     listed = [name for names in groups.values() for name in names]
     assert sorted(listed) == sorted(["auto", *unseg_jax.list_methods()])

@@ -42,14 +42,14 @@ def written_out(kind, features, tau=0.0, alpha=3.0):
 
 @pytest.mark.parametrize(("kind", "fields"), KINDS)
 def test_affinity_is_its_formula(features, kind, fields):
-    method = resolve("deepcut", affinity=kind, **fields)
+    method = resolve("deepcut-cc", affinity=kind, **fields)
     ours = graphs.affinity(jnp.asarray(features), method)
     np.testing.assert_allclose(ours, written_out(kind, features, **fields), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "fields"), KINDS)
 def test_masked_affinity_is_the_compacted_one(features, kind, fields):
-    method = resolve("deepcut", affinity=kind, neighbours=3, **fields)
+    method = resolve("deepcut-cc", affinity=kind, neighbours=3, **fields)
     mask = np.ones(N, bool)
     mask[[1, 4, 5, 11]] = False
     masked = graphs.build_graph(jnp.asarray(features), method, jnp.asarray(mask)).adjacency
@@ -104,4 +104,4 @@ def test_attention_edges_have_the_mean_as_self_loop():
 
 def test_colour_affinity_says_what_to_do():
     with pytest.raises(ValueError, match="superpixels"):
-        graphs.affinity(jnp.ones((3, 2)), resolve("deepcut", affinity="colour"))
+        graphs.affinity(jnp.ones((3, 2)), resolve("slic-ncut"))

@@ -9,7 +9,7 @@ from typing import Any
 from unseg_jax.app.sessions import Limits
 from unseg_jax.app.work import MAX_CLUSTERS
 from unseg_jax.method import Method
-from unseg_jax.registry import METHODS
+from unseg_jax.registry import GROUPS, METHODS, TITLES
 
 _TEMPLATES = Path(__file__).with_name("templates")
 ASSETS = {name: _TEMPLATES / name for name in ("page.css", "page.js")}
@@ -43,34 +43,20 @@ def render_page(limits: Limits, backbones: Sequence[str] = ()) -> str:
 
 
 def method_groups() -> dict[str, list[dict[str, Any]]]:
-    """The methods by kind, as their fields tell it, in the order of the registry."""
-    groups: dict[str, list[dict[str, Any]]] = {
-        "Fitted on a set": [],
-        "Published": [],
-        "The grid of losses and layers": [],
-        "On superpixels or pixels": [],
-        "Baselines": [],
+    """The methods by the titles of their groups."""
+    return {
+        TITLES[group].capitalize(): [_row(METHODS[name]) for name in names]
+        for group, names in GROUPS.items()
     }
-    for method in METHODS.values():
-        groups[_group(method)].append(
-            {
-                "name": method.name,
-                "words": _words(method),
-                "clusters": method.num_clusters if _takes_clusters(method) else None,
-                "patches": method.nodes == "patches",
-            }
-        )
-    return groups
 
 
-def _group(method: Method) -> str:
-    if method.foreground == "set":
-        return "Fitted on a set"
-    if method.algorithm != "gnn":
-        return "Baselines"
-    if method.nodes != "patches":
-        return "On superpixels or pixels"
-    return "The grid of losses and layers" if "course project" in method.source else "Published"
+def _row(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "words": _words(method),
+        "clusters": method.num_clusters if _takes_clusters(method) else None,
+        "patches": method.nodes == "patches",
+    }
 
 
 def _takes_clusters(method: Method) -> bool:

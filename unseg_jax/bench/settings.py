@@ -6,22 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
-from unseg_jax.cli.options import overrides_from, parse_range
+from unseg_jax.cli.options import method_parameters, overrides_from, parse_range
 from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.errors import nearest
 from unseg_jax.method import Method, check_writable, plain_fields
-from unseg_jax.registry import METHODS, resolve
+from unseg_jax.registry import GROUPS, METHODS, resolve
 
-GRID = tuple(
-    f"{loss}-{layer}"
-    for loss in ("ncut", "cc", "dmon")
-    for layer in ("gcn", "gat", "arma")
-    if f"{loss}-{layer}" in METHODS
-)
-"""The course project's grid of losses and layers, as `--method grid`."""
-
-_ALIASES = {"all": tuple(METHODS), "grid": GRID, "auto": ("collective",)}
-
+_ALIASES = {"all": tuple(METHODS), **GROUPS, "auto": GROUPS["recommended"]}
 
 _RUN = "The run"
 _METHOD = "Settings of all methods (default: each method's own)"
@@ -29,7 +20,7 @@ _METHOD = "Settings of all methods (default: each method's own)"
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How a field of `Settings`, or of `Method`, is said on the command line.
+    """How a field of `Settings` is said on the command line.
 
     Attributes:
         help: one sentence.
@@ -94,7 +85,7 @@ class Settings:
     methods: Annotated[
         tuple[str, ...],
         Option(
-            "Names, separated by commas; 'grid' or 'all' for many.",
+            "Names, separated by commas; 'all', or a group such as 'grid', for many.",
             ("--method",),
             kind=str,
             default="deepcut",
@@ -218,36 +209,36 @@ def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
     return method
 
 
-METHOD_OPTIONS: Mapping[str, Option] = {
-    "image_size": Option("Pixels, or HEIGHTxWIDTH.", kind=str),
-    "fit": Option("stretch, keep: bring images to that size, or keep their aspect.", kind=str),
-    "stride": Option("Pixels between patches.", kind=int),
-    "facet": Option("key, query, value, token, attn.", kind=str),
-    "affinity": Option("ncut, cc, dmon, cosine, colour.", kind=str),
-    "tau": Option("Threshold of the affinity.", kind=float),
-    "alpha": Option("Of the affinity cc.", kind=float),
-    "layer": Option("gcn, gat, arma.", kind=str),
-    "activation": Option("relu, elu, selu, silu, gelu.", kind=str),
-    "loss": Option("ncut, cc, modularity.", kind=str),
-    "num_clusters": Option("Number of clusters.", ("--k",), kind=int),
-    "epochs": Option("Steps per image.", kind=int),
-    "learning_rate": Option("Of AdamW.", kind=float),
-    "weight_decay": Option("Of AdamW.", kind=float),
-    "dropout": Option("All dropout rates.", kind=float),
-    "refine": Option("none, bilateral, guided.", kind=str),
+_METHOD_FIELDS = (
+    "image_size",
+    "fit",
+    "stride",
+    "facet",
+    "affinity",
+    "tau",
+    "alpha",
+    "layer",
+    "activation",
+    "loss",
+    "num_clusters",
+    "epochs",
+    "learning_rate",
+    "weight_decay",
+    "dropout",
+    "refine",
+    "quirks",
+)
+_METHOD_OPTIONS = {
     "foreground": Option(
-        "Rule: corner, border, centre, attention, set, auto. Or the mask's values that are "
-        "foreground, such as 1,3 or 128-255 or '#ff0000', or nonzero.",
-        kind=list[str],
+        "A rule, or the mask's values that are foreground, such as 1,3 or 128-255 or '#ff0000', or "
+        "nonzero.",
     ),
-    "quirks": Option("paper, code.", kind=str),
-    "set_field": Option("FIELD=VALUE of any other field of a method.", ("--set",), kind=list[str]),
+    "set_field": Option("FIELD=VALUE of any other field of a method.", ("--set",)),
 }
-"""Options for fields of `Method`; all are optional."""
 
 
 def command_parameters() -> list[inspect.Parameter]:
-    """The parameters of a Typer command for all of `Settings` and `METHOD_OPTIONS`."""
+    """The parameters of a Typer command for all of `Settings` and for fields of `Method`."""
     import typer
 
     parameters = []
@@ -263,8 +254,9 @@ def command_parameters() -> list[inspect.Parameter]:
 
     for name, (kind, option, default) in _field_options().items():
         add(name, option, option.kind or kind, option.default or default)
-    for name, option in METHOD_OPTIONS.items():
-        add(name, dataclasses.replace(option, panel=_METHOD), option.kind | None, None)
+    parameters += method_parameters(*_METHOD_FIELDS, panel=_METHOD)
+    for name, option in _METHOD_OPTIONS.items():
+        add(name, dataclasses.replace(option, panel=_METHOD), list[str] | None, None)
     return parameters
 
 
@@ -274,7 +266,7 @@ def settings_from(
     """`Settings` from the values of a command that has `command_parameters`.
 
     Args:
-        options: by name; those of `METHOD_OPTIONS` become overrides where they are not None.
+        options: by name; fields of `Method` become overrides where they are not None.
         foreground_values: mask values that are foreground.
 
     Raises:
@@ -284,7 +276,7 @@ def settings_from(
     for name, (_, option, _) in _field_options().items():
         value = options[name]
         fields[name] = option.parse(value) if option.parse and value is not None else value
-    named = {name: options[name] for name in METHOD_OPTIONS if name != "set_field"}
+    named = {name: options[name] for name in (*_METHOD_FIELDS, "foreground")}
     fields["overrides"] = overrides_from(options["set_field"], **named)
     fields["resume"] = fields["resume"] or fields["retry_failed"]
     return Settings(**fields, foreground_values=foreground_values)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from unseg_jax.cli.options import overrides_from
+from unseg_jax.cli.options import method_parameters, overrides_from
 
 MethodOption = Annotated[
     str, typer.Option("--method", "-m", help="auto, or a name that `unseg-jax methods` prints.")
@@ -19,38 +20,6 @@ BackboneOption = Annotated[
         "-b",
         help="A name that `unseg-jax weights list` prints, hf:ORG/NAME, a file, or auto.",
     ),
-]
-ClustersOption = Annotated[
-    int | None, typer.Option("--k", min=1, help="Number of clusters (for cc the most).")
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option("--image-size", help="Resize images to SIDE or HEIGHTxWIDTH pixels."),
-]
-FitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--fit",
-        metavar="stretch|keep",
-        help="Bring images to that size whatever their shape, or keep their aspect ratio.",
-    ),
-]
-TileOption = Annotated[
-    int | None,
-    typer.Option(
-        "--tile",
-        min=0,
-        metavar="SIDE",
-        help="Cut large images into tiles of so many pixels, to find small objects in them; 0 "
-        "never does, where auto does if little was found.",
-    ),
-]
-StrideOption = Annotated[
-    int | None,
-    typer.Option("--stride", min=1, help="Pixels between patches; divides the patch size."),
-]
-EpochsOption = Annotated[
-    int | None, typer.Option("--epochs", min=0, help="Optimisation steps per image.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.")]
 BatchOption = Annotated[
@@ -90,6 +59,18 @@ RecursiveOption = Annotated[
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress bar and no summary, only errors.")
 ]
+
+
+def with_fields(*names: str) -> Callable[[Any], Any]:
+    """Gives a command options for these fields of `Method`, in place of its `**fields`."""
+
+    def decorate(command: Any) -> Any:
+        signature = inspect.signature(command, eval_str=True)
+        *own, _ = signature.parameters.values()
+        command.__signature__ = signature.replace(parameters=[*own, *method_parameters(*names)])
+        return command
+
+    return decorate
 
 
 def read_overrides(settings: Sequence[str] | None, **named: Any) -> dict[str, Any]:

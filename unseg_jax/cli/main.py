@@ -14,10 +14,7 @@ from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.cli.arguments import (
     BackboneOption,
     BatchOption,
-    ClustersOption,
     DtypeOption,
-    EpochsOption,
-    FitOption,
     JobsOption,
     MethodOption,
     PageOption,
@@ -26,10 +23,8 @@ from unseg_jax.cli.arguments import (
     RecursiveOption,
     SeedOption,
     SetOption,
-    SizeOption,
-    StrideOption,
-    TileOption,
     read_overrides,
+    with_fields,
 )
 from unseg_jax.cli.console import guarded, say
 from unseg_jax.cli.options import parse_page, parse_range
@@ -48,6 +43,8 @@ weights_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(weights_app, name="weights")
+
+_FIELDS = ("num_clusters", "image_size", "fit", "stride", "epochs")
 
 
 def _print_version(asked: bool) -> None:
@@ -71,6 +68,7 @@ def options(
 
 
 @app.command()
+@with_fields(*_FIELDS, "tile", "refine", "foreground", "parts", "background_parts")
 def segment(
     paths: Annotated[
         list[str],
@@ -142,32 +140,9 @@ def segment(
     ] = None,
     method: MethodOption = "auto",
     backbone: BackboneOption = "auto",
-    k: ClustersOption = None,
-    image_size: SizeOption = None,
-    fit_to: FitOption = None,
-    tile: TileOption = None,
-    stride: StrideOption = None,
-    epochs: EpochsOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
     dtype: DtypeOption = "float32",
-    refine: Annotated[
-        str | None, typer.Option("--refine", help="Refine edges: none, bilateral or guided.")
-    ] = None,
-    foreground: Annotated[
-        str | None,
-        typer.Option(
-            "--foreground",
-            help="How the object is told from the background: corner, border, centre, attention "
-            "or auto.",
-        ),
-    ] = None,
-    parts: Annotated[
-        int | None, typer.Option("--parts", min=0, help="Cut the object into this many parts.")
-    ] = None,
-    background_parts: Annotated[
-        int | None, typer.Option("--background-parts", min=0, help="Cut the background as well.")
-    ] = None,
     settings: SetOption = None,
     json: Annotated[
         str | None, typer.Option("--json", help="coco: the same as --format coco, beside png.")
@@ -175,6 +150,7 @@ def segment(
     page: PageOption = "all",
     value_range: RangeOption = "image",
     jobs: JobsOption = None,
+    **fields: Any,
 ) -> None:
     """Segments images: <stem>_mask.png, _labels.png and _overlay.png for each, and report.html.
 
@@ -184,19 +160,7 @@ def segment(
         raise typer.BadParameter(f"--json {json} is not known: the only format is coco.")
     if show not in (None, "json"):
         raise typer.BadParameter(f"--print {show} is not known: the only form is json.")
-    overrides = read_overrides(
-        settings,
-        num_clusters=k,
-        image_size=image_size,
-        fit=fit_to,
-        tile=tile,
-        stride=stride,
-        epochs=epochs,
-        refine=refine,
-        foreground=foreground,
-        parts=parts,
-        background_parts=background_parts,
-    )
+    overrides = read_overrides(settings, **fields)
     from unseg_jax.cli.segmenting import Choice, find_model, segment_paths
     from unseg_jax.export.folder import Output
 
@@ -235,6 +199,7 @@ def segment(
 
 
 @app.command()
+@with_fields(*_FIELDS, "tile")
 def fit(
     paths: Annotated[
         list[str],
@@ -245,7 +210,6 @@ def fit(
     ] = Path("model.safetensors"),
     method: MethodOption = "collective",
     backbone: BackboneOption = "auto",
-    k: ClustersOption = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=0, help="Training steps of the shared head.")
     ] = None,
@@ -255,11 +219,6 @@ def fit(
     max_images: Annotated[
         int, typer.Option("--max-images", min=1, help="Fit on at most so many, drawn at random.")
     ] = 512,
-    image_size: SizeOption = None,
-    fit_to: FitOption = None,
-    tile: TileOption = None,
-    stride: StrideOption = None,
-    epochs: EpochsOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
     dtype: DtypeOption = "float32",
@@ -268,11 +227,11 @@ def fit(
     quiet: QuietOption = False,
     page: PageOption = "all",
     jobs: JobsOption = None,
+    **fields: Any,
 ) -> None:
     """Fits one model on a set of unlabelled images; use it with `unseg-jax segment --model`."""
-    overrides = read_overrides(
-        settings, image_size=image_size, fit=fit_to, tile=tile, stride=stride, epochs=epochs
-    )
+    num_clusters = fields.pop("num_clusters")  # for collective those of the whole set
+    overrides = read_overrides(settings, **fields)
     from unseg_jax.cli.fitting import fit_paths
     from unseg_jax.registry import resolve
 
@@ -286,7 +245,7 @@ def fit(
             page=parse_page(page),
             quiet=quiet,
             method=method,
-            num_clusters=k,
+            num_clusters=num_clusters,
             steps=steps,
             passes=passes,
             seed=seed,
@@ -301,6 +260,7 @@ def fit(
 
 
 @app.command()
+@with_fields(*_FIELDS)
 def video(
     source: Annotated[
         Path, typer.Argument(metavar="FILE", help="A film, an animated GIF or WebP, or a folder.")
@@ -310,11 +270,6 @@ def video(
     ] = Path("segmented.gif"),
     method: MethodOption = "deepcut",
     backbone: BackboneOption = "auto",
-    k: ClustersOption = None,
-    image_size: SizeOption = None,
-    fit_to: FitOption = None,
-    stride: StrideOption = None,
-    epochs: EpochsOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
     dtype: DtypeOption = "float32",
@@ -325,16 +280,10 @@ def video(
         bool, typer.Option("--overwrite", help="Replace the film, or the frames, that are there.")
     ] = False,
     settings: SetOption = None,
+    **fields: Any,
 ) -> None:
     """Segments a video into parts that keep their colours from frame to frame."""
-    overrides = read_overrides(
-        settings,
-        num_clusters=k,
-        image_size=image_size,
-        fit=fit_to,
-        stride=stride,
-        epochs=epochs,
-    )
+    overrides = read_overrides(settings, **fields)
     from unseg_jax.registry import resolve
     from unseg_jax.video.following import segment_video
 

@@ -3,9 +3,41 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from unseg_jax.method import FIELDS
+
+_FLAGS = {"num_clusters": "--k"}
+
+
+def method_parameters(*names: str, panel: str | None = None) -> list[inspect.Parameter]:
+    """Parameters of a Typer command for these fields of `Method`; None where not given."""
+    import typer
+
+    parameters = []
+    for name in names:
+        field = FIELDS[name]
+        # What is not one plain type is typed as a string, read by `overrides_from` or `Method`.
+        kind = field.kinds[0] if len(field.kinds) == 1 else str
+        option = typer.Option(
+            _FLAGS.get(name, "--" + name.replace("_", "-")),
+            metavar="|".join(field.rule.choices) or None,
+            help=field.words.split(". ")[0].rstrip(".") + ".",
+            rich_help_panel=panel,
+            min=int(not field.holds(0)) if kind is int else None,
+        )
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, option],
+            )
+        )
+    return parameters
 
 
 def overrides_from(settings: Sequence[str] | None, **named: Any) -> dict[str, Any]:

@@ -9,28 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.errors import nearest
-from unseg_jax.method import Method
-from unseg_jax.registry import GROUPS, METHODS
+from unseg_jax.method import Group, Method
+from unseg_jax.registry import GROUPS, METHODS, TITLES
 
 _FORMATS = ("text", "markdown", "json")
 SCORES = Path(__file__).with_name("scores.json")
 """Measured scores of the methods; `python -m benchmarks tables` writes the file."""
-_TITLES = {
-    "recommended": "recommended",
-    "published": "published",
-    "grid": "grid: every loss with every layer; graphs of superpixels and of pixels",
-    "baselines": "baselines",
-}
 
 
-def method_rows(group: str | None = None) -> list[dict[str, Any]]:
+def method_rows(group: Group | None = None) -> list[dict[str, Any]]:
     """One row a method: its group, its score, and the settings that set it apart.
 
     Args:
         group: only those of this one of `unseg_jax.registry.GROUPS`.
     """
-    groups = GROUPS if group is None else {group: GROUPS[group]}
-    return [_method_row(METHODS[name], group) for group, names in groups.items() for name in names]
+    groups = GROUPS.values() if group is None else (GROUPS[group],)
+    return [_method_row(METHODS[name]) for names in groups for name in names]
 
 
 @functools.cache
@@ -75,7 +69,7 @@ def list_methods_as_text() -> str:
     text = [head]
     for number, (group, line) in enumerate(zip(groups, lines, strict=True)):
         if number == 0 or group != groups[number - 1]:
-            text += ["", _TITLES[group]]
+            text += ["", TITLES[group]]
         text.append(line)
     return "\n".join([*text, "", describe_scores()])
 
@@ -84,13 +78,13 @@ def _without_group(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "group"}
 
 
-def _method_row(method: Method, group: str) -> dict[str, Any]:
+def _method_row(method: Method) -> dict[str, Any]:
     gnn = method.algorithm == "gnn"
     height, width = method.size
     patches = method.nodes == "patches"
     return {
         "name": method.name,
-        "group": group,
+        "group": method.group,
         **_score(method.name),
         "backbone": method.backbone if patches else method.nodes,
         "size": height if height == width else f"{height}x{width}",

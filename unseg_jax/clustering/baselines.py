@@ -128,15 +128,7 @@ def tokencut(graph: Graph, method: Method, key: Array) -> Float[Array, "n k"]:
 
     Patches whose cosine is above τ are joined by 1, others by 1e-5; the second generalised
     eigenvector is cut at its mean; the object is the side of its largest absolute value.
-
-    Raises:
-        ValueError: `num_clusters` other than 2.
     """
-    if method.num_clusters != 2:
-        raise ValueError(
-            f"tokencut divides an image in two, not in num_clusters={method.num_clusters}: "
-            "use deep-spectral or vit-kmeans for more."
-        )
     mask = graph.mask
     unit = normalise_rows(graph.nodes)
     cosines = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST)

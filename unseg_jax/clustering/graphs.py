@@ -104,8 +104,8 @@ def affinity(
     kind, tau = method.affinity, method.tau
     if kind == "colour":
         raise ValueError(
-            "affinity='colour' compares colours of regions or pixels, not features: use a method "
-            "with nodes='superpixels' or 'pixels', or pass adjacency=."
+            "affinity='colour' compares superpixels or pixels, not features: pass adjacency, or "
+            "take another affinity."
         )
     if kind in ("dmon", "cosine"):
         features = normalise_rows(features)

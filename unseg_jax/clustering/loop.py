@@ -406,14 +406,9 @@ def _check_finite(name, array, mask):
 def _check_sign(adjacency, method):
     """Cuts and modularity divide by sums of affinities, which may vanish if some are negative.
 
-    What a loss of the user's own can weigh is not known."""
+    What a custom loss can weigh is not known."""
     if method.algorithm != "gnn" or method.loss == "cc" or not isinstance(method.loss, str):
         return
-    if adjacency is None and method.affinity == "cc":
-        raise ValueError(
-            f"affinity='cc' has negative entries, which loss='{method.loss}' cannot weigh: take "
-            "loss='cc', or another affinity."
-        )
     if adjacency is not None and not isinstance(adjacency, Tracer) and jnp.any(adjacency < 0):
         raise ValueError(
             f"adjacency has negative entries (down to {float(jnp.min(adjacency)):.3g}), which "

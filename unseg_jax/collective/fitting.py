@@ -104,8 +104,6 @@ def fit(
     for name, value in (values | {"num_clusters": num_clusters}).items():
         if value is not None and value < least[name]:
             raise ValueError(f"{name}={value} must be at least {least[name]}.")
-    if resolved.tile and resolved.foreground != "set":
-        raise ValueError(f"tile={resolved.tile} is of 'collective' alone: leave it out.")
     sources = list_sources(images)
     key = jax.random.key(0) if key is None else key
     by_evidence = resolved.foreground == "set" and not resolved.collective_epochs

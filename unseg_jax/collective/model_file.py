@@ -7,7 +7,6 @@ field of `Method` is checked as if a user had typed it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.backbones.bounds import printable
 from unseg_jax.clustering.head import Params, init_head
 from unseg_jax.collective.scoring import Scorer
-from unseg_jax.method import Method, override
+from unseg_jax.method import FIELDS, Method
 from unseg_jax.pipeline import extract_features
 
 FORMAT = "unseg_jax collective model 2"
@@ -132,34 +131,19 @@ def method_from(fields: Mapping[str, Any]) -> Method:
     True
 
     Args:
-        fields: name to value, as `dataclasses.asdict` or JSON give them.
+        fields: name to value, as `dataclasses.asdict` or JSON give them; there need be no group.
 
     Raises:
         ValueError: a field that is unknown, missing or out of range.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(Method)}
-    if not isinstance(fields, Mapping) or set(fields) != set(defaults):
+    if not isinstance(fields, Mapping) or {*fields, "group"} != set(FIELDS):
         raise ValueError("its method does not have the fields of a Method")
-    given = dict(fields)
-    texts = {name: given.pop(name) for name in ("name", "source")}
-    for name, value in {**texts, "backbone": given["backbone"]}.items():
-        if not _is_text(value) and not (name == "source" and value == ""):
-            raise ValueError(f"{name}={printable(repr(value))} is not a short text")
-    for name, value in given.items():
-        if value is None and defaults[name] is not None:
-            raise ValueError(f"{name} has no value")
-    pairs = given.pop("code_overrides")
-    if not isinstance(pairs, list | tuple):
-        raise ValueError("code_overrides are not pairs")
-    base = Method(**texts)
-    method = override(base, **given)
-    code = []
-    for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ValueError("code_overrides are not pairs")
-        code.append((pair[0], getattr(override(base, **{pair[0]: pair[1]}), pair[0])))
+    for name in ("name", "source", "backbone"):
+        if not _is_text(fields[name]) and not (name == "source" and fields[name] == ""):
+            raise ValueError(f"{name}={printable(repr(fields[name]))} is not a short string")
+    method = Method(**fields)
     _check_bounds(method)
-    return dataclasses.replace(method, code_overrides=tuple(code))
+    return method
 
 
 def _check_bounds(method: Method) -> None:
