@@ -1,7 +1,7 @@
 """What MkDocs builds beside the written pages: a page per method, equations, tables of results.
 
 Equations between `$$` become MathML, which browsers show without any script from elsewhere.
-`<!-- results -->` in a page is replaced by benchmarks/README.md.
+Plots (SVG) are put into the page itself, where they follow its theme.
 """
 
 import dataclasses
@@ -16,12 +16,20 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from docs.method_notes import AFFINITIES, ALGORITHMS, LAYERS, LOSSES, NOTES  # noqa: E402
+from docs.method_notes import (  # noqa: E402
+    AFFINITIES,
+    ALGORITHMS,
+    COLLECTIVE,
+    LAYERS,
+    LOSSES,
+    NOTES,
+)
 from unseg_jax.cli.tables import describe_scores, format_table, method_rows  # noqa: E402
 from unseg_jax.method import FIELDS, OVERRIDES, Field, Method  # noqa: E402
 from unseg_jax.registry import GROUPS, METHODS, TITLES  # noqa: E402
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Method)}
+_PLOT = re.compile(r"!\[([^\]]*)\]\((?:\.\./)*images/(\w+)\.svg\)")
 
 
 def on_files(files, config):
@@ -38,8 +46,7 @@ def on_page_markdown(markdown, page, config, files):
         markdown = markdown.replace("<!-- methods -->", methods_table())
     if "<!-- fields -->" in markdown:
         markdown = markdown.replace("<!-- fields -->", fields_table())
-    if "<!-- results -->" in markdown:
-        markdown = markdown.replace("<!-- results -->", results_text())
+    markdown = _PLOT.sub(_inline_plot, markdown)
     return re.sub(r"\$\$(.+?)\$\$", _equation, markdown, flags=re.DOTALL)
 
 
@@ -76,26 +83,32 @@ def _type_name(field: Field) -> str:
     return " or ".join(getattr(kind, "__name__", str(kind)) for kind in field.kinds)
 
 
-def results_text() -> str:
-    """benchmarks/README.md without its title; links into the repository become plain text."""
-    text = (ROOT / "benchmarks" / "README.md").read_text().partition("\n")[2]
-    return re.sub(r"\[([^\]]+)\]\((?!http)[^)]+\)", r"`\1`", text)
+def _inline_plot(match: re.Match) -> str:
+    """The SVG itself in the place of its image, so that it follows the theme of the page."""
+    drawing = (ROOT / "docs" / "images" / f"{match[2]}.svg").read_text()
+    drawing = drawing.replace("aria-label=", f'aria-description="{match[1]}" aria-label=', 1)
+    return '<figure class="plot">' + drawing.replace("\n", "") + "</figure>"
 
 
 def method_page(method: Method) -> str:
     """One page: source, equations, settings, what the code does otherwise, scores."""
-    parts = [f"# {method.name}", f"Source: {method.source}."]
+    source = method.source.partition(":")[0] if method.foreground == "set" else method.source
+    parts = [f"# {method.name}", f"Source: {source}."]
     parts += [f"```\nunseg-jax segment photos/ --method {method.name} --out found\n```"]
     note = NOTES.get(method.name)
     if note:
         parts.append(note)
     parts.append("## How it works")
-    if method.algorithm != "kmeans":
-        parts += ["**Affinity.** " + AFFINITIES[method.affinity]]
-    if method.algorithm == "gnn":
+    if method.foreground == "set":
+        parts.append(COLLECTIVE)
+    elif method.algorithm == "kmeans":
+        parts.append(ALGORITHMS[method.algorithm])
+    elif method.algorithm == "gnn":
+        parts.append("**Affinity.** " + AFFINITIES[method.affinity])
         parts += ["**Graph layers.** " + LAYERS[method.layer], "**Loss.** " + LOSSES[method.loss]]
         parts.append(_optimisation(method))
     else:
+        parts.append("**Affinity.** " + AFFINITIES[method.affinity])
         parts.append(ALGORITHMS[method.algorithm])
     parts += ["## Settings", _settings(method)]
     if method.code_overrides:
@@ -110,12 +123,12 @@ def method_page(method: Method) -> str:
         ]
     scores = _scores(method.name)
     if scores:
-        parts += [
-            "## Scores",
-            "Mean IoU in percent, the whole image unless the protocol says otherwise. The "
-            "benchmark page says how each was measured.",
-            format_table(scores, "markdown"),
-        ]
+        parts.append(
+            "## Scores\n\nMean IoU in percent. [Quality](../results/quality.md) says how it was "
+            "measured. Compare numbers within a table only: the images differ from one to the next."
+        )
+    for title, rows in scores.items():
+        parts += [f"### {title}", format_table(rows, "markdown")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,20 +157,28 @@ def _settings(method: Method) -> str:
     return "Fields that differ from the defaults of `Method`:\n\n" + format_table(rows, "markdown")
 
 
-def _scores(name: str) -> list[dict]:
-    rows = []
+_RUNS = {
+    "all": "All images of each set",
+    "every": "The first 40 images of each set",
+    "slow": "Two images of each set",
+    "cropped": "60 images, cropped to the true box",
+    "whole": "60 images, whole",
+}
+"""How the name of a kept run ends, and which images it is over."""
+
+
+def _scores(name: str) -> dict[str, list[dict]]:
+    """Which images → a row a data set, one column a protocol: no column mixes images."""
+    found: dict[str, dict[str, dict]] = {}
     for path in sorted((ROOT / "benchmarks" / "results" / "bench").glob("*.json")):
+        kind = path.stem.rpartition("-")[2]
         summary = json.loads(path.read_text())
         scores = summary.get("methods", {}).get(name)
-        if scores and "miou" in scores:
-            rows.append(
-                {
-                    "data": summary["config"]["dataset"],
-                    "protocol": scores.get("protocol_label", scores["protocol"]),
-                    "images": scores["images"],
-                    "mIoU": f"{100 * scores['miou']:.1f}",
-                    "Dice": f"{100 * scores['dice']:.1f}",
-                    "seed": summary["config"].get("seed", 0),
-                }
-            )
-    return rows
+        # Beside the other methods there is an earlier version of `collective`.
+        if not scores or "miou" not in scores or (name == "collective" and kind != "all"):
+            continue
+        data = summary["config"]["dataset"]
+        row = found.setdefault(_RUNS[kind], {}).setdefault(data, {"data": data})
+        row["images"] = scores["images"]
+        row[scores.get("protocol_label", scores["protocol"])] = f"{100 * scores['miou']:.1f}"
+    return {title: list(rows.values()) for title, rows in found.items()}

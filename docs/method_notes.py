@@ -84,6 +84,34 @@ ALGORITHMS = {
     ),
 }
 
+COLLECTIVE = (
+    "**Frame.** The patch features of all images are reduced to their principal directions "
+    "and clustered. A cluster that lies mostly along the border of the images, such as the "
+    "black rim of an endoscopy, is frame: it is background and takes no further part.\n\n"
+    "**Three cues.** Each patch of an image gets three values, none of which needs a label: "
+    "how unlike the border it is as a whole, how unlike the parts of the border that are most"
+    " like it, and its entry in the second eigenvector of the normalised cut of the image's "
+    "graph of cosines, thresholded at τ:\n\n"
+    r"$$u_i = -\frac{1}{|B|}\sum_{b \in B} \cos(f_i, f_b), \qquad "
+    r"a_i = -\frac{1}{5}\sum_{b \in N_5(i)} \cos(f_i, f_b)$$"
+    "\n\n"
+    r"$$(D - W)\, c = \lambda D c$$"
+    "\n\n"
+    "**Ridge regression.** The sum of the standardised cues is regressed on the features of "
+    "all patches of the set. What many images agree on survives, and what is odd in one image"
+    " does not. Twice the scorer then learns from its own labels:\n\n"
+    r"$$\min_w \sum_i \left(w^\top x_i - t_i\right)^2 + \rho \lVert w \rVert^2$$"
+    "\n\n"
+    "**Convolution.** What the linear scorer is sure of teaches a small 3 × 3 convolution, "
+    "which also sees the neighbours of a patch. Two copies learn from halves of the set until"
+    " their masks agree most. The score of a patch is the mean of the linear scorer and the "
+    "convolution.\n\n"
+    "**Mask.** Each image has its own threshold (Otsu's), and the guided filter moves the "
+    "edges of the soft map to those of the image. Images keep their shape (`fit`), and large "
+    "ones may be cut into tiles (`tile`)."
+)
+"""How `collective` works; it has no loss and no epochs."""
+
 NOTES = {
     "deepcut": (
         "One image at a time: a GCN with 64 units assigns each patch to one of two clusters. The "
@@ -92,17 +120,10 @@ NOTES = {
     ),
     "deepcut-cc": "As `deepcut`, but the number of clusters is found: up to ten parts.",
     "collective": (
-        "This library's own method for a set of images of one kind. It is fitted once on the whole "
-        "set, without any mask, and then segments a new image in one pass of the transformer. "
-        "Three cues per image (unlikeness to the border as a whole and to its nearest parts, "
-        "and the second eigenvector of the normalised cut) are regressed on the patch features of "
-        "the whole set by one linear scorer. What is left is what the features have in common with "
-        "being foreground. What it is sure of teaches a small convolution, which sees the "
-        "neighbours of a patch as well; two copies learn from halves of the set until their masks "
-        "agree most, and the mean of all is the score. Images keep their shape (`fit`), and each "
-        "has a threshold of its own. "
-        "Large images may be cut into tiles (`tile`). The guided filter moves "
-        "the edges of the soft map to those of the image."
+        "This library's own method for a set of images of one kind, and what `auto` takes for"
+        " eight images or more. It is fitted once on the whole set, without any mask, and "
+        "then segments a new image in one pass of the transformer. No graph network is "
+        "optimised per image."
     ),
     "unsegmedgat-c": (
         "A shared head is trained on all images of the set first. It can collapse where the graph "

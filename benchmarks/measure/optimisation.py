@@ -258,9 +258,10 @@ def short_table(result: dict) -> str:
         best = min(dense) if dense else None
         times = (medians.get("pyg"), best, ours)
         ratios = (common.ratio(medians.get("pyg"), ours), common.ratio(best, ours))
-        rows.append([name, head["nodes"], *map(common.seconds, times), *ratios])
+        share = f"{100 * head['limit_seconds'] / ours:.0f} %"
+        rows.append([name, head["nodes"], *map(common.seconds, times), *ratios, share])
     header = ["epoch of one image", "N", "published loop", "best dense PyTorch", "unseg_jax"]
-    return common.table([*header, "× published", "× best dense"], rows)
+    return common.table([*header, "× published", "× best dense", "of the limit"], rows)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,23 @@ the like for what it gave elsewhere. `NAME` may also be
 * `optimisation/short`: of each head the published loop, the best dense PyTorch and ours;
 * `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
   match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method;
+* `headline/quality` and `headline/speed`: sentences that open the results page;
+* `bench/sets`: `collective` on all images of each set;
 * `methods`: the registry, one row a method, as `unseg-jax methods` prints it;
 * `methods/GLOB`: of those that match, one row a method and one column a data set, with mIoU under
   `honest` and under `published`.
 
-It also writes `unseg_jax/cli/scores.json`, what `unseg-jax methods` shows.
+It also writes the plots (docs/images/*.svg) and what `unseg-jax methods` shows,
+`unseg_jax/cli/scores.json`.
 
-    python -m benchmarks tables     # README.md, benchmarks/README.md, docs/folder.md, scores.json
+    python -m benchmarks tables                 # README.md, docs/, scores.json, the plots
     python -m benchmarks tables --check         # fails if a table is out of date
     python -m benchmarks tables --keep-summary runs/horses/summary.json --as horses
 """
 
 import argparse
-import dataclasses
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,16 @@ from benchmarks.measure import (
     versus_reference,
     vit,
 )
+from benchmarks.tables import bench, plots
+from benchmarks.tables.bench import keep_summary, scores
 from unseg_jax.cli.tables import SCORES, format_table, method_rows
-from unseg_jax.registry import METHODS
 
-# A path of this machine, at the start of a text or of a word, also after "NAME:"; no URL.
-_PATH = re.compile(r"(?:^|(?<=[\s:]))(?:/|~/|\.\./)(?!/)[^\s:]+")
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    pages = [common.ROOT / page for page in ("README.md", "benchmarks/README.md", "docs/folder.md")]
+    pages = [common.ROOT / "README.md", *sorted((common.ROOT / "docs").rglob("*.md"))]
     parser.add_argument("files", nargs="*", type=Path, default=pages)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
     parser.add_argument("--keep-summary", type=Path, help="a summary.json to keep as a result")
@@ -62,11 +62,12 @@ def main() -> None:
             parser.error("--keep-summary needs --as NAME.")
         keep_summary(options.keep_summary, options.name)
     stale = []
-    outputs = [(path, path.read_text(), fill) for path in options.files]
-    outputs.append((SCORES, SCORES.read_text() if SCORES.is_file() else "", lambda _: scores()))
-    for path, before, make in outputs:
-        after = make(before)
-        if after != before:
+    outputs = [(path, fill(path.read_text())) for path in options.files]
+    for name, plot in plots.PLOTS.items():
+        outputs.append((common.ROOT / f"docs/images/{name}.svg", plot(common.RESULTS)))
+    outputs.append((SCORES, scores()))
+    for path, after in outputs:
+        if not path.is_file() or path.read_text() != after:
             stale.append(path.name)
             if not options.check:
                 path.write_text(after)
@@ -90,12 +91,16 @@ def fill(text: str, results: Path = common.RESULTS) -> str:
 def render(name: str, results: Path = common.RESULTS) -> str:
     """The table of one result, with the line that says how it was made."""
     family, _, part = name.partition("/")
+    if name in plots.HEADLINES:
+        return plots.HEADLINES[name](results)
+    if name == "bench/sets":
+        return bench.sets(results / "bench")
     if family == "bench":
-        return _bench(results / "bench", part or "*")
+        return bench.runs(results / "bench", part or "*")
     if name == "methods":
         return format_table(method_rows(), "markdown")
     if family == "methods":
-        return _methods(results / "bench", part)
+        return bench.methods(results / "bench", part)
     if name == "quality/methods":
         return quality.methods_table(_read(results / "quality.json"), results / "bench")
     benchmark = family.partition("-")[0]
@@ -171,132 +176,6 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "slides": slides.table,
     "quality": quality.table,
 }
-
-
-def _bench(folder: Path, pattern: str) -> str:
-    """One row a data set and method of the kept summaries."""
-    paths = sorted(folder.glob(f"{pattern}.json"))
-    if not paths:
-        raise SystemExit(f"no kept summary matches bench/{pattern}; see --keep-summary.")
-    rows, backbones, protocols = [], set(), set()
-    for path in paths:
-        summary = json.loads(path.read_text())
-        backbones.add(str(summary.get("backbone")))
-        for method, scores in summary["methods"].items():
-            protocols.add(scores["protocol"])
-            rows.append(
-                [
-                    path.stem,
-                    method,
-                    scores.get("protocol_label", scores["protocol"]),
-                    scores["images"],
-                    scores.get("failed", 0),
-                    f"{100 * scores['miou']:.1f}",
-                    _interval(scores),
-                    f"{100 * scores['dice']:.1f}",
-                    _correlation(scores.get("confidence_correlation")),
-                ]
-            )
-    header = ["data", "method", "protocol", "images", "failed", "mIoU", "95 %", "Dice"]
-    header += ["confidence ρ"]
-    return f"{common.table(header, rows)}\n\nBackbone: {', '.join(sorted(backbones))}."
-
-
-def _methods(folder: Path, pattern: str) -> str:
-    """mIoU of each method on each data set, "honest / published" in a cell."""
-    cells: dict[str, dict[str, dict[str, float]]] = {}
-    names: dict[str, int] = {}
-    for path in sorted(folder.glob(f"{pattern}.json")):
-        summary = json.loads(path.read_text())
-        dataset = summary["config"]["dataset"]
-        for method, scores in summary["methods"].items():
-            names[dataset] = scores["images"]
-            cell = cells.setdefault(method, {}).setdefault(dataset, {})
-            cell[scores["protocol"]] = scores["miou"]
-    if not cells:
-        raise SystemExit(f"no kept summary matches bench/{pattern}; see --keep-summary.")
-    used = {protocol for row in cells.values() for cell in row.values() for protocol in cell}
-    protocols = [protocol for protocol in ("honest", "published") if protocol in used]
-    header = [f"mIoU, {' / '.join(protocols)}"]
-    header += [f"{name}, {count} images" for name, count in names.items()]
-    rows = [
-        [method, *(_cell(row.get(name, {}), protocols) for name in names)]
-        for method, row in cells.items()
-    ]
-    return common.table(header, rows)
-
-
-def _cell(scores: dict[str, float], protocols: list[str]) -> str:
-    values = [scores.get(protocol) for protocol in protocols]
-    if all(value is None for value in values):
-        return "–"
-    return " / ".join("–" if value is None else f"{100 * value:.1f}" for value in values)
-
-
-def _correlation(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _interval(scores: dict[str, Any]) -> str:
-    bounds = scores.get("miou_interval") or ()
-    return "–".join(f"{100 * bound:.1f}" for bound in bounds if bound is not None)
-
-
-def scores(results: Path = common.RESULTS) -> str:
-    """mIoU under `honest` of each method on each data set, as `unseg-jax methods` reads it.
-
-    The newest runs are taken first, which are those over all images; then those over every method
-    on the same images; then those over the slow ones. A method whose settings have changed since
-    is left out.
-    """
-    methods: dict[str, dict[str, dict[str, float]]] = {}
-    backbones, strides = set(), set()
-    for kind in ("all", "honest-every", "honest-slow"):
-        for path in sorted((results / "bench").glob(f"*-{kind}.json")):
-            summary = json.loads(path.read_text())
-            dataset = summary["config"]["dataset"]
-            backbones |= {summary["backbone"]} - {""}
-            for method, found in summary["methods"].items():
-                record = summary["config"]["methods"][method]
-                if method in METHODS and _is_current(record):
-                    strides |= {record["stride"]} - {None}
-                    kept = {"miou": round(found["miou"], 4), "images": found["images"]}
-                    methods.setdefault(method, {}).setdefault(dataset, kept)
-    (backbone,), (stride,) = backbones, strides
-    listed = {name: methods[name] for name in METHODS if name in methods}
-    written = {"protocol": "honest", "backbone": backbone, "stride": stride, "methods": listed}
-    return json.dumps(written, indent=1) + "\n"
-
-
-# Chosen for all methods of a run, or no setting.
-_RUN_FIELDS = ("source", "backbone", "stride", "code_overrides")
-
-
-def _is_current(recorded: dict[str, Any]) -> bool:
-    """Whether a run's record of a method agrees with the registry in all that has an effect."""
-    now = json.loads(json.dumps(dataclasses.asdict(METHODS[recorded["name"]])))
-    ignored = {*_RUN_FIELDS, *(() if now["layer"] == "gcn" else ("normalise",))}
-    fields = now.keys() & recorded.keys() - ignored
-    return all(now[field] == recorded[field] for field in fields)
-
-
-def keep_summary(path: Path, name: str) -> None:
-    """Copies a run's summary among the results, without paths of this machine."""
-    summary = json.loads(path.read_text())
-    target = common.RESULTS / "bench" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(_without_paths(summary), indent=1) + "\n")
-    print(f"kept {target.name}", file=sys.stderr)
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    if isinstance(value, str):
-        return _PATH.sub(lambda match: Path(match[0]).name, value)
-    return value
 
 
 _PARTS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("", "folder/", "methods/", "methods/deepcut/", "results/", "api/", "reading-files/")
+PAGES = (
+    *(
+        "",
+        "folder/",
+        "methods/",
+        "methods/deepcut/",
+        "methods/collective/",
+        "api/",
+        "reading-files/",
+    ),
+    *("results/", "results/quality/", "results/speed/", "alternatives/", "questions/"),
+)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -62,3 +73,35 @@ def test_search_finds_a_method_and_a_function(browser, site):
             page.click("input.md-search__input")
             page.keyboard.type(words)
             page.wait_for_selector(f'a.md-search-result__link[href*="{path}"]')
+
+
+def test_the_results_answer_on_one_screen(browser, site):
+    with browser.new_context(viewport={"width": 1280, "height": 1000}) as context:
+        page = context.new_page()
+        page.goto(site + "results/")
+        assert page.locator("figure.plot svg").count() == 2
+        for plot in page.locator("figure.plot svg").all():
+            box = plot.bounding_box()
+            assert box["y"] + box["height"] < 1000
+            assert plot.get_attribute("aria-label")
+        assert page.locator("#what-to-distrust").bounding_box()["y"] < 1000
+        # Plots follow the theme of the page, not only that of the system.
+        colour = "getComputedStyle(document.querySelector('figure.plot text')).fill"
+        light = page.evaluate(colour)
+        page.locator("label[title='Dark']").click()
+        page.wait_for_function(f"{colour} !== '{light}'")
+
+
+def test_narrow_screens_cut_no_code_and_tables_show_that_they_scroll(browser, site):
+    with browser.new_context(viewport={"width": 400, "height": 900}) as context:
+        page = context.new_page()
+        page.goto(site + "results/quality/")
+        wide = "(e) => e.scrollWidth > e.clientWidth + 1"
+        assert not any(code.evaluate(wide) for code in page.locator("pre > code").all())
+        wraps = [one for one in page.locator(".md-typeset__scrollwrap").all() if one.evaluate(wide)]
+        assert wraps
+        shadow = "(e) => getComputedStyle(e).backgroundAttachment"
+        assert all("local" in wrap.evaluate(shadow) for wrap in wraps)
+        page.goto(site + "folder/")
+        for name in page.locator("td > code", has_text=".").all():
+            assert name.evaluate("(e) => e.getClientRects().length") == 1, name.inner_text()

@@ -14,7 +14,7 @@ No ground truth enters anywhere. Memory does not grow with the set: the evidence
 most `max_images` images chosen at random, whose features are held in half precision; shared
 passes read the images anew each time and hold one batch.
 
-Scores, and how they were measured, are in benchmarks/README.md.
+Scores, and how they were measured, are in docs/results.md.
 
 `confidence` is half the difference of the mean refined margin inside and outside of the mask.
 """

@@ -1,0 +1,59 @@
+"""What the documentation's own code makes of the registry and of kept results."""
+
+import re
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.measure import common
+
+hooks = pytest.importorskip("docs.hooks")
+METHODS = hooks.METHODS
+
+
+def test_the_page_of_collective_says_what_it_does():
+    page = hooks.method_page(METHODS["collective"])
+    for word in ("cues", "Ridge regression", "Convolution", "guided filter"):
+        assert word in page
+    assert "AdamW" not in page
+    assert "100 steps of AdamW" in hooks.method_page(METHODS["unseggnet"])
+
+
+@pytest.mark.parametrize("name", ["deepcut", "unsegmedgat", "collective"])
+def test_scores_over_other_images_are_other_tables(name):
+    found = hooks._scores(name)
+    assert found
+    for title, rows in found.items():
+        counts = {row["images"] for row in rows}
+        assert len(counts) == 1 or title == "All images of each set"
+    assert ("All images of each set" in found) == (name == "collective")
+
+
+def test_tables_plots_and_scores_are_those_of_the_kept_results(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tables", "--check"])
+    tables.main()
+
+
+@pytest.mark.parametrize("name", tables.plots.PLOTS)
+def test_a_plot_is_put_into_the_page(name):
+    drawing = tables.plots.PLOTS[name](common.RESULTS)
+    page = hooks.on_page_markdown(f"![What it shows](images/{name}.svg)", None, None, None)
+    assert page.startswith('<figure class="plot"><svg ')
+    assert "What it shows" in page
+    # Legible on light and dark pages: text has the colour of the page's text.
+    assert "currentColor" in drawing
+    assert not re.search(r'fill="(#000|black|#fff|white)', drawing)
+    inside = [float(x) for x in re.findall(r'cx="([\d.]+)"', drawing)]
+    assert inside
+    assert all(0 < x < tables.plots.WIDTH for x in inside)
+
+
+def test_a_plot_places_scores_on_its_axis():
+    drawing = tables.plots.quality(common.RESULTS)
+    zero, hundred = (
+        float(re.search(rf'<text x="([\d.]+)"[^>]*>{tick}</text>', drawing)[1]) for tick in (0, 100)
+    )
+    runs = [tables._read(path) for path in sorted((common.RESULTS / "bench").glob("*-all.json"))]
+    drawn = [float(x) for x in re.findall(r'cx="([\d.]+)" cy="[\d.]+" r="6"', drawing)]
+    expected = [zero + run["methods"]["collective"]["miou"] * (hundred - zero) for run in runs]
+    assert sorted(drawn) == pytest.approx(sorted(expected), abs=0.1)
