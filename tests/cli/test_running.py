@@ -179,10 +179,15 @@ def test_fit_replaces_nothing_but_a_model(photos, tmp_path, capsys):
 def test_fit_shows_how_far_it_is(photos, tiny_weights, tmp_path, capsys):
     arguments = ["--backbone", tiny_weights, "--image-size", "40", "--epochs", "1"]
     arguments += ["--method", "deepcut", "--passes", "1", "--steps", "1", "--batch-size", "2"]
-    for _ in range(2):  # a model may be replaced by a model
-        out = ["--out", tmp_path / "m.safetensors"]
-        assert main.main(["fit", *map(str, [photos, *out, *arguments])]) == 0
+    command = ["fit", *map(str, [photos, "--out", tmp_path / "m.safetensors", *arguments])]
+    assert main.main(command) == 0
     assert "3/3" in capsys.readouterr().err
+    before = (tmp_path / "m.safetensors").stat()
+    assert main.main(command) == 1
+    assert "is a model already" in capsys.readouterr().err
+    assert (tmp_path / "m.safetensors").stat() == before
+    assert main.main([*command, "--overwrite"]) == 0
+    assert (tmp_path / "m.safetensors").stat() != before
 
 
 @pytest.mark.parametrize(("command", "words"), [("bench", "--protocol"), ("demo", "--picture")])

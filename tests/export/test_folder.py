@@ -1,10 +1,17 @@
 """Runs into one folder: going on, other settings, other images, foreign files, being killed."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
+import re
+import tempfile
 import types
+from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,19 +32,21 @@ SETTINGS = {"method": "deepcut", "epochs": 10}
 class Stand:
     """In place of a segmenter: the object is what is bright."""
 
-    def __init__(self):
+    def __init__(self, shade=0):
+        self.shade = shade
         self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
         self.seen = []
 
     def stream(self, images, *, full_pixels=False):
         for path in images:
-            self.seen.append(path.name)
+            self.seen.append(path)
             try:
                 pixels = load_image(path)
             except ImageError as error:
                 yield error
                 continue
             mask = pixels[..., 0] > 128
+            mask[-1, : self.shade] = True  # tells one run from another
             yield us.Segmentation.of(mask, mask, confidence=0.5, pixels=pixels, id=str(path))
 
 
@@ -63,7 +72,7 @@ def run(source, out, settings=SETTINGS, output=OUTPUT, **options):
     stand = Stand()
     done = segment_files(stand, images, out, plan=plan)
     assert len(done.entries) == len(images)
-    return stand.seen, done
+    return [path.name for path in stand.seen], done
 
 
 def contents(out):
@@ -251,6 +260,107 @@ def test_an_output_never_replaces_an_input(tmp_path):
 
 class Killed(BaseException):
     pass
+
+
+PLACES = ("m/1", "m/2", "t/1", "t/3", "t/u/2")
+FORMATS = ("png", "mask", "csv", "coco", "yolo")
+RUN = st.fixed_dictionaries(
+    {
+        "images": st.sets(st.sampled_from(PLACES), min_size=1),
+        "formats": st.lists(st.sampled_from(FORMATS), min_size=1, max_size=3, unique=True),
+        "epochs": st.sampled_from((10, 20)),
+        "model": st.sampled_from("ab"),
+        "recursive": st.booleans(),
+        "overwrite": st.booleans(),
+        "prune": st.sampled_from((False, False, False, True)),
+        "lost": st.sets(st.sampled_from(PLACES), max_size=1),
+        "changed": st.sets(st.sampled_from(PLACES), max_size=1),
+        "killed": st.sampled_from((0, 0, 1, 3, 6)),
+    }
+)
+
+
+def results_of(out):
+    """Path of an image → the content of its files, as the manifest tells."""
+    if not (out / MANIFEST).exists():
+        return {}
+    table = us.read_results(out)
+    return {
+        path: {Path(file).name: Path(file).read_bytes() for file in files}
+        for path, files, error in zip(table["path"], table["files"], table["error"], strict=True)
+        if not error
+    }
+
+
+@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.given(st.lists(RUN, min_size=2, max_size=5))
+def test_no_sequence_of_runs_loses_a_result_without_an_option_that_says_so(runs):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        out, shades = Path(folder) / "out", itertools.count()
+        for place in PLACES:
+            draw(Path(folder) / f"{place}.png")
+        for number, given in enumerate(runs):
+            before = results_of(out)
+            for place in given["changed"]:
+                draw(Path(folder) / f"{place}.png", next(shades) % 9)
+            for place in given["lost"]:
+                (Path(folder) / f"{place}.png").unlink(missing_ok=True)
+            paths = {str(Path(folder) / f"{place}.png") for place in given["images"]}
+            output = Output(tuple(given["formats"]), recursive=given["recursive"])
+            stand = Stand(number)
+            with contextlib.suppress(InputError, Killed), patch.context() as dying:
+                images = find_images(sorted(paths), recursive=output.recursive)
+                settings = {"epochs": given["epochs"]}
+                options = {name: given[name] for name in ("model", "overwrite", "prune")}
+                plan = plan_run(images, out, output, settings, **options)
+                if given["killed"]:
+                    die_at_write(dying, given["killed"])
+                segment_files(stand, images, out, plan=plan)
+                check_whole(out, given["formats"])
+            after = results_of(out)
+            seen = {str(path) for path in stand.seen}
+            for path, files in before.items():
+                if path not in paths and not given["prune"]:
+                    assert after[path] == files
+                elif path in paths and not given["overwrite"] and not given["killed"]:
+                    assert after[path] == files
+                    assert path not in seen or not Path(path).exists()
+                elif path in paths and not given["killed"]:
+                    assert path in after
+            if not given["overwrite"] and not given["prune"]:
+                assert before.keys() <= after.keys()
+
+
+def die_at_write(patch, moment):
+    """Ends everything at a replacement of a file, from which on there is none."""
+    count, replace = itertools.count(1), os.replace
+
+    def dying(source, target, **options):
+        if next(count) >= moment:
+            raise Killed
+        replace(source, target, **options)
+
+    patch.setattr(os, "replace", dying)
+
+
+def check_whole(out, formats):
+    """Every file of the folder as a whole holds every image of the folder."""
+    table = us.read_results(out)
+    objects = us.read_results(out, objects=True)
+    good = [path for path, error in zip(table["path"], table["error"], strict=True) if not error]
+    with_objects = sorted(objects["path"])
+    page = (out / "report.html").read_text()
+    assert re.search(rf"<h1>{len(good)} images?, {len(with_objects)} objects?, ", page)
+    if "coco" in formats:
+        coco = json.loads((out / "coco.json").read_text())
+        assert len(coco["images"]) == len(good)
+        assert len(coco["annotations"]) == len(with_objects)
+    if "csv" in formats:
+        rows = (out / "objects.csv").read_text().splitlines()[1:]
+        files = sorted(row.partition(",")[0] for row in rows)
+        assert len(files) == len(with_objects)
+        for file, path in zip(files, sorted(with_objects), strict=True):
+            assert path.endswith(file)
 
 
 def test_killed_at_any_moment_the_next_run_ends_the_same(photos, tmp_path, monkeypatch):

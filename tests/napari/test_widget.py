@@ -168,6 +168,9 @@ def test_fitting_writes_the_model_and_turns_to_it(widget, tmp_path, monkeypatch)
     said = "Fitted on 9 images, 1 left out; written to moths.safetensors;"
     assert widget.status.value.startswith(said)
     assert widget.method.value == module.MODEL_FILE
+    widget.fit.changed.emit(True)
+    assert "moths.safetensors is there already" in widget.status.value
+    assert len(asked) == 1
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -127,6 +127,13 @@ def test_a_video_never_replaces_its_source(tmp_path):
         check_target(source, folder, overwrite=True)
 
 
+def test_frames_of_a_longer_film_do_not_stay(tmp_path):
+    write_frames(tmp_path / "out", clip(), rate=5)
+    (tmp_path / "out/99.png").write_bytes(b"no frame of ours")
+    write_frames(tmp_path / "out", clip()[:1], rate=5)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"00000.png", "99.png"}
+
+
 def test_a_film_with_a_display_matrix_is_turned_upright(tmp_path):
     pytest.importorskip("av")
     frame = np.zeros((48, 64, 3), np.uint8)

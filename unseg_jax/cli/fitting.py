@@ -20,6 +20,7 @@ def fit_paths(
     *,
     recursive: bool = False,
     page: int | None = None,
+    overwrite: bool = False,
     quiet: bool = False,
     **options: Any,
 ) -> int:
@@ -30,6 +31,7 @@ def fit_paths(
         out: file of the model.
         recursive: search folders within folders as well.
         page: of files with several pages, from 1; None takes all.
+        overwrite: replace a model that is there.
         quiet: no progress bar and no summary.
         **options: of `fit_with_bar`.
 
@@ -37,12 +39,12 @@ def fit_paths(
         0 if all went well, 1 if some image was left out.
 
     Raises:
-        InputError: `out` is there and no model.
+        InputError: `out` is there, and is no model or is not to be replaced.
     """
     from unseg_jax.data.folders import find_images
     from unseg_jax.files import check_writable
 
-    check_model_path(out)
+    check_model_path(out, overwrite=overwrite)
     images = find_images(expand(paths), recursive=recursive, page=page)
     for message in images.left_out:
         say(message)
@@ -57,11 +59,11 @@ def fit_paths(
     return 1 if model.skipped else 0
 
 
-def check_model_path(out: Path) -> None:
-    """Refuses to write a model over anything but a model.
+def check_model_path(out: Path, *, overwrite: bool = False) -> None:
+    """Refuses to write a model over what is there, unless it is a model that may be replaced.
 
     Raises:
-        InputError: something else is there.
+        InputError: something is there that is not to be replaced.
     """
     if not os.path.lexists(out):
         return
@@ -72,6 +74,11 @@ def check_model_path(out: Path) -> None:
             ours = str((file.metadata() or {}).get("format", "")).startswith("unseg_jax ")
     except (OSError, SafetensorError):
         ours = False
+    if ours and not overwrite:
+        raise InputError(
+            f"{out} is a model already: choose another path with --out, or --overwrite to replace "
+            "it."
+        )
     if not ours:
         raise InputError(
             f"{out} is there already and is not a model of unseg-jax: choose another path with "

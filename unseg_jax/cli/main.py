@@ -224,6 +224,9 @@ def fit(
     dtype: DtypeOption = "float32",
     settings: SetOption = None,
     recursive: RecursiveOption = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model that is there.")
+    ] = False,
     quiet: QuietOption = False,
     page: PageOption = "all",
     jobs: JobsOption = None,
@@ -243,6 +246,7 @@ def fit(
             out,
             recursive=recursive,
             page=parse_page(page),
+            overwrite=overwrite,
             quiet=quiet,
             method=method,
             num_clusters=num_clusters,

@@ -221,8 +221,6 @@ def plan_run(
         )
     pruned = tuple(name for name in store.images if name not in set(own)) if prune else ()
     plan = Plan(named, output, wanted, model, store, pruned=pruned, left_out=left_out)
-    if prune:
-        plan = dataclasses.replace(plan, leftovers=_leftovers(plan))
     for name in plan.whole:
         if not store.is_free(name):
             raise InputError(_foreign(store.folder / name))
@@ -237,7 +235,8 @@ def plan_run(
         elif blocked:
             source = printable(str(image.path))
             refused[image.name] = f"{source} was left out: {_foreign(store.folder / blocked[0])}"
-    return dataclasses.replace(plan, done=frozenset(done), changed=tuple(changed), refused=refused)
+    plan = dataclasses.replace(plan, done=frozenset(done), changed=tuple(changed), refused=refused)
+    return dataclasses.replace(plan, leftovers=_leftovers(plan)) if prune else plan
 
 
 def model_file(model: str) -> str:
@@ -247,7 +246,7 @@ def model_file(model: str) -> str:
 
 def _leftovers(plan: Plan) -> tuple[str, ...]:
     store, kept = plan.store, set(plan.written)
-    stay = [done.model for name, done in store.images.items() if name not in plan.pruned]
+    stay = (store.images[name].model for name in plan.done)
     kept.update(model_file(model) for model in (plan.model, *stay))
     models = {name for name in store.files if name.endswith(".safetensors")}
     return tuple(sorted((store.begun | models) - kept))
@@ -353,7 +352,7 @@ def segment_files(
         for name in plan.pruned:
             store.remove(store.images[name].files, name)
         store.remove(plan.leftovers)
-        for image in _others(plan):
+        for image in _others(plan, entries):
             pictured = output.report and len(entries) + len(waiting) < PICTURED
             waiting.append((writer.submit(_reuse, store, image, pictured), 1))
         settle(0)
@@ -370,9 +369,11 @@ def segment_files(
     return run
 
 
-def _others(plan: Plan) -> list[ImageFile]:
-    """The images of the folder that are not of this run."""
+def _others(plan: Plan, entries: Sequence[Entry]) -> list[ImageFile]:
+    """The images of the folder that are not of this run, and those that failed now but have results
+    of an earlier one."""
     own = {image.name for image in plan.images}
+    own -= {e.image.name for e in entries if e.error and _has_result(plan.store, e.image.name)}
     return [
         ImageFile(Path(done.source), name, done.page)
         for name, done in sorted(plan.store.images.items(), key=lambda pair: order_of(pair[1]))

@@ -146,6 +146,9 @@ class SegmentWidget(Container):
         if path.suffix != ".safetensors":
             self.status.value = "Name a model file that ends in .safetensors first."
             return
+        if path.exists():
+            self.status.value = f"{path.name} is there already: name another file, or remove it."
+            return
 
         def work() -> Any:
             from unseg_jax.collective.fitting import fit

@@ -130,7 +130,8 @@ def write_frames(
 
     Args:
         path: ending in .gif, .webp or .apng, in another suffix for a film (extra `video`), or
-            without suffix for a folder of 00000.png, 00001.png, …
+            without suffix for a folder of 00000.png, 00001.png, …, from which frames with higher
+            numbers are removed.
         frames: all of one size, unless a folder is written; they are taken one at a time.
         rate: frames a second.
 
@@ -142,8 +143,10 @@ def write_frames(
     path = Path(path)
     suffix = path.suffix.lower()
     if not suffix:
-        for index, frame in enumerate(frames):
-            write_png(path / f"{index:05d}.png", frame)
+        count = 0
+        for count, frame in enumerate(frames, 1):
+            write_png(path / f"{count - 1:05d}.png", frame)
+        _remove_frames_from(path, count)
         return
     frames = _of_one_size(frames)
     with atomic(path) as partial:
@@ -161,6 +164,13 @@ def write_frames(
             )
         else:
             _write_film(partial, frames, rate)
+
+
+def _remove_frames_from(folder: Path, count: int) -> None:
+    """Removes frames of an earlier, longer film, which `check_target` allowed to be replaced."""
+    for path in folder.iterdir() if count else ():
+        if _FRAME.fullmatch(path.name) and int(path.stem) >= count:
+            path.unlink()
 
 
 def _decode_each(images: list) -> Callable[[], Iterator[np.ndarray]]:

@@ -1,0 +1,237 @@
+"""One folder, many runs: waiting, being stopped, dry runs, removing, and models that are kept."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseg_jax as us
+from unseg_jax.cli import main, segmenting
+from unseg_jax.cli.segmenting import Choice
+from unseg_jax.runs.locking import RunLock
+
+# A segmenter that finds what is bright, after what a test lets happen first.
+STAND = """
+from unseg_jax.data.images import load_image
+from unseg_jax.registry import resolve
+from unseg_jax.segmentation import Segmentation
+
+
+class Stand:
+    def __init__(self, happen=lambda index: None):
+        self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
+        self.happen, self.value_range, self.workers = happen, None, None
+
+    def stream(self, images, *, full_pixels=False):
+        for index, path in enumerate(images):
+            self.happen(index)
+            pixels = load_image(path)
+            mask = pixels[..., 0] > 128
+            yield Segmentation.of(mask, mask, confidence=0.5, pixels=pixels, id=str(path))
+"""
+exec(STAND)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch):
+    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+
+
+def draw(folder, count):
+    folder.mkdir()
+    for index in range(count):
+        pixels = np.zeros((20, 24, 3), np.uint8)
+        pixels[2 + index % 8 : 12, 3:15] = 200
+        Image.fromarray(pixels).save(folder / f"{folder.name}{index}.png")
+    return folder
+
+
+@pytest.fixture
+def segment(monkeypatch, capsys, tmp_path):
+    """Runs `segment` with a stand-in; gives the exit code and what was said and printed."""
+
+    def run(*arguments, happen=lambda index: None):
+        monkeypatch.setattr(Choice, "load", lambda *_, **__: Stand(happen))  # noqa: F821
+        options = ["--out", tmp_path / "found", "--method", "deepcut"]
+        code = main.main(["segment", *map(str, [*options, *arguments])])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def names(out):
+    return {path.name for path in out.iterdir() if not path.name.startswith(".")}
+
+
+def test_runs_at_once_wait_for_one_another_and_end_with_the_union(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        STAND
+        + textwrap.dedent(
+            """
+            import sys, time
+            from unseg_jax.cli import main
+            from unseg_jax.cli.segmenting import Choice
+
+            main.enable_compilation_cache = lambda: None
+            Choice.load = lambda *_, **__: Stand(lambda index: time.sleep(0.3))
+            sys.exit(main.main(sys.argv[1:]))
+            """
+        )
+    )
+    out = tmp_path / "found"
+    folders = [draw(tmp_path / name, 3) for name in "abc"]
+    common = ["--out", out, "--method", "deepcut", "-f", "mask", "-f", "coco", "--quiet"]
+    commands = [[sys.executable, script, "segment", folder, *common] for folder in folders]
+    jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    said = [job.communicate(timeout=300)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], said
+    expected = {f"{name}{index}" for name in "abc" for index in range(3)}
+    assert set(us.read_results(out)["name"]) == expected
+    assert {f"{name}_mask.png" for name in expected} <= names(out)
+    coco = json.loads((out / "coco.json").read_text())
+    assert {image["file_name"] for image in coco["images"]} == {
+        f"{name[0]}/{name}.png" for name in expected
+    }
+    assert "9 images, 9 objects" in (out / "report.html").read_text()
+    # Killed outright, a run loses the images that were being written at most.
+    more = draw(tmp_path / "d", 40)
+    job = subprocess.Popen([sys.executable, script, "segment", more, *common])
+    while len(names(out)) < 9 + 4 + 5:
+        time.sleep(0.02)
+    job.kill()
+    job.wait()
+    masks = {name for name in names(out) if name.startswith("d") and name.endswith("_mask.png")}
+    done = {name for name in us.read_results(out)["name"] if name.startswith("d")}
+    assert 0 <= len(masks) - len(done) <= (os.cpu_count() or 1)
+    assert {f"{name}_mask.png" for name in done} <= masks
+
+
+def test_a_folder_in_use_is_waited_for_or_refused(segment, tmp_path, monkeypatch):
+    photos, out = draw(tmp_path / "a", 1), tmp_path / "found"
+    taken, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with RunLock(out):
+            taken.set()
+            leave.wait()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    taken.wait()
+    code, _, said = segment(photos, "--no-wait")
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"another process is writing to {out}: wait for it" in said
+    assert segment(photos, "--dry-run")[0] == 0
+    say = segmenting.say
+    monkeypatch.setattr(segmenting, "say", lambda line: (say(line), leave.set()))
+    code, _, said = segment(photos)
+    other.join()
+    assert code == 0, said
+    assert said.splitlines()[0] == f"unseg-jax: another run writes into {out}; waiting"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, number, code):
+    photos, out = draw(tmp_path / "a", 8), tmp_path / "found"
+    got, _, said = segment(photos, happen=lambda index: index == 5 and os.kill(os.getpid(), number))
+    assert got == code
+    assert "stopped; the results of 5 of 8 images lie in" in said.splitlines()[-1]
+    assert len(us.read_results(out)["name"]) == 5
+    did = []
+    got, _, said = segment(photos, happen=did.append)
+    assert (got, len(did)) == (0, 3)
+    assert "5 of 8 images are done already" in said
+    assert len(us.read_results(out)["name"]) == 8
+
+
+def test_a_dry_run_lists_every_file_and_the_last_line_counts(segment, tmp_path):
+    photos, out = draw(tmp_path / "a", 3), tmp_path / "found"
+    assert segment(photos, "-f", "csv")[0] == 0
+    (photos / "a2.png").unlink()
+    state = {path: path.read_bytes() for path in out.iterdir()}
+    change = ["-f", "mask", "--overwrite", "--prune"]
+    code, printed, _ = segment(photos / "a0.png", *change, "--dry-run")
+    assert code == 0
+    assert {path: path.read_bytes() for path in out.iterdir()} == state
+    said = [line.split(" ") for line in printed.splitlines()[2:-1]]
+    listed = {(word, os.path.basename(path)) for word, path in said}
+    assert listed == {
+        *(("write", "a0_mask.png"),),
+        *(("replace", name) for name in ("objects.csv", "report.html")),
+    }
+    assert segment(photos / "a0.png", *change)[1].splitlines()[-1] == "1 result replaced, 2 removed"
+    # Files, not only rows of a table.
+    segment(photos, "--overwrite", "-f", "png", "-f", "csv")
+    change = ["--overwrite", "--prune", "-f", "mask"]
+    before = names(out)
+    code, printed, _ = segment(photos / "a0.png", *change, "--dry-run")
+    said = [line.split(" ") for line in printed.splitlines()[2:-1]]
+    listed = {(word, os.path.basename(path)) for word, path in said}
+    kinds = ("mask", "labels", "overlay")
+    removed = {f"a1_{kind}.png" for kind in kinds} | {"a0_labels.png", "a0_overlay.png"}
+    assert {name for word, name in listed if word == "remove"} == removed
+    segment(photos / "a0.png", *change)
+    assert before - names(out) == removed
+
+
+def test_auto_adds_few_images_to_many_and_many_to_few(segment, tmp_path):
+    few, many, out = draw(tmp_path / "few", 2), draw(tmp_path / "many", 9), tmp_path / "found"
+    for photos in (few, many):
+        assert segment(photos, "--method", "auto", "--out", out)[0] == 0
+    assert len(us.read_results(out)["name"]) == 11
+    code, _, said = segment(few, many, "--method", "auto")
+    assert code == 0
+    assert "11 of 11 images are done already by a model fitted on other images" in said
+
+
+def test_a_fitted_model_is_kept_and_used_for_the_same_images(
+    tiny_weights, tmp_path, capsys, monkeypatch
+):
+    from unseg_jax.cli import fitting
+
+    fits, fit = [], fitting.fit_with_bar
+    monkeypatch.setattr(
+        fitting, "fit_with_bar", lambda *a, **k: fits.append(len(a[0])) or fit(*a, **k)
+    )
+    photos, out = draw(tmp_path / "a", 3), tmp_path / "found"
+    common = ["--backbone", tiny_weights, "--method", "collective", "--image-size", "40"]
+
+    def run(*arguments, out=out):
+        code = main.main(["segment", *map(str, [photos, "--out", out, *common, *arguments])])
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return said.err
+
+    run()
+    (model,) = out.glob("model-*.safetensors")
+    before = {path.name: path.read_bytes() for path in out.glob("*_*.png")}
+    run("--min-area", ".5", "-f", "mask", "--overwrite")
+    assert fits == [3]
+    run("--overwrite")
+    assert fits == [3]
+    # A model that was read back finds what it found when it had just been fitted.
+    assert {path.name: path.read_bytes() for path in out.glob("*_*.png")} == before
+    run("--overwrite", "--refit")
+    assert fits == [3, 3]
+    Image.new("RGB", (24, 20), (9, 9, 200)).save(photos / "new.png")
+    run()
+    assert fits == [3, 3, 4]
+    assert before.items() <= {path.name: path.read_bytes() for path in out.glob("*_*.png")}.items()
+    assert "4 of 4" not in run()
+    assert fits == [3, 3, 4]
+    # What is found of the new image does not depend on what was there.
+    run(out=tmp_path / "alone")
+    name = "new_labels.png"
+    assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    run("--overwrite", "--prune")
+    assert model.name not in names(out)
+    assert len(list(out.glob("model-*.safetensors"))) == 1
