@@ -352,7 +352,7 @@ class Field(NamedTuple):
             return
         match = closest(value, self.rule.choices) if isinstance(value, str) else None
         hint = f": did you mean '{match}'?" if match else "."
-        raise ValueError(f"{self.name}={_shown(value)} {self.rule.words}{hint}")
+        raise ValueError(f"{self.name}={printable(_shown(value)[:200])} {self.rule.words}{hint}")
 
 
 def _field(name: str, hint: Any) -> Field:
@@ -502,7 +502,7 @@ def check_writable(method: Method) -> None:
 
 def _shown(value: Any) -> str:
     own = callable(value) or isinstance(value, GraphLayer)
-    return name_of(value) if own else printable(repr(value)[:80])
+    return name_of(value) if own else repr(value)
 
 
 def _plain(value: Any) -> Any:

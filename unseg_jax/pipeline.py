@@ -166,7 +166,7 @@ def _split(features, voted, key, method, grid, patch_grid, map):
     labels = jnp.where(voted > 0, 1, 0).reshape(features.shape[:2])
 
     def stage(part, clusters, epochs, first):
-        inner = override(method, num_clusters=clusters, epochs=epochs, parts=0)
+        inner = override(method, num_clusters=clusters, epochs=epochs, parts=0, background_parts=0)
         mask = labels == part
         clustering = cluster_batch(
             features, None, mask, None, key, method=inner, grid=patch_grid, map=map
