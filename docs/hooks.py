@@ -1,4 +1,4 @@
-"""What MkDocs builds beside the written pages: a page per method, equations, tables of results.
+"""What MkDocs builds beside the written pages: pages of methods and notebooks, equations.
 
 Equations between `$$` become MathML, which browsers show without any script from elsewhere.
 Plots (SVG) are put into the page itself, where they follow its theme.
@@ -33,10 +33,13 @@ _PLOT = re.compile(r"!\[([^\]]*)\]\((?:\.\./)*images/(\w+)\.svg\)")
 
 
 def on_files(files, config):
-    """Adds the page of each method."""
+    """Adds the page of each method and of each notebook."""
     for method in METHODS.values():
         page = File.generated(config, f"methods/{method.name}.md", content=method_page(method))
         files.append(page)
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        content = notebook_page(json.loads(path.read_text()))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
     return files
 
 
@@ -88,6 +91,24 @@ def _inline_plot(match: re.Match) -> str:
     drawing = (ROOT / "docs" / "images" / f"{match[2]}.svg").read_text()
     drawing = drawing.replace("aria-label=", f'aria-description="{match[1]}" aria-label=', 1)
     return '<figure class="plot">' + drawing.replace("\n", "") + "</figure>"
+
+
+def notebook_page(notebook: dict) -> str:
+    """A notebook with its outputs: what was printed, and pictures."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            pictures = [kind for kind in data if kind.startswith("image/")]
+            if pictures:
+                encoded = "".join("".join(data[pictures[0]]).split())
+                picture = f"![What the code above shows](data:{pictures[0]};base64,{encoded})"
+                parts.append(picture)
+            elif printed := "".join(data["text/plain"]).rstrip():
+                parts.append(f"```text\n{printed}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def method_page(method: Method) -> str:

@@ -57,3 +57,24 @@ def test_a_plot_places_scores_on_its_axis():
     drawn = [float(x) for x in re.findall(r'cx="([\d.]+)" cy="[\d.]+" r="6"', drawing)]
     expected = [zero + run["methods"]["collective"]["miou"] * (hundred - zero) for run in runs]
     assert sorted(drawn) == pytest.approx(sorted(expected), abs=0.1)
+
+
+def test_notebooks_are_pages_with_their_outputs():
+    cells = [
+        {"cell_type": "markdown", "source": ["# A title"]},
+        {
+            "cell_type": "code",
+            "source": ["print(1)\n", "draw()"],
+            "outputs": [
+                {"output_type": "stream", "text": ["1\n"]},
+                {
+                    "output_type": "display_data",
+                    "data": {"image/png": "iVBO\nRw==", "text/plain": "x"},
+                },
+            ],
+        },
+    ]
+    assert hooks.notebook_page({"cells": cells}) == (
+        "# A title\n\n```python\nprint(1)\ndraw()\n```\n\n```text\n1\n```\n\n"
+        "![What the code above shows](data:image/png;base64,iVBORw==)\n"
+    )

@@ -21,6 +21,7 @@ PAGES = (
         "reading-files/",
     ),
     *("results/", "results/quality/", "results/speed/", "alternatives/", "questions/"),
+    *("notebooks/", "notebooks/quickstart/"),
 )
 
 
@@ -102,6 +103,7 @@ def test_narrow_screens_cut_no_code_and_tables_show_that_they_scroll(browser, si
         assert wraps
         shadow = "(e) => getComputedStyle(e).backgroundAttachment"
         assert all("local" in wrap.evaluate(shadow) for wrap in wraps)
-        page.goto(site + "folder/")
-        for name in page.locator("td > code", has_text=".").all():
-            assert name.evaluate("(e) => e.getClientRects().length") == 1, name.inner_text()
+        for path in ("folder/", "notebooks/"):
+            page.goto(site + path)
+            for name in page.locator("td code", has_text=".").all():
+                assert name.evaluate("(e) => e.getClientRects().length") == 1, name.inner_text()
