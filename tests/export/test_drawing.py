@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from skimage import color
+from skimage import color, segmentation
 
 from unseg_jax import files
 from unseg_jax.export import drawing, rle
@@ -86,6 +86,13 @@ def test_overlay_draws_contours_in_two_tones():
     # Parts are parted by their own colours, not by a light line.
     parted = drawing.overlay(IMAGE, LABELS)
     np.testing.assert_array_equal(parted[30, 45:47], drawing.palette(3)[[1, 2]])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (40, 31)])
+def test_boundaries_are_those_of_scikit_image(shape):
+    labels = np.random.default_rng(3).integers(0, 3, shape)
+    expected = segmentation.find_boundaries(labels, connectivity=1, mode="thick")
+    np.testing.assert_array_equal(drawing.boundaries(labels), expected)
 
 
 def test_large_images_get_wider_lines():
