@@ -63,7 +63,7 @@ def expand(paths: Sequence[str]) -> list[str]:
         InputError: a pattern without a match, or not one path that exists.
     """
     expanded: list[str] = []
-    for path in paths:
+    for path in map(os.path.expanduser, paths):
         if os.path.lexists(path) or not glob.has_magic(path):
             expanded.append(path)
             continue

@@ -8,8 +8,9 @@ Whatever goes wrong becomes one `ImageError` that names the image and says what 
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -105,7 +106,7 @@ def read_image(
     """
     if value_range is not None and not value_range[0] < value_range[1]:
         raise ValueError(f"value_range={value_range} must have its low end below its high end.")
-    if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image | Mapping | tuple):
         at_least = None  # draft mode would change the caller's image
 
     def from_image(image: Image.Image) -> Picture:
@@ -189,9 +190,16 @@ def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
         return [Page(Path(images), number) for number in page_numbers(images)] or [images]
     if is_single(images):
         return [images]
+    if hasattr(images, "columns"):
+        raise ImageError("a table is no image: give its column of paths, as in table['image'].")
+    if getattr(getattr(images, "dtype", None), "kind", "") in ("O", "T", "U"):
+        held: Any = images
+        return list(np.atleast_1d(held))  # paths, as in a pandas Series
     array = as_array(images)
     if array is not None:
-        return [array] if array.dtype != object and array.ndim <= 3 else array
+        return [array] if array.ndim <= 3 else array
+    if not isinstance(images, Iterable) and hasattr(images, "__getitem__"):
+        return (images[index] for index in range(len(images)))  # a data set of PyTorch
     if not isinstance(images, Iterable):
         raise ImageError(
             f"an image of type {type(images).__name__} cannot be read: give a path, a PIL image, "

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -24,8 +24,9 @@ from unseg_jax.errors import ImageError, printable
 
 Source = Any
 """What images and masks are read from: a path, a `Page` of a file, a PIL image, an array or
-tensor, the bytes of an encoded image, or an object whose `read()` gives such bytes or an array
-(an open file, a record)."""
+tensor, the bytes of an encoded image, an object whose `read()` gives such bytes or an array
+(an open file, a record), or one of these in a row `{"image": …}` or a pair `(image, label)` of a
+data set."""
 
 FORMATS = (
     *("JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF"),
@@ -88,9 +89,45 @@ def describe(source: Source) -> str:
     return printable(str(getattr(source, "name", f"given as a {type(source).__name__}")))
 
 
+def unwrap(source: Source) -> Source:
+    """The image in a row, as of Hugging Face or TensorFlow data sets, or in an (image, label) pair.
+
+    >>> unwrap({"image": {"bytes": None, "path": "a.png"}, "label": 3})
+    'a.png'
+
+    Raises:
+        ImageError: a row or a tuple that does not say which of its values is the image.
+    """
+    if isinstance(source, Mapping):
+        if source.get("image") is not None:
+            return unwrap(source["image"])
+        found = source.get("bytes") or source.get("path")  # an image that is not decoded yet
+        if found is None:
+            keys = ", ".join(map(str, source)) or "no keys"
+            raise ImageError(f"has {printable(keys)}: give the image in it, as in row['image'].")
+        return found
+    if isinstance(source, tuple):
+        if not _is_pair(source):
+            raise ImageError(f"holds {len(source)} values: give the image in it, as in item[0].")
+        return source[0]
+    return source
+
+
+def _is_pair(source: Any) -> bool:
+    """Whether this is (image, label): a second image is none."""
+    if not isinstance(source, tuple) or len(source) != 2:
+        return False
+    label = source[1]
+    return (
+        label is None or isinstance(label, int | float | Mapping) or getattr(label, "ndim", 2) < 2
+    )
+
+
 def is_single(source: Any) -> bool:
     """Whether this is one source, and not an iterable of several; arrays are told by their axes."""
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
+        return True
+    if isinstance(source, Mapping) or _is_pair(source):
         return True
     return hasattr(source, "read") or hasattr(source, "convert")
 
@@ -103,7 +140,7 @@ def as_array(source: Source) -> np.ndarray | None:
     """
     if isinstance(source, np.ndarray):
         return source
-    if isinstance(source, Image.Image) or not hasattr(source, "__array__"):
+    if isinstance(source, str | bytes | Image.Image) or not hasattr(source, "__array__"):
         return None
     try:
         if hasattr(source, "detach"):  # PyTorch's, which may live on a device
@@ -141,6 +178,7 @@ def decode(
         page = source.number if page is None else page
     name = describe(source)
     try:
+        source = unwrap(source)
         array = as_array(source)
         if array is None and hasattr(source, "read") and not isinstance(source, os.PathLike):
             if hasattr(source, "seek"):
@@ -260,7 +298,7 @@ def _open(source: Any) -> IO[bytes]:
             f"of type {type(source).__name__} cannot be read: give a path, a PIL image, bytes, an "
             f"open file, or an array (H, W, 3) or (H, W)."
         )
-    path = os.fspath(source)
+    path = os.path.expanduser(source)
     scheme, colon, _ = path.partition(":")
     if colon and "://" in path and scheme.lower() in _SCHEMES:
         raise ImageError("is a URL: download it first, and give the path of the file.")

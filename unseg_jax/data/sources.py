@@ -4,6 +4,7 @@
 here; an item that cannot be read fails on its own, later.
 """
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -17,7 +18,7 @@ from unseg_jax.data.folders import IMAGE_SUFFIXES, Listing, list_images, page_na
 from unseg_jax.data.layouts import LAYOUTS, Layout, Part
 from unseg_jax.data.opening import Page, page_numbers
 from unseg_jax.data.truths import MaskRule, Value
-from unseg_jax.errors import DatasetError, nearest
+from unseg_jax.errors import DatasetError, nearest, printable
 
 
 def open_dataset(
@@ -37,8 +38,9 @@ def open_dataset(
         spec: one of
             a folder with `images/` and `masks/`, paired strictly by stem;
             a folder of images alone, or a single image, which have no masks;
-            a list file `.csv` (columns image, and optionally mask, split, id) or `.jsonl` (the
-            same keys, an object a line), paths relative to the file's folder;
+            a list file `.csv` or `.tsv` (columns image, and optionally mask, split, id, separated
+            by comma, semicolon, tab or bar; UTF-8 or UTF-16) or `.jsonl` (the same keys, an object
+            a line), paths relative to the file's folder;
             `NAME:DIR` for a data set of `unseg_jax.data.layouts.LAYOUTS`;
             `tfds:NAME[/CONFIG][:VERSION][:SPLIT]` for a TensorFlow Datasets one (extra `tfds`).
         image_key, mask_key: names of the features of a TFDS data set; "a/b" for nested ones.
@@ -67,7 +69,7 @@ def open_dataset(
             "image_key and mask_key name features of a TFDS data set: leave them out."
         )
     elif name in LAYOUTS and rest:
-        dataset = open_layout(name, Path(rest), split=split, strict=strict)
+        dataset = open_layout(name, Path(rest).expanduser(), split=split, strict=strict)
     else:
         dataset = _only(_open_path(text), split)
     if not dataset.items:
@@ -121,17 +123,19 @@ def list_file(path: str | Path) -> Dataset:
     """
     path = Path(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            text = file.read()
+        data = path.read_bytes()
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"list {path} cannot be read ({error}): check it.") from None
-    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
+    rows = _jsonl_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
     entries = []
     for line, row in rows:
         image, mask = row.get("image"), row.get("mask") or None
         if not isinstance(image, str) or not image or not isinstance(mask, str | None):
             raise DatasetError(f"line {line} of {path} names no image: give every line a path.")
-        entries.append((row.get("id"), path.parent / image, mask and path.parent / mask, row))
+        image, mask = (name and path.parent / Path(name).expanduser() for name in (image, mask))
+        entries.append((row.get("id"), image, mask, row))
     ids = _unique_ids([Path(image) for _, image, _, _ in entries])
     items = _by_page(
         Item(safe_name(str(named)) if named else made, image, mask, row.get("split") or None)
@@ -170,10 +174,10 @@ def open_layout(
 
 
 def _open_path(text: str) -> Dataset:
-    path = Path(text)
+    path = Path(text).expanduser()
     if path.is_dir():
         return folder_pairs(path)
-    if path.suffix.lower() in (".csv", ".jsonl"):
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
         return list_file(path)
     if path.is_file():
         items = _by_page([Item(safe_name(path.stem), path)])
@@ -310,11 +314,18 @@ def _with_splits(items: Iterable[Item], folder: Path, name: str) -> tuple[Item, 
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    # The csv module itself tells ends of lines from newlines within quotes.
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    if "image" not in (reader.fieldnames or ()):
-        raise DatasetError(f"list {path} has no column 'image': begin it with a line image,mask.")
-    return [(reader.line_num, row) for row in reader]
+    for separator in ",;\t|":
+        # The csv module itself tells ends of lines from newlines within quotes.
+        lines = io.StringIO(text, newline="")
+        reader = csv.DictReader(lines, skipinitialspace=True, delimiter=separator)
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        if "image" in reader.fieldnames:
+            return [(reader.line_num, row) for row in reader]
+    first = printable(text.partition("\n")[0].strip()[:80])
+    raise DatasetError(
+        f"list {path} has no column 'image' in its first line, {first!r}: begin it with a line "
+        "image,mask."
+    )
 
 
 def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:

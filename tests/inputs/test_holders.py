@@ -1,0 +1,123 @@
+"""Images as people hold them: columns of tables, rows and pairs of data sets, paths with ~."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from unseg_jax.cli.console import expand
+from unseg_jax.data import open_dataset, read_image
+from unseg_jax.data.images import as_iterable
+from unseg_jax.errors import DatasetError, ImageError
+
+from .conftest import photograph
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder with two photographs."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a", "b"):
+        Image.fromarray(photograph(ord(name))).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+class Pairs:
+    """A map-style data set of PyTorch: no iterator, and no IndexError."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index % len(self)], index
+
+
+def holders(home):
+    """Name → something that holds the two photographs, as paths or as pictures."""
+    paths = [str(home / "a.png"), str(home / "b.png")]
+    pictures = [Image.fromarray(photograph(ord(letter))) for letter in "ab"]
+    encoded = [Path(path).read_bytes() for path in paths]
+    return {
+        "series": pd.Series(paths, index=[7, 9]),
+        "strings of pandas": pd.Series(paths, dtype="string"),
+        "categories": pd.Series(paths, dtype="category"),
+        "index": pd.Index(paths),
+        "array of strings": np.array(paths),
+        "array of objects": np.array(paths, object),
+        "tilde": ["~/a.png", "~/b.png"],
+        "rows": [{"image": picture, "label": 1} for picture in pictures],
+        "rows of bytes": [{"bytes": data, "path": "no.png"} for data in encoded],
+        "rows of paths": [{"image": {"bytes": None, "path": path}} for path in paths],
+        "pairs": [(pictures[0], 3), (pictures[1], np.int64(3))],
+        "pairs with boxes": [(picture, {"boxes": []}) for picture in pictures],
+        "data set of pairs": Pairs(pictures),
+        "pair of paths": (paths[0], paths[1]),
+    }
+
+
+def test_two_images_are_read(home):
+    for name, held in holders(home).items():
+        found = [read_image(source, (8, 8)).pixels for source in as_iterable(held)]
+        assert len(found) == 2, name
+        for pixels, letter in zip(found, "ab", strict=True):
+            np.testing.assert_array_equal(pixels, photograph(ord(letter)), err_msg=name)
+
+
+def test_one_row_and_one_pair_are_one_image(home):
+    picture = Image.fromarray(photograph(ord("a")))
+    for single in ({"image": picture}, (picture, 3), "~/a.png", np.array("~/a.png")):
+        (source,) = as_iterable(single)
+        np.testing.assert_array_equal(read_image(source).pixels, photograph(ord("a")))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            {"picture": 1, "label": 2},
+            "has picture, label: give the image in it",
+        ),
+        ((photograph(), photograph()), "holds 2 values: give the image in it, as in item"),
+    ],
+)
+def test_what_does_not_say_which_is_the_image_is_refused(source, said):
+    with pytest.raises(ImageError) as caught:
+        read_image(source)
+    assert said in str(caught.value)
+
+
+def test_a_table_is_refused_with_its_column():
+    with pytest.raises(ImageError, match=r"give its column of paths, as in table\['image'\]"):
+        as_iterable(pd.DataFrame({"image": ["a.png"]}))
+
+
+def test_command_lines_and_data_sets_know_the_home_folder(home):
+    assert expand(["~/[ab].png"]) == [str(home / "a.png"), str(home / "b.png")]
+    assert len(open_dataset("~")) == 2
+    (home / "list.csv").write_text("image\n~/a.png\n")
+    assert open_dataset("~/list.csv").items[0].image == home / "a.png"
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("header", [("image", "mask"), ("Mask", "IMAGE "), ("id", "Image", "mask")])
+def test_lists_of_spreadsheets_are_read(tmp_path, separator, encoding, header):
+    row = {"image": "caf\u00e9, 1.png", "mask": "m; 1.png", "id": "one"}
+    cells = [f'"{row[name.strip().lower()]}"' for name in header]
+    text = separator.join(header) + "\r\n" + separator.join(cells) + "\r\n"
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "list.csv").write_bytes((mark + text).encode(encoding))
+    (item,) = open_dataset(tmp_path / "list.csv").items
+    assert item.image == tmp_path / row["image"]
+    assert item.mask == (tmp_path / row["mask"])
+
+
+def test_a_list_without_a_header_shows_its_first_line(tmp_path):
+    (tmp_path / "list.csv").write_text("a.png;b.png\n")
+    with pytest.raises(DatasetError, match=r"no column 'image' in its first line, 'a\.png;b\.png'"):
+        open_dataset(tmp_path / "list.csv")
