@@ -163,8 +163,14 @@ def test_the_number_of_tiles_that_are_fitted_is_bounded(backbone, monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda b: us.Segmenter("deepcut", backbone=b, tile=64), "tile=64 .* only one model"),
-        (lambda b: us.make_segment_fn("deepcut", b, tile=64), "tile=64 .* only one model"),
+        (
+            lambda b: us.Segmenter("deepcut", backbone=b, tile=64),
+            "tile=64 .* only a model of a whole set",
+        ),
+        (
+            lambda b: us.make_segment_fn("deepcut", b, tile=64),
+            "tile=64 .* only a model of a whole set",
+        ),
         (lambda b: us.fit([slide()[0]], method="unsegmedgat-c", backbone=b, tile=64), "tile=64"),
         (lambda b: us.fit([slide()[0]], backbone=b, tile=-1), "tile=-1 must be"),
     ],

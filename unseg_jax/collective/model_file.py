@@ -127,7 +127,7 @@ def method_from(fields: Mapping[str, Any]) -> Method:
     """A `Method` from the fields of one, all of them checked.
 
     >>> from unseg_jax.registry import METHODS
-    >>> method_from(dataclasses.asdict(METHODS["deepcut"])) == METHODS["deepcut"]
+    >>> method_from(vars(METHODS["deepcut"])) == METHODS["deepcut"]
     True
 
     Args:
