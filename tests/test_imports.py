@@ -1,7 +1,10 @@
 """What `import unseg_jax` pulls in, and what happens where a package is missing."""
 
+import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +54,18 @@ def test_every_public_name_is_there():
         assert getattr(value, "__name__", "").rpartition(".")[2] == name
     with pytest.raises(AttributeError, match="no attribute 'segmant'"):
         unseg_jax.segmant  # noqa: B018
+
+
+def test_the_page_of_the_api_documents_every_public_name():
+    import unseg_jax
+
+    page = (Path(__file__).parents[1] / "docs/api.md").read_text()
+    documented = {name.removeprefix("unseg_jax.") for name in re.findall(r"^::: (\S+)", page, re.M)}
+    for name in documented:
+        pkgutil.resolve_name(f"unseg_jax.{name}")
+    # Of the metrics each module is a section; jraph is an extra.
+    names = {"metrics" if "metrics." in name else name.rpartition(".")[2] for name in documented}
+    assert names - {"jraph"} == set(unseg_jax.__all__)
 
 
 def test_command_line_starts_without_what_only_some_commands_need():

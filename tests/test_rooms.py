@@ -16,9 +16,14 @@ def module_name(path: Path) -> str:
 
 
 def imports_of(module: str, source: str, modules: set[str]) -> set[str]:
-    """Modules of the library that a source imports, function-level imports among them."""
+    """Modules of the library that a source imports, function-level imports among them; those for
+    type checkers alone are none."""
     imported: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -1,5 +1,7 @@
 """From photographs to masks with the real backbone, on small grids."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,16 +111,14 @@ def test_unknown_names_are_answered_with_the_nearest():
         us.Segmenter("deepcut", strid=8)
     with pytest.raises(ValueError, match="batch_size=0"):
         us.Segmenter("deepcut", batch_size=0)
-    with pytest.raises(ValueError, match="fit it first"):
-        us.Segmenter("collective")
 
 
 def test_non_finite_features_are_an_error(backbone, segmenter, images):
-    bad = jax.tree.map(lambda leaf: leaf * jnp.nan, backbone.params)
-    pixels = np.stack([segmenter.prepare(images[0])] * 2)
-    result = jax.device_get(segmenter._program(bad, pixels))
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, backbone.params)
+    bad = segmenter.but(backbone=dataclasses.replace(backbone, params=params))
     with pytest.raises(us.ImageError, match="not finite"):
-        segmenter.finish(result, 0, images[0], "x.png")
+        bad(images[0])
+    assert bad.compilations == segmenter.compilations  # weights are arguments of one program
 
 
 @pytest.mark.parametrize("refine", ["bilateral", "guided"])

@@ -11,7 +11,6 @@ from unseg_jax.cli import main
 from unseg_jax.cli.segmenting import Choice
 from unseg_jax.collective import scoring
 from unseg_jax.errors import ImageError
-from unseg_jax.segmenter import ImageSegmenter
 
 SHAPES = ((48, 64), (64, 48), (48, 48), (48, 62), (30, 90))
 GRIDS = ((3, 5), (5, 3), (4, 4), (3, 5), (2, 8))
@@ -39,7 +38,7 @@ def backbone(tiny_weights):
 
 @pytest.fixture(scope="module")
 def segmenter(backbone):
-    return ImageSegmenter("vit-kmeans", backbone=backbone, image_size=32, fit="keep", batch_size=2)
+    return us.Segmenter("vit-kmeans", backbone=backbone, image_size=32, fit="keep", batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +65,13 @@ def test_a_program_is_compiled_for_each_shape_once(segmenter, images, found):
 
 
 def test_square_images_are_as_stretched_ones(backbone, images, found):
-    stretched = ImageSegmenter("vit-kmeans", backbone=backbone, image_size=32)
+    stretched = us.Segmenter("vit-kmeans", backbone=backbone, image_size=32)
     np.testing.assert_array_equal(stretched(images[2])[0].labels, found[2].labels)
 
 
 def test_batches_of_an_accelerator_give_the_same(backbone, images, found):
     """There a batch is one program, so images are sorted by shape and batches padded."""
-    batched = ImageSegmenter(
+    batched = us.Segmenter(
         "vit-kmeans", backbone=backbone, image_size=32, fit="keep", batch_size=2, map="vmap"
     )
     results = list(batched.stream([*images[:3], b"no image", *images[3:]]))

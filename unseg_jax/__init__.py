@@ -7,10 +7,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
+    "BatchSegmenter",
     "Clustering",
     "CollectiveModel",
     "Graph",
+    "GraphLayer",
     "ImageError",
+    "LossFunction",
     "Method",
     "Object",
     "Segmentation",
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from unseg_jax.clustering.loop import Clustering, cluster
     from unseg_jax.collective.fitting import fit
     from unseg_jax.collective.model import CollectiveModel, load_model
+    from unseg_jax.custom import GraphLayer, LossFunction
     from unseg_jax.errors import ImageError
     from unseg_jax.export.results import read_results
     from unseg_jax.interop.pytorch import params_from_pytorch
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
     from unseg_jax.postprocess import Object
     from unseg_jax.registry import list_methods
     from unseg_jax.segmentation import Segmentation
-    from unseg_jax.segmenter import make_segment_fn
+    from unseg_jax.segmenter import BatchSegmenter, make_segment_fn
     from unseg_jax.serving import export_segment_fn
 
 # Public name → the module that holds it. A module is imported when one of its names is first used:
@@ -61,6 +65,7 @@ _HOMES = {
     **dict.fromkeys(("Clustering", "cluster"), "clustering.loop"),
     "fit": "collective.fitting",
     **dict.fromkeys(("CollectiveModel", "load_model"), "collective.model"),
+    **dict.fromkeys(("GraphLayer", "LossFunction"), "custom"),
     "ImageError": "errors",
     "export_segment_fn": "serving",
     "read_results": "export.results",
@@ -69,7 +74,7 @@ _HOMES = {
     "Segmentation": "segmentation",
     "Method": "method",
     "list_methods": "registry",
-    "make_segment_fn": "segmenter",
+    **dict.fromkeys(("BatchSegmenter", "make_segment_fn"), "segmenter"),
 }
 # Public modules, and where each lies.
 _MODULES = {

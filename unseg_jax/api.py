@@ -1,67 +1,128 @@
-"""The doors for users: `Segmenter` for many calls, `segment` for one."""
+"""The entry points for users: `Segmenter` for many calls, `segment` for one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unseg_jax.backbones import Backbone
-from unseg_jax.clustering.loop import key_from_seed
+from unseg_jax.collective.choosing import MAX_FITTED, choose, load
 from unseg_jax.data.images import as_iterable
+from unseg_jax.data.reading import Reading
+from unseg_jax.errors import ImageError
 from unseg_jax.method import Method
-from unseg_jax.registry import resolve
+from unseg_jax.parallel import How
 from unseg_jax.segmentation import Segmentation
-from unseg_jax.segmenter import BatchSegmenter, ImageSegmenter
+from unseg_jax.segmenter import BatchSegmenter, load_for
 
 if TYPE_CHECKING:
     from unseg_jax.data.images import Source
 
+_log = logging.getLogger(__name__)
 
-def Segmenter(
-    method: str | Method = "auto",
-    *,
-    backbone: str | Path | Backbone = "auto",
-    batch_size: int = 8,
-    seed: int = 0,
-    dtype: str = "float32",
-    **overrides: Any,
-) -> BatchSegmenter:
-    """Makes a segmenter: call it with one image or many.
 
-    Args:
-        method: "auto", a name of `list_methods()`, or a `Method`. "auto" fits `collective` on the
-            images of a call if they are eight or more, and else applies the model that ships with
-            the library; it says which. With overrides other
-            than `fit` and `tile`, "auto" is `deepcut` with these.
-        backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's own.
-        batch_size: images given to the device at a time, at least 1.
-        seed: random seed.
-        dtype: "float32" or "bfloat16", of the backbone; losses are always float32.
-        **overrides: fields of `Method`.
+@dataclasses.dataclass(frozen=True, eq=False, init=False)
+class Segmenter(BatchSegmenter):
+    """Segments images by a method: call it with one image or many.
 
-    Returns:
-        A `BatchSegmenter`: `segmenter(images)` gives one `Segmentation` per image.
+    A method that learns from a set, such as `collective`, is fitted on the images of each call.
 
-    Raises:
-        ValueError: an unknown method, backbone or field, or a value out of range.
-
-    Example:
-        >>> segmenter = Segmenter("vit-kmeans", backbone=backbone, image_size=32)
-        >>> [found.mask.shape for found in segmenter([photograph, photograph[:40]])]
-        [(48, 64), (40, 64)]
+    Attributes:
+        asked: the method as it was given.
+        overrides: options as they were given.
     """
-    options: dict[str, Any] = {
-        "backbone": backbone,
-        "batch_size": batch_size,
-        "seed": seed,
-        "dtype": dtype,
-    }
-    if method == "auto" and not overrides.keys() - {"fit", "tile"}:
-        from unseg_jax.collective.auto import AutoSegmenter
 
-        return AutoSegmenter(**options, **overrides)
-    return ImageSegmenter("deepcut" if method == "auto" else method, **options, **overrides)
+    asked: str | Method = "auto"
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __init__(
+        self,
+        method: str | Method = "auto",
+        *,
+        backbone: str | Path | Backbone = "auto",
+        batch_size: int = 8,
+        seed: int = 0,
+        dtype: str = "float32",
+        map: How | None = None,
+        value_range: tuple[float, float] | Literal["set"] | None = None,
+        workers: int | None = None,
+        **overrides: Any,
+    ):
+        """
+        Args:
+            method: "auto", a name of `list_methods()`, or a `Method`. "auto" fits `collective` on
+                the images of a call if they are eight or more, and else applies the model that
+                ships with the library; it says which. With overrides other than `fit` and `tile`,
+                "auto" is `deepcut` with these.
+            backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's own,
+                which is DINO ViT-S/8 where it can be fetched, else its stand-in.
+            batch_size: images given to the device at a time, at least 1.
+            seed: random seed.
+            dtype: "float32" or "bfloat16", of the backbone; losses are always float32.
+            map: how a batch is taken, see `unseg_jax.cluster`.
+            value_range: (low, high), the values of deep images that become black and white, or
+                "set" for the range of the images of a call; None stretches each by itself.
+            workers: threads that decode; None is one a core.
+            **overrides: fields of `Method`; for methods that are fitted on a set also `steps`,
+                `passes` and `max_images` of `unseg_jax.fit`.
+
+        Raises:
+            ValueError: an unknown method, backbone or field, or a value out of range.
+
+        Example:
+            >>> segmenter = Segmenter("vit-kmeans", backbone=backbone, image_size=32)
+            >>> [found.mask.shape for found in segmenter([photograph, photograph[:40]])]
+            [(48, 64), (40, 64)]
+        """
+        choice, reading = choose(method, 0, overrides), Reading(value_range, workers=workers)
+        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "map": map}
+        if choice.fits:
+            explicit = choice.explicit
+            resolved, loaded = load_for(choice.method, backbone, dtype=dtype, explicit=explicit)
+            made = BatchSegmenter(resolved, loaded, **settings)
+        else:
+            made = load(choice, backbone=backbone, dtype=dtype, **settings)
+        super().__init__(
+            made.method,
+            made.backbone,
+            reading=reading,
+            work=made.work,
+            fitted=made.fitted,
+            **settings,
+        )
+        object.__setattr__(self, "asked", method)
+        object.__setattr__(self, "overrides", overrides)
+
+    def stream(
+        self, images: Source | Iterable[Source], *, full_pixels: bool = False
+    ) -> Iterator[Segmentation | ImageError]:
+        """See `BatchSegmenter.stream`. Where a model is fitted the images are listed first, by
+        "auto" the first 512 of them."""
+        if not (self.asked == "auto" or self.method.learns_from_set or self.reading.whole_set):
+            yield from super().stream(images, full_pixels=full_pixels)
+            return
+        waiting = iter(as_iterable(images))
+        sources = list(itertools.islice(waiting, MAX_FITTED if self.asked == "auto" else None))
+        choice = choose(self.asked, len(sources), self.overrides)
+        if choice.why:
+            _log.info("%s", choice.why)
+        segmenter: BatchSegmenter = self.but(reading=self.reading.measured(sources))
+        if choice.fits:
+            segmenter = load(
+                choice,
+                sources,
+                segmenter.reading,
+                backbone=self.backbone or "auto",
+                batch_size=self.batch_size,
+                seed=self.seed,
+                map=self.map,
+            )
+        everything = itertools.chain(sources, waiting)
+        yield from segmenter.stream(everything, full_pixels=full_pixels)
 
 
 def segment(
@@ -89,11 +150,4 @@ def segment(
         >>> found.mask.shape, found.mask.dtype, len(found.objects)
         ((48, 64), dtype('bool'), 1)
     """
-    if method != "auto" and (resolved := resolve(method)).learns_from_set:
-        from unseg_jax.collective.fitting import fit
-
-        sources = list(as_iterable(images))
-        seed = options.pop("seed", 0)
-        model = fit(sources, method=resolved, key=key_from_seed(seed), **options)
-        return model.segment(sources)
     return Segmenter(method, **options)(images)

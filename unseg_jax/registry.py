@@ -1,7 +1,7 @@
 """Which methods there are: `METHODS`, their groups, and how one is found by its name."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +38,31 @@ def list_methods() -> list[str]:
         ['deepcut', 'deepcut-cc', 'unseggnet']
     """
     return list(METHODS)
+
+
+ELSEWHERE = {
+    "page": "pass unseg_jax.data.Page(path, number) as an image",
+    "key": "pass seed=",
+    "map": "the command line takes what suits the platform",
+    "on_image": "call unseg_jax.fit, which reports the images it reads",
+}
+"""Options of other entry points, and what to do instead."""
+
+
+def refuse_sets(method: Method) -> None:
+    """Raises ValueError for a method that is fitted on a set, where there is none."""
+    if method.foreground == "set":
+        raise ValueError(
+            f"'{method.name}' finds the foreground in a whole set: fit it first with "
+            f"unseg_jax.fit(images, method='{method.name}'), or call unseg_jax.segment."
+        )
+
+
+def refuse_options(asked: Iterable[str], reasons: Mapping[str, str]) -> None:
+    """Raises ValueError for an option of another entry point, with the reason."""
+    for name in asked:
+        if name in reasons:
+            raise ValueError(f"{name}= is no option here: {reasons[name]}.")
 
 
 _DEEPCUT = "Aflalo et al., DeepCut, ICCV 2023"

@@ -52,6 +52,8 @@ class Segmentation:
         evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
             (above 0) or the background; None where the method has no soft result.
         min_area: share of the image below which a piece is no object.
+        look_closer: whether what was found is so small, and the image so large, that tiles of it
+            may show more.
 
     Example:
         >>> mask = np.zeros((6, 8), bool)
@@ -77,6 +79,7 @@ class Segmentation:
     notes: tuple[str, ...] = ()
     evidence: np.ndarray | None = None
     min_area: float = MIN_AREA
+    look_closer: bool = False
 
     @classmethod
     def of(

@@ -246,13 +246,18 @@ def build(method: str, weights: Path, dtype: str, image_size: int | None = None)
     if resolved.foreground != "set":
         function, params = us.make_segment_fn(method, weights, dtype=dtype, **overrides)
         return function, params, height, resolved.epochs
-    from unseg_jax.collective.applying import ModelSegmenter
+    from unseg_jax.collective.model import CollectiveModel
 
     resolved, backbone = load_for(resolved, weights, dtype=dtype)
     assert backbone is not None
     scorer = random_scorer(backbone.config.width)
-    segmenter = ModelSegmenter(resolved, backbone, evidence=scorer, params=None, foreground=())
-    return jax.jit(segmenter._run_pixels), backbone.params, height, resolved.epochs
+    segmenter = CollectiveModel(resolved, backbone, scorer, None, ()).segmenter()
+
+    def function(params, pixels):
+        shared = (params, segmenter.key, segmenter.fitted)
+        return segmenter.work.run(backbone, resolved, None, shared, pixels, 0)
+
+    return jax.jit(function), backbone.params, height, resolved.epochs
 
 
 def random_scorer(width: int, clusters: int = 16, components: int = 96):

@@ -204,15 +204,13 @@ class Rows:
         """A segmenter with `collective` fitted on the features of a set."""
         import jax
 
-        from unseg_jax.collective.applying import ModelSegmenter
+        from unseg_jax.collective.model import CollectiveModel
         from unseg_jax.collective.scoring import fit_scorer
 
         grid = self.segmenters["collective"].grid
         features = features.astype(np.float16)
         scorer, _ = fit_scorer([features], [grid], key=jax.random.key(0))
-        return ModelSegmenter(
-            self.collective, self.backbone, evidence=scorer, params=None, foreground=[]
-        )
+        return CollectiveModel(self.collective, self.backbone, scorer, None, ()).segmenter()
 
     def functions(
         self, made: Sequence[Collage], features: dict[str, np.ndarray], fitted: Any

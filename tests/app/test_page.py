@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import unseg_jax as us
+from unseg_jax.app.work import Settings, choose_for
 from unseg_jax.registry import METHODS
 
 
@@ -57,7 +58,8 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
 
     segment(page, clusters="3")
     # Called as from Python, without the page; compiled already.
-    segmenter = server.app.state.worker.segmenter("deepcut", 3, "tiny")
+    settings = Settings("deepcut", 3, "tiny")
+    segmenter = server.app.state.worker.load(choose_for(settings, 1), settings)
     assert segmenter.method == us.Method(**{**vars(METHODS["deepcut"]), "num_clusters": 3})
     assert segmenter.backbone.source == str(tiny_weights)
     expected = segmenter(path)[0]
@@ -141,7 +143,7 @@ def test_eight_images_are_fitted_by_auto(open_page, photographs):
     page.wait_for_selector("#list li:nth-child(8)")
     page.wait_for_selector("#start:not([disabled])")
     segment(page, "auto")
-    assert "auto fitted collective on 8 images." in page.inner_text("#how")
+    assert "auto: 8 images are enough to fit" in page.inner_text("#how")
     names = page.locator("#cards .name").all_inner_texts()
     assert len(set(names)) == 8
     assert "coffee (2).png" in names

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unseg_jax as us
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench import engine as engine_module
 from unseg_jax.bench import runner as runner_module
@@ -21,7 +22,6 @@ from unseg_jax.bench.preparing import Preparer
 from unseg_jax.clustering.losses import ncut
 from unseg_jax.data import Dataset, Item
 from unseg_jax.metrics import dice, iou
-from unseg_jax.segmenter import ImageSegmenter
 
 OVERRIDES = {"image_size": 48, "epochs": 4}
 TIMES = {"seconds", "shared_seconds", "run", "crc"}
@@ -90,7 +90,7 @@ def test_summary_and_records_are_as_the_design_says(whole):
 def test_scores_are_those_of_the_segmenter(whole, data, weights):
     out, summary = whole
     paths = sorted((data / "images").iterdir())
-    segmenter = ImageSegmenter("deepcut", backbone=weights, batch_size=4, **OVERRIDES)
+    segmenter = us.Segmenter("deepcut", backbone=weights, batch_size=4, **OVERRIDES)
     found = segmenter([str(path) for path in paths])
     truths = [np.asarray(Image.open(data / "masks" / path.name)) > 127 for path in paths]
     ious = [iou(one.mask, truth) for one, truth in zip(found, truths, strict=True)]

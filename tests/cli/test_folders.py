@@ -196,12 +196,10 @@ def test_auto_adds_few_images_to_many_and_many_to_few(segment, tmp_path):
 def test_a_fitted_model_is_kept_and_used_for_the_same_images(
     tiny_weights, tmp_path, capsys, monkeypatch
 ):
-    from unseg_jax.cli import fitting
+    from unseg_jax.collective import fitting
 
-    fits, fit = [], fitting.fit_with_bar
-    monkeypatch.setattr(
-        fitting, "fit_with_bar", lambda *a, **k: fits.append(len(a[0])) or fit(*a, **k)
-    )
+    fits, fit = [], fitting.fit_set
+    monkeypatch.setattr(fitting, "fit_set", lambda *a, **k: fits.append(len(a[0])) or fit(*a, **k))
     photos, out = draw(tmp_path / "a", 3), tmp_path / "found"
     common = ["--backbone", tiny_weights, "--method", "collective", "--image-size", "40"]
 

@@ -8,8 +8,6 @@ from PIL import Image
 
 import unseg_jax
 from unseg_jax.cli import main
-from unseg_jax.method import Method
-from unseg_jax.registry import resolve
 from unseg_jax.runs.locking import LOCK
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
@@ -107,36 +105,9 @@ def test_formats_and_objects_are_chosen(photos, tiny_weights, tmp_path, capsys):
     assert segment(capsys, photos, "--out", tmp_path, "--objects", "some")[0] == 1
 
 
-def test_a_model_takes_batch_size_and_seed(monkeypatch, tmp_path):
-    import dataclasses
-    from types import SimpleNamespace
-
-    from unseg_jax.cli.segmenting import Choice
-    from unseg_jax.collective import model
-
-    @dataclasses.dataclass(frozen=True)
-    class Model:
-        method: Method
-        batch_size: int = 8
-        seed: int = 0
-
-        def segmenter(self, epochs, *, closer):
-            shown = (self.method.fit, self.method.tile)
-            assert not closer  # a model of one's own is applied as it is
-            return SimpleNamespace(taken=(self.batch_size, self.seed, epochs, *shown))
-
-    fitted = Model(resolve("collective"))
-    monkeypatch.setattr(model, "load_model", lambda path, **_: fitted)
-    overrides = {"epochs": 2, "fit": "stretch", "tile": 64}
-    choice = Choice(tmp_path / "m", "deepcut", "auto", 7, 3, "float32", overrides)
-    assert choice.load([], quiet=True).taken == (3, 7, 2, "stretch", 64)
-    choice = Choice(tmp_path / "m", "deepcut", "auto", 7, 3, "float32", {})
-    assert choice.load([], quiet=True).taken == (3, 7, None, "keep", 0)
-
-
 def test_jobs_are_the_threads_that_read_and_write(photos, tiny_weights, tmp_path, monkeypatch):
-    from unseg_jax import segmenter
     from unseg_jax.export import folder
+    from unseg_jax.segmenter import streaming
 
     used = {"read": [], "write": []}
 
@@ -148,8 +119,8 @@ def test_jobs_are_the_threads_that_read_and_write(photos, tiny_weights, tmp_path
         used["write"].append(workers)
         return writer(workers)
 
-    batches, writer = segmenter.batches, folder.Writer
-    monkeypatch.setattr(segmenter, "batches", reading)
+    batches, writer = streaming.batches, folder.Writer
+    monkeypatch.setattr(streaming, "batches", reading)
     monkeypatch.setattr(folder, "Writer", writing)
     contents = []
     for jobs in ([], ["--jobs", "1"], ["--jobs", "3"]):

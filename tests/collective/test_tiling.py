@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import unseg_jax as us
-from unseg_jax.collective.tiling import blend, choose_threshold, tile_boxes, tile_side
+from unseg_jax.collective.segmenter import SCORED
+from unseg_jax.collective.tiling import CLOSER, blend, choose_threshold, tile_boxes, tile_side
 from unseg_jax.errors import ImageError
 from unseg_jax.registry import resolve
 
@@ -112,7 +113,7 @@ def test_small_objects_of_one_slide_are_found():
 
 @pytest.mark.parametrize("side", [20, 60])
 def test_little_in_a_large_image_is_said(backbone, side):
-    from unseg_jax.collective.applying import SMALL_NOTE, MarginResult
+    from unseg_jax.collective.segmenter import SMALL_NOTE, MarginResult
 
     model = us.fit([slide()[0]] * 2, backbone=backbone, **OPTIONS)
     margins = np.full((1, 64, 64), -1.0, np.float32)
@@ -120,7 +121,7 @@ def test_little_in_a_large_image_is_said(backbone, side):
     result = MarginResult(margins, np.zeros((1, 0)), np.ones(1, bool), np.zeros(1))
     for size, said in (((256, 256), False), ((257, 300), side == 20)):
         found = model.segmenter().finish(result, 0, np.zeros((*size, 3), np.uint8))
-        assert (SMALL_NOTE in found.notes) == said, (size, found.coverage)
+        assert (SMALL_NOTE in found.notes) == found.look_closer == said, (size, found.coverage)
 
 
 def test_an_image_no_larger_than_a_tile_is_as_without(backbone):
@@ -190,7 +191,7 @@ def test_epochs_do_not_go_with_tiles(backbone):
 @pytest.fixture
 def all_is_small(monkeypatch):
     """Whatever is found in a large image counts as small, and tiles are of 128 pixels."""
-    monkeypatch.setattr("unseg_jax.collective.applying._SMALL", 2.0)
+    monkeypatch.setattr("unseg_jax.collective.segmenter._SMALL", 2.0)
     monkeypatch.setattr("unseg_jax.collective.tiling._UNASKED", 128)
 
 
@@ -214,15 +215,14 @@ def test_a_large_image_in_which_little_is_found_is_seen_in_tiles(backbone, all_i
 
 
 def test_what_tiles_do_not_show_is_kept_as_it_was(backbone, all_is_small, monkeypatch):
-    from unseg_jax.collective.applying import SMALL_NOTE
-    from unseg_jax.collective.tiling import TiledSegmenter
+    from unseg_jax.collective import tiling
 
     image = slide()[0]
     model = us.fit([image] * 2, backbone=backbone, **OPTIONS)
-    failed = iter([ImageError("it vanished.")])
-    monkeypatch.setattr(TiledSegmenter, "stream", lambda *arguments, **options: failed)
+    failed = tiling.TILED._replace(stream=lambda *_: iter([ImageError("it vanished.")]))
+    monkeypatch.setattr(tiling, "TILED", failed)
     (found,) = model.segmenter(closer=True)(image)
-    assert SMALL_NOTE in found.notes
+    assert found.look_closer
     np.testing.assert_array_equal(found.mask, model.segment(image)[0].mask)
 
 
@@ -234,5 +234,5 @@ def test_tiles_of_an_image_are_few():
 
 
 def test_the_default_alone_looks_closer():
-    assert us.Segmenter().closer
-    assert not us.Segmenter(tile=0).closer
+    assert us.Segmenter().work is CLOSER
+    assert us.Segmenter(tile=0).work is SCORED

@@ -18,6 +18,7 @@ from unseg_jax.cli.console import explain
 from unseg_jax.data.folders import find_images
 
 if TYPE_CHECKING:
+    from unseg_jax.collective.choosing import Choice
     from unseg_jax.data.folders import ImageFile
     from unseg_jax.export.folder import Plan
     from unseg_jax.export.records import Entry, Run
@@ -141,8 +142,6 @@ class Worker:
         self._changed = threading.Condition()
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="unseg-jax-serve", daemon=True)
-        # Programs are compiled once for all users of a method.
-        self.segmenter = functools.lru_cache(maxsize=8)(self._make_segmenter)
         self._backbone = functools.lru_cache(maxsize=2)(self._load_backbone)
 
     def start(self) -> None:
@@ -239,66 +238,42 @@ class Worker:
         job.seconds = max(0.0, time.perf_counter() - start - clock.seconds)
 
     def _segmenter_for(self, job: Job) -> Any:
-        from unseg_jax.collective.auto import SET_SIZE
-        from unseg_jax.registry import resolve
+        def keep(model: Any) -> None:
+            job.fitted = model.images
+            job.message = job.message or f"{job.method} was fitted on {model.images} images."
+            model.save(job.out / MODEL)
 
-        settings, count = job.settings, len(job.images)
-        method, clusters = settings.method, settings.clusters
-        if method == "auto" and clusters is not None:
-            job.message = "auto took deepcut, since K is a setting of it."
-            method = "deepcut"
-        elif method == "auto" and count < SET_SIZE:
-            job.message = (
-                f"auto took the model that ships with unseg-jax; {SET_SIZE} images or more of one "
-                "kind are fitted together."
-            )
-            job.method = "collective"
-            return self.segmenter("", None, settings.backbone)
-        elif method == "auto":
-            method = "collective"
-        job.method = method
-        resolved = resolve(method, num_clusters=clusters)
-        if not resolved.learns_from_set:
-            return self.segmenter(method, clusters, settings.backbone)
-        from unseg_jax.collective.fitting import fit
-
-        model = fit(
+        choice = choose_for(job.settings, len(job.images))
+        job.message, job.method = choice.why, choice.method.name
+        return self.load(
+            choice,
+            job.settings,
             [image.source for image in job.images],
-            method=resolved,
-            backbone=self._backbone_of(resolved, settings.backbone),
-            batch_size=_BATCH,
-            # A graph head that no epoch would use need not be trained.
-            steps=None if resolved.epochs or resolved.collective_epochs else 0,
+            keep=keep,
             on_image=lambda done, total: job.step("fitting", done, total),
         )
-        job.fitted = model.images
-        chosen = f"auto fitted {method}" if settings.method == "auto" else f"{method} was fitted"
-        job.message = f"{chosen} on {model.images} images."
-        model.save(job.out / MODEL)
-        return model.segmenter(closer=settings.method == "auto")
 
-    def _make_segmenter(self, method: str, clusters: int | None, backbone: str) -> Any:
-        """The segmenter of a method of single images; of "", the model that ships."""
-        from unseg_jax.collective.ready import load_ready
-        from unseg_jax.registry import resolve
-        from unseg_jax.segmenter import ImageSegmenter
+    def load(self, choice: Choice, settings: Settings, *arguments: Any, **options: Any) -> Any:
+        """`unseg_jax.collective.choosing.load` with a backbone that is kept in memory."""
+        from unseg_jax.collective.choosing import load
 
-        if not method:
-            named = backbone if backbone == "auto" else self._backbone(backbone)
-            return load_ready(backbone=named, batch_size=_BATCH).segmenter(closer=True)
-        resolved = resolve(method, num_clusters=clusters)
-        loaded = "auto"
-        if resolved.nodes == "patches":
-            loaded = self._backbone_of(resolved, backbone)
-        return ImageSegmenter(resolved, backbone=loaded, batch_size=_BATCH)
-
-    def _backbone_of(self, method: Any, backbone: str) -> Any:
-        return self._backbone(method.backbone if backbone == "auto" else backbone)
+        backbone: Any = "auto"
+        if choice.method.nodes == "patches":
+            asked = settings.backbone
+            backbone = self._backbone(choice.method.backbone if asked == "auto" else asked)
+        return load(choice, *arguments, backbone=backbone, batch_size=_BATCH, **options)
 
     def _load_backbone(self, name: str) -> Any:
         from unseg_jax.backbones import load_backbone
 
         return load_backbone(self.backbones.get(name, name))
+
+
+def choose_for(settings: Settings, count: int) -> Choice:
+    """What the user's settings are for so many images."""
+    from unseg_jax.collective.choosing import choose
+
+    return choose(settings.method, count, {"num_clusters": settings.clusters})
 
 
 def check(settings: Settings, backbones: Mapping[str, str]) -> None:

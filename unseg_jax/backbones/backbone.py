@@ -49,6 +49,12 @@ class Backbone:
     config: ViTConfig
 
     @property
+    def form(self) -> Backbone:
+        """The same without its weights: one object for all backbones that differ in them alone."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return _form(type(self), **{**values, "params": None})
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Pixels that there may be between patches: the divisors of the patch size, ascending."""
         patch = self.config.patch_size
@@ -116,3 +122,8 @@ class Backbone:
             ValueError: an unknown stride, or an image smaller than a patch.
         """
         return _class_attention(self.graphdef, params, jnp.asarray(pixels), stride=stride)
+
+
+@functools.lru_cache(maxsize=64)
+def _form(kind: type[Backbone], **fields: Any) -> Backbone:
+    return kind(**fields)

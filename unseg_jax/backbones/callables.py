@@ -150,8 +150,10 @@ def from_callable(
             raise ValueError(f"{words}={value!r} must be a whole number of at least 1.")
     name = str(name or getattr(fn, "__name__", type(fn).__name__))
 
+    alone = params is None
+
     def function(weights: Any, pixels: Array) -> Array:
-        return fn(pixels) if params is None else fn(weights, pixels)
+        return fn(pixels) if alone else fn(weights, pixels)
 
     if width is None:
         side = _PROBE * patch

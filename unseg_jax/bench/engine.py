@@ -26,6 +26,7 @@ from unseg_jax.bench.settings import Settings
 from unseg_jax.cache import compile_clock
 from unseg_jax.data import Source
 from unseg_jax.data.framing import Framing
+from unseg_jax.data.reading import Reading
 from unseg_jax.errors import BenchError
 from unseg_jax.method import Method
 from unseg_jax.parallel import map_images, pad_batch, takes_images_apart
@@ -174,6 +175,7 @@ class Engine:
         folder: Path,
         save: Callable[[str, bytes], Any],
         progress: Callable[[str], Any] = lambda name: None,
+        reading: Reading | None = None,
     ) -> None:
         """Fits the models of methods that learn from the whole set, or reads them again.
 
@@ -182,29 +184,30 @@ class Engine:
             folder: where models are kept, so that a resumed run has the same.
             save: called with the file name and the content of a new model for that folder.
             progress: called with the name of each method before its turn.
+            reading: how the images are read.
         """
-        for name, method in self._unfitted.items():
-            from unseg_jax.collective.fitting import fit
-            from unseg_jax.collective.model import load_model
+        from unseg_jax.collective.choosing import choose, load
 
-            path = folder / f"{name}.safetensors"
-            if path.exists():
-                model = load_model(path, backbone=self.backbone)
-            else:
-                progress(name)
-                model = fit(
-                    images,
-                    method=method,
-                    key=self.segmenters[name].key,
-                    backbone=self.backbone or "auto",
-                    batch_size=self.batch_size,
-                    **{field: getattr(method, field) for field in self._explicit},
-                )
+        for name, method in self._unfitted.items():
+            file = f"{name}.safetensors"
+
+            def keep(model: Any, file: str = file) -> None:
                 with tempfile.TemporaryDirectory() as scratch:
-                    file = Path(scratch, path.name)
-                    model.save(file)
-                    save(path.name, file.read_bytes())
-            self.segmenters[name] = dataclasses.replace(model, **self._options).segmenter()
+                    model.save(Path(scratch, file))
+                    save(file, Path(scratch, file).read_bytes())
+
+            if not (folder / file).exists():
+                progress(name)
+            chosen = {field: getattr(method, field) for field in self._explicit}
+            self.segmenters[name] = load(
+                choose(method, len(images), chosen),
+                images,
+                reading,
+                backbone=self.backbone or "auto",
+                kept=folder / file,
+                keep=keep,
+                **self._options,
+            )
 
     def shrink(self, count: int) -> None:
         """Makes batches no larger than `count` images, before `compile`: a small set is not

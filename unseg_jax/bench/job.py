@@ -54,9 +54,8 @@ class Job:
         """What turns items into pixels."""
         engine, protocol = self.engine, self.settings.resolve_protocol()
         rule, draft = self.dataset.rule, self.settings.draft
-        limits = self.settings.value_range
-        assert not isinstance(limits, str), "the range of the set is measured before"
-        return Preparer(engine.framings, protocol, rule, engine.reads_images, draft, limits)
+        reading = self.settings.reading
+        return Preparer(engine.framings, protocol, rule, engine.reads_images, draft, reading)
 
     @property
     def thumbnails(self) -> frozenset[str]:

@@ -186,7 +186,7 @@ class SegmentActor:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in models.items():
                 (Path(folder) / name).write_bytes(content)
-            self.engine.fit([], Path(folder), lambda name, content: None)
+            self.engine.fit([], Path(folder), lambda *_: None, reading=settings.reading)
         self.engine.compile()
         self.finisher = Finisher(
             self.engine.segmenters,

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.bench.protocols import Box, Protocol, crop_box
-from unseg_jax.data import Item, MaskRule, Truth, fit_mask, read_image, read_mask, resize_image
+from unseg_jax.data import Item, MaskRule, Truth, fit_mask, read_mask, resize_image
 from unseg_jax.data.framing import Framing
+from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.runs.stamps import stamp_source
 
 THUMBNAIL = 128
@@ -55,7 +56,7 @@ class Preparer:
         rule: which mask values are foreground.
         keep_image: whether a method needs the image at its own size afterwards.
         draft: whether large JPEGs may be decoded at a reduced size.
-        value_range: see `unseg_jax.data.read_image`.
+        reading: how images are read.
     """
 
     framings: Sequence[Framing]
@@ -63,7 +64,7 @@ class Preparer:
     rule: MaskRule
     keep_image: bool = False
     draft: bool = True
-    value_range: tuple[float, float] | None = None
+    reading: Reading = PLAIN
 
     def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
         """Prepares one item.
@@ -77,7 +78,7 @@ class Preparer:
             sizes = [framing.at_least for framing in self.framings]
             at_least = (max(size[0] for size in sizes), max(size[1] for size in sizes))
         stamp = stamp_source(item.image)
-        picture = read_image(item.image, at_least, value_range=self.value_range)
+        picture = self.reading.read(item.image, at_least)
         pixels, size, crop = picture.pixels, picture.size, None
         if crops:
             crop = crop_box(load_truth(item, self.rule, size)[0].mask, self.protocol.crop or 0)

@@ -32,7 +32,7 @@ from unseg_jax.bench.remote import Remote, is_remote, local_copy
 from unseg_jax.bench.report import write_summary
 from unseg_jax.bench.scoring import failure_record
 from unseg_jax.bench.settings import Settings
-from unseg_jax.data import Item, Writer, batches, measure_range
+from unseg_jax.data import Item, Writer, batches
 from unseg_jax.errors import Interrupted
 from unseg_jax.runs.stamps import is_item_unchanged
 
@@ -70,9 +70,8 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         limit=settings.limit,
         split=settings.split,
     )
-    if settings.value_range == "set":
-        limits = measure_range([item.image for item in dataset.items])
-        settings = dataclasses.replace(settings, value_range=limits)
+    reading = settings.reading.measured([item.image for item in dataset.items])
+    settings = dataclasses.replace(settings, value_range=reading.value_range)
     shard = settings.shard or (jax.process_index(), jax.process_count())
     path = shard_folder(Path(settings.out), shard)
     check_out(path, settings.data, dataset.items)
@@ -133,6 +132,7 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
                 job.folder.path / "models",
                 lambda name, content: job.folder.write(f"models/{name}", content),
                 lambda name: bar.set_description(f"fitting {name}"),
+                job.settings.reading,
             )
             if job.settings.cluster is not None:
                 from unseg_jax.bench.on_ray import work_on_cluster

@@ -7,12 +7,14 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
 from unseg_jax.cli.options import method_parameters, overrides_from, parse_range
+from unseg_jax.collective.choosing import SET_SIZE, choose
+from unseg_jax.data.reading import Reading
 from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.errors import nearest
 from unseg_jax.method import Method, check_writable, plain_fields
 from unseg_jax.registry import GROUPS, METHODS, resolve
 
-_ALIASES = {"all": tuple(METHODS), **GROUPS, "auto": GROUPS["recommended"]}
+_ALIASES = {"all": tuple(METHODS), **GROUPS, "auto": (choose("auto", SET_SIZE).method.name,)}
 
 _RUN = "The run"
 _METHOD = "Settings of all methods (default: each method's own)"
@@ -180,6 +182,12 @@ class Settings:
         self.resolve_methods()
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"the seed {self.seed} must be from 0 to 2**63 - 1.")
+
+    @property
+    def reading(self) -> Reading:
+        """How images are read, for fitting and for segmenting."""
+        limits: Any = self.value_range
+        return Reading(limits, workers=self.workers)
 
     def resolve_protocol(self) -> Protocol:
         """The protocol with the crop as asked for."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unseg_jax.cli.console import expand, progress, say
 from unseg_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from unseg_jax.data.images import Source
 
 
 def fit_paths(
@@ -33,7 +31,7 @@ def fit_paths(
         page: of files with several pages, from 1; None takes all.
         overwrite: replace a model that is there.
         quiet: no progress bar and no summary.
-        **options: of `fit_with_bar`.
+        **options: of `unseg_jax.fit`.
 
     Returns:
         0 if all went well, 1 if some image was left out.
@@ -41,6 +39,7 @@ def fit_paths(
     Raises:
         InputError: `out` is there, and is no model or is not to be replaced.
     """
+    from unseg_jax.collective.fitting import fit
     from unseg_jax.data.folders import find_images
     from unseg_jax.files import check_writable
 
@@ -49,7 +48,9 @@ def fit_paths(
     for message in images.left_out:
         say(message)
     check_writable(out.parent)
-    model = fit_with_bar([image.source for image in images], quiet=quiet, **options)
+    sources = [image.source for image in images]
+    with fitting_bar(len(sources), quiet) as show:
+        model = fit(sources, on_image=show, **options)
     for message in model.skipped:
         say(message)
     model.save(out)
@@ -86,29 +87,21 @@ def check_model_path(out: Path, *, overwrite: bool = False) -> None:
         )
 
 
-def fit_with_bar(
-    sources: Sequence[Source], *, quiet: bool, seed: int, leave: bool = True, **options: Any
-) -> Any:
-    """`unseg_jax.fit` with a bar of the images read, which starts again at each pass.
+@contextlib.contextmanager
+def fitting_bar(
+    count: int, quiet: bool, *, leave: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """A bar of the images read, which starts again at each pass; gives what `on_image` takes.
 
     Args:
-        sources: the images.
+        count: of images.
         quiet: no bar.
-        seed: random seed.
         leave: whether the finished bar stays.
-        **options: of `unseg_jax.fit`.
     """
-    import jax
-
-    from unseg_jax.collective.fitting import fit
-    from unseg_jax.devices import usable_devices
-
-    usable_devices()
-
-    with progress(len(sources), quiet, doing="fitting", leave=leave) as bar:
+    with progress(count, quiet, doing="fitting", leave=leave) as bar:
 
         def show(count: int, total: int) -> None:
             bar.total, bar.n = total, count
             bar.refresh() if count == total else bar.update(0)
 
-        return fit(sources, key=jax.random.key(seed), on_image=show, **options)
+        yield show

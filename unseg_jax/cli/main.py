@@ -162,6 +162,7 @@ def segment(
         raise typer.BadParameter(f"--print {show} is not known: the only form is json.")
     overrides = read_overrides(settings, **fields)
     from unseg_jax.cli.segmenting import Choice, find_model, segment_paths
+    from unseg_jax.data.reading import Reading
     from unseg_jax.export.folder import Output
 
     chosen = [*(formats or ["png"]), *([json] if json else [])]
@@ -173,8 +174,7 @@ def segment(
         batch_size,
         dtype,
         overrides,
-        parse_range(value_range),
-        jobs,
+        Reading(parse_range(value_range), workers=jobs),
     )
     choice.check()
     output = Output(tuple(chosen), min_area, objects, full_overlay, recursive=recursive)
@@ -229,6 +229,7 @@ def fit(
     ] = False,
     quiet: QuietOption = False,
     page: PageOption = "all",
+    value_range: RangeOption = "image",
     jobs: JobsOption = None,
     **fields: Any,
 ) -> None:
@@ -257,6 +258,7 @@ def fit(
             batch_size=batch_size,
             max_images=max_images,
             dtype=dtype,
+            value_range=parse_range(value_range),
             workers=jobs,
             **overrides,
         )

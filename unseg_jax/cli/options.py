@@ -6,7 +6,7 @@ import ast
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from unseg_jax.method import FIELDS
 
@@ -99,7 +99,7 @@ def parse_page(text: str) -> int | None:
     return int(text)
 
 
-def parse_range(text: str) -> tuple[float, float] | str | None:
+def parse_range(text: str) -> tuple[float, float] | Literal["set"] | None:
     """Which pixel values become black and white: "image", "set", or "LOW:HIGH".
 
     Returns:

@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from unseg_jax.cli.console import exit_code, expand, progress, say
+from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.errors import printable
 
 if TYPE_CHECKING:
+    from unseg_jax.collective.choosing import Choice as Chosen
     from unseg_jax.data.folders import ImageFile
     from unseg_jax.export.folder import Output, Plan
     from unseg_jax.export.records import Entry, Run
-
-
-# Fields that say how an image is shown to any method.
-_OF_ALL = ("fit", "tile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +36,7 @@ class Choice:
         batch_size: images per batch.
         dtype: of the backbone.
         overrides: fields of `Method`.
-        value_range: limits of deep images, "set" for those of all images, or None for each its
-            own; see `unseg_jax.data.read_image`.
-        workers: threads that decode, and as many that write; None is one a core.
+        reading: how images are read; as many threads write.
         said: whether the user was told what is fitted.
         closer: whether large images are seen in tiles where little was found.
     """
@@ -52,8 +48,7 @@ class Choice:
     batch_size: int
     dtype: str
     overrides: dict[str, Any]
-    value_range: tuple[float, float] | str | None = None
-    workers: int | None = None
+    reading: Reading = PLAIN
     said: bool = False
     closer: bool = False
 
@@ -64,62 +59,46 @@ class Choice:
             ValueError: an unknown method or field.
             typer.BadParameter: settings that a model brings itself.
         """
-        from unseg_jax.registry import resolve
+        try:
+            self.choose(0)
+        except ValueError as error:
+            if self.model is None:
+                raise
+            raise typer.BadParameter(str(error)) from None
 
-        if self.method != "auto":
-            resolve(self.method, **self.overrides)
-        elif self.model is None:
-            resolve("deepcut", **self.overrides)
-        if self.model is None:
-            return
-        others = [name for name in self.overrides if name not in ("epochs", *_OF_ALL)]
-        others += ["method"] if self.method != "auto" else []
-        if others:
-            raise typer.BadParameter(
-                f"--model brings its own method; leave out {', '.join(others)}, or fit with them."
-            )
+    def choose(self, count: int) -> Chosen:
+        """What segments so many images."""
+        from unseg_jax.collective.choosing import choose
+
+        return choose(self.method, count, self.overrides, self.model)
 
     def settled(self, count: int, quiet: bool) -> Choice:
         """What "auto" is for so many images; said in one line unless `quiet`."""
         if self.method != "auto" or self.model is not None:
             return self
-        others = [name for name in self.overrides if name not in _OF_ALL]
-        if others:
-            if not quiet:
-                say(f"auto: takes deepcut, since {', '.join(others)} is a setting of it.")
-            return dataclasses.replace(self, method="deepcut")
-        from unseg_jax.collective.auto import SET_SIZE, explain_choice
-        from unseg_jax.collective.ready import READY_MODEL
-
-        tile = self.overrides.get("tile", 0)
+        chosen = self.choose(count)
         if not quiet:
-            say(explain_choice(count, tile))
-        closer = "tile" not in self.overrides
-        if count >= SET_SIZE or tile:
-            return dataclasses.replace(self, method="collective", said=True, closer=closer)
-        return dataclasses.replace(self, model=READY_MODEL, closer=closer)
+            say(chosen.why)
+        name = chosen.method.name if chosen.model is None else "auto"
+        changes = {"method": name, "model": chosen.model, "closer": chosen.closer}
+        return dataclasses.replace(self, said=True, **changes)
 
     def settings(self) -> dict[str, Any]:
         """Plain values that decide what is found: what two runs into one folder must share.
 
         "auto" stays "auto", however many images there are: `model_key` tells what did them.
         """
-        from unseg_jax.registry import resolve
-
         settings: dict[str, Any] = {"seed": self.seed, "dtype": self.dtype}
-        settings |= {"backbone": self.backbone, "range": self.value_range}
+        settings |= {"backbone": self.backbone, "range": self.reading.value_range}
         if self.model is not None:
             return {**settings, "model": _digest(self.model), **self.overrides}
-        name = self.method
-        if name == "auto":
-            chosen = any(field not in _OF_ALL for field in self.overrides)
-            name = "deepcut" if chosen else "collective"
-            if not chosen and "tile" not in self.overrides:
-                settings["tiles where little is found"] = True
-        fields = dataclasses.asdict(resolve(name, **self.overrides))
+        chosen = self.choose(0)
+        if chosen.closer:
+            settings["tiles where little is found"] = True
+        fields = {**dataclasses.asdict(chosen.method), **chosen.options}
         for field in ("source", "code_overrides", "backbone"):
             fields.pop(field)
-        if name == "collective" and self.method == "auto":
+        if self.method == "auto" and chosen.method.name == "collective":
             fields["name"] = "auto"
         return {"method": fields.pop("name"), **settings, **fields}
 
@@ -127,11 +106,10 @@ class Choice:
         """Tells a model that is fitted on a set of images from those of other sets; "" where the
         settings leave nothing open."""
         from unseg_jax.collective.ready import READY_MODEL
-        from unseg_jax.registry import resolve
 
         if self.model is not None:
             return f"ready-{_digest(self.model)}" if self.model == READY_MODEL else ""
-        if not resolve(self.method, **self.overrides).learns_from_set:
+        if not self.choose(len(images)).fits:
             return ""
         states = [
             (image, os.stat(image.path) if image.path.is_file() else None) for image in images
@@ -159,65 +137,27 @@ class Choice:
             kept: file of a model that was fitted on the same images before.
             keep: called with a model that was fitted here.
         """
-        choice = self if kept is None else dataclasses.replace(self, model=kept)
-        segmenter = choice._load(images, quiet, keep)
-        segmenter.value_range, segmenter.workers = self.value_range, self.workers
-        if self.value_range == "set":
-            from unseg_jax.data.images import measure_range
+        from unseg_jax.cli.fitting import fitting_bar
+        from unseg_jax.collective.choosing import load
 
-            segmenter.value_range = measure_range([image.source for image in images])
-        return segmenter
-
-    def _load(self, images: Sequence[ImageFile], quiet: bool, keep: Callable[[Any], None]) -> Any:
-        from unseg_jax.registry import resolve
-
-        if self.model is not None:
-            from unseg_jax.collective.model import load_model
-            from unseg_jax.collective.ready import READY_MODEL, load_ready
-
-            if self.model == READY_MODEL:
-                model = load_ready(backbone=self.backbone, dtype=self.dtype)
-            else:
-                backbone = None if self.backbone == "auto" else self.backbone
-                model = load_model(self.model, backbone=backbone, dtype=self.dtype)
-            shown = {name: self.overrides.get(name) for name in _OF_ALL}
-            method = resolve(model.method, **shown)
-            model = dataclasses.replace(
-                model, method=method, batch_size=self.batch_size, seed=self.seed
-            )
-            return model.segmenter(self.overrides.get("epochs"), closer=self.closer)
-        resolved = resolve(self.method, **self.overrides)
-        if resolved.learns_from_set:
-            from unseg_jax.cli.fitting import fit_with_bar
-
-            if not (quiet or self.said):
-                say(f"fitting {resolved.name} on these {len(images)} images")
-            model = fit_with_bar(
+        chosen = dataclasses.replace(self.choose(len(images)), closer=self.closer)
+        fits = chosen.fits and kept is None
+        if fits and not (quiet or self.said):
+            say(f"fitting {chosen.method.name} on these {len(images)} images")
+        # One bar is enough to look back at.
+        with fitting_bar(len(images), quiet or not fits, leave=False) as show:
+            return load(
+                chosen,
                 [image.source for image in images],
-                quiet=quiet,
-                leave=False,  # one bar is enough to look back at
-                method=self.method,
-                # A graph head that no epoch would use need not be trained.
-                steps=None if resolved.epochs or resolved.collective_epochs else 0,
-                seed=self.seed,
+                self.reading,
                 backbone=self.backbone,
                 batch_size=self.batch_size,
+                seed=self.seed,
                 dtype=self.dtype,
-                workers=self.workers,
-                **self.overrides,
+                kept=kept,
+                keep=keep,
+                on_image=show,
             )
-            keep(model)
-            return model.segmenter(closer=self.closer)
-        from unseg_jax.segmenter import ImageSegmenter
-
-        return ImageSegmenter(
-            self.method,
-            backbone=self.backbone,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            dtype=self.dtype,
-            **self.overrides,
-        )
 
 
 def _digest(path: Path) -> str:
@@ -314,7 +254,7 @@ def segment_paths(
             known = out / name if not refit and store.is_ours(name) else None
             segmenter = choice.load(images, quiet, kept=known, keep=keep)
         return run_segmenter(
-            segmenter, planned, as_json=as_json, quiet=quiet, workers=choice.workers
+            segmenter, planned, as_json=as_json, quiet=quiet, workers=choice.reading.workers
         )
 
 

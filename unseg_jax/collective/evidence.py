@@ -113,12 +113,15 @@ def nearest_centre(x: Float[Array, "*b r"], centres: Float[Array, "k r"]) -> Int
     return jnp.argmax(x @ centres.T - 0.5 * jnp.sum(centres**2, -1), -1).astype(jnp.int32)
 
 
+_kmeans = jax.jit(kmeans, static_argnums=(2, 4, 5))
+
+
 def fit_centres(x: np.ndarray, num_clusters: int, key: Array) -> Float[Array, "k r"]:
     """k-means centres of a sample of the rows of x (M, R); fewer than K distinct rows leave
     centres of zero, which no row is nearest to unless it is zero itself."""
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,), jnp.uint32)))
     rows = jnp.asarray(x[rng.choice(len(x), min(len(x), _SAMPLE), replace=False)])
-    members = kmeans(rows, jnp.ones(len(rows), bool), num_clusters, key, 15, 1)
+    members = _kmeans(rows, jnp.ones(len(rows), bool), num_clusters, key, 15, 1)
     return (members.T @ rows) / jnp.maximum(members.sum(0), 1.0)[:, None]
 
 

@@ -10,26 +10,27 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone
-from unseg_jax.clustering.loop import cluster_batch, dropout_seeds
+from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
 from unseg_jax.collective.evidence import border_of, project
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.scoring import fit_scorer, score
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.folders import find_images
-from unseg_jax.data.images import as_iterable, read_image
+from unseg_jax.data.images import as_iterable
 from unseg_jax.data.loader import batches
+from unseg_jax.data.reading import Reading
 from unseg_jax.errors import ImageError
-from unseg_jax.method import Method
-from unseg_jax.parallel import pad_batch, takes_images_apart
-from unseg_jax.registry import resolve
+from unseg_jax.method import Method, override
+from unseg_jax.parallel import How, pad_batch, takes_images_apart
+from unseg_jax.registry import ELSEWHERE, refuse_options, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from unseg_jax.data.images import Source
 
+_NO_IMAGES = "there are no images to fit; pass a folder or a list that has some."
 _SET_CLUSTERS = 16
 _DISTIL_STEPS = 100
 _DISTIL_BATCH = 4
@@ -51,12 +53,14 @@ def fit(
     steps: int | None = None,
     passes: int | None = None,
     key: Array | None = None,
+    seed: int = 0,
     backbone: str | Path | Backbone = "auto",
     batch_size: int = 8,
     max_images: int = 512,
     dtype: str = "float32",
+    map: How | None = None,
     on_image: Callable[[int, int], Any] | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: tuple[float, float] | Literal["set"] | None = None,
     workers: int | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
@@ -70,13 +74,16 @@ def fit(
         steps: for "collective" the training steps of the graph head that per-image epochs start
             from (100; 0 leaves it out); else the steps per image in each shared pass.
         passes: T0, shared passes over the set; not for "collective".
-        key: `jax.random.key` of all chance; None is key(0).
+        key: `jax.random.key` of all chance; None is that of `seed`.
+        seed: random seed; of the model too, which applies it to per-image epochs.
         backbone: name, path to weights, or loaded.
         batch_size: images on the device at a time.
         max_images: the evidence is fitted on at most this many images, drawn at random; with
             `tile` on about as many tiles of them.
         dtype: of the backbone.
-        value_range: of deep images; see `unseg_jax.data.read_image`.
+        map: how a batch is taken while fitting, see `unseg_jax.cluster`.
+        value_range: (low, high), the values of deep images that become black and white, or "set"
+            for the range of all images; None stretches each by itself. The model keeps it.
         workers: threads that decode; None is one a core.
         on_image: called as images are read, with how many of the pass are and of how many.
         **overrides: fields of `Method`.
@@ -93,10 +100,57 @@ def fit(
         >>> model.images, model.segment(photograph)[0].mask.shape
         (2, (48, 64))
     """
+    refuse_options(overrides, ELSEWHERE)
     resolved = resolve(method, **overrides)
-    if resolved.algorithm != "gnn" or resolved.nodes != "patches":
+    sources = list_sources(images)
+    return fit_set(
+        sources,
+        resolved,
+        Reading(value_range, workers=workers).measured(sources),
+        num_clusters=num_clusters,
+        steps=steps,
+        passes=passes,
+        key=key,
+        seed=seed,
+        backbone=backbone,
+        batch_size=batch_size,
+        max_images=max_images,
+        dtype=dtype,
+        map=map,
+        explicit=overrides,
+        on_image=on_image,
+    )
+
+
+def fit_set(
+    sources: Sequence[Source],
+    method: Method,
+    reading: Reading,
+    *,
+    num_clusters: int | None = None,
+    steps: int | None = None,
+    passes: int | None = None,
+    key: Array | None = None,
+    seed: int = 0,
+    backbone: str | Path | Backbone = "auto",
+    batch_size: int = 8,
+    max_images: int = 512,
+    dtype: str = "float32",
+    map: How | None = None,
+    explicit: Iterable[str] = (),
+    on_image: Callable[[int, int], Any] | None = None,
+) -> CollectiveModel:
+    """`fit` with a resolved method.
+
+    Args:
+        sources: the images.
+        method: with overrides applied.
+        reading: how they are read, with a range that is measured.
+        explicit: fields that the user chose; a stride among them is kept as it is.
+    """
+    if method.algorithm != "gnn" or method.nodes != "patches":
         raise ValueError(
-            f"'{resolved.name}' has no head that images could share; "
+            f"'{method.name}' has no head that images could share; "
             "fit 'collective', or a method of graph neural networks on patches."
         )
     least = {"steps": 0, "passes": 0, "max_images": 1, "num_clusters": 1}
@@ -104,37 +158,45 @@ def fit(
     for name, value in (values | {"num_clusters": num_clusters}).items():
         if value is not None and value < least[name]:
             raise ValueError(f"{name}={value} must be at least {least[name]}.")
-    sources = list_sources(images)
-    key = jax.random.key(0) if key is None else key
-    by_evidence = resolved.foreground == "set" and not resolved.collective_epochs
+    if not sources:
+        raise ValueError(_NO_IMAGES)
+    by_evidence = method.foreground == "set" and not method.collective_epochs
     if not by_evidence:
-        resolved = resolve(
-            resolved,
+        method = override(
+            method,
             num_clusters=num_clusters,
-            collective_epochs=passes if passes is not None else resolved.collective_epochs or 5,
+            collective_epochs=passes if passes is not None else method.collective_epochs or 5,
             collective_steps=steps,
         )
-    resolved, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
-    assert loaded is not None
-    segmenter = BatchSegmenter(resolved, loaded, batch_size=batch_size)
-    segmenter.value_range, segmenter.workers = value_range, workers
+    method, loaded = load_for(method, backbone, dtype=dtype, explicit=explicit)
+    key = key_from_seed(seed) if key is None else key
+    segmenter = BatchSegmenter(method, loaded, batch_size, seed, map, reading)
     tiles = max(1, max_images // len(sources))
     reader = Reader(segmenter, sources, on_image, tiles)
     if by_evidence:
         parts = fit_evidence(
             reader,
-            resolved,
+            method,
             _SET_CLUSTERS if num_clusters is None else num_clusters,
             _DISTIL_STEPS if steps is None else steps,
             max_images,
             key,
         )
     else:
-        parts = fit_shared(reader, resolved, key)
+        parts = fit_shared(reader, method, key)
     scorer, params, foreground = parts
-    skipped = tuple(dict.fromkeys(reader.failed))
+    assert loaded is not None
     return CollectiveModel(
-        resolved, loaded, scorer, params, foreground, reader.read, skipped, batch_size
+        method,
+        loaded,
+        scorer,
+        params,
+        foreground,
+        reader.read,
+        tuple(dict.fromkeys(reader.failed)),
+        batch_size,
+        seed,
+        reading=reading,
     )
 
 
@@ -149,7 +211,7 @@ def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Sou
     else:
         sources = list(as_iterable(images))
     if not sources:
-        raise ValueError("there are no images to fit; pass a folder or a list that has some.")
+        raise ValueError(_NO_IMAGES)
     return sources
 
 
@@ -175,7 +237,7 @@ class Reader:
         size = self.segmenter.batch_size
         held = 1 if self.segmenter.method.tile else size
         alike: dict[tuple[int, ...], list[np.ndarray]] = {}
-        loaded = batches(chosen, self._views, held, workers=self.segmenter.workers)
+        loaded = batches(chosen, self._views, held, workers=self.segmenter.reading.workers)
         with contextlib.closing(loaded):
             seen = 0
             for batch in loaded:
@@ -210,7 +272,7 @@ class Reader:
 
     def _views(self, index: int) -> list[np.ndarray]:
         """What of an image is fitted: the image, or some of its tiles drawn at random."""
-        pixels = read_image(self.sources[index], value_range=self.segmenter.value_range).pixels
+        pixels = self.segmenter.reading.read(self.sources[index]).pixels
         side = self.segmenter.method.tile
         if not side:
             return [self.segmenter.prepare(pixels)]

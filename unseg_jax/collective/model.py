@@ -22,27 +22,31 @@ Scores, and how they were measured, are in docs/results.md.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
+import numpy as np
 from flax.serialization import to_state_dict
 from flax.traverse_util import flatten_dict
 
 from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.callables import CALLABLE
-from unseg_jax.collective.applying import ModelSegmenter
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.scoring import Scorer
+from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, Fitted
 from unseg_jax.collective.sharing import model_path, push
-from unseg_jax.collective.tiling import CloserSegmenter, TiledSegmenter
+from unseg_jax.collective.tiling import CLOSER, TILED
+from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.method import Method, check_writable
+from unseg_jax.parallel import How
 from unseg_jax.registry import resolve
-from unseg_jax.segmenter import BatchSegmenter, Segmentation
+from unseg_jax.segmentation import Segmentation
+from unseg_jax.segmenter import BatchSegmenter
 
 if TYPE_CHECKING:
     from unseg_jax.data.images import Source
@@ -66,6 +70,7 @@ class CollectiveModel:
         batch_size, seed: of `segment`.
         unlike: distance from which on an image is said to be unlike those that were fitted; None
             never says so. It is not saved.
+        reading: how the images that were fitted were read; None if that is not known.
     """
 
     method: Method
@@ -78,8 +83,18 @@ class CollectiveModel:
     batch_size: int = 8
     seed: int = 0
     unlike: float | None = None
+    reading: Reading | None = None
 
-    def segmenter(self, epochs: int | None = None, *, closer: bool = False) -> BatchSegmenter:
+    def segmenter(
+        self,
+        epochs: int | None = None,
+        *,
+        closer: bool = False,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        map: How | None = None,
+        reading: Reading | None = None,
+    ) -> BatchSegmenter:
         """A segmenter that applies this model, for `segment_files` and streams.
 
         Args:
@@ -88,10 +103,13 @@ class CollectiveModel:
             closer: look at an image of more than four times the method's size in tiles, where
                 the largest piece that was found whole lies in less than a hundredth of it. A model
                 of `collective` does so if it has no `tile` of its own and no epochs.
+            batch_size, seed: instead of the model's own.
+            map: how a batch is taken, see `unseg_jax.cluster`.
+            reading: how images are read; None reads them as those that were fitted.
 
         Raises:
-            ValueError: a negative number, epochs of a model without a graph head, or tiles
-                with epochs or a model of shared passes.
+            ValueError: a negative number, epochs of a model without a graph head, tiles with
+                epochs or a model of shared passes, or another range of values than was fitted.
         """
         method = self.method if epochs is None else resolve(self.method, epochs=epochs)
         if method.epochs and self.head is None:
@@ -99,13 +117,31 @@ class CollectiveModel:
                 f"epochs={method.epochs} needs a graph head, and this model was fitted with "
                 "steps=0: fit it again with steps, or segment with epochs=0."
             )
-        if method.tile and (self.evidence is None or method.epochs):
+        scored = self.evidence is not None
+        if method.tile and (not scored or method.epochs):
             raise ValueError(
                 f"tile={method.tile} needs a model of 'collective' and epochs=0; leave tile or "
                 "epochs out."
             )
-        closer = closer and self.evidence is not None and not method.epochs
-        return _cached_segmenter(self, method, closer)
+        if method.tile:
+            work = TILED
+        elif scored:
+            work = CLOSER if closer and not method.epochs else SCORED
+        else:
+            work = SHARED if method.foreground == "set" else CONTINUED
+        chosen = np.array([entry["found"] == "foreground" for entry in self.foreground], int)
+        numbers = jnp.asarray(chosen * np.cumsum(chosen), jnp.int32)
+        unlike = jnp.float32(np.inf if self.unlike is None else self.unlike)
+        return BatchSegmenter(
+            method,
+            self.backbone,
+            self.batch_size if batch_size is None else batch_size,
+            self.seed if seed is None else seed,
+            map,
+            (reading or PLAIN).agreeing(self.reading),
+            work,
+            Fitted(self.evidence, self.head, numbers, unlike),
+        )
 
     def segment(
         self, images: Source | Iterable[Source], *, epochs: int | None = None
@@ -150,6 +186,8 @@ class CollectiveModel:
             "foreground": json.dumps(self.foreground),
             "images": str(self.images),
         }
+        if self.reading is not None:
+            facts["reading"] = json.dumps(self.reading.to_json())
         tensors = {}
         if self.evidence is not None:
             tensors |= {f"evidence/{k}": single(v) for k, v in self.evidence._asdict().items()}
@@ -215,22 +253,12 @@ def load_model(
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, dtype=dtype)  # type: ignore[arg-type]
     scorer, head = build_model(path, stored, backbone)
-    return CollectiveModel(stored.method, backbone, scorer, head, stored.foreground, stored.images)
-
-
-@functools.lru_cache(maxsize=8)
-def _cached_segmenter(model: CollectiveModel, method: Method, closer: bool) -> ModelSegmenter:
-    """Compiled once, however often the model is applied."""
-    kind = CloserSegmenter if closer else ModelSegmenter
-    if method.tile:
-        kind = TiledSegmenter
-    return kind(
-        method,
-        model.backbone,
-        evidence=model.evidence,
-        params=model.head,
-        foreground=[entry["found"] == "foreground" for entry in model.foreground],
-        batch_size=model.batch_size,
-        seed=model.seed,
-        unlike=model.unlike,
+    return CollectiveModel(
+        stored.method,
+        backbone,
+        scorer,
+        head,
+        stored.foreground,
+        stored.images,
+        reading=stored.reading,
     )

@@ -20,6 +20,7 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.backbones.bounds import printable
 from unseg_jax.clustering.head import Params, init_head
 from unseg_jax.collective.scoring import Scorer
+from unseg_jax.data.reading import Reading
 from unseg_jax.method import FIELDS, Method
 from unseg_jax.pipeline import extract_features
 
@@ -45,6 +46,7 @@ class StoredModel(NamedTuple):
         foreground: see `CollectiveModel`.
         images: number of images that the model was fitted on.
         tensors: name to finite array.
+        reading: how those were read; None in a file that does not say so.
     """
 
     method: Method
@@ -52,6 +54,7 @@ class StoredModel(NamedTuple):
     foreground: tuple[dict[str, Any], ...]
     images: int
     tensors: dict[str, np.ndarray]
+    reading: Reading | None = None
 
 
 def read_model(path: str | Path) -> StoredModel:
@@ -76,7 +79,10 @@ def read_model(path: str | Path) -> StoredModel:
         raise _refusal(path, f"images='{printable(images)}' is not a number")
     method = _parsed(path, facts, "method", method_from)
     foreground = _parsed(path, facts, "foreground", _clusters_from)
-    return StoredModel(method, str(backbone), foreground, int(images), tensors)
+    reading = None
+    if "reading" in facts:
+        reading = _parsed(path, facts, "reading", Reading.from_json)
+    return StoredModel(method, str(backbone), foreground, int(images), tensors, reading)
 
 
 def build_model(

@@ -19,16 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.collective import scoring
-from unseg_jax.collective.applying import SMALL_NOTE, ModelSegmenter, not_finite, unlike_note
 from unseg_jax.collective.evidence import otsu
-from unseg_jax.data.images import as_iterable, read_image
+from unseg_jax.collective.segmenter import SCORED, unlike_note
+from unseg_jax.data.images import as_iterable
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import shrink_image
+from unseg_jax.pipeline import extract_features
 from unseg_jax.postprocess.margins import contrast, interpolate, refine_margins
 from unseg_jax.postprocess.objects import MIN_AREA
 from unseg_jax.registry import resolve
-from unseg_jax.segmenter import Segmentation, name_of
+from unseg_jax.segmentation import Segmentation
+from unseg_jax.segmenter import BatchSegmenter, Work
+from unseg_jax.segmenter.finishing import not_finite
+from unseg_jax.segmenter.streaming import name_of, stream_batches
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -106,155 +110,133 @@ def _starts(length: int, side: int) -> list[int]:
     return [int(start) for start in np.linspace(0, length - side, count).round()]
 
 
-class TiledSegmenter(ModelSegmenter):
-    """Segments each image in tiles of `method.tile` pixels, with what was fitted on a set."""
+def run_tiles(backbone, method, how, shared, pixels, record_every) -> TileResult:
+    """The scorer on tiles, without a threshold; see `device.Run`."""
+    params, _, fitted = shared
+    features = extract_features(backbone, method, params, pixels)
+    grid = backbone.grid(pixels.shape[1:3], method.stride)
 
-    def stream(
-        self, images: Source | Iterable[Source], *, full_pixels: bool = False
-    ) -> Iterator[Segmentation | ImageError]:
-        """See `BatchSegmenter.stream`."""
-        read = functools.partial(self._read_tiles, full_pixels=full_pixels)
-        entries = enumerate(as_iterable(images))
-        loaded = batches(entries, read, 1, workers=self.workers, ahead=1)
-        with contextlib.closing(loaded):
-            for (outcome,) in loaded:
-                if outcome.error is not None:
-                    if not isinstance(outcome.error, ImageError):
-                        raise outcome.error
-                    yield outcome.error
-                    continue
-                assert outcome.value is not None
-                try:
-                    yield self._segment_tiles(outcome.value)
-                except ImageError as error:
-                    yield error
+    def one(features):
+        _, scores, valid = scoring.score(fitted.scorer, features, grid)
+        threshold = otsu(scores, valid)
+        above = valid & (scores > threshold)
+        below = valid & ~above
+        count = jnp.maximum(valid.sum(), 1)
+        means = [jnp.sum(scores * side) / jnp.maximum(side.sum(), 1) for side in (above, below)]
+        shares = above.sum() * below.sum() / count**2
+        clearness = shares * (means[0] - means[1]) ** 2
+        distance = scoring.distance(fitted.scorer, features)
+        return scores, valid, threshold, clearness, distance
 
-    # ------------------------------------------------------------ inner works
-
-    def _read_tiles(self, entry, *, full_pixels: bool) -> _Tiles:
-        index, source = entry
-        picture = read_image(source, value_range=self.value_range)
-        height, width, _ = picture.pixels.shape
-        boxes = tile_boxes(height, width, self.method.tile)
-        prepared = [self.prepare(cut(picture.pixels, box)) for box in boxes]
-        if not full_pixels:
-            # A copy, so that the decoded image is let go.
-            picture = dataclasses.replace(picture, pixels=shrink_image(picture.pixels))
-        return _Tiles(name_of(source, index), picture, boxes, prepared)
-
-    def _run_evidence(self, scorer, features, grid) -> Any:
-        def one(features):
-            _, scores, valid = scoring.score(scorer, features, grid)
-            threshold = otsu(scores, valid)
-            above = valid & (scores > threshold)
-            below = valid & ~above
-            count = jnp.maximum(valid.sum(), 1)
-            means = [jnp.sum(scores * side) / jnp.maximum(side.sum(), 1) for side in (above, below)]
-            shares = above.sum() * below.sum() / count**2
-            clearness = shares * (means[0] - means[1]) ** 2
-            distance = scoring.distance(scorer, features)
-            return scores, valid, threshold, clearness, distance
-
-        scores, valid, thresholds, clearness, distances = jax.vmap(one)(features)
-        finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(scores).all(1)
-        shape = (-1, *grid)
-        return TileResult(
-            scores.reshape(shape), valid.reshape(shape), thresholds, clearness, finite, distances
-        )
-
-    def _segment_tiles(self, image: _Tiles) -> Segmentation:
-        full, boxes, size = image.picture.size, image.boxes, self.batch_size
-        parts = [
-            jax.device_get(self.run(image.prepared[start : start + size], size=size))
-            for start in range(0, len(boxes), size)
-        ]
-        found: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-        if not found.finite.all():
-            raise not_finite(image.name, self.backbone_name)
-        threshold = choose_threshold(found.thresholds, found.clearness)
-        if not np.isfinite(threshold):
-            assert self.evidence is not None
-            threshold = float(self.evidence.threshold)
-        margins = np.where(found.valid, found.scores - threshold, scoring.FRAME_SCORE)
-        refined = [
-            refine_margins(pixels, one, self.method)
-            for pixels, one in zip(image.prepared, margins, strict=True)
-        ]
-        scale = min(1.0, _SIDE / max(boxes[0][2], boxes[0][3]))
-        blended = blend(refined, boxes, full, scale)
-        mask = blended > 0
-        confidence = contrast(blended)
-        # The middle one of the tiles stands for the image.
-        notes, most = unlike_note(self.unlike, float(np.median(found.distances)))
-        return Segmentation.of(
-            mask,
-            mask,
-            size=full,
-            num_clusters=len(np.unique(mask)),
-            confidence=min(confidence, most),
-            notes=(*image.picture.notes, *notes),
-            losses=np.zeros(0, np.float32),
-            evidence=np.clip(blended, -1, 1),
-            pixels=image.picture.pixels,
-            # A speck is one of a tile, not of the image.
-            min_area=MIN_AREA * min(1.0, self.method.tile**2 / (full[0] * full[1])),
-            method=self.method.name,
-            backbone=self.backbone_name,
-            id=image.name,
-        )
+    scores, valid, thresholds, clearness, distances = jax.vmap(one)(features)
+    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(scores).all(1)
+    shape = (-1, *grid)
+    return TileResult(
+        scores.reshape(shape), valid.reshape(shape), thresholds, clearness, finite, distances
+    )
 
 
-class CloserSegmenter(ModelSegmenter):
-    """Segments images whole, and in tiles where little was found in a large one; for `auto`.
+def stream_tiles(
+    segmenter: BatchSegmenter, images: Source | Iterable[Source], full_pixels: bool
+) -> Iterator[Segmentation | ImageError]:
+    """Each image in tiles of `method.tile` pixels; see `BatchSegmenter.stream`."""
+    read = functools.partial(_read_tiles, segmenter, full_pixels)
+    entries = enumerate(as_iterable(images))
+    loaded = batches(entries, read, 1, workers=segmenter.reading.workers, ahead=1)
+    with contextlib.closing(loaded):
+        for (outcome,) in loaded:
+            if outcome.error is not None:
+                if not isinstance(outcome.error, ImageError):
+                    raise outcome.error
+                yield outcome.error
+                continue
+            assert outcome.value is not None
+            try:
+                yield _segment_tiles(segmenter, outcome.value)
+            except ImageError as error:
+                yield error
 
-    Attributes:
-        closer: whether it looks at tiles at all; may be set before the first image.
-    """
 
-    closer = True
+def _read_tiles(segmenter: BatchSegmenter, full_pixels: bool, entry) -> _Tiles:
+    index, source = entry
+    picture = segmenter.reading.read(source)
+    height, width, _ = picture.pixels.shape
+    boxes = tile_boxes(height, width, segmenter.method.tile)
+    prepared = [segmenter.prepare(cut(picture.pixels, box)) for box in boxes]
+    if not full_pixels:
+        # A copy, so that the decoded image is let go.
+        picture = dataclasses.replace(picture, pixels=shrink_image(picture.pixels))
+    return _Tiles(name_of(source, index), picture, boxes, prepared)
 
-    def stream(
-        self, images: Source | Iterable[Source], *, full_pixels: bool = False
-    ) -> Iterator[Segmentation | ImageError]:
-        """See `BatchSegmenter.stream`; an image that is seen in tiles is decoded twice."""
-        if not self.closer:
-            yield from super().stream(images, full_pixels=full_pixels)
-            return
-        begun: deque[Source] = deque()
 
-        def remembered():
-            for source in as_iterable(images):
-                begun.append(source)
-                yield source
+def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
+    full, boxes, size = image.picture.size, image.boxes, segmenter.batch_size
+    method, fitted = segmenter.method, segmenter.fitted
+    parts = [
+        jax.device_get(segmenter.run(image.prepared[start : start + size], size=size))
+        for start in range(0, len(boxes), size)
+    ]
+    found: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    if not found.finite.all():
+        raise not_finite(image.name, segmenter.backbone_name)
+    threshold = choose_threshold(found.thresholds, found.clearness)
+    if not np.isfinite(threshold):
+        threshold = float(fitted.scorer.threshold)
+    margins = np.where(found.valid, found.scores - threshold, scoring.FRAME_SCORE)
+    refined = [
+        refine_margins(pixels, one, method)
+        for pixels, one in zip(image.prepared, margins, strict=True)
+    ]
+    scale = min(1.0, _SIDE / max(boxes[0][2], boxes[0][3]))
+    blended = blend(refined, boxes, full, scale)
+    mask = blended > 0
+    confidence = contrast(blended)
+    # The middle one of the tiles stands for the image.
+    notes, most = unlike_note(bool(np.median(found.distances) > fitted.unlike))
+    return Segmentation.of(
+        mask,
+        mask,
+        size=full,
+        num_clusters=len(np.unique(mask)),
+        confidence=min(confidence, most),
+        notes=(*image.picture.notes, *notes),
+        losses=np.zeros(0, np.float32),
+        evidence=np.clip(blended, -1, 1),
+        pixels=image.picture.pixels,
+        # A speck is one of a tile, not of the image.
+        min_area=MIN_AREA * min(1.0, method.tile**2 / (full[0] * full[1])),
+        method=method.name,
+        backbone=segmenter.backbone_name,
+        id=image.name,
+    )
 
-        tiled: dict[int, TiledSegmenter] = {}
-        for found in super().stream(remembered(), full_pixels=full_pixels):
-            source = begun.popleft()
-            if isinstance(found, Segmentation) and SMALL_NOTE in found.notes:
-                side = tile_side(max(found.size))
-                if side not in tiled:
-                    tiled[side] = self._make_tiled(side)
-                (closer,) = tiled[side].stream([source], full_pixels=full_pixels)
-                if isinstance(closer, Segmentation) and closer.objects:
-                    notes = (*closer.notes, tiled_note(side))
-                    found = dataclasses.replace(closer, id=found.id, notes=notes)
-            yield found
 
-    def _make_tiled(self, side: int) -> TiledSegmenter:
-        assert self.backbone is not None
-        segmenter = TiledSegmenter(
-            resolve(self.method, tile=side),
-            self.backbone,
-            evidence=self.evidence,
-            params=None,
-            foreground=(),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            map=self.map,
-            unlike=self.unlike,
-        )
-        segmenter.value_range, segmenter.workers = self.value_range, self.workers
-        return segmenter
+def stream_closer(
+    segmenter: BatchSegmenter, images: Source | Iterable[Source], full_pixels: bool
+) -> Iterator[Segmentation | ImageError]:
+    """Images whole, and in tiles where little was found in a large one, which is then decoded
+    twice; see `BatchSegmenter.stream`."""
+    begun: deque[Source] = deque()
+
+    def remembered():
+        for source in as_iterable(images):
+            begun.append(source)
+            yield source
+
+    for found in stream_batches(segmenter, remembered(), full_pixels):
+        source = begun.popleft()
+        if isinstance(found, Segmentation) and found.look_closer:
+            side = tile_side(max(found.size))
+            tiled = segmenter.but(method=resolve(segmenter.method, tile=side), work=TILED)
+            (closer,) = tiled.stream([source], full_pixels=full_pixels)
+            if isinstance(closer, Segmentation) and closer.objects:
+                notes = (*closer.notes, tiled_note(side))
+                found = dataclasses.replace(closer, id=found.id, notes=notes)
+        yield found
+
+
+TILED = Work(run_tiles, stream=stream_tiles)
+CLOSER = SCORED._replace(stream=stream_closer)
 
 
 def tile_side(longest: int) -> int:
@@ -270,7 +252,7 @@ def tile_side(longest: int) -> int:
 
 
 def tiled_note(side: int) -> str:
-    """What is said of an image that was seen in tiles unasked."""
+    """What is said of an image that was seen in tiles by default."""
     return f"what was found in the whole image is small, so it was seen in tiles of {side} pixels."
 
 

@@ -148,6 +148,9 @@ def _facts(run: Run, segmenter: Any) -> list[tuple[str, str]]:
                 f"{name_of(method.layer)}, {name_of(method.loss)} loss, {method.epochs} epochs",
             )
         )
+    if segmenter.reading.value_range is not None:
+        low, high = segmenter.reading.value_range
+        facts.append(("Range", f"{low:g} became black and {high:g} white"))
     if method.refine != "none":
         facts.append(("Edges refined by", _REFINED[method.refine]))
     losses = [entry.record.losses[-1] for entry in run.done if entry.record and entry.record.losses]

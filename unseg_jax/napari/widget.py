@@ -181,12 +181,6 @@ def find(planes: list[np.ndarray], method: str, clusters: int | None, backbone: 
         ImageError: the first plane that cannot be segmented.
         ValueError: see `unseg_jax.segment`.
     """
-    from unseg_jax.registry import resolve
-
-    if method != "auto" and resolve(method).learns_from_set:
-        from unseg_jax.api import segment
-
-        return segment(planes, method, backbone=backbone, num_clusters=clusters)
     return make_segmenter(method, clusters, backbone)(planes)
 
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.graphs import build_graph, normalise_rows
 from unseg_jax.clustering.head import init_head
 from unseg_jax.clustering.loop import cluster_graph, init_key
@@ -26,8 +27,10 @@ from unseg_jax.data.images import Source
 from unseg_jax.errors import ImageError
 from unseg_jax.export import drawing
 from unseg_jax.method import Method, override
+from unseg_jax.parallel import How
 from unseg_jax.postprocess import foreground_labels, refine_labels, upsample_labels
-from unseg_jax.segmenter import ImageSegmenter
+from unseg_jax.registry import refuse_sets, resolve
+from unseg_jax.segmenter import BatchSegmenter, load_for
 from unseg_jax.video.frames import Frames, check_target, open_frames, write_frames
 
 if TYPE_CHECKING:
@@ -87,7 +90,12 @@ def segment_video(
     rate: float | None = None,
     opacity: float = 0.45,
     overwrite: bool = False,
-    **options: Any,
+    backbone: str | Path | Backbone = "auto",
+    batch_size: int = 8,
+    seed: int = 0,
+    dtype: str = "float32",
+    map: How | None = None,
+    **overrides: Any,
 ) -> VideoReport:
     """Segments a video into parts that keep their labels.
 
@@ -109,7 +117,8 @@ def segment_video(
         rate: frames a second of `out`; None is that of the source.
         opacity: how much of the parts' colours the drawing has, 0 to 1.
         overwrite: whether `out` may replace what is there.
-        **options: of `Segmenter`: backbone, batch_size, seed, dtype, and fields of `Method`.
+        backbone, batch_size, seed, dtype, map: see `Segmenter`.
+        **overrides: fields of `Method`.
 
     Raises:
         ValueError: a method without weights to carry from frame to frame, or without patches.
@@ -121,7 +130,10 @@ def segment_video(
     if out is not None:
         check_target(source, out, overwrite=overwrite)
     frames = open_frames(source)
-    segmenter = ImageSegmenter(method, num_clusters=num_clusters, **options)
+    resolved = resolve(method, num_clusters=num_clusters, **overrides)
+    refuse_sets(resolved)
+    fitted, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
+    segmenter = BatchSegmenter(fitted, loaded, batch_size, seed, map)
     _check(segmenter.method)
     if not 0 <= memory < 1:
         raise ValueError(f"memory={memory} must lie in [0, 1).")
@@ -187,7 +199,7 @@ class _Found:
 
 
 def _follow(
-    frames: Frames, segmenter: ImageSegmenter, first: Method, memory: float, compare: bool
+    frames: Frames, segmenter: BatchSegmenter, first: Method, memory: float, compare: bool
 ) -> _Found:
     method, backbone = segmenter.method, segmenter.backbone
     assert backbone is not None
@@ -288,7 +300,7 @@ def _attention(backbone, method):
     return jax.jit(functools.partial(backbone.class_attention, stride=method.stride))
 
 
-def _chunks(frames: Frames, segmenter: ImageSegmenter) -> Iterator[tuple[np.ndarray, int]]:
+def _chunks(frames: Frames, segmenter: BatchSegmenter) -> Iterator[tuple[np.ndarray, int]]:
     """Prepared frames (batch_size, h, w, 3), and how many are real: the last chunk is filled up
     with its last frame, so that one program serves all."""
     chunk = []

@@ -1,0 +1,213 @@
+"""What segments how many images, and what is loaded for them; nothing depends on weights."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+import unseg_jax as us
+from unseg_jax.cache import compile_clock
+from unseg_jax.collective import choosing, fitting, scoring
+from unseg_jax.collective.choosing import choose, load
+from unseg_jax.collective.ready import READY_MODEL, load_ready
+from unseg_jax.data.reading import Reading
+from unseg_jax.errors import WeightsError
+
+
+def patches(pixels):
+    """(B, H, W, 3) to the first 384 values of each 14-pixel patch, (B, N, 384)."""
+    images, height, width, _ = pixels.shape
+    grid = pixels.reshape(images, height // 14, 14, width // 14, 14, 3).swapaxes(2, 3)
+    return grid.reshape(images, -1, 14 * 14 * 3)[..., :384] - 0.5
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return us.from_callable(patches, patch=14, width=384)
+
+
+def square(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(20, 60, (56, 70, 3))
+    image[14:42, 20:50] += 150
+    return image.astype(np.uint8)
+
+
+def test_the_ready_model_is_small_and_whole(backbone, monkeypatch, tmp_path):
+    assert READY_MODEL.stat().st_size < 300_000
+    model = load_ready(backbone=backbone)
+    assert model.method.name == "collective"
+    assert model.images == 11
+    assert model.head is None
+    copy = tmp_path / "ready.safetensors"
+    content = bytearray(READY_MODEL.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    monkeypatch.setattr("unseg_jax.collective.ready.READY_MODEL", copy)
+    with pytest.raises(WeightsError, match="SHA-256"):
+        load_ready(backbone=backbone)
+
+
+@pytest.mark.parametrize(("count", "fitted"), [(2, False), (choosing.SET_SIZE, True)])
+def test_the_number_of_images_decides(backbone, monkeypatch, caplog, count, fitted):
+    calls = []
+    real = fitting.fit_set
+    record = lambda *a, **k: calls.append(len(a[0])) or real(*a, **k)  # noqa: E731
+    monkeypatch.setattr(fitting, "fit_set", record)
+    segmenter = us.Segmenter(backbone=backbone, batch_size=4)
+    images = [square(seed) for seed in range(count)]
+    with caplog.at_level(logging.INFO, logger="unseg_jax"):
+        results = segmenter(images)
+    assert calls == ([count] if fitted else [])
+    assert len(results) == count
+    assert all(result.mask.shape == (56, 70) for result in results)
+    said = [message for message in caplog.messages if message.startswith("auto: ")]
+    assert len(said) == 1
+    assert ("enough to fit" in said[0]) == fitted
+
+
+def test_settings_of_published_methods_take_deepcut(backbone):
+    segmenter = us.Segmenter(backbone=backbone, image_size=56, epochs=2)
+    assert segmenter.method.name == "deepcut"
+    assert segmenter.method.epochs == 2
+
+
+def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(backbone):
+    model = dataclasses.replace(load_ready(backbone=backbone), unlike=None)
+    image = square(0)
+    features = backbone.features(backbone.params, image[None, :56, :70].astype(np.float32) / 255)
+    rows = np.asarray(features[0])
+    mean = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).mean(0)
+    by_hand = np.linalg.norm(mean - np.asarray(model.evidence.mean))
+    ours = float(scoring.distance(model.evidence, rows))
+    assert ours == pytest.approx(by_hand, rel=1e-4)
+    trusted = model.segment(image)[0]
+    assert trusted.notes == ()
+    doubted = dataclasses.replace(model, unlike=0.0).segment(image)[0]
+    assert "unlike the images that this model was fitted on" in doubted.notes[0]
+    assert doubted.confidence == min(trusted.confidence, 0.2)
+    np.testing.assert_array_equal(doubted.mask, trusted.mask)
+    far = dataclasses.replace(model, unlike=2.0).segment(image)[0]
+    assert far.notes == ()
+    assert far.confidence == trusted.confidence
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "overrides", "name", "fits", "why"),
+    [
+        ("auto", 7, {}, "collective", False, "auto: fewer than 8 images get the model that ships"),
+        ("auto", 8, {"fit": "stretch"}, "collective", True, "auto: 8 images are enough to fit"),
+        (
+            "auto",
+            1,
+            {"tile": 64},
+            "collective",
+            True,
+            "auto: 'collective' is fitted on tiles",
+        ),
+        ("auto", 9, {"epochs": 3}, "deepcut", False, "auto: takes deepcut, since epochs is a"),
+        ("deepcut", 9, {"num_clusters": 3}, "deepcut", False, ""),
+        (
+            "unsegmedgat-c",
+            2,
+            {},
+            "unsegmedgat-c",
+            True,
+            "",
+        ),
+    ],
+)
+def test_each_choice_says_why(method, count, overrides, name, fits, why):
+    chosen = choose(method, count, overrides)
+    assert (chosen.method.name, chosen.fits) == (name, fits)
+    assert chosen.why.startswith(why) if why else chosen.why == ""
+    assert chosen.closer == (method == "auto" and name == "collective" and "tile" not in overrides)
+    assert (chosen.model == READY_MODEL) == ("ships" in why)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "model", "message"),
+    [
+        ("deepcut", {"steps": 2}, None, "steps=2 is of methods that are fitted on a set"),
+        ("deepcut", {"tile": 64}, None, "tile=64 cuts images into tiles"),
+        ("deepcut", {"page": 2}, None, r"page= is no option here: pass unseg_jax\.data\.Page"),
+        ("auto", {"strid": 2}, None, "did you mean 'stride'"),
+        ("auto", {"num_clusters": 2}, "a.safetensors", "brings its own method.* num_clusters"),
+        ("deepcut", {}, "a.safetensors", "brings its own method.* method"),
+    ],
+)
+def test_what_does_not_go_together_is_said(method, overrides, model, message):
+    with pytest.raises(ValueError, match=message):
+        choose(method, 3, overrides, model and READY_MODEL.with_name(model))
+
+
+OPTIONS = {"image_size": 56, "steps": 0, "max_images": 4}
+
+
+def test_collective_is_fitted_on_the_images_of_a_call(backbone):
+    images = [square(seed) for seed in range(3)]
+    model = us.fit(images, backbone=backbone, map="loop", seed=3, **OPTIONS)
+    options = {"backbone": backbone, "seed": 3, **OPTIONS}
+    for found in (
+        us.segment(images, "collective", map="loop", **options),
+        us.Segmenter("collective", map="loop", **options)(images),
+    ):
+        for one, other in zip(found, model.segment(images), strict=True):
+            np.testing.assert_array_equal(one.evidence, other.evidence)
+
+
+def test_a_second_fit_and_segmenter_compile_nothing(backbone):
+    images = [square(seed) for seed in range(3)]
+    us.segment(images, "collective", backbone=backbone, **OPTIONS)
+    with compile_clock() as clock:
+        us.segment(images[::-1], "collective", backbone=backbone, **OPTIONS)
+    assert clock.seconds == 0
+
+
+def test_two_users_of_one_model_do_not_disturb_each_other(backbone):
+    deep = [square(seed).astype(np.uint16) * 16 for seed in range(3)]
+    model = dataclasses.replace(us.fit(deep, backbone=backbone, **OPTIONS), reading=None)
+    one = model.segmenter(reading=Reading((0, 4080)))
+    before = one(deep[0])[0]
+    other = model.segmenter(reading=Reading((3000, 60_000), workers=1))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.reading = other.reading
+    assert not np.array_equal(other(deep[0])[0].pixels, before.pixels)
+    again = one(deep[0])[0]
+    np.testing.assert_array_equal(again.evidence, before.evidence)
+    np.testing.assert_array_equal(again.pixels, square(0))
+
+
+def test_a_model_is_fitted_and_applied_with_one_range(backbone, tmp_path):
+    """The range (0, 4080) makes of 16 times an image of 8 bits that image."""
+    plain = [square(seed) for seed in range(3)]
+    deep = [image.astype(np.uint16) * 16 for image in plain]
+    expected = us.segment(plain, "collective", backbone=backbone, **OPTIONS)
+    path = tmp_path / "model.safetensors"
+    us.fit(deep, backbone=backbone, value_range=(0, 4080), **OPTIONS).save(path)
+    model = us.load_model(path, backbone=backbone)
+    options = {"value_range": (0, 4080), "backbone": backbone, **OPTIONS}
+    for found in (model.segment(deep), us.segment(deep, "collective", **options)):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one.evidence, other.evidence)
+    with pytest.raises(ValueError, match="range 0:4080, not with the range 0:4095"):
+        model.segmenter(reading=Reading((0, 4095)))
+
+
+def test_a_kept_model_is_read_and_a_fitted_one_is_given(backbone, tmp_path):
+    images = [square(seed) for seed in range(2)]
+    path, given = tmp_path / "kept.safetensors", []
+    choice = choose("collective", 2, OPTIONS)
+    options = {"backbone": backbone, "kept": path, "keep": given.append, "batch_size": 2}
+    first = load(choice, images, **options)
+    given[0].save(path)
+    second = load(choice, images, **options)
+    assert len(given) == 1
+    applied = choose("auto", 1, {"epochs": 0, "fit": "stretch", "tile": 64}, path)
+    segmenter = load(applied, backbone=backbone, batch_size=3, seed=7)
+    assert (segmenter.batch_size, segmenter.seed) == (3, 7)
+    method = segmenter.method
+    assert (method.epochs, method.fit, method.tile, method.image_size) == (0, "stretch", 64, 56)
+    assert (second.batch_size, second.method) == (2, first.method)
+    np.testing.assert_array_equal(first(images[0])[0].evidence, second(images[0])[0].evidence)

@@ -1,0 +1,186 @@
+"""Applying a model that was fitted on a set: pixels to margins on the device, margins to masks.
+
+The public entry point is `unseg_jax.collective.model.CollectiveModel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unseg_jax.clustering import graphs
+from unseg_jax.clustering.loop import cluster_batch
+from unseg_jax.collective import scoring
+from unseg_jax.collective.evidence import project
+from unseg_jax.method import Method
+from unseg_jax.parallel import map_batch
+from unseg_jax.pipeline import PatchResult, extract_features, segment_features
+from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+from unseg_jax.segmentation import Segmentation
+from unseg_jax.segmenter import Work
+from unseg_jax.segmenter.finishing import not_finite
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+    from unseg_jax.clustering.head import Params
+    from unseg_jax.collective.scoring import Scorer
+
+
+UNLIKE_NOTE = "unlike the images that this model was fitted on; fit your own with unseg-jax fit."
+UNLIKE_CONFIDENCE = 0.2
+"""The most that the confidence of such an image is: below what reports call unsure."""
+
+
+SMALL_NOTE = "what was found is small for so large an image; tile=1024 may find more."
+# An image this many times as large as what the backbone sees of it, and the share of it that the
+# box of the largest piece takes, from which on it is worth a closer look.
+_LARGE, _SMALL = 4, 0.01
+
+
+class Fitted(NamedTuple):
+    """What was fitted on a set, as the device takes it.
+
+    Attributes:
+        scorer: None for models of shared passes alone.
+        head: of the graph neural network that per-image epochs start from; None if there are no
+            such epochs.
+        numbers: (K,) the label of each cluster of the head, 0 = background; read only of models
+            without a scorer.
+        unlike: () distance from which on an image is unlike those that were fitted.
+    """
+
+    scorer: Scorer | None
+    head: Params | None
+    numbers: Int[Array, " k"]
+    unlike: Float[Array, ""]
+
+
+class MarginResult(NamedTuple):
+    """What the device gives back for a batch.
+
+    Attributes:
+        margins: (B, h, w) float32, above 0 is foreground.
+        losses: (B, epochs) float32 of the per-image epochs.
+        finite: (B,) bool, False where features are not finite numbers.
+        unlike: (B,) bool, whether the image is unlike those that were fitted.
+    """
+
+    margins: Float[Array, "b h w"]
+    losses: Float[Array, "b e"]
+    finite: Bool[Array, " b"]
+    unlike: Bool[Array, " b"]
+
+
+def run_continued(backbone, method, how, shared, pixels, record_every) -> PatchResult:
+    """Each image goes on from the shared head, and votes by itself; see `device.Run`."""
+    params, key, fitted = shared
+    return segment_features(
+        extract_features(backbone, method, params, pixels),
+        key,
+        method=method,
+        grid=backbone.grid(pixels.shape[1:3], method.stride),
+        params=fitted.head,
+        record_every=record_every,
+        map=how,
+    )[0]
+
+
+def run_shared(backbone, method, how, shared, pixels, record_every) -> PatchResult:
+    """The set decides which clusters are foreground, not a vote in each image."""
+    params, key, fitted = shared
+    features = extract_features(backbone, method, params, pixels)
+    grid = backbone.grid(pixels.shape[1:3], method.stride)
+    mask = jnp.ones(features.shape[:2], bool)
+    clustering = cluster_batch(
+        features, None, mask, fitted.head, key, method=method, grid=grid, map=how
+    )
+    labels = fitted.numbers[clustering.labels].reshape(-1, *grid)
+    used = jax.nn.one_hot(clustering.labels, method.num_clusters, dtype=bool).any(1)
+    top = jax.lax.top_k(clustering.assignments, min(2, method.num_clusters))[0]
+    finite = jnp.isfinite(features).all((1, 2))
+    return PatchResult(
+        labels,
+        labels > 0,
+        used.sum(-1).astype(jnp.int32),
+        clustering.losses,
+        (top[..., 0] - top[..., -1]).mean(-1),
+        finite & jnp.isfinite(clustering.assignments).all((1, 2)),
+    )
+
+
+def run_scorer(backbone, method, how, shared, pixels, record_every) -> MarginResult:
+    """The scorer of the set, and where there are epochs the graph of the image."""
+    params, key, fitted = shared
+    scorer = fitted.scorer
+    features = extract_features(backbone, method, params, pixels)
+    grid = backbone.grid(pixels.shape[1:3], method.stride)
+    margins = jax.vmap(lambda one: scoring.score(scorer, one, grid)[0])(features)
+    losses = jnp.zeros((len(features), 0), jnp.float32)
+    if method.epochs:
+        nodes, cosines = project(features, scorer.projection)
+        adjacency = map_batch(lambda one: graphs.affinity(one, method), cosines, how)
+        mask = jnp.ones(nodes.shape[:2], bool)
+        clustering = cluster_batch(
+            nodes, adjacency, mask, fitted.head, key, method=method, grid=grid, map=how
+        )
+        # The graph refines what the set decided, with equal weight.
+        margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
+        losses = clustering.losses
+    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
+    distances = jax.vmap(functools.partial(scoring.distance, scorer))(features)
+    return MarginResult(margins.reshape(-1, *grid), losses, finite, distances > fitted.unlike)
+
+
+def finish_margins(
+    method: Method,
+    backbone: str,
+    result: Any,
+    index: int,
+    image: np.ndarray,
+    id: str,
+    size: tuple[int, int] | None,
+) -> Segmentation:
+    """Margins as a segmentation; see `BatchSegmenter.finish`."""
+    if not result.finite[index]:
+        raise not_finite(id, backbone)
+    margins = np.asarray(result.margins[index])
+    refined = refine_margins(image, margins, method)
+    mask = upsample_margins(refined, image.shape[:2])
+    notes, most = unlike_note(bool(result.unlike[index]))
+    found = Segmentation.of(
+        mask,
+        mask,
+        size=size,
+        num_clusters=len(np.unique(margins > 0)),
+        confidence=min(contrast(refined), most),
+        notes=notes,
+        patch_labels=margins > 0,
+        losses=result.losses[index],
+        evidence=np.clip(refined, -1, 1),
+        pixels=image,
+        method=method.name,
+        backbone=backbone,
+        id=id,
+    )
+    if max(found.size) > _LARGE * max(method.size) and found.box is not None:
+        left, top, right, bottom = found.box
+        if (right - left) * (bottom - top) < _SMALL * found.size[0] * found.size[1]:
+            notes = (*found.notes, SMALL_NOTE)
+            found = dataclasses.replace(found, notes=notes, look_closer=True)
+    return found
+
+
+def unlike_note(unlike: bool) -> tuple[tuple[str, ...], float]:
+    """What is said of an image that is unlike those fitted, and the most that its confidence
+    is."""
+    return ((UNLIKE_NOTE,), UNLIKE_CONFIDENCE) if unlike else ((), 1.0)
+
+
+SCORED = Work(run_scorer, finish_margins)
+SHARED, CONTINUED = Work(run_shared), Work(run_continued)

@@ -1,0 +1,176 @@
+"""The device's side: compiled programs from prepared pixels to what is found on their patches.
+
+A `Device` holds no weights. It is shared by all segmenters of a method on backbones of one form, so
+a second one compiles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from unseg_jax.backbones import Backbone
+from unseg_jax.clustering.loop import has_batch_axis
+from unseg_jax.method import Method
+from unseg_jax.parallel import How, map_images, pad_batch, takes_images_apart
+from unseg_jax.pipeline import PatchResult, extract_features, segment_features, segment_pixels
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from unseg_jax.clustering.superpixels import Regions
+
+Run = Callable[[Any, Method, How | None, Any, Any, int], Any]
+"""run(backbone, method, map, shared, pixels, record_every): a pure function from pixels
+(B, H, W, 3) to a result. `shared` is (weights of the backbone, key, what was fitted)."""
+
+
+def run_fresh(backbone, method, how, shared, pixels, record_every) -> PatchResult:
+    """Each image starts from fresh parameters; see `Run`."""
+    params, key, _ = shared
+    return segment_pixels(backbone, method, params, pixels, key, record_every, how)[0]
+
+
+@functools.lru_cache(maxsize=128)
+def device_for(run: Run, form: Backbone | None, method: Method, how: How | None) -> Device:
+    """The one `Device` of these arguments; `form` is that of a backbone."""
+    return Device(run, form, method, how)
+
+
+class Device:
+    """The programs of a method, each compiled once for each shape of its arguments."""
+
+    def __init__(self, run: Run, form: Backbone | None, method: Method, how: How | None):
+        """
+        Args:
+            run: from pixels to a result.
+            form: of the backbone, see `Backbone.form`; None for methods without one.
+            method: with a stride that fits the backbone.
+            how: how a batch is taken, see `unseg_jax.cluster`.
+        """
+        self._method = method
+        self._how: How | None = how
+        # With threads the batch of a program is one image.
+        inner = None if how == "threads" else how
+
+        def run_pixels(shared, pixels, record_every):
+            return run(form, method, inner, shared, pixels, record_every)
+
+        def run_nodes(key, nodes, grid, record_every, given):
+            return segment_features(
+                nodes, key, method=method, grid=grid, record_every=record_every, map=inner, **given
+            )
+
+        def run_features(params, pixels):
+            assert form is not None
+            return extract_features(form, method, params, pixels)
+
+        self._pixels = jax.jit(run_pixels, static_argnames=("record_every",))
+        self._nodes = jax.jit(run_nodes, static_argnames=("grid", "record_every"))
+        self._features = jax.jit(run_features)
+        self._regions: dict[tuple, Any] = {}
+
+    @property
+    def compilations(self) -> int:
+        """How many programs were compiled so far."""
+        programs = (self._pixels, self._nodes, self._features)
+        jitted = sum(program._cache_size() for program in programs)  # type: ignore[attr-defined]
+        return jitted + len(self._regions)
+
+    def run(
+        self,
+        shared: tuple,
+        pixels: Sequence[np.ndarray],
+        *,
+        most: int,
+        size: int | None = None,
+        record_every: int = 0,
+    ) -> Any:
+        """Runs prepared images; see `BatchSegmenter.run`.
+
+        Args:
+            shared: see `Run`.
+            pixels: (h, w, 3) each.
+            most: images that go to the device at once.
+            size: see `BatchSegmenter.run`.
+            record_every: record labels every so many epochs.
+        """
+        if not len(pixels):
+            raise ValueError("there are no images to run; pass at least one.")
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for index, one in enumerate(pixels):
+            alike.setdefault(one.shape, []).append(index)
+        if len(alike) == 1 and len(pixels) <= most:
+            return self._run_alike(shared, pixels, size, record_every)
+        found: list[Any] = [None] * len(pixels)
+        for indices in alike.values():
+            for start in range(0, len(indices), most):
+                chunk = indices[start : start + most]
+                padded = None if size is None else min(size, most)
+                part = [pixels[at] for at in chunk]
+                result = self._run_alike(shared, part, padded, record_every)
+                for at, index in enumerate(chunk):
+                    found[index] = jax.tree.map(lambda leaf, at=at: leaf[at], result)
+        return jax.tree.map(lambda *leaves: list(leaves), *found)
+
+    def _run_alike(self, shared, pixels, size, record_every) -> Any:
+        """Images of one shape, at most a batch of them."""
+        size = len(pixels) if size is None or takes_images_apart(self._how) else size
+        padded = pad_batch(np.stack(pixels), size)
+        if self._method.nodes == "patches":
+            program = functools.partial(self._pixels, record_every=record_every)
+            result = map_images(program, shared, padded, self._how)
+        else:
+            program, regions = self.compile_regions(shared[1], padded, record_every=record_every)
+            result = map_images(lambda _, regions: program(regions), None, regions, self._how)[0]
+        if size == len(pixels):
+            return result
+        return jax.tree.map(lambda leaf: leaf[: len(pixels)], result)
+
+    def features(self, params: Any, pixels: np.ndarray) -> Float[Array, "b n d"]:
+        """See `BatchSegmenter.features`."""
+        return map_images(self._features, params, pixels, self._how)
+
+    def assign(
+        self, key: Array, features: Array, grid: tuple[int, int], attention, params, record_every
+    ) -> tuple[PatchResult, Any]:
+        """See `BatchSegmenter.assign`."""
+        own, common = (params, None) if has_batch_axis(params) else (None, params)
+
+        def run(shared, batch):
+            key, common = shared
+            features, attention, own = batch
+            given = {"class_attention": attention, "params": common if own is None else own}
+            return self._nodes(key, features, grid=grid, record_every=record_every, given=given)
+
+        return map_images(run, (key, common), (features, attention, own), self._how)
+
+    def compile_regions(
+        self, key: Array, pixels: Sequence[np.ndarray] | np.ndarray, *, record_every: int = 0
+    ) -> tuple[Callable[[Regions], tuple[PatchResult, Any]], Regions]:
+        """See `BatchSegmenter.compile_regions`."""
+        from unseg_jax.clustering.superpixels import region_graph, stack_regions
+
+        def arguments(regions):
+            names = ("adjacency", "mask", "index_map")
+            return key, regions.nodes, {name: getattr(regions, name) for name in names}
+
+        regions = stack_regions([region_graph(image, self._method) for image in pixels])
+        apart = takes_images_apart(self._how)
+        first = jax.tree.map(lambda leaf: leaf[:1], regions) if apart else regions
+        shapes = (first.nodes.shape, first.index_map.shape, record_every)
+        if shapes not in self._regions:
+            key_, nodes, given = arguments(first)
+            options = {"grid": first.index_map.shape[1:], "record_every": record_every}
+            self._regions[shapes] = self._nodes.lower(key_, nodes, **options, given=given).compile()
+        program = self._regions[shapes]
+
+        def run(regions):
+            key, nodes, given = arguments(regions)
+            return program(key, nodes, given=given)
+
+        return run, regions

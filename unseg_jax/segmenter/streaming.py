@@ -1,0 +1,106 @@
+"""Batches: images are read ahead of the device, and finished behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from unseg_jax.data.images import as_iterable
+from unseg_jax.data.loader import batches
+from unseg_jax.errors import ImageError
+from unseg_jax.export.drawing import WORKING_SIDE, shrink_image
+from unseg_jax.parallel import takes_images_apart
+from unseg_jax.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from unseg_jax.data.images import Source
+    from unseg_jax.segmenter import BatchSegmenter
+
+# Batches of images of all shapes that are read before the device takes those of one shape.
+_WINDOW = 4
+
+
+class _Decoded(NamedTuple):
+    """An image on its way to the device: (h, w, 3) pixels to keep, those prepared for the device,
+    and its own (H, W)."""
+
+    name: str
+    pixels: np.ndarray
+    prepared: np.ndarray
+    size: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def stream_batches(
+    segmenter: BatchSegmenter, images: Source | Iterable[Source], full_pixels: bool
+) -> Iterator[Segmentation | ImageError]:
+    """Images in batches; see `BatchSegmenter.stream`."""
+    read = functools.partial(_read, segmenter, full_pixels)
+    waiting = None
+    full = False
+    entries = enumerate(as_iterable(images))
+    # Only images of one shape make a batch, so more of them are held to choose from.
+    mixed = segmenter.method.fit == "keep" and not takes_images_apart(segmenter.map)
+    held = segmenter.batch_size * (_WINDOW if mixed else 1)
+    workers = segmenter.reading.workers
+    with contextlib.closing(batches(entries, read, held, workers=workers)) as loaded:
+        for batch in loaded:
+            pixels = [outcome.value.prepared for outcome in batch if outcome.value is not None]
+            # A last, partial batch is padded to the size that is compiled already; a few
+            # images alone are not padded far.
+            full = full or len(batch) >= segmenter.batch_size
+            size = segmenter.batch_size if full else _power_of_two(len(batch))
+            result = segmenter.run(pixels, size=size) if pixels else None
+            # The device is at work on this batch while the host finishes the last one.
+            if waiting is not None:
+                yield from _finish_batch(segmenter, *waiting)
+            waiting = (batch, result)
+    if waiting is not None:
+        yield from _finish_batch(segmenter, *waiting)
+
+
+def name_of(source: Source, index: int) -> str:
+    """What an image is called: its path, or its place in the call."""
+    return str(source) if isinstance(source, (str, os.PathLike)) else str(index)
+
+
+def _read(segmenter: BatchSegmenter, full_pixels: bool, entry: tuple[int, Source]) -> _Decoded:
+    index, source = entry
+    # A JPEG is decoded at no less than twice this size.
+    needed = [max(side, WORKING_SIDE // 2) for side in segmenter.framing.at_least]
+    picture = segmenter.reading.read(source, None if full_pixels else (needed[0], needed[1]))
+    prepared = segmenter.prepare(picture.pixels)
+    kept = picture.pixels if full_pixels else shrink_image(picture.pixels)
+    return _Decoded(name_of(source, index), kept, prepared, picture.size, picture.notes)
+
+
+def _finish_batch(segmenter: BatchSegmenter, batch, result):
+    host: Any = None if result is None else jax.device_get(result)
+    index = 0
+    for outcome in batch:
+        if outcome.value is None:
+            if not isinstance(outcome.error, ImageError):
+                raise outcome.error
+            yield outcome.error
+            continue
+        image = outcome.value
+        working = shrink_image(image.pixels)
+        try:
+            segmentation = segmenter.finish(host, index, working, image.name, image.size)
+            yield dataclasses.replace(
+                segmentation, pixels=image.pixels, notes=(*image.notes, *segmentation.notes)
+            )
+        except ImageError as error:
+            yield error
+        index += 1
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
