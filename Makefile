@@ -148,4 +148,4 @@ tpu-check: .tpu/libtpu/libtpu.so
 	$(BIN)/python -m benchmarks compiled --quick
 
 clean:
-	rm -rf $(VENV) $(DEMO) .tpu
+	rm -rf $(VENV) $(DEMO) .tpu build

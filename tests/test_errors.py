@@ -24,11 +24,6 @@ def draw(path: Path, size=(40, 48), seed=0) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch):
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
-
-
 @pytest.fixture
 def command(tiny_weights, capsys, tmp_path):
     """Runs `unseg-jax segment` on paths; gives the exit code and the sentences said."""

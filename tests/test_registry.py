@@ -7,8 +7,6 @@ import unseg_jax as us
 from unseg_jax import custom, method, methods, plugs, registry
 from unseg_jax.registry import GROUPS, METHODS, resolve
 
-pytestmark = pytest.mark.quick
-
 
 def test_cc_arma_says_why_it_cannot_be():
     with pytest.raises(ValueError, match="square roots of degrees"):

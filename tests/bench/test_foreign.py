@@ -29,6 +29,7 @@ PICTURES = (
     "models/deepcut.safetensors",
 )
 NAMES = (*FILES, MANIFEST, LOCK, *PICTURES)
+LINKED = ("summary.json", "per_image.jsonl", MANIFEST, LOCK, *PICTURES[::2])
 
 
 def settings(data, weights, out, **changes):
@@ -121,8 +122,10 @@ def test_what_is_not_ours_is_kept(made, data, weights, tmp_path, command, how, m
     )
     shutil.copytree(made / "run", tmp_path / "source")
     state = "shards" if "merge" in command else "run"
-    for name in NAMES:
-        for begin in (state, "nothing"):
+    # A file by each name; links by one name of each kind.
+    names, states = (NAMES, (state, "nothing")) if how == "file" else (LINKED, (state,))
+    for name in names:
+        for begin in states:
             base = tmp_path / f"{begin}-{file_stem(name)}"
             out, elsewhere = base / "out", base / "elsewhere"
             elsewhere.mkdir(parents=True)

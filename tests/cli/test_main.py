@@ -42,12 +42,6 @@ def draw(path, size=(40, 48), seed=0):
     return path
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    """Tests neither read nor fill the compilation cache of the user."""
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Four images, of which two share a stem; one broken one; and a file that is no image."""

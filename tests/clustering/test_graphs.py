@@ -1,5 +1,6 @@
 """Affinities and normalisations against NumPy written out, and masked graphs against compacted."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ from unseg_jax.clustering import graphs
 from unseg_jax.registry import resolve
 
 pytestmark = pytest.mark.quick
+
+affinity = jax.jit(graphs.affinity, static_argnums=1)
+build_graph = jax.jit(graphs.build_graph, static_argnums=1)
 
 N, D = 12, 5
 KINDS = [
@@ -43,7 +47,7 @@ def written_out(kind, features, tau=0.0, alpha=3.0):
 @pytest.mark.parametrize(("kind", "fields"), KINDS)
 def test_affinity_is_its_formula(features, kind, fields):
     method = resolve("deepcut-cc", affinity=kind, **fields)
-    ours = graphs.affinity(jnp.asarray(features), method)
+    ours = affinity(features, method)
     np.testing.assert_allclose(ours, written_out(kind, features, **fields), atol=1e-5)
 
 
@@ -52,8 +56,8 @@ def test_masked_affinity_is_the_compacted_one(features, kind, fields):
     method = resolve("deepcut-cc", affinity=kind, neighbours=3, **fields)
     mask = np.ones(N, bool)
     mask[[1, 4, 5, 11]] = False
-    masked = graphs.build_graph(jnp.asarray(features), method, jnp.asarray(mask)).adjacency
-    compacted = graphs.affinity(jnp.asarray(features[mask]), method)
+    masked = build_graph(features, method, mask).adjacency
+    compacted = affinity(features[mask], method)
     np.testing.assert_allclose(masked[mask][:, mask], compacted, atol=1e-6)
     assert not np.asarray(masked)[~mask].any()
     assert not np.asarray(masked)[:, ~mask].any()

@@ -51,10 +51,10 @@ def modularity_quirks(assignments, adjacency, mask=None):
 
 
 CASES = [
-    (losses.ncut, ncut),
-    (losses.correlation_clustering, clustering),
-    (losses.modularity, modularity),
-    (modularity_quirks, modularity_code),
+    (jax.jit(losses.ncut), ncut),
+    (jax.jit(losses.correlation_clustering), clustering),
+    (jax.jit(losses.modularity), modularity),
+    (jax.jit(modularity_quirks), modularity_code),
 ]
 IDS = ["ncut", "cc", "modularity", "modularity-code"]
 

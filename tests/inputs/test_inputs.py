@@ -22,11 +22,6 @@ from .conftest import BAD, GOOD, LEFT_OUT
 FAST = ["--image-size", "32", "--batch-size", "8"]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch):
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
-
-
 def snapshot(folder):
     """Name → what can be told of it without opening."""
     return {
