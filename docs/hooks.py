@@ -61,9 +61,16 @@ def methods_table() -> str:
     """The registry as one table a group, each name a link to its page."""
     parts = []
     for group in GROUPS:
-        rows = [{**row, "name": f"[{row['name']}]({row['name']}.md)"} for row in method_rows(group)]
+        rows = [dict(row) for row in method_rows(group)]
         for row in rows:
-            del row["group"]
+            if METHODS[row["name"]].foreground == "set":
+                # It optimises no graph network.
+                row |= {"layers": "ridge and convolution", "loss": "-", "K": "-", "epochs": "-"}
+            # Short cells on one line keep the rows low.
+            for name in ("affinity", "layers"):
+                row[name] = row[name].replace(" ", "\N{NO-BREAK SPACE}")
+            row["name"] = f"[{row['name']}]({row['name']}.md)"
+            del row["group"], row["backbone"]
         parts += [f"## {TITLES[group].capitalize()}", format_table(rows, "markdown")]
     return "\n\n".join([*parts, describe_scores()])
 

@@ -16,6 +16,9 @@ def test_the_page_of_collective_says_what_it_does():
     for word in ("cues", "Ridge regression", "Convolution", "guided filter"):
         assert word in page
     assert "AdamW" not in page
+    (row,) = [line for line in hooks.methods_table().splitlines() if "[collective]" in line]
+    assert "gcn" not in row
+    assert "convolution" in row
     assert "100 steps of AdamW" in hooks.method_page(METHODS["unseggnet"])
 
 
