@@ -12,7 +12,7 @@ SHARED_VARIABLE = "UNSEG_JAX_SHARED"
 
 COMPILED = {
     "jax_compilation_cache_dir": str(Path(__file__).resolve().parents[1] / "build" / "compiled"),
-    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 """Keeps whatever XLA compiles, for all workers of a run, what they start, and the next run."""
