@@ -217,9 +217,10 @@ def test_copied_and_impossible_shards_are_refused(copy, weights, tmp_path):
 
 @pytest.mark.parametrize("where", ["image", "mask"])
 def test_an_error_of_any_number_costs_one_image(copy, weights, tmp_path, monkeypatch, where):
-    from unseg_jax.bench import finishing, preparing
+    from unseg_jax.bench import finishing
+    from unseg_jax.data import reading
 
-    module, name = (preparing, "read_image") if where == "image" else (finishing, "load_truth")
+    module, name = (reading, "read_image") if where == "image" else (finishing, "load_truth")
     real = getattr(module, name)
     for number in (errno.EIO, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE):
 
