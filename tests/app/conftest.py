@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from importlib.resources import files
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -42,16 +43,16 @@ class Server:
         """All files that lie in the temporary folder."""
         return [path for path in self.folder.rglob("*") if path.is_file()]
 
-    def ask(self, method, path, body=None, **headers):
-        """Status and the JSON of the answer, or its text."""
+    def ask(self, method, path, body=None, **headers) -> tuple[int, Any]:
+        """Status and the JSON of the answer, or its bytes."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
-            text = answer.read().decode()
+            content = answer.read()
         with contextlib.suppress(ValueError):
-            return answer.status, json.loads(text)
-        return answer.status, text
+            return answer.status, json.loads(content)
+        return answer.status, content
 
     def session(self):
         """The path of a new session."""
@@ -87,6 +88,6 @@ def running(limits, tiny_weights, folder):
 def server(tiny_weights, tmp_path_factory):
     from unseg_jax.app.sessions import Limits
 
-    limits = Limits(max_bytes=200_000, max_files=10, max_waiting=3)
+    limits = Limits(max_bytes=200_000, max_files=10, max_waiting=3, max_runs=2)
     with running(limits, tiny_weights, tmp_path_factory.mktemp("temporary")) as server:
         yield server

@@ -32,7 +32,8 @@ def segment(page, method="deepcut", clusters="", backbone="tiny"):
         page.select_option("#backbone", backbone)
     page.click("#start")
     page.wait_for_selector("#output[hidden]", state="attached")
-    page.wait_for_selector("#output:not([hidden])")
+    # A run takes as long as the machine needs: fitting on a busy one takes minutes.
+    page.wait_for_selector("#output:not([hidden])", timeout=300_000)
 
 
 def download(page):
@@ -79,6 +80,15 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
     np.testing.assert_array_equal(alpha, expected.mask)
     assert coco["images"][0]["file_name"] == "coffee.png"
     assert len(coco["annotations"]) == len(expected.objects) > 0
+
+    # The first run is still there, to see and to download.
+    page.select_option("#runs", label="1: deepcut, 1 image")
+    page.wait_for_selector("#download[href*='runs/1/']")
+    with download(page) as archive:
+        first = np.asarray(Image.open(archive.open("coffee_labels.png")))
+    assert (first.max(), labels.max()) == (1, 2)
+    page.select_option("#runs", label="2: deepcut, K=3, 1 image")
+    page.wait_for_selector("#download[href*='runs/2/']")
 
     page.click("#cards button")
     for kind in ("Photograph", "Mask", "Parts", "Cut-out"):

@@ -1,6 +1,7 @@
 """What the server refuses, keeps apart and deletes; and the command, run as a user runs it."""
 
 import http.client
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,6 +23,13 @@ from unseg_jax.cli.main import main
 
 def run(server, session, **settings):
     return server.ask("POST", session + "/run", json.dumps(settings))
+
+
+def run_to_end(server, session, **settings):
+    run(server, session, **settings)
+    while (state := server.ask("GET", session)[1])["phase"] not in ("failed", "done"):
+        time.sleep(0.05)
+    return state
 
 
 def test_other_pages_and_other_names_are_refused(server):
@@ -100,19 +109,50 @@ def test_unknown_sessions_and_pictures(server, photographs):
     assert server.ask("GET", "/sessions/unknown")[0] == 404
     assert server.ask("POST", "/sessions/unknown/close")[0] == 204
     session = server.session()
-    for path in ("/results", "/unseg_jax.zip", "/pictures/0/mask"):
-        status, said = server.ask("GET", session + path)
+    for path in ("results", "unseg_jax.zip", "pictures/0/mask"):
+        status, said = server.ask("GET", f"{session}/runs/1/{path}")
         assert status == 404
         assert "press Segment" in said["error"]
     path = f"{session}/files?name={quote('café.png')}"
     assert server.ask("POST", path, photographs["coffee.png"].read_bytes())[1]["name"] == "café.png"
     # Weights of another width cannot carry the model that ships: one sentence, and no trace.
-    run(server, session, method="auto", backbone="tiny")
-    while (state := server.ask("GET", session)[1])["phase"] not in ("failed", "done"):
-        time.sleep(0.05)
+    state = run_to_end(server, session, method="auto", backbone="tiny")
     assert state["phase"] == "failed"
     assert "384" in state["message"]
     assert "Traceback" not in state["message"]
+    server.ask("POST", session + "/close")
+
+
+def test_a_run_deletes_nothing_of_those_before(server, photographs):
+    session = server.session()
+    upload = f"{session}/files?name=a.png", photographs["coffee.png"].read_bytes()
+
+    def labels(number):
+        status, content = server.ask("GET", f"{session}/runs/{number}/unseg_jax.zip")
+        assert status == 200, content
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return archive.read("a_labels.png")
+
+    added = server.ask("POST", *upload)[1]
+    assert run_to_end(server, session, method="spectral-ncut", clusters=2)["phase"] == "done"
+    first = labels(1)
+    # Neither a run that fails, nor another, nor that its picture is removed.
+    assert run_to_end(server, session, method="auto", backbone="tiny")["phase"] == "failed"
+    assert labels(1) == first
+    assert server.ask("GET", f"{session}/runs/2/unseg_jax.zip")[0] == 404
+    assert run_to_end(server, session, method="spectral-ncut", clusters=3)["phase"] == "done"
+    assert labels(1) == first != labels(3)
+    server.ask("DELETE", f"{session}/files/{added['number']}")
+    # The same name belongs to what run 1 shows.
+    assert server.ask("POST", *upload)[1]["name"] == "a (2).png"
+    assert labels(1) == first
+    # Only the limit, two runs here, takes the oldest, and the answer tells the page.
+    assert run_to_end(server, session, method="spectral-ncut", clusters=2)["phase"] == "done"
+    assert server.ask("GET", f"{session}/runs/4/results")[1]["kept"] == [3, 4]
+    status, said = server.ask("GET", f"{session}/runs/1/unseg_jax.zip")
+    assert status == 404
+    assert said["error"] == "there are no results of run 1: the runs kept are 3, 4."
+    assert not [path for path in server.kept if path.parent.name in ("1", "2")]
     server.ask("POST", session + "/close")
 
 

@@ -48,6 +48,9 @@ def serve(
     max_users: Annotated[
         int, typer.Option("--max-users", min=1, help="Pages that may be open at once.")
     ] = 32,
+    max_runs: Annotated[
+        int, typer.Option("--max-runs", min=1, help="Runs of a page whose results are kept.")
+    ] = 10,
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,7 +77,7 @@ def serve(
     from unseg_jax.devices import usable_devices
 
     backbones = _named(weights or ())
-    limits = Limits(max_size * 10**6, max_files, max_waiting, max_users)
+    limits = Limits(max_size * 10**6, max_files, max_waiting, max_users, max_runs=max_runs)
     usable_devices()
     bound = _bind(host, port)
     enable_compilation_cache()

@@ -26,6 +26,7 @@ _LARGE = 1600
 def describe(job: Job, before: int) -> dict[str, Any]:
     """How far a run is, as plain values."""
     return {
+        "number": job.number,
         "phase": job.phase,
         "before": before,
         "done": job.done,
@@ -38,21 +39,22 @@ def summarise(job: Job) -> dict[str, Any]:
     """What a finished run found, as plain values.
 
     Returns:
-        `message`, `method`, `seconds`, `compile_seconds`, `fitted` (images that a model was
-        fitted on, 0 for none), and `images`: for each a dict with `file`, and either `error` or
-        what its `Record` holds, without masks.
-
-    Raises:
-        Refused: it is not finished.
+        `number` of the run, `kept` (the numbers of all runs whose results are there), `settings`
+        as `Settings` has them, `message`, `method`, `seconds`, `compile_seconds`, `fitted` (images
+        that a model was fitted on, 0 for none), and `images`: for each a dict with `file`, and
+        either `error` or what its `Record` holds, without masks.
     """
-    run = _finished(job)
+    assert job.run is not None
     return {
+        "number": job.number,
+        "kept": list(job.session.runs),
+        "settings": dataclasses.asdict(job.settings),
         "message": job.message,
         "method": job.method,
         "seconds": job.seconds,
         "compile_seconds": job.compile_seconds,
         "fitted": job.fitted,
-        "images": [_image(job, entry) for entry in run.entries],
+        "images": [_image(job, entry) for entry in job.run.entries],
     }
 
 
@@ -86,7 +88,8 @@ def picture(job: Job, index: int, kind: str, small: bool) -> tuple[bytes, str]:
         Refused: there is none.
         ImageError: the photograph cannot be read any more.
     """
-    run = _finished(job)
+    assert job.run is not None
+    run = job.run
     if kind not in KINDS or not 0 <= index < len(run.entries) or run.entries[index].error:
         raise Refused(404, "there is no such picture.")
     image = run.entries[index].image
@@ -111,27 +114,18 @@ def picture(job: Job, index: int, kind: str, small: bool) -> tuple[bytes, str]:
 
 def pack(job: Job) -> Path:
     """Masks, parts, overlays, cut-outs, COCO and the table of objects as one zip, and the model
-    if one was fitted.
-
-    Raises:
-        Refused: the run is not finished.
+    if one was fitted; of a finished run.
     """
     from unseg_jax.export.formats import files_of
 
-    run, plan = _finished(job), job.plan
-    assert plan is not None
-    names = [name for entry in run.done for name in plan.names_of(entry.image)]
+    assert job.run is not None
+    assert job.plan is not None
+    names = [name for entry in job.run.done for name in job.plan.names_of(entry.image)]
     names += files_of(FORMATS)
     names += [MODEL] if job.fitted else []
-    path = job.session.folder / "unseg_jax.zip"
+    path = job.out / "unseg_jax.zip"
     # PNG is compressed already, and pictures are nearly all of it.
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name in names:
             archive.write(job.out / name, name)
     return path
-
-
-def _finished(job: Job | None) -> Any:
-    if job is None or job.run is None or job.phase != "done":
-        raise Refused(404, "nothing has been segmented yet: press Segment first.")
-    return job.run

@@ -83,9 +83,9 @@ def make_app(
         Route("/sessions/{id}/files/{number:int}", _remove, methods=["DELETE"]),
         Route("/sessions/{id}/run", _run, methods=["POST"]),
         Route("/sessions/{id}/stop", _stop, methods=["POST"]),
-        Route("/sessions/{id}/results", _results),
-        Route("/sessions/{id}/pictures/{index:int}/{kind}", _picture),
-        Route("/sessions/{id}/unseg_jax.zip", _download),
+        Route("/sessions/{id}/runs/{number:int}/results", _results),
+        Route("/sessions/{id}/runs/{number:int}/pictures/{index:int}/{kind}", _picture),
+        Route("/sessions/{id}/runs/{number:int}/unseg_jax.zip", _download),
     ]
     app = Starlette(
         routes=routes,
@@ -138,11 +138,8 @@ def _session(request: Request) -> Session:
     return request.app.state.sessions.get(request.path_params["id"])
 
 
-def _job(request: Request) -> Job:
-    job = _session(request).job
-    if job is None:
-        raise Refused(404, "nothing has been segmented yet: press Segment first.")
-    return job
+def _finished(request: Request) -> Job:
+    return _session(request).run(request.path_params["number"])
 
 
 async def _asset(request: Request) -> Response:
@@ -222,21 +219,25 @@ async def _state(request: Request) -> Response:
 
 
 async def _stop(request: Request) -> Response:
-    _job(request).stop()
+    job = _session(request).job
+    if job is not None:
+        job.stop()
     return Response(status_code=204)
 
 
 async def _results(request: Request) -> Response:
-    return JSONResponse(await run_in_threadpool(summarise, _job(request)))
+    return JSONResponse(await run_in_threadpool(summarise, _finished(request)))
 
 
 async def _picture(request: Request) -> Response:
     index, kind = request.path_params["index"], request.path_params["kind"]
     small = "small" in request.query_params
-    content, mime = await run_in_threadpool(picture, _job(request), index, kind, small)
+    content, mime = await run_in_threadpool(picture, _finished(request), index, kind, small)
     return Response(content, media_type=mime)
 
 
 async def _download(request: Request) -> Response:
-    path = await run_in_threadpool(pack, _job(request))
-    return FileResponse(path, filename="unseg_jax.zip", media_type="application/zip")
+    job = _finished(request)
+    path = await run_in_threadpool(pack, job)
+    name = f"unseg_jax_{job.number}.zip"
+    return FileResponse(path, filename=name, media_type="application/zip")

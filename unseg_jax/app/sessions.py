@@ -30,6 +30,7 @@ class Limits:
         max_sessions: sessions at once; a session is a tab of a browser.
         idle_seconds: a session that its page has not asked for so long is deleted. An open page
             asks every half minute.
+        max_runs: finished runs of a session whose results are kept; the oldest go first.
     """
 
     max_bytes: int = 50 * 10**6
@@ -37,6 +38,7 @@ class Limits:
     max_waiting: int = 8
     max_sessions: int = 32
     idle_seconds: float = 900.0
+    max_runs: int = 10
 
 
 class Refused(Exception):
@@ -65,13 +67,14 @@ class Upload:
 
 
 class Session:
-    """The files and the last run of one user.
+    """The files and the runs of one user.
 
     Attributes:
         id: a secret; who knows it sees the pictures.
         folder: holds everything of the session.
         uploads: number → file.
         job: the last run, a `Job` of the worker; None before the first.
+        runs: number → finished run, oldest first.
         seen: when the page last asked, in seconds of `time.monotonic`.
         closed: whether nothing may be written any more.
     """
@@ -81,6 +84,7 @@ class Session:
         self.folder = folder / self.id
         self.uploads: dict[int, Upload] = {}
         self.job: Any = None
+        self.runs: dict[int, Any] = {}
         self.seen = time.monotonic()
         self.closed = False
         self._count = 0
@@ -117,7 +121,10 @@ class Session:
         with self._lock:
             self.check_room(max_files)
             self._count += 1
-            taken = {upload.name.casefold() for upload in self.uploads.values()}
+            # A kept run shows the photograph by its name, so no other may have it.
+            paths = [image.path for job in self.runs.values() for image in job.images]
+            paths += [upload.path for upload in self.uploads.values()]
+            taken = {path.name.casefold() for path in paths}
             upload = Upload(self._count, self.files / _free_name(name, taken))
             content.rename(upload.path)
             self.uploads[upload.number] = upload
@@ -128,6 +135,26 @@ class Session:
         upload = self.uploads.pop(number, None)
         if upload is not None:
             upload.path.unlink(missing_ok=True)
+
+    def keep(self, job: Any, max_runs: int) -> None:
+        """Keeps the results of a finished run, and deletes the oldest beyond `max_runs`."""
+        with self._lock:
+            self.runs[job.number] = job
+            while len(self.runs) > max_runs:
+                oldest = self.runs.pop(min(self.runs))
+                shutil.rmtree(oldest.out, ignore_errors=True)
+
+    def run(self, number: int) -> Any:
+        """The finished run of that number.
+
+        Raises:
+            Refused: there is none, or none any more.
+        """
+        if number not in self.runs:
+            kept = ", ".join(map(str, self.runs))
+            known = f"the runs kept are {kept}." if kept else "press Segment first."
+            raise Refused(404, f"there are no results of run {number}: {known}")
+        return self.runs[number]
 
     def delete(self) -> None:
         """Stops the run and deletes everything, now or when the run has let go of it."""

@@ -54,6 +54,7 @@ class Job:
     """One run of one session, from waiting to done.
 
     Attributes:
+        number: counts the runs of the session from 1.
         phase: "waiting", "loading", "fitting", "segmenting", then "done", "failed" or "stopped".
         done, total: images of the phase.
         message: how "auto" chose, or what failed; one sentence.
@@ -65,6 +66,7 @@ class Job:
 
     def __init__(self, session: Session, settings: Settings, images: Sequence[ImageFile]):
         self.session, self.settings, self.images = session, settings, tuple(images)
+        self.number = 1 if session.job is None else session.job.number + 1
         self.phase, self.message = "waiting", ""
         self.done, self.total = 0, len(self.images)
         self.plan: Plan | None = None
@@ -82,8 +84,8 @@ class Job:
 
     @property
     def out(self) -> Path:
-        """Folder of the results."""
-        return self.session.folder / "found"
+        """Folder of the results, of this run alone."""
+        return self.session.folder / "found" / str(self.number)
 
     def stop(self) -> bool:
         """Stops the run after the image that is under way; whether it has ended already."""
@@ -102,7 +104,9 @@ class Job:
             return True
 
     def finish(self, phase: str, message: str | None = None) -> None:
-        """Ends the job, and deletes the folder if the user has left."""
+        """Ends the job; deletes what it wrote unless it is done, and all if the user has left."""
+        if phase != "done":
+            shutil.rmtree(self.out, ignore_errors=True)
         with self._lock:
             self.message = self.message if message is None else message
             self.phase = phase
@@ -217,6 +221,7 @@ class Worker:
         except Exception as error:
             job.finish("failed", job.sentence(error))
         else:
+            job.session.keep(job, self.limits.max_runs)
             job.finish("done")
 
     def _segment(self, job: Job) -> None:
@@ -229,10 +234,9 @@ class Worker:
         start = time.perf_counter()
         with compile_clock() as clock:
             job.step("loading", 0, len(job.images))
-            shutil.rmtree(job.out, ignore_errors=True)
             segmenter = self._segmenter_for(job)
             job.step("segmenting", 0, len(job.images))
-            job.plan = plan_run(job.images, job.out, Output(FORMATS, report=False), overwrite=True)
+            job.plan = plan_run(job.images, job.out, Output(FORMATS, report=False))
             job.run = segment_files(segmenter, job.images, job.out, plan=job.plan, on_entry=show)
         job.compile_seconds = clock.seconds
         job.seconds = max(0.0, time.perf_counter() - start - clock.seconds)

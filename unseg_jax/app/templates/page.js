@@ -16,7 +16,6 @@ let found = null; // what was found, and the order it is shown in
 let order = [];
 let shown = 0; // position in the order of what the viewer shows
 let kind = "overlay";
-let run = 0; // tells the pictures of one run from those of the next
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -130,7 +129,7 @@ async function start() {
     return;
   }
   say("failure", "");
-  $("output").hidden = true;
+  $("output").hidden = true; // and shown again at the end, also with what an earlier run found
   const settings = {
     method: $("method").value,
     clusters: clusters === "" ? null : Number(clusters),
@@ -149,11 +148,12 @@ async function start() {
       state = await ask(session);
     }
     if (state.phase === "failed") throw new Error(state.message);
-    if (state.phase === "done") show(await ask(`${session}/results`));
+    if (state.phase === "done") await look(state.number);
   } catch (error) {
     say("failure", error.message);
   }
   busy(false);
+  $("output").hidden = !found;
 }
 
 function busy(yes, words = "") {
@@ -197,12 +197,31 @@ function numbers(image) {
 }
 
 function pictureOf(index, which, small) {
-  return `${session}/pictures/${index}/${which}?${small ? "small&" : ""}run=${run}`;
+  return `${session}/runs/${found.number}/pictures/${index}/${which}${small ? "?small" : ""}`;
+}
+
+async function look(number) {
+  show(await ask(`${session}/runs/${number}/results`));
+}
+
+function choices() {
+  const { number, kept, method, settings, images } = found;
+  const options = [...$("runs").options];
+  if (!options.some((option) => Number(option.value) === number)) {
+    const k = settings.clusters ? `, K=${settings.clusters}` : "";
+    const words = `${number}: ${method}${k}, ${count(images.length, "image")}`;
+    $("runs").prepend(make("option", { value: number }, words));
+  }
+  for (const option of options.filter((one) => !kept.includes(Number(one.value)))) {
+    $("dropped").textContent = ` Run ${option.value} was deleted.`;
+    option.remove();
+  }
+  $("runs").value = number;
 }
 
 function show(results) {
   found = results;
-  run += 1;
+  choices();
   const done = found.images.filter((image) => !image.error);
   const failed = found.images.length - done.length;
   const objects = done.reduce((sum, image) => sum + image.objects.length, 0);
@@ -215,7 +234,7 @@ function show(results) {
     `${found.method}: ${found.seconds.toFixed(1)} s${compiling}.`,
     found.fitted ? "The zip holds the model, for unseg-jax segment --model." : "",
   ].filter(Boolean).join(" ");
-  $("download").href = `${session}/unseg_jax.zip`;
+  $("download").href = `${session}/runs/${found.number}/unseg_jax.zip`;
   $("download").hidden = !done.length;
   $("output").hidden = false;
   sort();
@@ -340,6 +359,9 @@ $("stop").addEventListener("click", () => {
   $("stop").disabled = true;
   $("phase").textContent = "Stopping after this image";
   ask(`${session}/stop`, { method: "POST" }).catch(() => {});
+});
+$("runs").addEventListener("change", () => {
+  look($("runs").value).catch((error) => say("failure", error.message));
 });
 $("order").addEventListener("change", sort);
 $("close").addEventListener("click", () => $("viewer").close());
