@@ -19,6 +19,7 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.data.folders import ImageFile, find_images
 from unseg_jax.data.images import load_image
+from unseg_jax.data.reading import PLAIN
 from unseg_jax.errors import ImageError, InputError
 from unseg_jax.export import folder
 from unseg_jax.export.folder import Output, plan_run, segment_files
@@ -35,6 +36,7 @@ class Stand:
     def __init__(self, shade=0):
         self.shade = shade
         self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
+        self.reading = PLAIN
         self.seen = []
 
     def stream(self, images, *, full_pixels=False):
