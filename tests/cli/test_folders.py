@@ -21,6 +21,7 @@ from unseg_jax.runs.locking import RunLock
 # A segmenter that finds what is bright, after what a test lets happen first.
 STAND = """
 from unseg_jax.data.images import load_image
+from unseg_jax.data.reading import PLAIN
 from unseg_jax.registry import resolve
 from unseg_jax.segmentation import Segmentation
 
@@ -28,7 +29,7 @@ from unseg_jax.segmentation import Segmentation
 class Stand:
     def __init__(self, happen=lambda index: None):
         self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
-        self.happen, self.value_range, self.workers = happen, None, None
+        self.happen, self.reading = happen, PLAIN
 
     def stream(self, images, *, full_pixels=False):
         for index, path in enumerate(images):
