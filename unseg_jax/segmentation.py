@@ -2,7 +2,8 @@
 
 Arrays are kept at a working size: the image's own up to 1,600 pixels on the longer side, smaller
 for larger photographs. Masks, labels, boxes and objects are given at the image's own size,
-enlarged by the nearest neighbour when they are first read.
+enlarged by the nearest neighbour when they are first read. Specks, pieces below `min_area`, are in
+none of them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from unseg_jax.postprocess import Object, find_objects, object_box, scale_box, upsample_labels
-from unseg_jax.postprocess.objects import MIN_AREA
+from unseg_jax.postprocess import Object, object_box, scale_box, upsample_labels
+from unseg_jax.postprocess.objects import MIN_AREA, Pieces, find_pieces, objects_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """What was found in one image; made by `Segmentation.of`.
 
-    `mask`, `labels` and `objects` are properties, computed when they are first read.
+    `mask`, `labels`, `objects`, `box`, `coverage`, `small_mask`, `small_labels` and `specks` are
+    properties, computed when they are first read.
 
     Attributes:
         mask: (H, W) bool at the image's own size, True on the object.
@@ -46,12 +48,14 @@ class Segmentation:
         id: the path, or the index in the call for images given as arrays.
         small_mask: (h, w) bool at the working size.
         small_labels: (h, w) at the working size, of the smallest unsigned type that holds them.
+        specks: how many pieces below `min_area` were left out.
+        raw_mask, raw_labels: as `small_mask` and `small_labels`, with the specks.
         notes: what a user should know, a sentence each: what was done to the image while it was
             read, and that it is unlike those that a model was fitted on.
         pixels: (h, w, 3) uint8, the image at the working size or its own; None if not kept.
         evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
             (above 0) or the background; None where the method has no soft result.
-        min_area: share of the image below which a piece is no object.
+        min_area: below which a piece is a speck: below 1 a share of the image, else pixels of it.
         look_closer: whether what was found is so small, and the image so large, that tiles of it
             may show more.
 
@@ -63,10 +67,9 @@ class Segmentation:
         (0.20833333333333334, (1, 1, 4, 3), [6, 4])
     """
 
-    small_mask: np.ndarray
-    small_labels: np.ndarray
+    raw_mask: np.ndarray
+    raw_labels: np.ndarray
     size: tuple[int, int]
-    box: tuple[int, int, int, int] | None
     num_clusters: int
     loss: float
     confidence: float
@@ -112,17 +115,19 @@ class Segmentation:
         >>> Segmentation.of(mask, mask.astype(int), confidence=0.5, id="a.png")
         Segmentation(a.png: 3x2 pixels, object 67 %, confidence 0.50)
         """
-        mask, losses = np.asarray(mask), np.asarray(losses, np.float32)
+        mask, labels = np.asarray(mask), np.asarray(labels)
+        losses = np.asarray(losses, np.float32)
         size = mask.shape if size is None else size
+        smaller = (min(mask.shape[0], size[0]), min(mask.shape[1], size[1]))
+        mask, labels = _fitted(mask, smaller), _fitted(labels, smaller)
         patch_labels = np.asarray(labels if patch_labels is None else patch_labels, np.int32)
         fields.setdefault("num_clusters", len(np.unique(patch_labels)))
         for name in ("method", "backbone", "id"):
             fields.setdefault(name, "")
         return cls(
-            small_mask=mask,
-            small_labels=smallest(labels),
+            raw_mask=mask != 0,
+            raw_labels=smallest(labels),
             size=(int(size[0]), int(size[1])),
-            box=scale_box(object_box(mask), mask.shape, size),
             loss=float(losses[-1]) if losses.size else float("nan"),
             # Where nothing was told apart, soft assignments may be as sure as they like.
             confidence=float(confidence) if mask.any() and not mask.all() else 0.0,
@@ -146,22 +151,43 @@ class Segmentation:
     def objects(self) -> tuple[Object, ...]:
         """The objects of the mask of at least `min_area`, the largest first; see
         `unseg_jax.postprocess.find_objects`."""
-        return self._objects_at(self.size)
+        return objects_of(self._pieces, evidence=self.evidence, confidence=self.confidence)
+
+    @functools.cached_property
+    def box(self) -> tuple[int, int, int, int] | None:
+        """(left, top, right, bottom) of the mask's largest 4-connected component."""
+        return scale_box(object_box(self.small_mask), self.small_mask.shape, self.size)
+
+    @functools.cached_property
+    def small_mask(self) -> np.ndarray:
+        """(h, w) bool."""
+        return self._pieces.shown(kept=True) if self.specks else self.raw_mask
+
+    @functools.cached_property
+    def small_labels(self) -> np.ndarray:
+        """(h, w)."""
+        if not self.specks:
+            return self.raw_labels
+        return np.where(self._pieces.shown(kept=False), 0, self.raw_labels)
+
+    @property
+    def specks(self) -> int:
+        """Pieces of the mask below `min_area`, which are left out of all else."""
+        return self._pieces.specks
 
     def only_largest(self) -> Segmentation:
         """The same with the largest object alone in mask and labels."""
-        mask = np.zeros_like(self.small_mask)
-        for item in self._objects_at(self.small_mask.shape)[:1]:
-            left, top, right, bottom = item.box
-            mask[top:bottom, left:right] = item.mask
-        labels = np.where(mask, self.small_labels, self.small_labels.dtype.type(0))
-        box = scale_box(object_box(mask), mask.shape, self.size)
-        return dataclasses.replace(self, small_mask=mask, small_labels=labels, box=box)
+        pieces = self._pieces
+        kept = pieces.kept & (np.arange(len(pieces.areas)) == np.argmax([*pieces.areas, 0]))
+        mask = dataclasses.replace(pieces, kept=kept).shown(kept=True)
+        labels = np.where(mask, self.raw_labels, self.raw_labels.dtype.type(0))
+        return dataclasses.replace(self, raw_mask=mask, raw_labels=labels)
 
     @property
     def coverage(self) -> float:
-        """Share of the image that the mask covers, 0 to 1."""
-        return float(self.small_mask.mean())
+        """Share of the image's pixels that the mask covers, 0 to 1."""
+        pieces = self._pieces
+        return int(pieces.areas[pieces.kept].sum()) / (self.size[0] * self.size[1])
 
     def enlarged(self, array: np.ndarray) -> np.ndarray:
         """(H, W): an array of the working size at the image's own, by the nearest neighbour."""
@@ -242,15 +268,9 @@ class Segmentation:
 
         return None if self.pixels is None else encode_png(self.overlay())
 
-    def _objects_at(self, size: tuple[int, ...]) -> tuple[Object, ...]:
-        return find_objects(
-            self.small_mask,
-            self.small_labels,
-            size=(size[0], size[1]),
-            evidence=self.evidence,
-            confidence=self.confidence,
-            min_area=self.min_area,
-        )
+    @functools.cached_property
+    def _pieces(self) -> Pieces:
+        return find_pieces(self.raw_mask, self.raw_labels, size=self.size, min_area=self.min_area)
 
     @functools.cached_property
     def _overlay(self) -> np.ndarray:

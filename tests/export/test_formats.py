@@ -1,16 +1,20 @@
 """Every format read back by a library that its users use."""
 
+import dataclasses
 import io
 import json
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 import unseg_jax as us
-from unseg_jax.export import formats
+from unseg_jax.data.folders import ImageFile
+from unseg_jax.export import drawing, formats
 from unseg_jax.export.formats import (
     coco,
     cutout,
@@ -26,8 +30,9 @@ from unseg_jax.export.formats import (
     yolo,
 )
 from unseg_jax.export.formats.polygons import outlines
-from unseg_jax.export.records import Record
-from unseg_jax.postprocess import upsample_labels
+from unseg_jax.export.records import Entry, Record, Run
+from unseg_jax.export.report import _facts
+from unseg_jax.postprocess import bounding_box, upsample_labels
 
 # pycocotools' own arrays lack NumPy 2's copy keyword.
 FROM_PYCOCOTOOLS = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -137,8 +142,6 @@ def test_outlines_of_straight_and_tiny_objects_are_exact():
 
 
 def _objects(found, min_area):
-    import dataclasses
-
     return dataclasses.replace(found, min_area=min_area).objects
 
 
@@ -229,6 +232,44 @@ def test_only_the_largest_object_stays():
     assert set(np.unique(found.labels)) == {0, item.label}
 
 
+@pytest.mark.parametrize("size", [(40, 50), (91, 133)])
+def test_specks_are_in_nothing_that_is_written(size):
+    rng = np.random.default_rng(5)
+    labels = (rng.random((40, 50)) < 0.04).astype(np.uint8)
+    labels[5:20, 5:20], labels[5:20, 20:30] = 1, 2
+    pixels = rng.integers(0, 200, (40, 50, 3)).astype(np.uint8)
+    found = us.Segmentation.of(labels > 0, labels, size=size, min_area=0.02, pixels=pixels)
+    kept = np.zeros((40, 50), np.uint8)
+    for number in (1, 2):
+        pieces, _ = ndimage.label(labels == number)  # type: ignore[misc]
+        kept[pieces == np.argmax(np.bincount(pieces.ravel())[1:]) + 1] = number
+    large = upsample_labels(kept, size)
+    assert found.specks > 10
+    assert found.coverage == (large > 0).mean()
+    assert (found.box, len(found.objects)) == (bounding_box(large > 0), 2)
+    np.testing.assert_array_equal(found.mask, large > 0)
+    np.testing.assert_array_equal(found.labels, large)
+    np.testing.assert_array_equal(found.overlay(), drawing.overlay(pixels, kept))
+    np.testing.assert_array_equal(found.cutout()[..., 3] > 0, kept > 0)
+    total = found.mask.sum()
+    record = record_of(found)
+    assert record.specks == found.specks
+    run = Run((Entry(ImageFile(Path("a.png"), "a"), record),), 1.0, 0.0)
+    said = f"{found.specks} in 1 of 1 images; --min-area 0 keeps them"
+    assert dict(_facts(run, None))["Specks left out"] == run.specks == said
+    assert sum(item["area"] for item in record.objects) == total
+    assert sum(item.mask.sum() for item in record.restored()) == total
+    features = json.loads(geojson.encode(found)[".geojson"])["features"]
+    assert sum(feature["properties"]["area"] for feature in features) == total
+    with np.load(io.BytesIO(npz.encode(found)[".npz"])) as archive:
+        np.testing.assert_array_equal(archive["labels"], large)
+    everything = dataclasses.replace(found, min_area=0.0)
+    np.testing.assert_array_equal(everything.small_labels, labels)
+    np.testing.assert_array_equal(dataclasses.replace(everything, min_area=1).mask, everything.mask)
+    assert everything.specks == 0
+    assert dataclasses.replace(found, min_area=size[0] * size[1]).box is None
+
+
 def test_segmentation_saves_and_shows_itself(tmp_path):
     found = scene()
     written = found.save(tmp_path / "new", ["csv", "png", "cutout"])
@@ -240,8 +281,6 @@ def test_segmentation_saves_and_shows_itself(tmp_path):
     np.testing.assert_array_equal(shown, found.overlay())
     with pytest.raises(ValueError, match="no format 'geojsn'; did you mean 'geojson'"):
         found.save(tmp_path, ["geojsn"])
-    import dataclasses
-
     bare = dataclasses.replace(found, pixels=None)
     assert bare._repr_png_() is None
     with pytest.raises(ValueError, match="pass image="):

@@ -53,6 +53,8 @@ def test_specks_below_the_share_are_dropped():
     areas = np.array([it.area for it in everything])
     kept = find_objects(labels > 0, labels, min_area=np.median(areas) / labels.size)
     assert 1 < len(kept) == (areas >= np.median(areas)).sum() < len(everything)
+    in_pixels = find_objects(labels > 0, labels, min_area=int(np.median(areas)))
+    assert [it.box for it in in_pixels] == [it.box for it in kept]
     default = find_objects(labels > 0, labels)
     assert all(it.area >= 0.001 * labels.size for it in default)
 
@@ -92,5 +94,6 @@ def test_scores_without_evidence_and_of_whole_and_empty_masks():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit a mask"):
         find_objects(np.ones((4, 5), bool), np.ones((5, 4), int))
-    with pytest.raises(ValueError, match="min_area=20 is a share"):
-        find_objects(np.ones((4, 5), bool), min_area=20)
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ValueError, match=f"min_area={wrong} is no size"):
+            find_objects(np.ones((4, 5), bool), min_area=wrong)

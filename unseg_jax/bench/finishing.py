@@ -95,6 +95,8 @@ class Finisher:
             segmenter = self.segmenters[name]
             try:
                 segmentation = segmenter.finish(timed.result, index, pixels, item.id)
+                # Protocols score every pixel that a method finds, specks as well.
+                segmentation = dataclasses.replace(segmentation, min_area=0.0)
                 record = make_record(segmentation, truth, self.protocol)
                 history = getattr(timed.result, "history", None)
                 if self.record_every and truth is not None and history is not None:

@@ -93,8 +93,8 @@ def segment(
         float | None,
         typer.Option(
             "--min-area",
-            help="Share of the image that an object has at least, 0 to 1: .001, with --tile of a "
-            "tile.",
+            help="Smaller pieces are left out: below 1 a share of the image (.001, with --tile of "
+            "a tile), else pixels.",
         ),
     ] = None,
     full_overlay: Annotated[

@@ -349,6 +349,8 @@ def run_segmenter(
         # Standard output is for the lines of JSON alone.
         stream = sys.stderr if as_json else sys.stdout
         print(f"{len(run.done)} of {len(run.entries)} images {_speed(run)}", file=stream)
+        if run.specks:
+            print(f"specks left out: {run.specks}", file=stream)
         print(f"look at {plan.out / folder.REPORT}", file=stream)
         if run.replaced or run.removed:
             results = "result" if run.replaced == 1 else "results"

@@ -168,9 +168,11 @@ def finish_margins(
         backbone=backbone,
         id=id,
     )
-    if max(found.size) > _LARGE * max(method.size) and found.box is not None:
-        left, top, right, bottom = found.box
-        if (right - left) * (bottom - top) < _SMALL * found.size[0] * found.size[1]:
+    if max(found.size) > _LARGE * max(method.size):
+        # What is a speck in the whole image may be an object of a tile.
+        box = dataclasses.replace(found, min_area=0.0).box
+        limit = _SMALL * found.size[0] * found.size[1]
+        if box is not None and (box[2] - box[0]) * (box[3] - box[1]) < limit:
             notes = (*found.notes, SMALL_NOTE)
             found = dataclasses.replace(found, notes=notes, look_closer=True)
     return found

@@ -42,6 +42,7 @@ from unseg_jax.export.naming import below_common, names_in
 from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.report import render_report
 from unseg_jax.files import write_bytes
+from unseg_jax.postprocess.objects import check_min_area
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
 from unseg_jax.runs.store import Done, Store, order_of
 
@@ -60,8 +61,8 @@ class Output:
 
     Attributes:
         formats: names of `unseg_jax.export.formats.FORMATS`.
-        min_area: share of the image below which a piece is no object; None is a thousandth, of a
-            tile where images are cut into tiles.
+        min_area: below which a piece is a speck and left out: below 1 a share of the image, else
+            pixels of it; None is a thousandth, of a tile where images are cut into tiles.
         objects: "all", or "largest" to keep the largest object of each image alone.
         full_overlay: draw overlays at the image's own size, not at 1,600 pixels at most.
         report: whether `report.html` is written.
@@ -79,8 +80,8 @@ class Output:
         object.__setattr__(self, "formats", check_formats(self.formats))
         if self.objects not in ("all", "largest"):
             raise ValueError(f"objects '{self.objects}' is not known: choose all or largest.")
-        if self.min_area is not None and not 0 <= self.min_area <= 1:
-            raise ValueError(f"min_area={self.min_area} is a share of the image: give 0 to 1.")
+        if self.min_area is not None:
+            check_min_area(self.min_area)
 
     @property
     def full_pixels(self) -> bool:

@@ -32,6 +32,7 @@ class Record:
             mask cropped to the box; what `measures` adds where a table is written.
         losses: of the optimisation; () for baselines.
         notes: what was done to the image while it was read, a sentence each.
+        specks: how many pieces were too small to be objects, and were left out.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Record:
     objects: tuple[dict[str, Any], ...]
     losses: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    specks: int = 0
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Record:
@@ -115,6 +117,7 @@ def record_of(
         objects,
         tuple(round(float(loss), 6) for loss in found.losses),
         tuple(found.notes),
+        found.specks,
     )
 
 
@@ -168,6 +171,15 @@ class Run:
     def failed(self) -> list[Entry]:
         """The images that did not."""
         return [entry for entry in self.entries if entry.error]
+
+    @property
+    def specks(self) -> str:
+        """How many pieces were too small to be objects, and how to keep them; "" if none were."""
+        counts = [entry.record.specks for entry in self.done if entry.record is not None]
+        total, images = sum(counts), sum(count > 0 for count in counts)
+        if not total:
+            return ""
+        return f"{total} in {images} of {len(counts)} images; --min-area 0 keeps them"
 
     @property
     def images_per_second(self) -> float:

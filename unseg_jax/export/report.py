@@ -125,6 +125,8 @@ def _sentence(segmenter: Any, settings: Mapping[str, Any]) -> str:
 def _facts(run: Run, segmenter: Any) -> list[tuple[str, str]]:
     reused = sum(entry.reused for entry in run.done)
     facts = [("Images", f"{len(run.done)} done, {len(run.failed)} failed")]
+    if run.specks:
+        facts.append(("Specks left out", run.specks))
     if reused:
         facts.append(("From an earlier run", _count(reused, "image")))
     if segmenter is None:

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from unseg_jax.postprocess.components import Box, scale_box, source_indices, upsample_labels
+from unseg_jax.postprocess.components import Box, source_indices, upsample_labels
 
 MIN_AREA = 0.001
 """Share of the image's pixels below which a piece is a speck and no object."""
@@ -40,6 +40,85 @@ class Object:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pieces:
+    """The 4-connected pieces of a mask, split where different labels touch; see `find_pieces`.
+
+    Attributes:
+        numbers: (h, w) int32, 0 outside of the mask, else the piece from 1.
+        labels: (n,) the label of each piece.
+        areas: (n,) pixels of each in the image.
+        kept: (n,) bool, whether it is an object, or a speck.
+        size: (H, W) of the image.
+    """
+
+    numbers: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    kept: np.ndarray
+    size: tuple[int, int]
+
+    @property
+    def specks(self) -> int:
+        """Pieces that are no object."""
+        return int(np.count_nonzero(~self.kept))
+
+    def shown(self, kept: bool) -> np.ndarray:
+        """(h, w) bool: the pixels of the objects, or those of the specks."""
+        return np.concatenate([[False], self.kept == kept])[self.numbers]
+
+
+def check_min_area(min_area: float) -> None:
+    """Raises ValueError for what is neither a share of the image nor a number of pixels."""
+    if not 0 <= min_area < float("inf"):
+        raise ValueError(
+            f"min_area={min_area} is no size: give a share of the image below 1, or pixels from 1."
+        )
+
+
+def find_pieces(
+    mask: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    min_area: float = MIN_AREA,
+) -> Pieces:
+    """Cuts a mask (h, w) into pieces; arguments as those of `find_objects`, which says more.
+
+    Raises:
+        ValueError: labels of another shape than the mask's, a size below the mask's, or a
+            `min_area` that is neither a share nor pixels.
+    """
+    from scipy import ndimage
+
+    mask = np.asarray(mask) != 0
+    size = mask.shape if size is None else (int(size[0]), int(size[1]))
+    if labels is not None and np.shape(labels) != mask.shape:
+        raise ValueError(
+            f"labels of shape {np.shape(labels)} do not fit a mask of {mask.shape}; resize them."
+        )
+    if size[0] < mask.shape[0] or size[1] < mask.shape[1]:
+        raise ValueError(f"a mask of {mask.shape} is larger than size={size}; resize it.")
+    check_min_area(min_area)
+    numbers, names = np.zeros(mask.shape, np.int32), []
+    for label, region in _regions(mask, labels):
+        pieces = np.empty(mask.shape, np.int32)
+        count = ndimage.label(region, output=pieces)
+        numbers += pieces if not names else np.where(region, pieces + np.int32(len(names)), 0)
+        names += [label] * int(count)  # type: ignore[arg-type]
+    weights = None
+    if size != mask.shape:
+        # How many pixels of the image show each of the mask.
+        rows, columns = (
+            np.bincount(source_indices(*lengths), minlength=lengths[0])
+            for lengths in zip(mask.shape, size, strict=True)
+        )
+        weights = np.multiply.outer(rows, columns).ravel()
+    areas = np.bincount(numbers.ravel(), weights, len(names) + 1)[1:].astype(np.int64)
+    least = min_area if min_area >= 1 else min_area * size[0] * size[1]
+    return Pieces(numbers, np.array(names, np.int64), areas, areas >= least, size)
+
+
 def find_objects(
     mask: np.ndarray,
     labels: np.ndarray | None = None,
@@ -63,66 +142,66 @@ def find_objects(
             resized to it by the nearest neighbour, as `upsample_labels` does.
         evidence: (any, any) floats in -1..1 over the image, positive on the foreground.
         confidence: of the whole image, 0 to 1.
-        min_area: share of the image, 0 to 1, that an object has at least.
+        min_area: what an object has at least: below 1 a share of the image, else pixels of it.
 
     Returns:
         Objects, the largest first; equals in reading order.
 
     Raises:
-        ValueError: labels of another shape than the mask's, or a share outside of 0..1.
+        ValueError: labels of another shape than the mask's, or a negative `min_area`.
 
     >>> mask = np.array([[1, 1, 0, 1]] * 2, bool)
     >>> find_objects(mask, confidence=0.5)
     (Object(box=(0, 0, 2, 2), area=4, score=0.50, label=1), \
 Object(box=(3, 0, 4, 2), area=2, score=0.50, label=1))
     """
+    mask = np.asarray(mask) != 0
+    size = mask.shape if size is None else size
+    smaller = (min(mask.shape[0], size[0]), min(mask.shape[1], size[1]))
+    if smaller != mask.shape:
+        # Enlarging keeps pieces connected; reducing may not.
+        mask = upsample_labels(mask, smaller)
+        labels = None if labels is None else upsample_labels(labels, smaller)
+    pieces = find_pieces(mask, labels, size=size, min_area=min_area)
+    return objects_of(pieces, evidence=evidence, confidence=confidence)
+
+
+def objects_of(
+    pieces: Pieces, *, evidence: np.ndarray | None = None, confidence: float = 0.0
+) -> tuple[Object, ...]:
+    """The kept pieces as objects; see `find_objects`."""
     from scipy import ndimage
 
-    mask = np.asarray(mask) != 0
-    if labels is not None and np.shape(labels) != mask.shape:
-        raise ValueError(
-            f"labels of shape {np.shape(labels)} do not fit a mask of {mask.shape}; resize them."
-        )
-    if not 0 <= min_area <= 1:
-        raise ValueError(f"min_area={min_area} is a share of the image: give 0 to 1.")
-    if not mask.any():
+    numbers, size = pieces.numbers, pieces.size
+    chosen = np.flatnonzero(pieces.kept)
+    if not len(chosen):
         return ()
-    size = mask.shape if size is None else size
-    if size[0] < mask.shape[0] or size[1] < mask.shape[1]:
-        # Enlarging keeps pieces connected; reducing may not.
-        mask = upsample_labels(mask, size)
-        labels = None if labels is None else upsample_labels(labels, size)
-    rows, columns = source_indices(mask.shape[0], size[0]), source_indices(mask.shape[1], size[1])
-    # How many pixels of the image show each row and column of the mask.
-    heights = np.bincount(rows, minlength=mask.shape[0])
-    widths = np.bincount(columns, minlength=mask.shape[1])
-    clearness = None if evidence is None or mask.all() else _resize(evidence, mask.shape)
-    outside = 0.0 if clearness is None else float(clearness[~mask].mean())
+    rows, columns = (source_indices(*lengths) for lengths in zip(numbers.shape, size, strict=True))
+    scores = np.full(len(pieces.areas), confidence)
+    if evidence is not None and not numbers.all():
+        clearness = _resize(evidence, numbers.shape).ravel()
+        means = np.bincount(numbers.ravel(), clearness) / np.bincount(numbers.ravel())
+        scores = np.clip((means[1:] - means[0]) / 2, 0, 1)
+    places = ndimage.find_objects(numbers)
+    ends = np.array([[y.start, y.stop, x.start, x.stop] for y, x in places])
+    down, across = np.searchsorted(rows, ends[:, :2]), np.searchsorted(columns, ends[:, 2:])
+    order = chosen[np.lexsort((across[chosen, 0], down[chosen, 0], -pieces.areas[chosen]))]
     objects = []
-    for label, region in _regions(mask, labels):
-        pieces, count = ndimage.label(region)  # type: ignore[misc]
-        if not count:
-            continue
-        for number, place in enumerate(ndimage.find_objects(pieces), 1):
-            crop = pieces[place] == number
-            area = int(heights[place[0]] @ crop @ widths[place[1]])
-            ends = (place[1].start, place[0].start, place[1].stop, place[0].stop)
-            box = scale_box(ends, mask.shape, size)
-            if box is None or area == 0 or area < min_area * size[0] * size[1]:
-                continue
-            score = confidence
-            if clearness is not None:
-                score = min(1.0, max(0.0, (float(clearness[place][crop].mean()) - outside) / 2))
-            left, top, right, bottom = box
-            if size != mask.shape:
-                crop = crop[rows[top:bottom] - ends[1]][:, columns[left:right] - ends[0]]
-            objects.append(Object(crop, box, area, float(score), label))
-    return tuple(sorted(objects, key=lambda it: (-it.area, it.box[1], it.box[0])))
+    for index in order:
+        crop = numbers[places[index]] == index + 1
+        (top, bottom), (left, right) = down[index].tolist(), across[index].tolist()
+        if size != numbers.shape:
+            crop = crop[rows[top:bottom] - ends[index, 0]]
+            crop = crop.take(columns[left:right] - ends[index, 2], 1)
+        box = (left, top, right, bottom)
+        area, label = int(pieces.areas[index]), int(pieces.labels[index])
+        objects.append(Object(crop, box, area, float(scores[index]), label))
+    return tuple(objects)
 
 
 def _regions(mask: np.ndarray, labels: np.ndarray | None) -> list[tuple[int, np.ndarray]]:
     """Each label within the mask, and where it is."""
-    if labels is None:
+    if labels is None or not mask.any():
         return [(1, mask)]
     # What edge refinement added to the mask may carry label 0: it belongs to the first.
     labels = np.maximum(labels, 1)
