@@ -1,6 +1,7 @@
 """What a user sees and is spared: patterns, typing errors, dry runs, lines of JSON, going on."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 
 import unseg_jax
 from unseg_jax.cli import main
+from unseg_jax.cli.segmenting import find_model
+from unseg_jax.collective.sharing import model_path
 from unseg_jax.runs.locking import LOCK
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
@@ -91,6 +94,30 @@ def test_quiet_says_nothing_but_errors(photos, tiny_weights, tmp_path, capsys):
     assert printed == ""
     assert len(said.splitlines()) == 1
     assert "bad.png" in said
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_leaves_out_what_the_library_tells(quiet, photos, monkeypatch, capsys):
+    def find(*_, **__):
+        logging.getLogger("unseg_jax").info("weights were fetched.")
+        raise ValueError("but they are damaged.")
+
+    monkeypatch.setattr("unseg_jax.data.folders.find_images", find)
+    code, _, said = segment(capsys, photos, *(["--quiet"] if quiet else []))
+    assert code == 1
+    assert ("weights were fetched." in said) is not quiet
+    assert "but they are damaged." in said
+
+
+def test_paths_of_options_may_begin_with_the_home_folder(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    code, printed, said = segment(capsys, photos, "--out=~/found", "--dry-run")
+    assert code == 0, said
+    assert f"all in {tmp_path / 'found'};" in printed
+    assert (
+        find_model("~/m.safetensors") == tmp_path / "m.safetensors" == model_path("~/m.safetensors")
+    )
 
 
 def test_formats_and_objects_are_chosen(photos, tiny_weights, tmp_path, capsys):

@@ -104,17 +104,24 @@ def test_command_lines_and_data_sets_know_the_home_folder(home):
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("header", [("image", "mask"), ("Mask", "IMAGE "), ("id", "Image", "mask")])
 def test_lists_of_spreadsheets_are_read(tmp_path, separator, encoding, header):
     row = {"image": "caf\u00e9, 1.png", "mask": "m; 1.png", "id": "one"}
     cells = [f'"{row[name.strip().lower()]}"' for name in header]
     text = separator.join(header) + "\r\n" + separator.join(cells) + "\r\n"
-    mark = "\ufeff" if encoding == "utf-16-be" else ""
-    (tmp_path / "list.csv").write_bytes((mark + text).encode(encoding))
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
     (item,) = open_dataset(tmp_path / "list.csv").items
     assert item.image == tmp_path / row["image"]
     assert item.mask == (tmp_path / row["mask"])
+
+
+def test_a_list_of_another_encoding_says_what_to_do(tmp_path):
+    (tmp_path / "list.csv").write_bytes("image\ncaf\u00e9.png\n".encode("latin-1"))
+    with pytest.raises(
+        DatasetError, match=r"list\.csv is not utf-8 .* at byte 9\): save it as UTF-8"
+    ):
+        open_dataset(tmp_path / "list.csv")
 
 
 def test_a_list_without_a_header_shows_its_first_line(tmp_path):

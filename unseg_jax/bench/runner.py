@@ -73,7 +73,7 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
     reading = settings.reading.measured([item.image for item in dataset.items])
     settings = dataclasses.replace(settings, value_range=reading.value_range)
     shard = settings.shard or (jax.process_index(), jax.process_count())
-    path = shard_folder(Path(settings.out), shard)
+    path = shard_folder(Path(settings.out).expanduser(), shard)
     check_out(path, settings.data, dataset.items)
     engine = Engine.from_settings(settings)
     config = make_config(

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from unseg_jax.cli.options import method_parameters, overrides_from
+
+
+def expand_home(path: Path | None) -> Path | None:
+    """The path with ~ as the home folder, which shells leave in --out=~/found."""
+    return path and path.expanduser()
+
+
+def _hush(quiet: bool) -> bool:
+    """Leaves out what the library tells of its work."""
+    if quiet:
+        logging.getLogger("unseg_jax").setLevel(logging.WARNING)
+    return quiet
+
 
 MethodOption = Annotated[
     str, typer.Option("--method", "-m", help="auto, or a name that `unseg-jax methods` prints.")
@@ -57,7 +72,10 @@ RecursiveOption = Annotated[
     bool, typer.Option("--recursive", "-r", help="Search folders within folders as well.")
 ]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress bar and no summary, only errors.")
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_hush, help="No progress bar and no summary, only errors."
+    ),
 ]
 
 

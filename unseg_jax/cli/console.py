@@ -147,7 +147,8 @@ def guarded(command: Callable[[], int | None]) -> int:
     # `unseg-jax demo` and `serve` run a command within a command: each line is said once.
     if not any(isinstance(other, _Spoken) for other in logger.handlers):
         logger.addHandler(handler)
-    level, logger.level = logger.level, logging.INFO
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         with _terminable():
             return command() or 0
@@ -163,7 +164,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         return 1
     finally:
         logger.removeHandler(handler)
-        logger.level = level
+        logger.setLevel(level)
 
 
 def tolerate_any_name() -> None:

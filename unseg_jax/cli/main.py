@@ -23,6 +23,7 @@ from unseg_jax.cli.arguments import (
     RecursiveOption,
     SeedOption,
     SetOption,
+    expand_home,
     read_overrides,
     with_fields,
 )
@@ -74,9 +75,9 @@ def segment(
         list[str],
         typer.Argument(metavar="PATH...", help='Images, folders, and patterns as "a/*.jpg".'),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path(
-        "segmented"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", callback=expand_home, help="Folder for the results.")
+    ] = Path("segmented"),
     formats: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,7 +121,9 @@ def segment(
     ] = True,
     only: Annotated[
         Path | None,
-        typer.Option("--only", help="CSV from the report: do the images that it keeps."),
+        typer.Option(
+            "--only", callback=expand_home, help="CSV from the report: do the images that it keeps."
+        ),
     ] = None,
     recursive: RecursiveOption = False,
     dry_run: Annotated[
@@ -206,7 +209,8 @@ def fit(
         typer.Argument(metavar="PATH...", help="Folders, images, and patterns of images."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="File for the model, .safetensors.")
+        Path,
+        typer.Option("--out", "-o", callback=expand_home, help="File for the model, .safetensors."),
     ] = Path("model.safetensors"),
     method: MethodOption = "collective",
     backbone: BackboneOption = "auto",
@@ -269,10 +273,21 @@ def fit(
 @with_fields(*_FIELDS)
 def video(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A film, an animated GIF or WebP, or a folder.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            callback=expand_home,
+            help="A film, an animated GIF or WebP, or a folder.",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="A film, .gif, .webp, .apng, or a folder of PNGs.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            callback=expand_home,
+            help="A film, .gif, .webp, .apng, or a folder of PNGs.",
+        ),
     ] = Path("segmented.gif"),
     method: MethodOption = "deepcut",
     backbone: BackboneOption = "auto",

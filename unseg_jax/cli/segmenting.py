@@ -170,7 +170,7 @@ def find_model(name: str | None) -> Path | None:
     if name is None:
         return None
     if not name.startswith("hf:"):
-        return Path(name)  # without importing JAX
+        return Path(name).expanduser()  # without importing JAX
     from unseg_jax.collective.sharing import model_path
 
     return model_path(name)

@@ -195,7 +195,7 @@ class CollectiveModel:
             state = flatten_dict({"head": to_state_dict(self.head)}, sep="/")
             tensors |= {name: single(leaf) for name, leaf in state.items()}
         content = save(tensors, facts)
-        with atomic(path) as partial:
+        with atomic(Path(path).expanduser()) as partial:
             partial.write_bytes(content)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:

@@ -50,7 +50,7 @@ def model_path(name: str | Path, *, timeout: float = _TIMEOUT) -> Path:
         WeightsError: the repository cannot be reached, or holds no model.
     """
     if not str(name).startswith(hub.PREFIX):
-        return Path(name)
+        return Path(name).expanduser()
     repository, revision = hub.parse_name(str(name))
     cached = hub.cached_file(repository, FILE, revision)
     if cached is not None:

@@ -124,10 +124,14 @@ def list_file(path: str | Path) -> Dataset:
     path = Path(path)
     try:
         data = path.read_bytes()
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = data.decode(_encoding(data))
+    except OSError as error:
         raise DatasetError(f"list {path} cannot be read ({error}): check it.") from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"list {path} is not {error.encoding} ({error.reason} at byte {error.start}): save it "
+            "as UTF-8."
+        ) from None
     rows = _jsonl_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
     entries = []
     for line, row in rows:
@@ -313,6 +317,15 @@ def _with_splits(items: Iterable[Item], folder: Path, name: str) -> tuple[Item, 
     )
 
 
+def _encoding(data: bytes) -> str:
+    """Of a list file: a byte that is 0 among the first two is half of a letter in UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if data.startswith(b"\0"):
+        return "utf-16-be"
+    return "utf-16-le" if data[1:2] == b"\0" else "utf-8-sig"
+
+
 def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     for separator in ",;\t|":
         # The csv module itself tells ends of lines from newlines within quotes.
@@ -337,7 +350,7 @@ def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DatasetError(f"line {number} of {path} is not JSON ({error}): mend it.") from None
+            raise DatasetError(f"line {number} of {path} is not JSON ({error}): fix it.") from None
         if not isinstance(row, dict):
             raise DatasetError(f"line {number} of {path} is not an object: write {{'image': ...}}.")
         rows.append((number, row))
