@@ -20,6 +20,7 @@ def fit_paths(
     page: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    examples: Path | None = None,
     **options: Any,
 ) -> int:
     """Fits a model on images and folders, and writes it.
@@ -31,6 +32,7 @@ def fit_paths(
         page: of files with several pages, from 1; None takes all.
         overwrite: replace a model that is there.
         quiet: no progress bar and no summary.
+        examples: folder of masks that steer the model, paired with the images by stem.
         **options: of `unseg_jax.fit`.
 
     Returns:
@@ -41,6 +43,7 @@ def fit_paths(
     """
     from unseg_jax.collective.fitting import fit
     from unseg_jax.data.folders import find_images
+    from unseg_jax.data.sources import masks_by_stem
     from unseg_jax.files import check_writable
 
     check_model_path(out, overwrite=overwrite)
@@ -49,13 +52,15 @@ def fit_paths(
         say(message)
     check_writable(out.parent)
     sources = [image.source for image in images]
+    marked = None if examples is None else masks_by_stem(examples, sources)
     with fitting_bar(len(sources), quiet) as show:
-        model = fit(sources, on_image=show, **options)
+        model = fit(sources, on_image=show, examples=marked, **options)
     for message in model.skipped:
         say(message)
     model.save(out)
     if not quiet:
-        print(f"{model.method.name} fitted on {model.images} images: {out}")
+        steered = "" if marked is None else f", steered by {len(marked)} of them"
+        print(f"{model.method.name} fitted on {model.images} images{steered}: {out}")
         print(f"use it: unseg-jax segment PATH... --model {out}")
     return 1 if model.skipped else 0
 

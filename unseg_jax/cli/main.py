@@ -223,6 +223,12 @@ def fit(
     max_images: Annotated[
         int, typer.Option("--max-images", min=1, help="Fit on at most so many, drawn at random.")
     ] = 512,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            "--examples", metavar="MASKS", help="Masks of a few of the images, which steer it."
+        ),
+    ] = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
     dtype: DtypeOption = "float32",
@@ -257,6 +263,7 @@ def fit(
             num_clusters=num_clusters,
             steps=steps,
             passes=passes,
+            examples=examples,
             seed=seed,
             backbone=backbone,
             batch_size=batch_size,

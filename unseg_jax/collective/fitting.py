@@ -1,6 +1,6 @@
 """Fitting a model on a set: features read batch by batch, the evidence, the shared passes.
 
-The public door is `fit`.
+The public entry point is `fit`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,9 @@ from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_see
 from unseg_jax.collective import shared_head
 from unseg_jax.collective.evidence import border_of, project
 from unseg_jax.collective.model import CollectiveModel
+from unseg_jax.collective.ready import is_of_ready, load_ready
 from unseg_jax.collective.scoring import fit_scorer, score
+from unseg_jax.collective.steering import fit_steering, read_examples
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.images import as_iterable
@@ -62,6 +64,7 @@ def fit(
     on_image: Callable[[int, int], Any] | None = None,
     value_range: tuple[float, float] | Literal["set"] | None = None,
     workers: int | None = None,
+    examples: Mapping[Any, Source] | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
     """Fits one model on a set of unlabelled images.
@@ -86,13 +89,18 @@ def fit(
             for the range of all images; None stretches each by itself. The model keeps it.
         workers: threads that decode; None is one a core.
         on_image: called as images are read, with how many of the pass are and of how many.
+        examples: a few marked images that steer "collective": path of an image of the set to its
+            mask, (H, W) bool or whatever `unseg_jax.data.read_mask` reads. The model that ships is
+            steered, or with other features than its own what is fitted on the set. Such a model
+            has no `tile` and no epochs. A mask may be empty: there is nothing in this image.
         **overrides: fields of `Method`.
 
     Returns:
         The model. Images that cannot be read are left out and named in `skipped`.
 
     Raises:
-        ValueError: unknown names or values, a method without a shared head, or no images.
+        ValueError: unknown names or values, a method without a shared head, no images, or an
+            example that is none of them or has another size.
         ImageError: not one image could be read.
 
     Example:
@@ -119,6 +127,7 @@ def fit(
         map=map,
         explicit=overrides,
         on_image=on_image,
+        examples=examples,
     )
 
 
@@ -139,6 +148,7 @@ def fit_set(
     map: How | None = None,
     explicit: Iterable[str] = (),
     on_image: Callable[[int, int], Any] | None = None,
+    examples: Mapping[Any, Source] | None = None,
 ) -> CollectiveModel:
     """`fit` with a resolved method.
 
@@ -161,6 +171,17 @@ def fit_set(
     if not sources:
         raise ValueError(_NO_IMAGES)
     by_evidence = method.foreground == "set" and not method.collective_epochs
+    marks = {}
+    if examples is not None:
+        if not by_evidence:
+            raise ValueError(
+                f"examples steer 'collective' alone: leave them out, or fit it instead of "
+                f"'{method.name}'."
+            )
+        for name, value in (("tile", method.tile), ("epochs", method.epochs), ("steps", steps)):
+            if value:
+                raise ValueError(f"{name}={value} is not for fitting with examples: leave it out.")
+        marks, steps = read_examples(examples, sources, reading), 0
     if not by_evidence:
         method = override(
             method,
@@ -169,11 +190,16 @@ def fit_set(
             collective_steps=steps,
         )
     method, loaded = load_for(method, backbone, dtype=dtype, explicit=explicit)
+    assert loaded is not None
     key = key_from_seed(seed) if key is None else key
     segmenter = BatchSegmenter(method, loaded, batch_size, seed, map, reading)
     tiles = max(1, max_images // len(sources))
     reader = Reader(segmenter, sources, on_image, tiles)
-    if by_evidence:
+    steering = None
+    if marks and is_of_ready(method, loaded):
+        ready = load_ready(backbone=loaded)
+        parts = ready.evidence, None, ready.foreground
+    elif by_evidence:
         parts = fit_evidence(
             reader,
             method,
@@ -185,7 +211,9 @@ def fit_set(
     else:
         parts = fit_shared(reader, method, key)
     scorer, params, foreground = parts
-    assert loaded is not None
+    if marks and scorer is not None:
+        marked = [(*next(reader([index])), truth) for index, truth in marks.items()]
+        steering = fit_steering(scorer, reader(_draw(len(sources), max_images, key)[0]), marked)
     return CollectiveModel(
         method,
         loaded,
@@ -197,6 +225,7 @@ def fit_set(
         batch_size,
         seed,
         reading=reading,
+        steering=steering,
     )
 
 
@@ -281,11 +310,15 @@ class Reader:
         return [self.segmenter.prepare(cut(pixels, boxes[at])) for at in np.sort(drawn)]
 
 
-def fit_evidence(reader, method, num_clusters, steps, max_images, key):
-    count = len(reader.sources)
+def _draw(count, most, key):
+    """At most so many of all images, in order, and the generator that drew them."""
     seed = np.asarray(jax.random.bits(jax.random.fold_in(key, 2), (2,), jnp.uint32))
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.permutation(count)[:max_images]).tolist()
+    return np.sort(rng.permutation(count)[:most]).tolist(), rng
+
+
+def fit_evidence(reader, method, num_clusters, steps, max_images, key):
+    chosen, rng = _draw(len(reader.sources), max_images, key)
     parts: dict[tuple[int, int], list[np.ndarray]] = {}
     for batch, grid in reader(chosen):
         parts.setdefault(grid, []).append(np.asarray(batch, np.float16))

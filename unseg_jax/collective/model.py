@@ -36,8 +36,9 @@ from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.callables import CALLABLE
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.scoring import Scorer
-from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, Fitted
+from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, Fitted
 from unseg_jax.collective.sharing import model_path, push
+from unseg_jax.collective.steering import Steering
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.errors import ImageError
@@ -71,6 +72,7 @@ class CollectiveModel:
         unlike: distance from which on an image is said to be unlike those that were fitted; None
             never says so. It is not saved.
         reading: how the images that were fitted were read; None if that is not known.
+        steering: what marked images taught; None without examples.
     """
 
     method: Method
@@ -84,6 +86,7 @@ class CollectiveModel:
     seed: int = 0
     unlike: float | None = None
     reading: Reading | None = None
+    steering: Steering | None = None
 
     def segmenter(
         self,
@@ -109,15 +112,19 @@ class CollectiveModel:
 
         Raises:
             ValueError: a negative number, epochs of a model without a graph head, tiles with
-                epochs or a model of shared passes, or another range of values than was fitted.
+                epochs or a model that takes none, or another range of values than was fitted.
         """
         method = self.method if epochs is None else resolve(self.method, epochs=epochs)
         if method.epochs and self.head is None:
             raise ValueError(
-                f"epochs={method.epochs} needs a graph head, and this model was fitted with "
-                "steps=0: fit it again with steps, or segment with epochs=0."
+                f"epochs={method.epochs} needs a graph head, and this model has none: fit it again "
+                "with steps and without examples, or segment with epochs=0."
             )
         scored = self.evidence is not None
+        if method.tile and self.steering is not None:
+            raise ValueError(
+                f"tile={method.tile} is not for a model that was steered by examples: leave it out."
+            )
         if method.tile and (not scored or method.epochs):
             raise ValueError(
                 f"tile={method.tile} needs a model of 'collective' and epochs=0; leave tile or "
@@ -127,6 +134,7 @@ class CollectiveModel:
             work = TILED
         elif scored:
             work = CLOSER if closer and not method.epochs else SCORED
+            work = work if self.steering is None else STEERED
         else:
             work = SHARED if method.foreground == "set" else CONTINUED
         chosen = np.array([entry["found"] == "foreground" for entry in self.foreground], int)
@@ -140,7 +148,7 @@ class CollectiveModel:
             map,
             (reading or PLAIN).agreeing(self.reading),
             work,
-            Fitted(self.evidence, self.head, numbers, unlike),
+            Fitted(self.evidence, self.head, numbers, unlike, self.steering),
         )
 
     def segment(
@@ -191,6 +199,9 @@ class CollectiveModel:
         tensors = {}
         if self.evidence is not None:
             tensors |= {f"evidence/{k}": single(v) for k, v in self.evidence._asdict().items()}
+        if self.steering is not None:
+            facts["examples"] = str(self.steering.examples)
+            tensors["steering"] = single(self.steering.coefficients)
         if self.head is not None:
             state = flatten_dict({"head": to_state_dict(self.head)}, sep="/")
             tensors |= {name: single(leaf) for name, leaf in state.items()}
@@ -252,7 +263,7 @@ def load_model(
         backbone = stored.backbone
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, dtype=dtype)  # type: ignore[arg-type]
-    scorer, head = build_model(path, stored, backbone)
+    scorer, head, steering = build_model(path, stored, backbone)
     return CollectiveModel(
         stored.method,
         backbone,
@@ -261,4 +272,5 @@ def load_model(
         stored.foreground,
         stored.images,
         reading=stored.reading,
+        steering=steering,
     )

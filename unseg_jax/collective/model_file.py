@@ -20,6 +20,7 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.backbones.bounds import printable
 from unseg_jax.clustering.head import Params, init_head
 from unseg_jax.collective.scoring import Scorer
+from unseg_jax.collective.steering import Steering
 from unseg_jax.data.reading import Reading
 from unseg_jax.method import FIELDS, Method
 from unseg_jax.pipeline import extract_features
@@ -47,6 +48,7 @@ class StoredModel(NamedTuple):
         images: number of images that the model was fitted on.
         tensors: name to finite array.
         reading: how those were read; None in a file that does not say so.
+        examples: number of marked images that steered the model.
     """
 
     method: Method
@@ -55,6 +57,7 @@ class StoredModel(NamedTuple):
     images: int
     tensors: dict[str, np.ndarray]
     reading: Reading | None = None
+    examples: int = 0
 
 
 def read_model(path: str | Path) -> StoredModel:
@@ -74,21 +77,27 @@ def read_model(path: str | Path) -> StoredModel:
     backbone = facts.get("backbone")
     if not _is_text(backbone):
         raise _refusal(path, "it names no backbone")
-    images = facts.get("images", "")
-    if not (images.isascii() and images.isdigit() and len(images) < 16):
-        raise _refusal(path, f"images='{printable(images)}' is not a number")
+    counts = []
+    for name, value in (
+        ("images", facts.get("images", "")),
+        ("examples", facts.get("examples", "0")),
+    ):
+        if not (value.isascii() and value.isdigit() and len(value) < 10):
+            raise _refusal(path, f"{name}='{printable(value)}' is not a number")
+        counts.append(int(value))
     method = _parsed(path, facts, "method", method_from)
     foreground = _parsed(path, facts, "foreground", _clusters_from)
     reading = None
     if "reading" in facts:
         reading = _parsed(path, facts, "reading", Reading.from_json)
-    return StoredModel(method, str(backbone), foreground, int(images), tensors, reading)
+    images, examples = counts
+    return StoredModel(method, str(backbone), foreground, images, tensors, reading, examples)
 
 
 def build_model(
     path: str | Path, stored: StoredModel, backbone: Backbone
-) -> tuple[Scorer | None, Params | None]:
-    """The scorer and the head of a model, their names and shapes checked.
+) -> tuple[Scorer | None, Params | None, Steering | None]:
+    """The scorer, the head and the steering of a model, their names and shapes checked.
 
     Args:
         path: of the file, for errors.
@@ -96,7 +105,8 @@ def build_model(
         backbone: that the model is applied with.
 
     Returns:
-        The scorer or None, and the head's parameters or None; one of them is not None.
+        The scorer or None, and the head's parameters or None, of which one is not None; and the
+        steering of a scorer, or None.
 
     Raises:
         ValueError: tensors that are missing, unknown or of another shape, or a backbone that the
@@ -115,7 +125,13 @@ def build_model(
     if _has(tensors, "head/"):
         inputs = width if scorer is None else scorer.basis.shape[1]
         head = _build_head(path, stored, inputs)
-    known = len(scorer or ()) + len(jax.tree.leaves(head))
+    steering = None
+    if stored.examples:
+        if scorer is None or "steering" not in tensors:
+            raise _refusal(path, "it holds nothing of its examples")
+        _check_array(path, "steering", tensors["steering"], (width + 3,), np.float32)
+        steering = Steering(jnp.asarray(tensors["steering"]), jnp.int32(stored.examples))
+    known = len(scorer or ()) + len(jax.tree.leaves(head)) + (steering is not None)
     if known < len(tensors):
         raise _refusal(path, "it holds tensors of unknown names")
     if scorer is None and head is None:
@@ -126,7 +142,7 @@ def build_model(
         and method.num_clusters != len(stored.foreground)
     ):
         raise _refusal(path, "it does not say which clusters are foreground")
-    return scorer, head
+    return scorer, head, steering
 
 
 def method_from(fields: Mapping[str, Any]) -> Method:

@@ -12,13 +12,23 @@ from pathlib import Path
 from unseg_jax.backbones import Backbone
 from unseg_jax.cache import check_sha256
 from unseg_jax.collective.model import CollectiveModel, load_model
+from unseg_jax.method import Method
+from unseg_jax.registry import METHODS
 
 READY_MODEL = Path(__file__).with_name("ready.safetensors")
 READY_SHA256 = "99052ba88fdded2e27a0f396e8e487294001f0ce521dd3826bb2a0aaa234027f"
 
+_OF_FEATURES = ("facet", "block", "log_bin")
 UNLIKE = 0.54
 """Distance from which on an image is unlike the photographs that were fitted: a quarter of ECSSD,
 photographs of everyday things, lies beyond. `python -m benchmarks quality` measures this."""
+
+
+def is_of_ready(method: Method, backbone: Backbone) -> bool:
+    """Whether a method takes the features from a backbone that the ready model was fitted on."""
+    of_ready = METHODS["collective"]
+    same = all(getattr(method, name) == getattr(of_ready, name) for name in _OF_FEATURES)
+    return same and backbone.name == of_ready.backbone
 
 
 def load_ready(

@@ -102,14 +102,23 @@ def score(
         (N,) float32 margins: above 0 is foreground, −1.5 on the frame; (N,) raw scores, of about
         unit variance over the set; (N,) bool, patches that are not frame.
     """
-    x, whole = project(features, scorer.projection)
-    valid = ~scorer.frame[nearest_centre(x, scorer.centres)]
-    linear = uncentred(whole) @ scorer.weights + scorer.offset
-    convolved = convolve(scorer.convolution, x.reshape(1, *grid, -1)).ravel()
+    linear, convolved, valid = both_scores(scorer, features, grid)
     scores = 0.5 * (linear + convolved)
     own = otsu(scores, valid)
     own = jnp.where(jnp.isfinite(own), own, scorer.threshold)
     return jnp.where(valid, scores - own, FRAME_SCORE), scores, valid
+
+
+def both_scores(
+    scorer: Scorer, features: Float[Array, "n d"], grid: tuple[int, int]
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Bool[Array, " n"]]:
+    """Scores of the linear scorer and of the convolution, and patches that are not frame; see
+    `score`."""
+    x, whole = project(features, scorer.projection)
+    valid = ~scorer.frame[nearest_centre(x, scorer.centres)]
+    linear = uncentred(whole) @ scorer.weights + scorer.offset
+    convolved = convolve(scorer.convolution, x.reshape(1, *grid, -1)).ravel()
+    return linear, convolved, valid
 
 
 def distance(scorer: Scorer, features: Float[Array, "n d"]) -> Float[Array, ""]:

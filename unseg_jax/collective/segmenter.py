@@ -17,6 +17,7 @@ from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.collective import scoring
 from unseg_jax.collective.evidence import project
+from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
 from unseg_jax.parallel import map_batch
 from unseg_jax.pipeline import PatchResult, extract_features, segment_features
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from unseg_jax.clustering.head import Params
     from unseg_jax.collective.scoring import Scorer
+    from unseg_jax.collective.steering import Steering
 
 
 UNLIKE_NOTE = "unlike the images that this model was fitted on; fit your own with unseg-jax fit."
@@ -53,12 +55,14 @@ class Fitted(NamedTuple):
         numbers: (K,) the label of each cluster of the head, 0 = background; read only of models
             without a scorer.
         unlike: () distance from which on an image is unlike those that were fitted.
+        steering: of the scorer; None without examples.
     """
 
     scorer: Scorer | None
     head: Params | None
     numbers: Int[Array, " k"]
     unlike: Float[Array, ""]
+    steering: Steering | None = None
 
 
 class MarginResult(NamedTuple):
@@ -120,7 +124,13 @@ def run_scorer(backbone, method, how, shared, pixels, record_every) -> MarginRes
     scorer = fitted.scorer
     features = extract_features(backbone, method, params, pixels)
     grid = backbone.grid(pixels.shape[1:3], method.stride)
-    margins = jax.vmap(lambda one: scoring.score(scorer, one, grid)[0])(features)
+
+    def margins_of(one):
+        if fitted.steering is not None:
+            return steer(scorer, fitted.steering, one, grid)
+        return scoring.score(scorer, one, grid)[0]
+
+    margins = jax.vmap(margins_of)(features)
     losses = jnp.zeros((len(features), 0), jnp.float32)
     if method.epochs:
         nodes, cosines = project(features, scorer.projection)
@@ -145,8 +155,13 @@ def finish_margins(
     image: np.ndarray,
     id: str,
     size: tuple[int, int] | None,
+    tiles: bool = True,
 ) -> Segmentation:
-    """Margins as a segmentation; see `BatchSegmenter.finish`."""
+    """Margins as a segmentation; see `BatchSegmenter.finish`.
+
+    Args:
+        tiles: whether the model can be applied to tiles.
+    """
     if not result.finite[index]:
         raise not_finite(id, backbone)
     margins = np.asarray(result.margins[index])
@@ -168,7 +183,7 @@ def finish_margins(
         backbone=backbone,
         id=id,
     )
-    if max(found.size) > _LARGE * max(method.size):
+    if tiles and max(found.size) > _LARGE * max(method.size):
         # What is a speck in the whole image may be an object of a tile.
         box = dataclasses.replace(found, min_area=0.0).box
         limit = _SMALL * found.size[0] * found.size[1]
@@ -185,4 +200,5 @@ def unlike_note(unlike: bool) -> tuple[tuple[str, ...], float]:
 
 
 SCORED = Work(run_scorer, finish_margins)
+STEERED = Work(run_scorer, functools.partial(finish_margins, tiles=False))
 SHARED, CONTINUED = Work(run_shared), Work(run_continued)

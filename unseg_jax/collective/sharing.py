@@ -20,7 +20,7 @@ tags:
 
 # {name}
 
-A model of `{method}`, fitted with unseg_jax on {images} unlabelled images. Features come from the
+A model of `{method}`, fitted with unseg_jax on {images} images. Features come from the
 backbone `{backbone}`, which is named here and not stored.
 
 ```
@@ -34,7 +34,7 @@ model = us.load_model("hf:{name}")
 results = model.segment(["photo.jpg"])
 ```
 
-No labels were used. The model suits images like those that it was fitted on.
+{labels} The model suits images like those that it was fitted on.
 """
 
 
@@ -73,11 +73,15 @@ def push(model: Any, repository: str, *, private: bool) -> str:
     name, _ = hub.parse_name(hub.PREFIX + repository.removeprefix(hub.PREFIX))
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / FILE)
+        labels = "No labels were used."
+        if model.steering is not None:
+            labels = f"It was steered by masks of {int(model.steering.examples)} of the images."
         card = _CARD.format(
             name=name,
             method=model.method.name,
             images=model.images,
             backbone=model.backbone.name,
+            labels=labels,
         )
         (Path(folder) / "README.md").write_text(card, encoding="utf-8")
         api = HfApi()

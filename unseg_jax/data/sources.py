@@ -18,7 +18,7 @@ from unseg_jax.data.folders import IMAGE_SUFFIXES, Listing, list_images, page_na
 from unseg_jax.data.layouts import LAYOUTS, Layout, Part
 from unseg_jax.data.opening import Page, page_numbers
 from unseg_jax.data.truths import MaskRule, Value
-from unseg_jax.errors import DatasetError, nearest, printable
+from unseg_jax.errors import DatasetError, closest, nearest, printable
 
 
 def open_dataset(
@@ -113,6 +113,30 @@ def folder_pairs(folder: str | Path) -> Dataset:
     if spare := len(masks.keys() - images.keys()):
         notes.append(f"{spare} masks in {folder / 'masks'} have no image.")
     return Dataset(name, _by_page(items), notes=tuple(notes))
+
+
+def masks_by_stem(folder: Path, images: Iterable[Path | Page]) -> dict[Path | Page, Path]:
+    """The masks in a folder, by those of the images that have their stem; not all need one.
+
+    Raises:
+        DatasetError: no masks, a mask without an image, or images of one stem.
+    """
+    masks = _by_stem(folder, list_images(folder))
+    if not masks:
+        raise DatasetError(f"{folder} holds no masks: put one there, named as its image is.")
+    pairs: dict[str, Path | Page] = {}
+    for image in images:
+        stem = Path(image).stem
+        if stem in masks and stem in pairs:
+            raise DatasetError(
+                f"{pairs[stem]} and {image} both pair with {masks[stem]}: rename one of them."
+            )
+        pairs[stem] = image
+    for stem, path in masks.items():
+        if stem not in pairs:
+            hint = nearest(stem, pairs) if closest(stem, pairs) else "name it as its image is."
+            raise DatasetError(f"the mask {path} has no image of the stem '{stem}': {hint}")
+    return {pairs[stem]: path for stem, path in masks.items()}
 
 
 def list_file(path: str | Path) -> Dataset:

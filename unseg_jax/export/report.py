@@ -109,8 +109,11 @@ def _sentence(segmenter: Any, settings: Mapping[str, Any]) -> str:
     """How the images were segmented; true for the kind of method."""
     if segmenter is None:
         name = settings.get("method") or "an earlier run"
-        return f"Segmented by {name}, without labels; nothing was left to do in this run."
-    method = segmenter.method
+        return f"Segmented by {name}; nothing was left to do in this run."
+    method, steering = segmenter.method, getattr(segmenter.fitted, "steering", None)
+    if steering is not None:
+        marked = _count(int(steering.examples), "marked image")
+        return f"{method.name}: one model, steered by {marked}, was applied to each image."
     if method.learns_from_set:
         how = "one model was fitted on a set of unlabelled images and applied to each image"
         if method.epochs and method.algorithm == "gnn":

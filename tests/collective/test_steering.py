@@ -1,0 +1,218 @@
+"""A few marked images: against least squares of the stacked system, and on images with squares."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import unseg_jax as us
+from unseg_jax.cli import main
+from unseg_jax.collective import steering
+from unseg_jax.collective.fitting import fit
+from unseg_jax.collective.model import load_model
+from unseg_jax.collective.ready import is_of_ready, load_ready
+from unseg_jax.data.folders import find_images
+from unseg_jax.data.truths import Truth
+from unseg_jax.export.folder import segment_files
+from unseg_jax.registry import resolve
+
+SETTINGS = {"image_size": 64, "num_clusters": 2}
+
+
+def _set(count=400, marked=90, width=5, seed=0):
+    """Made-up columns of all patches, and prior, targets and known shares of the marked ones."""
+    rng = np.random.default_rng(seed)
+    columns = rng.normal(size=(count, width + 3)) * [0.05] * (width + 3) + 0.1
+    columns[:, width:-1] *= [7, 3]
+    columns[:, -1] = 1
+    known = np.where(rng.random(marked) < 0.1, 0.5, 1.0)
+    return columns, rng.uniform(-1, 1, marked), rng.uniform(-1, 1, marked), known
+
+
+@pytest.mark.parametrize(
+    ("examples", "lam", "mu"), [(1, 0.5, 0.1), (3, 0.3, 0.03), (40, 0.1, 0.03)]
+)
+def test_solution_is_that_of_least_squares(examples, lam, mu):
+    columns, prior, targets, known = _set()
+    gram = columns.T @ columns / len(columns)
+    found = steering.solve(gram, columns[:90], prior, targets, known, examples)
+    scores = columns[:, 5:7]
+    standard = 0.2 * (scores - scores.mean(0)) / scores.std(0)
+    centred = columns[:, :5] - columns[:, :5].mean(0)
+    q = np.concatenate([centred, standard, np.ones((400, 1))], 1)
+    share = np.sum(known * (targets > 0)) / known.sum()
+    v = known * np.where(targets > 0, share**-0.5, (1 - share) ** -0.5)
+    v = np.sqrt(v / v.mean() / 90)
+    ridge = np.sqrt([*[lam * np.mean(np.sum(centred**2, 1)) / 5] * 7, 1e-3])
+    stacked = np.concatenate([v[:, None] * q[:90], np.sqrt(mu / 400) * q, np.diag(ridge)])
+    aims = np.concatenate([v * (targets - prior), np.zeros(400 + 8)])
+    c = np.linalg.lstsq(stacked, aims)[0]
+    np.testing.assert_allclose(columns @ found, q @ c, atol=1e-6)
+
+
+def test_what_agrees_changes_nothing():
+    columns, _, targets, known = _set()
+    found = steering.solve(columns.T @ columns / 400, columns[:90], targets, targets, known, 1)
+    np.testing.assert_array_equal(found, 0)
+
+
+def test_targets_are_shares_of_patches():
+    mask = np.zeros((6, 9), bool)
+    mask[:3, :3] = True
+    targets, known = steering.patch_targets(Truth(mask), (2, 2))
+    np.testing.assert_allclose(targets, [2 * 3 / 4.5 - 1, -1, -1, -1])
+    np.testing.assert_allclose(known, 1)
+    void = Truth(mask, np.arange(9) < np.full((6, 1), 3))
+    targets, known = steering.patch_targets(void, (2, 3))
+    np.testing.assert_allclose(known, [1, 0, 0] * 2)
+    np.testing.assert_allclose(targets[known > 0], [1, -1])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Four images, each with an orange and a blue square."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(4):
+        image = np.random.default_rng(index).integers(60, 80, (64, 64, 3), dtype=np.uint8)
+        image[16:32, 8 + 8 * index : 24 + 8 * index] = (220, 120, 20)
+        image[40:56, 40 - 8 * index : 56 - 8 * index] = (20, 80, 220)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    return folder
+
+
+def _blue(index):
+    mask = np.zeros((64, 64), bool)
+    mask[40:56, 40 - 8 * index : 56 - 8 * index] = True
+    return mask
+
+
+def _ious(model, photos):
+    found = model.segment([photos / f"{index}.png" for index in range(4)])
+    return [us.metrics.iou(one.mask, _blue(index)) for index, one in enumerate(found)]
+
+
+@pytest.fixture(scope="module")
+def models(photos, tiny_weights):
+    """Fitted without examples and with one."""
+    backbone = us.load_backbone(tiny_weights)
+    return [
+        fit(photos, backbone=backbone, steps=0, examples=examples, **SETTINGS)
+        for examples in (None, {photos / "1.png": _blue(1)})
+    ]
+
+
+def test_one_example_steers_the_other_images(models, photos):
+    plain, steered = (np.delete(_ious(model, photos), 1) for model in models)
+    assert steered.mean() > plain.mean() + 0.1
+
+
+def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
+    """The model's own margins are sure; what it found is marked in one image."""
+    plain, features = models[0], np.random.default_rng(0).normal(size=(2, 16, 48))
+    scorer = plain.evidence._replace(
+        **{name: 50 * getattr(plain.evidence, name) for name in ("weights", "offset")}
+    )
+    prior = steering._columns_of(scorer, jnp.asarray(features), grid=(4, 4))[0]
+    assert (np.abs(prior) == 1).mean() > 0.8
+    truth = Truth(np.asarray(prior[0] > 0).reshape(4, 4))
+    found = steering.fit_steering(scorer, [(features, (4, 4))], [(features[:1], (4, 4), truth)])
+    after = jax.vmap(lambda one: steering.steer(scorer, found, one, (4, 4)))(features)
+    np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(prior) > 0)
+
+
+def test_steered_models_are_saved_and_loaded(models, photos, tmp_path):
+    path = tmp_path / "model.safetensors"
+    models[1].save(path)
+    again = load_model(path, backbone=models[1].backbone)
+    assert (again.images, again.steering.examples) == (4, 1)
+    assert _ious(again, photos) == _ious(models[1], photos)
+    segment_files(again.segmenter(), find_images([photos]), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "steered by 1 marked image" in page
+    assert "No labels were used" not in page
+    tiled = dataclasses.replace(again, method=resolve(again.method, tile=64))
+    with pytest.raises(ValueError, match=r"tile=64 .* steered"):
+        tiled.segment(photos / "0.png")
+
+
+@pytest.mark.parametrize("change", ["short", "missing", "uncounted"])
+def test_damaged_steering_is_refused(models, tmp_path, change):
+    from safetensors import safe_open
+    from safetensors.numpy import load, save_file
+
+    path = tmp_path / "model.safetensors"
+    models[1].save(path)
+    tensors = load(path.read_bytes())
+    with safe_open(path, "numpy") as file:
+        facts = file.metadata()
+    if change == "short":
+        tensors["steering"] = tensors["steering"][1:]
+    elif change == "missing":
+        del tensors["steering"]
+    else:
+        del facts["examples"]
+    save_file(tensors, path, facts)
+    with pytest.raises(ValueError, match="is not a model that can be used"):
+        load_model(path, backbone=models[1].backbone)
+
+
+def test_command_line_reads_masks_by_stem(
+    photos, tiny_weights, models, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    out = tmp_path / "m.safetensors"
+    command = ["fit", photos, "--out", out, "--backbone", tiny_weights, "--image-size", 64]
+    command = [*map(str, command), "--k", "2", "--examples", str(masks)]
+    assert main.main(command) == 1
+    assert "holds no masks" in capsys.readouterr().err
+    Image.fromarray(_blue(1).astype(np.uint8) * 38).save(masks / "1.bmp")
+    assert main.main(command) == 0
+    assert "fitted on 4 images, steered by 1 of them" in capsys.readouterr().out
+    found = load_model(out, backbone=models[1].backbone).steering.coefficients
+    np.testing.assert_array_equal(found, models[1].steering.coefficients)
+    (masks / "1.bmp").rename(masks / "1_mask.bmp")
+    assert main.main([*command, "--overwrite"]) == 1
+    assert "has no image of the stem '1_mask'" in capsys.readouterr().err
+
+
+_NONE, _ALL = np.zeros((64, 64), bool), np.ones((64, 64), bool)
+
+
+@pytest.mark.parametrize(
+    ("examples", "options", "message"),
+    [
+        ({"11.png": _ALL}, {}, "11.png is not among the images: did you mean .*1.png"),
+        ({"1.png": _ALL[:9]}, {}, "64 × 9 pixels and the image 64 × 64"),
+        ({"1.png": _NONE}, {}, "no example marks any foreground"),
+        ({"1.png": _ALL, "2.png": _ALL}, {}, "foreground all over"),
+        ({}, {}, "no example marks"),
+        ({"1.png": _blue(1)}, {"method": "unsegmedgat-c"}, "examples steer 'collective' alone"),
+        ({"1.png": _blue(1)}, {"tile": 64}, "tile=64 is not for fitting with examples"),
+        ({"1.png": _blue(1)}, {"steps": 5}, "steps=5 is not for fitting with examples"),
+    ],
+)
+def test_what_cannot_steer(photos, tiny_weights, examples, options, message):
+    marked = {str(photos / name): mask for name, mask in examples.items()}
+    with pytest.raises(ValueError, match=message) as caught:
+        fit(photos, backbone=tiny_weights, examples=marked, **SETTINGS, **options)
+    assert str(caught.value).endswith(("?", "."))
+
+
+def test_an_image_may_hold_nothing(photos, tiny_weights):
+    marked = {photos / "1.png": _blue(1), photos / "2.png": _NONE}
+    model = fit(photos, backbone=tiny_weights, examples=marked, **SETTINGS)
+    assert model.steering.examples == 2
+
+
+def test_only_its_own_features_take_the_ready_model(models):
+    real = dataclasses.replace(models[0].backbone, name=resolve("collective").backbone)
+    assert is_of_ready(resolve("collective", tile=64), real)
+    assert not is_of_ready(resolve("collective"), models[0].backbone)
+    assert not is_of_ready(resolve("collective", facet="query"), real)
+    with pytest.raises(ValueError, match="width 384"):
+        load_ready(backbone=models[0].backbone)
