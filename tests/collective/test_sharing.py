@@ -1,5 +1,6 @@
 """Models on the hub, from a stub of its client; no network."""
 
+import dataclasses
 import shutil
 
 import huggingface_hub
@@ -10,6 +11,7 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.collective.fitting import fit
+from unseg_jax.collective.steering import Steering
 from unseg_jax.errors import WeightsError
 
 
@@ -46,8 +48,14 @@ def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, monk
     assert model.push_to_hub("me/moths", private=True) == "hf:me/moths"
     assert (store / "me/moths/.private").read_text() == "True"
     card = (store / "me/moths/README.md").read_text()
-    assert "fitted with unseg_jax on 2 unlabelled images" in card
+    assert "fitted with unseg_jax on 2 images" in card
+    assert "No labels were used" in card
     assert "--model hf:me/moths" in card
+    taught = Steering(np.zeros(51, np.float32), np.int32(1))
+    dataclasses.replace(model, steering=taught).push_to_hub("me/steered")
+    card = (store / "me/steered/README.md").read_text()
+    assert "steered by masks of 1 of the images" in card
+    assert "No labels" not in card
     again = us.load_model("hf:me/moths", backbone=tiny_weights)
     for ours, theirs in zip(again.evidence, model.evidence, strict=True):
         np.testing.assert_array_equal(ours, theirs)
