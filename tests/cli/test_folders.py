@@ -29,7 +29,7 @@ from unseg_jax.segmentation import Segmentation
 class Stand:
     def __init__(self, happen=lambda index: None):
         self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
-        self.happen, self.reading = happen, PLAIN
+        self.happen, self.reading, self.fitted = happen, PLAIN, None
 
     def stream(self, images, *, full_pixels=False):
         for index, path in enumerate(images):
@@ -154,6 +154,24 @@ def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, number, code):
     assert len(us.read_results(out)["name"]) == 8
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_before_it_segments_says_so(
+    tmp_path, capsys, monkeypatch, number, code
+):
+    monkeypatch.setattr(Choice, "load", lambda *_, **__: os.kill(os.getpid(), number))
+    words = ["segment", draw(tmp_path / "a", 1), "--out", tmp_path / "out", "--method", "deepcut"]
+    assert main.main(list(map(str, words))) == code
+    assert capsys.readouterr().err == "unseg-jax: stopped.\n"
+
+
+def test_a_dry_run_lists_the_model_that_is_fitted(segment, tmp_path):
+    photos, out = draw(tmp_path / "a", 2), tmp_path / "found"
+    listed = segment(photos, "--method", "collective", "-f", "mask", "--dry-run")[1].splitlines()
+    assert listed[3].startswith(f"write {out / 'model-'}")
+    assert f"write {out / 'unseg_jax.json'}" in listed
+    assert not out.exists()
+
+
 def test_a_dry_run_lists_every_file_and_the_last_line_counts(segment, tmp_path):
     photos, out = draw(tmp_path / "a", 3), tmp_path / "found"
     assert segment(photos, "-f", "csv")[0] == 0
@@ -167,7 +185,7 @@ def test_a_dry_run_lists_every_file_and_the_last_line_counts(segment, tmp_path):
     listed = {(word, os.path.basename(path)) for word, path in said}
     assert listed == {
         *(("write", "a0_mask.png"),),
-        *(("replace", name) for name in ("objects.csv", "report.html")),
+        *(("replace", name) for name in ("objects.csv", "report.html", "unseg_jax.json")),
     }
     assert segment(photos / "a0.png", *change)[1].splitlines()[-1] == "1 result replaced, 2 removed"
     # Files, not only rows of a table.
@@ -231,6 +249,9 @@ def test_a_fitted_model_is_kept_and_used_for_the_same_images(
     run(out=tmp_path / "alone")
     name = "new_labels.png"
     assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    # An image that fails when it is done again keeps its result, and so the model of that.
     run("--overwrite", "--prune")
+    assert model.name in names(out)
+    run("--prune")
     assert model.name not in names(out)
     assert len(list(out.glob("model-*.safetensors"))) == 1

@@ -177,6 +177,13 @@ def test_two_users_of_one_model_do_not_disturb_each_other(backbone):
     again = one(deep[0])[0]
     np.testing.assert_array_equal(again.evidence, before.evidence)
     np.testing.assert_array_equal(again.pixels, square(0))
+    options = {"workers": 1, "batch_size": 1, "seed": 3, "map": "loop"}
+    asked = model.segment(deep[0], value_range=np.array([0, 4080]), **options)[0]
+    np.testing.assert_array_equal(asked.pixels, square(0))
+    whole = model.segment(iter(deep[:1]), value_range="set")[0]
+    assert not np.array_equal(whole.pixels, square(0))
+    with pytest.raises(ValueError, match=r"steps= is no option here: pass it to unseg_jax\.fit"):
+        model.segment(deep[0], steps=1)
 
 
 def test_a_model_is_fitted_and_applied_with_one_range(backbone, tmp_path):

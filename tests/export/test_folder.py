@@ -36,7 +36,7 @@ class Stand:
     def __init__(self, shade=0):
         self.shade = shade
         self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
-        self.reading = PLAIN
+        self.reading, self.fitted = PLAIN, None
         self.seen = []
 
     def stream(self, images, *, full_pixels=False):

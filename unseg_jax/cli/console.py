@@ -118,6 +118,11 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
+def _stopped(stop: KeyboardInterrupt) -> int:
+    say("stopped.")
+    return exit_code(stop)
+
+
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """Raises `Terminated` in the main thread at SIGTERM."""
@@ -153,10 +158,11 @@ def guarded(command: Callable[[], int | None]) -> int:
         with _terminable():
             return command() or 0
     except SystemExit as exit:
-        return int(exit.code or 0)
+        # Typer turns Ctrl-C into an exit of its own.
+        stop = getattr(exit.__context__, "__cause__", None)
+        return _stopped(stop) if isinstance(stop, KeyboardInterrupt) else int(exit.code or 0)
     except KeyboardInterrupt as stop:
-        say("stopped.")
-        return exit_code(stop)
+        return _stopped(stop)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise

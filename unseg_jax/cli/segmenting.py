@@ -236,7 +236,8 @@ def segment_paths(
         return plan_run(images, out, output, settings, **options)
 
     if dry_run:
-        return _print_plan(plan(), choice)
+        fits = choice.choose(len(images)).fits
+        return _print_plan(plan(), choice, [model_file(model)] if fits else [])
     with RunLock(out, _say_waiting(out) if wait else None):
         planned = plan()
         check_writable(out)
@@ -278,13 +279,16 @@ def _say_done(plan: Plan) -> None:
         )
 
 
-def _print_plan(plan: Plan, choice: Choice) -> int:
+def _print_plan(plan: Plan, choice: Choice, models: Sequence[str]) -> int:
     """Prints each file that a run would write, replace or remove; returns its exit code."""
+    from unseg_jax.runs.store import MANIFEST
+
     what = choice.model or choice.method
     print(f"{len(plan.images)} images, {len(plan.done)} done already; {what} would do:")
     for image in plan.todo:
         print(f"read {printable(str(image.path))}")
-    for name in plan.written:
+    fitted = [name for name in models if plan.todo and not plan.store.is_ours(name)]
+    for name in (*fitted, *plan.written, MANIFEST):
         word = "replace" if os.path.lexists(plan.out / name) else "write"
         print(f"{word} {plan.out / name}")
     for name in plan.removed:

@@ -25,7 +25,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,16 +40,18 @@ from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, F
 from unseg_jax.collective.sharing import model_path, push
 from unseg_jax.collective.steering import Steering
 from unseg_jax.collective.tiling import CLOSER, TILED
+from unseg_jax.data.images import as_iterable
 from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.method import Method, check_writable
 from unseg_jax.parallel import How
-from unseg_jax.registry import resolve
+from unseg_jax.registry import refuse_options, resolve
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter
 
 if TYPE_CHECKING:
+    from unseg_jax.data.grey import Range
     from unseg_jax.data.images import Source
 
 
@@ -152,22 +154,36 @@ class CollectiveModel:
         )
 
     def segment(
-        self, images: Source | Iterable[Source], *, epochs: int | None = None
+        self,
+        images: Source | Iterable[Source],
+        *,
+        epochs: int | None = None,
+        value_range: Range | Literal["set"] | None = None,
+        workers: int | None = None,
+        **options: Any,
     ) -> list[Segmentation]:
         """Segments one image or many, of the fitted set or new.
 
         Args:
             images: one or an iterable of paths, PIL images, or uint8 arrays (H, W, 3) or (H, W).
             epochs: see `segmenter`.
+            value_range, workers: see `unseg_jax.Segmenter`; None takes the range of the model.
+            **options: `batch_size`, `seed` and `map` of `segmenter`.
 
         Returns:
             One `Segmentation` an image, in order.
 
         Raises:
             ImageError: the first image that cannot be read. `stream` goes on.
-            ValueError: see `segmenter`.
+            ValueError: see `segmenter`; also an option that belongs to the fit.
         """
-        return self.segmenter(epochs)(images)
+        others = [name for name in options if name not in ("batch_size", "seed", "map")]
+        refuse_options(others, dict.fromkeys(others, "pass it to unseg_jax.fit or load_model"))
+        reading = Reading(value_range, workers=workers)
+        if reading.whole_set:
+            images = list(as_iterable(images))
+            reading = reading.measured(images)
+        return self.segmenter(epochs, reading=reading, **options)(images)
 
     def stream(
         self, images: Source | Iterable[Source], *, epochs: int | None = None

@@ -37,7 +37,7 @@ class Reading:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         limits: Any = self.value_range
-        if limits in (None, "set"):
+        if limits is None or (isinstance(limits, str) and limits == "set"):
             return
         try:
             low, high = (float(value) for value in limits)

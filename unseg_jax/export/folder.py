@@ -247,7 +247,8 @@ def model_file(model: str) -> str:
 
 def _leftovers(plan: Plan) -> tuple[str, ...]:
     store, kept = plan.store, set(plan.written)
-    stay = (store.images[name].model for name in plan.done)
+    # Also of images that are done again: one that fails keeps the result that it has.
+    stay = (done.model for name, done in store.images.items() if name not in plan.pruned)
     kept.update(model_file(model) for model in (plan.model, *stay))
     models = {name for name in store.files if name.endswith(".safetensors")}
     return tuple(sorted((store.begun | models) - kept))

@@ -247,8 +247,8 @@ class Store:
                 self._stamps.update(done.files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
-                f"{path} is not a manifest of unseg-jax: choose another folder with out=, or "
-                "move it away."
+                f"{path} is not a manifest that this version of unseg-jax reads: choose another "
+                "folder, or move it away."
             ) from None
         with contextlib.suppress(OSError):
             for line in (self.folder / JOURNAL).read_text("utf-8", errors="replace").split("\n"):
