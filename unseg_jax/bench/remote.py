@@ -282,7 +282,7 @@ class Remote:
             self._offset += len(content)
 
     def _forget_parts(self, path: Path) -> None:
-        """Has all records sent anew, because lines among them were taken out."""
+        """Has all records sent again, because lines among them were taken out."""
         self._put(RECORDS, path.read_bytes())  # for a run that is killed before they are
         self._remove([name for name in self._find(_PARTS) if self._is_own(name)])
         self._offset, self._count = 0, 0

@@ -114,7 +114,7 @@ def segment(
     ] = False,
     refit: Annotated[
         bool,
-        typer.Option("--refit", help="Fit anew, though the folder keeps a model of these images."),
+        typer.Option("--refit", help="Fit again, even if the folder has a model of these images."),
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait for another run into the same folder.")

@@ -202,7 +202,7 @@ def segment_paths(
         page: of files with several pages, from 1; None takes all.
         overwrite: do images again that are done.
         prune: remove the results of all other images in the folder.
-        refit: fit a model anew though one of the same images is kept in the folder.
+        refit: fit a model again even if the folder keeps one of the same images.
         wait: for another run that writes into the folder; else it is an error.
         dry_run: only say what would be done.
         as_json: print one line of JSON per image.

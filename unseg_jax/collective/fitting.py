@@ -336,7 +336,7 @@ def fit_evidence(reader, method, num_clusters, steps, max_images, key):
         params, state = shared_head.start(start_key, method, scorer.basis.shape[1])
         trained = dataclasses.replace(method, learning_rate=_DISTIL_RATE)
         shares = np.array([len(part) for part in features]) / sum(map(len, features))
-        # A batch is drawn anew at every step, of images of one shape.
+        # A new batch is drawn at every step, of images of one shape.
         for _ in range(steps):
             at = 0 if len(features) == 1 else int(rng.choice(len(features), p=shares))
             part = features[at]

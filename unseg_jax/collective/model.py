@@ -12,7 +12,7 @@ Two kinds of model, distinguished by the method's `foreground`:
 
 No ground truth enters anywhere. Memory does not grow with the set: the evidence is fitted on at
 most `max_images` images chosen at random, whose features are held in half precision; shared
-passes read the images anew each time and hold one batch.
+passes read the images again each time and hold one batch.
 
 Scores, and how they were measured, are in docs/results.md.
 

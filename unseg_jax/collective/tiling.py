@@ -48,7 +48,7 @@ _SIDE = 256
 # Tiles whose split is at least this share as clear as the best one's have a say in the threshold;
 # a half, which was set before anything was measured.
 _CLEAR = 0.5
-# Side of the tiles that are taken unasked; doubled while an image is more than six tiles long.
+# Side of the tiles that are taken by default; doubled while an image is more than six tiles long.
 _UNASKED, _MOST = 1024, 6
 
 

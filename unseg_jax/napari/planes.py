@@ -39,7 +39,7 @@ def labels_of(results: Sequence[Any], leading: tuple[int, ...], shown: str) -> n
     Args:
         results: a `Segmentation` each, of one size (H, W).
         leading: the leading axes of the layer; their product is the number of planes.
-        shown: one of SHOWN. Numbers of objects start anew in each plane, the largest first.
+        shown: one of SHOWN. Objects are numbered from 1 in each plane, the largest first.
 
     Returns:
         (*leading, H, W) int32, 0 = background.

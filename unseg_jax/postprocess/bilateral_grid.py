@@ -214,9 +214,9 @@ def _neighbours(
     vertex: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each vertex's neighbours in turn, where each one's begin (V + 1,), and the vertex of each
-    pixel anew.
+    pixel after renumbering.
 
-    Vertices are numbered anew by their number of neighbours: rows of one length in turn make
+    Vertices are renumbered by their number of neighbours: rows of one length in turn make
     the sparse product about four times as fast, because the processor foresees their ends.
     """
     number = int(vertex.max()) + 1

@@ -23,7 +23,7 @@ def foreground_labels(
     mask: jax.Array | None = None,
     quirks: str = "paper",
 ) -> jax.Array:
-    """Numbers the clusters anew so that 0 is the background and 1.. are parts of the object.
+    """Renumbers the clusters so that 0 is the background and 1.. are parts of the object.
 
     Rules:
 

@@ -146,7 +146,7 @@ class Journal:
                 if self._sync:
                     os.fsync(self._file)
             except OSError as error:
-                # Half a line would be mended on resuming; without it, readers see none either.
+                # Half a line would be fixed on resuming; without it, readers see none either.
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._file, self._size)
                 raise WriteError(self.path, error) from error

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from unseg_jax.clustering.superpixels import Regions
     from unseg_jax.data.images import Source
 
-# Regions that a loss or layer of one's own is tried on: how many an image has is not known yet.
+# Regions that a custom loss or layer is tried on: how many an image has is not known yet.
 _PROBE_NODES = 16
 # Options of other entry points that are none of `make_segment_fn`, and why.
 _NOT_PURE = {

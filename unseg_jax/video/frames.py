@@ -34,7 +34,7 @@ class Frames:
     """Frames that can be gone through more than once, decoded one at a time.
 
     Attributes:
-        open: starts anew from the first frame; gives (H, W, 3) uint8.
+        open: starts again from the first frame; gives (H, W, 3) uint8.
         rate: frames a second.
     """
 
