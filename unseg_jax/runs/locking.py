@@ -55,7 +55,7 @@ class RunLock:
         except NotImplementedError:  # a file system without locks
             self._lock = None
         except OSError as error:
-            raise WriteError(path, error) from error
+            raise WriteError(folder, error) from error
 
     def release(self) -> None:
         """Lets go of the folder; a second call does nothing."""
