@@ -242,10 +242,11 @@ def _stand_in(weights: Path, overrides: dict[str, Any]):
     segmenter = Segmenter("deepcut", backbone=weights, **overrides)
     grid, epochs = segmenter.grid, segmenter.method.epochs
 
-    def run(pixels, *, size=None, record_every=0):
+    def run(_, pixels, *, size=None, record_every=0):
         return _answer(len(pixels), grid, epochs)
 
-    with mock.patch.object(segmenter, "run", run):
+    # A segmenter is frozen, its class is not.
+    with mock.patch.object(type(segmenter), "run", run):
         yield segmenter
 
 
