@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,16 @@ def test_the_command_line_names_its_options(message, said):
 def test_undefined_names_are_found():
     """The exception for jaxtyping is of its shapes alone."""
     code = "from jaxtyping import Array, Float\ndef f(x: Float[Arry, 'n d']) -> 'Nothing': ...\n"
-    command = ["ruff", "check", "--output-format", "concise", "--stdin-filename", "unseg_jax/a.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--output-format",
+        "concise",
+        "--stdin-filename",
+        "unseg_jax/a.py",
+    ]
     done = subprocess.run(
         [*command, "-"], input=code, capture_output=True, text=True, cwd=ROOT.parent
     )

@@ -178,4 +178,4 @@ def test_the_command_line_takes_it(images, tiny_weights, tmp_path, capsys, monke
     assert main.main(list(map(str, ["segment", tmp_path / "in", *arguments]))) == 0
     assert "in the image&#39;s own shape" in (tmp_path / "out/report.html").read_text()
     assert main.main(list(map(str, ["segment", tmp_path / "in", *arguments, "--fit", "crop"]))) == 1
-    assert "fit='crop' is not one of stretch, keep" in capsys.readouterr().err
+    assert "--fit crop is not one of stretch, keep" in capsys.readouterr().err

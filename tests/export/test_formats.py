@@ -255,7 +255,7 @@ def test_specks_are_in_nothing_that_is_written(size):
     record = record_of(found)
     assert record.specks == found.specks
     run = Run((Entry(ImageFile(Path("a.png"), "a"), record),), 1.0, 0.0)
-    said = f"{found.specks} in 1 of 1 images; --min-area 0 keeps them"
+    said = f"{found.specks} in 1 of 1 images; min_area=0 keeps them"
     assert dict(_facts(run, None))["Specks left out"] == run.specks == said
     assert sum(item["area"] for item in record.objects) == total
     assert sum(item.mask.sum() for item in record.restored()) == total

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from unseg_jax.cli.console import exit_code, expand, progress, say
+from unseg_jax.cli.console import exit_code, expand, progress, say, with_options
 from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.errors import printable
 
@@ -354,7 +354,7 @@ def run_segmenter(
         stream = sys.stderr if as_json else sys.stdout
         print(f"{len(run.done)} of {len(run.entries)} images {_speed(run)}", file=stream)
         if run.specks:
-            print(f"specks left out: {run.specks}", file=stream)
+            print(with_options(f"specks left out: {run.specks}"), file=stream)
         print(f"look at {plan.out / folder.REPORT}", file=stream)
         if run.replaced or run.removed:
             results = "result" if run.replaced == 1 else "results"

@@ -179,7 +179,7 @@ class Run:
         total, images = sum(counts), sum(count > 0 for count in counts)
         if not total:
             return ""
-        return f"{total} in {images} of {len(counts)} images; --min-area 0 keeps them"
+        return f"{total} in {images} of {len(counts)} images; min_area=0 keeps them"
 
     @property
     def images_per_second(self) -> float:

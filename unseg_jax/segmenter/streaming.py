@@ -20,8 +20,8 @@ from unseg_jax.parallel import takes_images_apart
 from unseg_jax.segmentation import Segmentation
 
 if TYPE_CHECKING:
+    import unseg_jax.segmenter as segmenters
     from unseg_jax.data.images import Source
-    from unseg_jax.segmenter import BatchSegmenter
 
 # Batches of images of all shapes that are read before the device takes those of one shape.
 _WINDOW = 4
@@ -39,7 +39,7 @@ class _Decoded(NamedTuple):
 
 
 def stream_batches(
-    segmenter: BatchSegmenter, images: Source | Iterable[Source], full_pixels: bool
+    segmenter: segmenters.BatchSegmenter, images: Source | Iterable[Source], full_pixels: bool
 ) -> Iterator[Segmentation | ImageError]:
     """Images in batches; see `BatchSegmenter.stream`."""
     read = functools.partial(_read, segmenter, full_pixels)
@@ -71,7 +71,9 @@ def name_of(source: Source, index: int) -> str:
     return str(source) if isinstance(source, (str, os.PathLike)) else str(index)
 
 
-def _read(segmenter: BatchSegmenter, full_pixels: bool, entry: tuple[int, Source]) -> _Decoded:
+def _read(
+    segmenter: segmenters.BatchSegmenter, full_pixels: bool, entry: tuple[int, Source]
+) -> _Decoded:
     index, source = entry
     # A JPEG is decoded at no less than twice this size.
     needed = [max(side, WORKING_SIDE // 2) for side in segmenter.framing.at_least]
@@ -81,7 +83,7 @@ def _read(segmenter: BatchSegmenter, full_pixels: bool, entry: tuple[int, Source
     return _Decoded(name_of(source, index), kept, prepared, picture.size, picture.notes)
 
 
-def _finish_batch(segmenter: BatchSegmenter, batch, result):
+def _finish_batch(segmenter: segmenters.BatchSegmenter, batch, result):
     host: Any = None if result is None else jax.device_get(result)
     index = 0
     for outcome in batch:
