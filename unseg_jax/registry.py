@@ -98,6 +98,23 @@ _MEDGAT = Method(
 )
 
 
+def _regions(name: str, nodes: Any) -> Method:
+    """DeepCut on [R, G, B, y, x] of superpixels or pixels."""
+    return Method(
+        name,
+        _PIXELS,
+        group="regions",
+        nodes=nodes,
+        image_size=256,
+        affinity="colour",
+        alpha=255.0,
+        branches=((1024,),),
+        mlp_width=512,
+        num_clusters=5,
+        epochs=500,
+    )
+
+
 def _course(loss: Loss, layer: Layer) -> Method:
     """One cell of the course project's grid: one graph layer, SiLU, linear, ELU, linear.
 
@@ -221,32 +238,8 @@ _ALL = (
         for layer in ("gcn", "gat", "arma")
         if (loss, layer) != ("cc", "arma")
     ),
-    Method(
-        "slic-ncut",
-        _PIXELS,
-        group="regions",
-        nodes="superpixels",
-        image_size=256,
-        affinity="colour",
-        alpha=255.0,
-        branches=((1024,),),
-        mlp_width=512,
-        num_clusters=5,
-        epochs=500,
-    ),
-    Method(
-        "pixel-ncut",
-        _PIXELS,
-        group="regions",
-        nodes="pixels",
-        image_size=256,
-        affinity="colour",
-        alpha=255.0,
-        branches=((1024,),),
-        mlp_width=512,
-        num_clusters=5,
-        epochs=500,
-    ),
+    _regions("slic-ncut", "superpixels"),
+    _regions("pixel-ncut", "pixels"),
     Method("vit-kmeans", "k-means on ViT features", group="baselines", algorithm="kmeans"),
     Method(
         "deep-spectral",

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import unseg_jax as us
 from unseg_jax.bench import Settings, run
 from unseg_jax.collective import fitting
 
@@ -28,10 +29,13 @@ def test_a_set_is_learnt_once_and_resumed(data, weights, tmp_path, monkeypatch, 
         "batch_size": 2,
         "limit": 4,
         "overrides": overrides,
+        "value_range": (0.0, 200.0),
     }
     summary = run(Settings(**settings), quiet=True)
     assert summary["methods"][method]["failed"] == 0
-    assert (tmp_path / "run" / "models" / f"{method}.safetensors").exists()
+    # One range for the fit and for what is scored.
+    model = us.load_model(tmp_path / "run" / "models" / f"{method}.safetensors", backbone=weights)
+    assert model.reading.value_range == (0, 200)
     whole = records(tmp_path / "run")
     path = tmp_path / "run" / "per_image.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
@@ -39,7 +43,7 @@ def test_a_set_is_learnt_once_and_resumed(data, weights, tmp_path, monkeypatch, 
     def never(*_, **__):
         raise AssertionError("the set is fitted again")
 
-    monkeypatch.setattr(fitting, "fit", never)
+    monkeypatch.setattr(fitting, "fit_set", never)
     again = run(Settings(**settings, resume=True), quiet=True)
     assert records(tmp_path / "run") == whole
     assert again["methods"][method]["miou"] == summary["methods"][method]["miou"]

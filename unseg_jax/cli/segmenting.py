@@ -96,7 +96,7 @@ class Choice:
         if chosen.closer:
             settings["tiles where little is found"] = True
         fields = {**dataclasses.asdict(chosen.method), **chosen.options}
-        for field in ("source", "code_overrides", "backbone"):
+        for field in ("source", "group", "code_overrides", "backbone"):
             fields.pop(field)
         if self.method == "auto" and chosen.method.name == "collective":
             fields["name"] = "auto"
