@@ -68,6 +68,14 @@ def segment(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handling of Ctrl-C, which is off where the suite runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def names(out):
     return {path.name for path in out.iterdir() if not path.name.startswith(".")}
 
@@ -140,6 +148,7 @@ def test_a_folder_in_use_is_waited_for_or_refused(segment, tmp_path, monkeypatch
     assert said.splitlines()[0] == f"unseg-jax: another run writes into {out}; waiting"
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, number, code):
     photos, out = draw(tmp_path / "a", 8), tmp_path / "found"
@@ -154,6 +163,7 @@ def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, number, code):
     assert len(us.read_results(out)["name"]) == 8
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_before_it_segments_says_so(
     tmp_path, capsys, monkeypatch, number, code
