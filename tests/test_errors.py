@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import unseg_jax
-from unseg_jax.cli import console, main
+from unseg_jax.cli import main
 from unseg_jax.export import folder
+from unseg_jax.terminal import console
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
 

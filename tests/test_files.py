@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from unseg_jax.cli.options import parse_page, parse_range
 from unseg_jax.errors import WriteError, printable
 from unseg_jax.files import atomic, write_json, write_text
+from unseg_jax.terminal.options import parse_page, parse_range
 
 pytestmark = pytest.mark.quick
 

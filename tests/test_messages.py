@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import unseg_jax
-from unseg_jax.cli.console import with_options
+from unseg_jax.terminal.console import with_options
 
 ROOT = Path(unseg_jax.__file__).parent
 COMMANDS = {"app", "bench", "cli", "demo.py", "terminal"}

@@ -8,9 +8,9 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.cli import main
-from unseg_jax.cli.segmenting import Choice
 from unseg_jax.collective import scoring
 from unseg_jax.errors import ImageError
+from unseg_jax.terminal.segmenting import Choice
 
 SHAPES = ((48, 64), (64, 48), (48, 48), (48, 62), (30, 90))
 GRIDS = ((3, 5), (5, 3), (4, 4), (3, 5), (2, 8))

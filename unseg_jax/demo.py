@@ -45,8 +45,8 @@ def run(out: Path, picture: Path | None = None) -> int:
         The exit code: 0 if all went well.
     """
     from unseg_jax.cache import enable_compilation_cache
-    from unseg_jax.cli.segmenting import Choice, segment_paths
     from unseg_jax.export.folder import Output
+    from unseg_jax.terminal.segmenting import Choice, segment_paths
 
     enable_compilation_cache()
     choice = Choice(None, "auto", "auto", 0, 4, "float32", {})
@@ -85,7 +85,7 @@ def write_picture(out: Path, path: Path, columns: int = 4) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demonstration from the command line; returns the exit code."""
-    from unseg_jax.cli.console import guarded
+    from unseg_jax.terminal.console import guarded
 
     parser = argparse.ArgumentParser(
         prog="unseg-jax demo",

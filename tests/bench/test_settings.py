@@ -7,8 +7,8 @@ import pytest
 from unseg_jax.bench import Settings
 from unseg_jax.bench.__main__ import _split_foreground, bench
 from unseg_jax.bench.settings import parse_shard, settings_from
-from unseg_jax.cli.options import overrides_from, parse_size, parse_value
 from unseg_jax.registry import GROUPS, METHODS
+from unseg_jax.terminal.options import overrides_from, parse_size, parse_value
 
 pytestmark = pytest.mark.quick
 
@@ -107,7 +107,7 @@ def test_options_of_the_command_line_become_settings():
 
 def test_names_cannot_steer_the_terminal(capsys):
     from unseg_jax.bench.__main__ import _say
-    from unseg_jax.cli.console import say
+    from unseg_jax.terminal.console import say
 
     _say("a\x1b[2Jb\x07\nnext\u202e\udce9")
     say("a\x1b[2Jb")

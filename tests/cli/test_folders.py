@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 import unseg_jax as us
-from unseg_jax.cli import main, segmenting
-from unseg_jax.cli.segmenting import Choice
+from unseg_jax.cli import main
 from unseg_jax.runs.locking import RunLock
+from unseg_jax.terminal import segmenting
+from unseg_jax.terminal.segmenting import Choice
 
 # A segmenter that finds what is bright, after what a test lets happen first.
 STAND = """
@@ -88,7 +89,7 @@ def test_runs_at_once_wait_for_one_another_and_end_with_the_union(tmp_path):
             """
             import sys, time
             from unseg_jax.cli import main
-            from unseg_jax.cli.segmenting import Choice
+            from unseg_jax.terminal.segmenting import Choice
 
             main.enable_compilation_cache = lambda: None
             Choice.load = lambda *_, **__: Stand(lambda index: time.sleep(0.3))

@@ -9,9 +9,9 @@ from PIL import Image
 
 import unseg_jax
 from unseg_jax.cli import main
-from unseg_jax.cli.segmenting import find_model
 from unseg_jax.collective.sharing import model_path
 from unseg_jax.runs.locking import LOCK
+from unseg_jax.terminal.segmenting import find_model
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
 
@@ -195,7 +195,7 @@ def test_other_programs_are_subcommands(command, words, capsys):
 
 
 def test_only_auto_looks_closer_and_a_run_knows_it():
-    from unseg_jax.cli.segmenting import Choice
+    from unseg_jax.terminal.segmenting import Choice
 
     def choice(method, **overrides):
         return Choice(None, method, "auto", 0, 8, "float32", overrides)

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from unseg_jax.cli.console import expand
 from unseg_jax.data import open_dataset, read_image
 from unseg_jax.data.images import as_iterable
 from unseg_jax.errors import DatasetError, ImageError
+from unseg_jax.terminal.console import expand
 
 from .conftest import photograph
 

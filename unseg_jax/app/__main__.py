@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from unseg_jax.app.sessions import Limits
-from unseg_jax.cli.console import guarded, say
 from unseg_jax.errors import InputError
+from unseg_jax.terminal.console import guarded, say
 
 application = typer.Typer(
     add_completion=False,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unseg_jax.app.sessions import Limits, Refused, Session
-from unseg_jax.cli.console import explain
 from unseg_jax.data.folders import find_images
+from unseg_jax.terminal.console import explain
 
 if TYPE_CHECKING:
     from unseg_jax.collective.choosing import Choice

@@ -12,10 +12,10 @@ import typer
 from unseg_jax.bench import BenchError, Interrupted, format_table, run, write_summary
 from unseg_jax.bench.settings import command_parameters, settings_from
 from unseg_jax.cache import enable_compilation_cache
-from unseg_jax.cli.console import tolerate_any_name, with_options
 from unseg_jax.data.truths import parse_values
 from unseg_jax.devices import usable_devices
 from unseg_jax.errors import printable
+from unseg_jax.terminal.console import tolerate_any_name, with_options
 
 tools = typer.Typer(add_completion=False)
 application = typer.Typer(add_completion=False, rich_markup_mode="markdown")

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
 from unseg_jax.bench.protocols import Protocol, resolve_protocol
-from unseg_jax.cli.options import method_parameters, overrides_from, parse_range
 from unseg_jax.collective.choosing import SET_SIZE, choose
 from unseg_jax.data.reading import Reading
 from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.errors import nearest
 from unseg_jax.method import Method, check_writable, plain_fields
 from unseg_jax.registry import GROUPS, METHODS, resolve
+from unseg_jax.terminal.options import method_parameters, overrides_from, parse_range
 
 _ALIASES = {"all": tuple(METHODS), **GROUPS, "auto": (choose("auto", SET_SIZE).method.name,)}
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from unseg_jax.cache import enable_compilation_cache
-from unseg_jax.cli.arguments import (
+from unseg_jax.terminal.arguments import (
     BackboneOption,
     BatchOption,
     DtypeOption,
@@ -27,8 +27,8 @@ from unseg_jax.cli.arguments import (
     read_overrides,
     with_fields,
 )
-from unseg_jax.cli.console import guarded, say
-from unseg_jax.cli.options import parse_page, parse_range
+from unseg_jax.terminal.console import guarded, say
+from unseg_jax.terminal.options import parse_page, parse_range
 
 app = typer.Typer(
     name="unseg-jax",
@@ -164,9 +164,9 @@ def segment(
     if show not in (None, "json"):
         raise typer.BadParameter(f"--print {show} is not known: the only form is json.")
     overrides = read_overrides(settings, **fields)
-    from unseg_jax.cli.segmenting import Choice, find_model, segment_paths
     from unseg_jax.data.reading import Reading
     from unseg_jax.export.folder import Output
+    from unseg_jax.terminal.segmenting import Choice, find_model, segment_paths
 
     chosen = [*(formats or ["png"]), *([json] if json else [])]
     choice = Choice(
@@ -246,8 +246,8 @@ def fit(
     """Fits one model on a set of unlabelled images; use it with `unseg-jax segment --model`."""
     num_clusters = fields.pop("num_clusters")  # for collective those of the whole set
     overrides = read_overrides(settings, **fields)
-    from unseg_jax.cli.fitting import fit_paths
     from unseg_jax.registry import resolve
+    from unseg_jax.terminal.fitting import fit_paths
 
     resolve(method, **overrides)
     enable_compilation_cache()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unseg_jax.cli.options import method_parameters, overrides_from
+from unseg_jax.terminal.options import method_parameters, overrides_from
 
 
 def expand_home(path: Path | None) -> Path | None:

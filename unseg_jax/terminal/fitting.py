@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.cli.console import expand, progress, say
 from unseg_jax.errors import InputError
+from unseg_jax.terminal.console import expand, progress, say
 
 
 def fit_paths(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from unseg_jax.cli.console import exit_code, expand, progress, say, with_options
 from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.errors import printable
+from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
 
 if TYPE_CHECKING:
     from unseg_jax.collective.choosing import Choice as Chosen
@@ -137,8 +137,8 @@ class Choice:
             kept: file of a model that was fitted on the same images before.
             keep: called with a model that was fitted here.
         """
-        from unseg_jax.cli.fitting import fitting_bar
         from unseg_jax.collective.choosing import load
+        from unseg_jax.terminal.fitting import fitting_bar
 
         chosen = dataclasses.replace(self.choose(len(images)), closer=self.closer)
         fits = chosen.fits and kept is None
