@@ -24,7 +24,7 @@ NEEDED = (
     "unseg_jax/py.typed",
     "unseg_jax/cli/scores.json",
     "unseg_jax/collective/ready.safetensors",
-    "unseg_jax/bench/templates/report.html",
+    "unseg_jax/bench/report/templates/report.html",
     "unseg_jax/export/templates/segment.html",
 )
 KINDS = frozenset({".py", ".typed", ".json", ".safetensors", ".html", ".css", ".js", ".yaml"})

@@ -13,7 +13,8 @@ import pytest
 
 import unseg_jax as us
 from unseg_jax.bench import Settings
-from unseg_jax.bench.config import identity, make_config
+from unseg_jax.bench.folder import identity
+from unseg_jax.bench.run.settings import make_config
 from unseg_jax.custom import has_name, name_of
 from unseg_jax.method import override, plain_fields
 from unseg_jax.registry import METHODS, resolve

@@ -291,7 +291,7 @@ def _segment(
 def _bench(folder: Path, weights: Path, overrides: dict[str, Any], **more: Any) -> dict[str, float]:
     """The bench runner with every score, and with masks written."""
     from unseg_jax.bench import Settings, run
-    from unseg_jax.bench.engine import Engine, Timed
+    from unseg_jax.bench.run.engine import Engine, Timed
 
     def answer(engine, pixels):
         answers = {}

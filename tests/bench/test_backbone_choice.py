@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from unseg_jax.bench import engine
+from unseg_jax.bench.run import engine
 from unseg_jax.registry import METHODS
 
 

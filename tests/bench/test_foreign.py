@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
+from unseg_jax.bench.folder import file_stem
 from unseg_jax.bench.manifest import MANIFEST, Manifest
-from unseg_jax.bench.merge import merge
-from unseg_jax.bench.names import file_stem
 from unseg_jax.bench.records import FILES, FOLDERS
-from unseg_jax.bench.rescore import rescore
+from unseg_jax.bench.run.rescore import rescore
+from unseg_jax.bench.scale import merge
 from unseg_jax.runs.locking import LOCK
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
@@ -113,7 +113,7 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_not_ours_is_kept(made, data, weights, tmp_path, command, how, monkeypatch):
     """Each name in turn is somebody else's, in a run's folder and in one that never saw a run."""
-    from unseg_jax.bench.engine import Engine
+    from unseg_jax.bench.run.engine import Engine
 
     # What the device finds is beside the point here.
     monkeypatch.setattr(Engine, "compile", lambda *_: None)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
 from unseg_jax.bench.manifest import Manifest
-from unseg_jax.bench.remote import Remote
+from unseg_jax.bench.scale.remote import Remote
 from unseg_jax.runs.journal import seal
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")

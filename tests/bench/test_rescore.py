@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from unseg_jax.bench import BenchError, Settings, run
-from unseg_jax.bench.rescore import rescore
+from unseg_jax.bench.run.rescore import rescore
 
 # What the device says of an image, or how long it took, is the first run's.
 NOT_SCORES = {"seconds", "shared_seconds", "loss", "confidence", "run", "crc"}

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
-from unseg_jax.bench.config import make_config
-from unseg_jax.bench.merge import merge
-from unseg_jax.bench.names import file_stem
-from unseg_jax.bench.preparing import Preparer
+from unseg_jax.bench.folder import file_stem
+from unseg_jax.bench.run.items import Preparer
+from unseg_jax.bench.run.settings import make_config
+from unseg_jax.bench.scale import merge
 from unseg_jax.runs.journal import seal
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
 
@@ -102,7 +102,7 @@ def test_another_feature_of_the_data_is_another_run(tmp_path):
         facts = {"dataset": "x", "notes": (), "backbone": "", "weights": "", "shard": (0, 1)}
         return make_config(chosen, [], ["a"], **facts)
 
-    from unseg_jax.bench.config import check_same
+    from unseg_jax.bench.folder import check_same
 
     for key in ("image_key", "mask_key"):
         with pytest.raises(BenchError, match=f"{key} is null there and .*other.* here"):
@@ -110,14 +110,14 @@ def test_another_feature_of_the_data_is_another_run(tmp_path):
 
 
 def test_rescoring_opens_the_same_features(copy, weights, tmp_path, monkeypatch):
-    from unseg_jax.bench import rescore as module
+    from unseg_jax.bench.run import rescore as module
 
     path = copy / "run" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_key": "a/b"}))
     asked = {}
 
-    def open_data(data, **keys):
-        asked.update(keys)
+    def open_data(chosen):
+        asked.update(chosen)
         raise BenchError("enough.")
 
     monkeypatch.setattr(module, "open_data", open_data)
@@ -217,10 +217,10 @@ def test_copied_and_impossible_shards_are_refused(copy, weights, tmp_path):
 
 @pytest.mark.parametrize("where", ["image", "mask"])
 def test_an_error_of_any_number_costs_one_image(copy, weights, tmp_path, monkeypatch, where):
-    from unseg_jax.bench import finishing
+    from unseg_jax.bench.run import items
     from unseg_jax.data import reading
 
-    module, name = (reading, "read_image") if where == "image" else (finishing, "load_truth")
+    module, name = (reading, "read_image") if where == "image" else (items, "load_truth")
     real = getattr(module, name)
     for number in (errno.EIO, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE):
 
@@ -239,12 +239,12 @@ def test_an_error_of_any_number_costs_one_image(copy, weights, tmp_path, monkeyp
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_stops_the_run(copy, weights, tmp_path, monkeypatch, number):
-    from unseg_jax.bench import finishing
+    from unseg_jax.bench.run import items
 
     def broken(*_):
         raise OSError(number, os.strerror(number), "x")
 
-    monkeypatch.setattr(finishing, "load_truth", broken)
+    monkeypatch.setattr(items, "load_truth", broken)
     with pytest.raises(BenchError, match=r"(no space is left|quota is used up).*--resume"):
         run(settings(copy / "data", weights, tmp_path / "out"), quiet=True)
 

@@ -14,11 +14,10 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.bench import BenchError, Settings, run
-from unseg_jax.bench import engine as engine_module
-from unseg_jax.bench import runner as runner_module
-from unseg_jax.bench.engine import Engine
-from unseg_jax.bench.finishing import Finisher
-from unseg_jax.bench.preparing import Preparer
+from unseg_jax.bench.run import engine as engine_module
+from unseg_jax.bench.run import runner as runner_module
+from unseg_jax.bench.run.engine import Engine
+from unseg_jax.bench.run.items import Finisher, Preparer
 from unseg_jax.clustering.losses import ncut
 from unseg_jax.data import Dataset, Item
 from unseg_jax.metrics import dice, iou
@@ -133,7 +132,7 @@ def test_honest_sees_no_truth_before_it_scores(data, weights, tmp_path, monkeypa
         Item(path.stem, Watched(path, log), Watched(data / "masks" / path.name, log))
         for path in sorted((data / "images").iterdir())[:4]
     )
-    monkeypatch.setattr(runner_module, "open_data", lambda *_, **__: Dataset("watched", items))
+    monkeypatch.setattr(runner_module, "open_data", lambda _: Dataset("watched", items))
     compute = Engine.run
 
     def watched_run(self, pixels):
@@ -289,7 +288,7 @@ def test_another_config_is_refused(whole, data, weights):
 def test_a_full_disk_ends_the_run_in_one_sentence(whole, data, weights, tmp_path, monkeypatch):
     import errno
 
-    from unseg_jax.bench.records import RunFolder
+    from unseg_jax.bench.folder import RunFolder
     from unseg_jax.errors import WriteError
 
     append = RunFolder.append
@@ -343,7 +342,7 @@ SIGNALLED = """
 import os
 import signal
 import sys
-from unseg_jax.bench import manifest, records
+from unseg_jax.bench import folder, manifest
 from unseg_jax.runs import journal
 from unseg_jax.bench.__main__ import main
 
@@ -351,7 +350,7 @@ from unseg_jax.bench.__main__ import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv[1:4] = []
-replace, write_all, append = os.replace, journal.write_all, records.RunFolder.append
+replace, write_all, append = os.replace, journal.write_all, folder.RunFolder.append
 
 
 def comes():
@@ -384,7 +383,7 @@ if moment == "mask half written":
 elif moment == "line half written":
     journal.write_all = line_half_written
 elif moment == "batch recorded":
-    records.RunFolder.append = batch_recorded
+    folder.RunFolder.append = batch_recorded
 main()
 """
 

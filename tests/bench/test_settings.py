@@ -6,7 +6,7 @@ import pytest
 
 from unseg_jax.bench import Settings
 from unseg_jax.bench.__main__ import _split_foreground, bench
-from unseg_jax.bench.settings import parse_shard, settings_from
+from unseg_jax.bench.run.settings import parse_shard, settings_from
 from unseg_jax.registry import GROUPS, METHODS
 from unseg_jax.terminal.options import overrides_from, parse_size, parse_value
 

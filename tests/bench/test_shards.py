@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from unseg_jax.bench import BenchError, Settings, run
-from unseg_jax.bench.merge import merge
+from unseg_jax.bench.scale import merge
 
 TIMES = {"seconds", "shared_seconds", "run", "crc"}
 

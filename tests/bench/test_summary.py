@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from unseg_jax.bench.protocols import resolve_protocol
-from unseg_jax.bench.scoring import SCORES
-from unseg_jax.bench.summary import format_table, summarise
+from unseg_jax.bench.report.summary import format_table, summarise
+from unseg_jax.bench.score.protocols import resolve_protocol
+from unseg_jax.bench.score.scoring import SCORES
 from unseg_jax.registry import METHODS
 
 pytestmark = pytest.mark.quick

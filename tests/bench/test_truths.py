@@ -8,9 +8,8 @@ from PIL import Image
 from unseg_jax import metrics
 from unseg_jax.bench import Settings, run
 from unseg_jax.bench.__main__ import application
-from unseg_jax.bench.protocols import resolve_protocol
-from unseg_jax.bench.scoring import score_mask
-from unseg_jax.bench.truths import TruthTally, truth_fields
+from unseg_jax.bench.score.protocols import resolve_protocol
+from unseg_jax.bench.score.scoring import TruthTally, score_mask, truth_fields
 from unseg_jax.data import Truth
 from unseg_jax.data.truths import NONZERO
 

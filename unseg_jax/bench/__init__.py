@@ -1,10 +1,10 @@
 """Whole data sets, all methods, nothing lost: `python -m unseg_jax.bench`."""
 
-from unseg_jax.bench.protocols import PROTOCOLS, Protocol, resolve_protocol
-from unseg_jax.bench.report import write_summary
-from unseg_jax.bench.runner import run
-from unseg_jax.bench.settings import Settings
-from unseg_jax.bench.summary import format_table, summarise
+from unseg_jax.bench.report.page import write_summary
+from unseg_jax.bench.report.summary import format_table, summarise
+from unseg_jax.bench.run.settings import Settings
+from unseg_jax.bench.scale import run
+from unseg_jax.bench.score.protocols import PROTOCOLS, Protocol, crop_box, resolve_protocol
 from unseg_jax.errors import BenchError, Interrupted
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Interrupted",
     "Protocol",
     "Settings",
+    "crop_box",
     "format_table",
     "resolve_protocol",
     "run",

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from unseg_jax.bench import BenchError, Interrupted, format_table, run, write_summary
-from unseg_jax.bench.settings import command_parameters, settings_from
+from unseg_jax.bench import BenchError, Interrupted, format_table, run
+from unseg_jax.bench.run.settings import command_parameters, settings_from
+from unseg_jax.bench.scale import merge, report
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.data.truths import parse_values
 from unseg_jax.devices import usable_devices
@@ -138,15 +139,8 @@ def merge_shards(
     ] = False,
 ) -> None:
     """Joins the shards of a run: records, masks, summary.json and report.html."""
-    from unseg_jax.bench.merge import merge, merge_remote
-    from unseg_jax.bench.remote import is_remote
-
     try:
-        if is_remote(folder):
-            summary = merge_remote(folder, partial=partial)
-        else:
-            summary = merge(Path(folder), partial=partial)
-        _print(summary, folder)
+        _print(merge(folder, partial=partial), folder)
     except (BenchError, ValueError, OSError) as error:
         _stop(error, 1)
 
@@ -156,11 +150,8 @@ def make_report(
     folder: Annotated[str, typer.Argument(help="A run's folder, or its URL.")],
 ) -> None:
     """Makes summary.json and report.html again, from what the run has recorded."""
-    from unseg_jax.bench.remote import is_remote
-    from unseg_jax.bench.report import report_remote
-
     try:
-        _print(report_remote(folder) if is_remote(folder) else write_summary(Path(folder)), folder)
+        _print(report(folder), folder)
     except (BenchError, ValueError, OSError) as error:
         _stop(error, 1)
 
@@ -175,7 +166,7 @@ def rescore_masks(
     ] = None,
 ) -> None:
     """Scores the masks of a run under another protocol, without segmenting again."""
-    from unseg_jax.bench.rescore import rescore
+    from unseg_jax.bench.run.rescore import rescore
 
     try:
         _print(rescore(folder, out, protocol, data), out)

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unseg_jax.bench.config import make_config
 from unseg_jax.bench.records import CONFIG, RECORDS, SESSIONS
-from unseg_jax.bench.scoring import SCORES, failure_record
-from unseg_jax.bench.settings import Settings
+from unseg_jax.bench.run.settings import Settings, make_config
+from unseg_jax.bench.score.scoring import SCORES, failure_record
 from unseg_jax.data import Item
 from unseg_jax.registry import resolve
 from unseg_jax.runs.journal import seal

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from unseg_jax.bench.report import write_report
+from unseg_jax.bench.report.page import write_report
 
 COUNT = 1000
 IDS = [f"photo-{index:04d}" for index in range(COUNT)]

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from unseg_jax.bench import charts
-from unseg_jax.bench.published import PUBLISHED, published_scores
-from unseg_jax.bench.report import collect_scores, write_report
+from unseg_jax.bench.report import charts
+from unseg_jax.bench.report.page import collect_scores, write_report
+from unseg_jax.bench.score.published import PUBLISHED, published_scores
 from unseg_jax.data import LAYOUTS
 from unseg_jax.registry import METHODS
 

@@ -13,25 +13,26 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from unseg_jax.bench.config import make_config
-from unseg_jax.bench.engine import Engine
-from unseg_jax.bench.failures import failure_reason, plain_errors
-from unseg_jax.bench.job import Job, Timing
-from unseg_jax.bench.ledger import ATTEMPTS, Ledger
-from unseg_jax.bench.machine import describe_device, versions
-from unseg_jax.bench.opening import check_out, open_data
-from unseg_jax.bench.preparing import Prepared, collect_pixels
-from unseg_jax.bench.records import RunFolder, shard_folder
-from unseg_jax.bench.remote import Remote, is_remote, local_copy
-from unseg_jax.bench.report import write_summary
-from unseg_jax.bench.scoring import failure_record
-from unseg_jax.bench.settings import Settings
+from unseg_jax.bench.folder import RunFolder, shard_folder
+from unseg_jax.bench.report.page import write_summary
+from unseg_jax.bench.run.engine import Engine
+from unseg_jax.bench.run.items import (
+    Prepared,
+    check_out,
+    collect_pixels,
+    failure_reason,
+    open_data,
+    plain_errors,
+)
+from unseg_jax.bench.run.job import ATTEMPTS, Job, Ledger, Timing, describe_device, versions
+from unseg_jax.bench.run.settings import Settings, make_config
+from unseg_jax.bench.score.scoring import failure_record
 from unseg_jax.data import Item, Writer, batches
 from unseg_jax.errors import Interrupted
 from unseg_jax.runs.stamps import is_item_unchanged
@@ -43,11 +44,16 @@ _FINISHERS = 2
 _BEHIND = 4
 
 
-def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
-    """Runs a benchmark, or goes on with one, and writes its folder.
+Work = Callable[[Job, Ledger, Timing, Any], None]
+"""Does all items of a run, with a progress bar for what comes before the first."""
+
+
+def run_in_folder(settings: Settings, work: Work, *, quiet: bool = False) -> dict[str, Any]:
+    """Runs a benchmark, or goes on with one, and writes its folder on this machine.
 
     Args:
         settings: what to do.
+        work: `work_here`, or what does the items elsewhere.
         quiet: show no progress bar.
 
     Returns:
@@ -58,18 +64,7 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         BenchError: the run cannot start or go on; `Interrupted` after Ctrl-C.
         WriteError: the disk is full, or the folder cannot be written.
     """
-    settings.check()
-    if is_remote(settings.out):
-        return run_remote(settings, quiet=quiet)
-    dataset = open_data(
-        settings.data,
-        image_key=settings.image_key,
-        mask_key=settings.mask_key,
-        foreground=settings.foreground_values,
-        void=settings.void_values,
-        limit=settings.limit,
-        split=settings.split,
-    )
+    dataset = open_data(vars(settings))
     reading = settings.reading.measured([item.image for item in dataset.items])
     settings = dataclasses.replace(settings, value_range=reading.value_range)
     shard = settings.shard or (jax.process_index(), jax.process_count())
@@ -113,11 +108,11 @@ def run(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
         pending = tuple(item for item in items if missing[item.id])
         job = Job(settings, dataset, engine, folder, pending, missing)
         if pending:
-            _work(job, done=len(items) - len(pending), quiet=quiet)
+            _work(job, work, done=len(items) - len(pending), quiet=quiet)
         return write_summary(path, folder.manifest)
 
 
-def _work(job: Job, *, done: int, quiet: bool) -> None:
+def _work(job: Job, work: Work, *, done: int, quiet: bool) -> None:
     """Does all pending items, failed ones twice, and leaves a line on how it went."""
     from tqdm import tqdm
 
@@ -134,12 +129,7 @@ def _work(job: Job, *, done: int, quiet: bool) -> None:
                 lambda name: bar.set_description(f"fitting {name}"),
                 job.settings.reading,
             )
-            if job.settings.cluster is not None:
-                from unseg_jax.bench.on_ray import work_on_cluster
-
-                work_on_cluster(job, ledger, timing)
-            else:
-                _work_here(job, ledger, timing, bar)
+            work(job, ledger, timing, bar)
         except KeyboardInterrupt:
             bar.close()
             timing.images = ledger.count_finished() - done
@@ -170,7 +160,7 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _work_here(job: Job, ledger: Ledger, timing: Timing, bar: Any) -> None:
+def work_here(job: Job, ledger: Ledger, timing: Timing, bar: Any) -> None:
     """Does all items on the devices of this machine."""
     job.engine.shrink(len(job.items))
     job.engine.compile(lambda name: bar.set_description(f"compiling {name}"))
@@ -246,34 +236,3 @@ def _end_session(job: Job, timing: Timing) -> None:
             "changed": len(job.folder.changed),
         }
     )
-
-
-def run_remote(settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
-    """`unseg_jax.bench.run` with its folder at a URL.
-
-    Raises:
-        BenchError: fsspec or the driver of the place is missing, or the place refuses.
-    """
-    shard = settings.shard or (jax.process_index(), jax.process_count())
-    with local_copy(settings.out) as folder:
-        remote = Remote(settings.out, folder, shard_folder(Path(), shard).name)
-        local = remote.local_path
-        if local is not None:
-            check_out(local, settings.data, _items(settings))
-        with remote.locked():
-            if settings.overwrite:
-                remote.clear()
-            else:
-                remote.pull()
-            with remote.pushing():
-                return run(dataclasses.replace(settings, out=str(folder)), quiet=quiet)
-
-
-def _items(settings: Settings) -> Sequence[Item]:
-    return open_data(
-        settings.data,
-        image_key=settings.image_key,
-        mask_key=settings.mask_key,
-        limit=settings.limit,
-        split=settings.split,
-    ).items

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.config import check_same, identity
+from unseg_jax.bench.folder import check_same, find_shards, identity, json_bytes
 from unseg_jax.bench.manifest import Manifest
 from unseg_jax.bench.records import (
     CONFIG,
@@ -12,22 +12,19 @@ from unseg_jax.bench.records import (
     FOLDERS,
     RECORDS,
     SESSIONS,
-    find_shards,
-    json_bytes,
     load_config,
     read_config,
     read_records,
     read_sessions,
 )
-from unseg_jax.bench.remote import Remote, local_copy
-from unseg_jax.bench.report import write_summary
-from unseg_jax.bench.summary import summarise
+from unseg_jax.bench.report.page import write_summary
+from unseg_jax.bench.report.summary import summarise
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import seal_lines
 from unseg_jax.runs.locking import RunLock
 
 
-def merge(path: Path, *, partial: bool = False) -> dict[str, Any]:
+def merge_folder(path: Path, *, partial: bool = False) -> dict[str, Any]:
     """Makes the run in a folder from the shards in it; can be repeated.
 
     Args:
@@ -136,22 +133,3 @@ def _join(sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "device": "; ".join(devices),
         "shards": len(sessions),
     }
-
-
-def merge_remote(url: str, *, partial: bool = False) -> dict[str, Any]:
-    """`unseg_jax.bench.merge.merge` of the shards at a URL.
-
-    Raises:
-        BenchError: as `merge` does, or the place cannot be opened or refuses.
-    """
-    with local_copy(url) as folder:
-        whole = Remote(url, folder)
-        with whole.locked():
-            whole.check_folders()
-            whole.pull(masks=True)
-            shards = whole.shards()
-            for shard in shards:
-                shard.pull(masks=True)
-            summary = merge(folder, partial=partial)
-            whole.replace()
-    return summary

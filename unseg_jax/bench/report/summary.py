@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from unseg_jax.bench.protocols import Protocol
-from unseg_jax.bench.scoring import F_EVERYTHING, SCORES, WORST
-from unseg_jax.bench.truths import TruthTally
+from unseg_jax.bench.score.protocols import Protocol
+from unseg_jax.bench.score.scoring import F_EVERYTHING, SCORES, WORST, TruthTally
 from unseg_jax.metrics import bootstrap_interval, paired_difference
 
 # With more methods than this, each is compared with the best one only.

@@ -1,6 +1,6 @@
 """What papers report, as data, with the protocol it was measured by and where it stands.
 
-None of these numbers is comparable with one of another protocol: see `unseg_jax.bench.protocols`.
+None of these numbers is comparable with one of another protocol: see `PROTOCOLS`.
 """
 
 import dataclasses

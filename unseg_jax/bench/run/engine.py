@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unseg_jax.backbones import Backbone, load_backbone
-from unseg_jax.bench.settings import Settings
+from unseg_jax.bench.run.settings import Settings
 from unseg_jax.cache import compile_clock
 from unseg_jax.data import Source
 from unseg_jax.data.framing import Framing

@@ -13,23 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from unseg_jax.bench.comparison import best_values, difference_matrix, signed
-from unseg_jax.bench.config import identity
+from unseg_jax.bench.folder import file_stem, identity, json_bytes
 from unseg_jax.bench.manifest import Manifest
-from unseg_jax.bench.names import file_stem
-from unseg_jax.bench.protocols import Protocol
-from unseg_jax.bench.published import PublishedScore, published_scores
-from unseg_jax.bench.records import (
-    REPORT,
-    SUMMARY,
-    json_bytes,
-    read_config,
-    read_records,
-    read_sessions,
-)
-from unseg_jax.bench.remote import Remote, local_copy
-from unseg_jax.bench.scoring import SCORES, WORST
-from unseg_jax.bench.summary import summarise
+from unseg_jax.bench.records import REPORT, SUMMARY, read_config, read_records, read_sessions
+from unseg_jax.bench.report.summary import summarise
+from unseg_jax.bench.score.protocols import Protocol
+from unseg_jax.bench.score.published import PublishedScore, published_scores
+from unseg_jax.bench.score.scoring import SCORES, WORST
 
 # Of more images than this, an even choice is listed, so that the page stays quick to open;
 # tables and histograms always count all of them.
@@ -161,7 +151,7 @@ def render(
     """
     import jinja2
 
-    from unseg_jax.bench import charts
+    from unseg_jax.bench.report import charts
 
     config = summary["config"]
     if published is None:
@@ -175,7 +165,7 @@ def render(
         if method.get("by_epoch")
     }
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("unseg_jax.bench", "templates"),
+        loader=jinja2.PackageLoader("unseg_jax.bench.report", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -224,7 +214,7 @@ def _has(value: Any) -> bool:
 def _histograms(
     summary: Mapping[str, Any], scores: Scores, protocol: Protocol
 ) -> list[tuple[str, Any, Mapping[str, Any]]]:
-    from unseg_jax.bench import charts
+    from unseg_jax.bench.report import charts
 
     result = []
     for index, name in enumerate(scores.methods):
@@ -323,16 +313,88 @@ def write_summary(path: Path, manifest: Manifest | None = None) -> dict[str, Any
     return summary
 
 
-def report_remote(url: str) -> dict[str, Any]:
-    """`unseg_jax.bench.write_summary` of the run at a URL.
+def signed(value: float) -> str:
+    """A difference, with a real minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
 
-    Raises:
-        BenchError: no run there, or the place cannot be opened or refuses.
+
+def best_values(summary: Mapping[str, Any], keys: Iterable[str]) -> dict[str, set[str]]:
+    """The methods with the best value of each column, if there is more than one method.
+
+    Args:
+        summary: as in `summary.json`.
+        keys: names of scores; only single numbers are compared.
     """
-    with local_copy(url) as folder:
-        remote = Remote(url, folder)
-        with remote.locked():
-            remote.pull()
-            summary = write_summary(folder)
-            remote.push()
-    return summary
+    methods = summary["methods"]
+    best: dict[str, set[str]] = {"images_per_second": set()}
+    for key in ("images_per_second", *keys):
+        values = {name: method.get(key) for name, method in methods.items()}
+        values = {name: round(value, 3) for name, value in values.items() if _is_number(value)}
+        if len(values) > 1:
+            top = min(values.values()) if key == "mae" else max(values.values())
+            best[key] = {name for name, value in values.items() if value == top}
+    return best
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+# A difference of so much IoU has the matrix's full colour.
+_FULL_DIFFERENCE = 0.3
+
+
+def difference_matrix(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Differences of mean IoU of all pairs of methods, best method first; None for fewer than two.
+
+    Pairs that were not tested, of very many methods, have the difference of their means alone.
+    """
+    means = {name: method["miou"] for name, method in summary["methods"].items()}
+    names = sorted(
+        (name for name, mean in means.items() if mean is not None), key=lambda name: -means[name]
+    )
+    if len(names) < 2:
+        return None
+    tested = {}
+    for pair in summary["paired"]:
+        tested[pair["first"], pair["second"]] = pair
+        tested[pair["second"], pair["first"]] = _swapped(pair)
+    rows = []
+    for first in names:
+        cells = [
+            None if first == second else _cell(first, second, means, tested.get((first, second)))
+            for second in names
+        ]
+        rows.append({"name": first, "cells": cells})
+    return {"names": names, "rows": rows}
+
+
+def _swapped(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The same pair with second minus first."""
+    low, high = (None if end is None else -end for end in pair["interval"])
+    return {
+        **pair,
+        "mean": -pair["mean"],
+        "interval": [high, low],
+        "wins": pair["losses"],
+        "losses": pair["wins"],
+    }
+
+
+def _cell(first: str, second: str, means: Mapping[str, float], pair: Any) -> dict[str, Any]:
+    mean = means[first] - means[second] if pair is None else pair["mean"]
+    words = f"{first} − {second}: {signed(mean)}"
+    if pair is None:
+        words += ", the difference of their means (this pair was not tested)."
+    else:
+        low, high = pair["interval"]
+        words += "" if low is None else f", 95 % interval {signed(low)} to {signed(high)}"
+        words += f", p = {pair['p_value']:.3g}; better on {pair['wins']}, equal on {pair['ties']}, "
+        words += f"worse on {pair['losses']} of {pair['images']} images."
+    strength = round(55 * min(1.0, abs(mean) / _FULL_DIFFERENCE))
+    return {
+        "mean": mean,
+        "words": words,
+        "sign": "more" if mean >= 0 else "less",
+        "strength": strength,
+    }

@@ -20,18 +20,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unseg_jax.bench.engine import Engine
-from unseg_jax.bench.failures import failure_reason, plain_errors
-from unseg_jax.bench.finishing import Finished, Finisher
-from unseg_jax.bench.ledger import ATTEMPTS, Ledger
-from unseg_jax.bench.preparing import Preparer, collect_pixels
-from unseg_jax.bench.scoring import failure_record
-from unseg_jax.bench.settings import Settings
+from unseg_jax.bench.run.engine import Engine
+from unseg_jax.bench.run.items import (
+    Finished,
+    Finisher,
+    Preparer,
+    collect_pixels,
+    failure_reason,
+    plain_errors,
+)
+from unseg_jax.bench.run.job import ATTEMPTS, Ledger
+from unseg_jax.bench.run.settings import Settings
+from unseg_jax.bench.score.scoring import failure_record
 from unseg_jax.data import Item, MaskRule
 from unseg_jax.errors import BenchError
 
 if TYPE_CHECKING:
-    from unseg_jax.bench.job import Job, Timing
+    from unseg_jax.bench.run.job import Job, Timing
 
 # Logical CPUs of a local cluster beyond its actors': decoding tasks starve without.
 _SPARE_CPUS = 4
@@ -39,7 +44,7 @@ _SPARE_CPUS = 4
 _BLOCKS = 2000
 
 
-def work_on_cluster(job: Job, ledger: Ledger, timing: Timing) -> None:
+def work_on_cluster(job: Job, ledger: Ledger, timing: Timing, _: Any = None) -> None:
     """Does all items of a run on a Ray cluster.
 
     Args:

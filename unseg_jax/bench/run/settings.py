@@ -1,11 +1,13 @@
 """What a run is asked to do: `Settings`, the methods it names, and the config that is compared."""
 
 import dataclasses
+import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
-from unseg_jax.bench.protocols import Protocol, resolve_protocol
+from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
 from unseg_jax.collective.choosing import SET_SIZE, choose
 from unseg_jax.data.reading import Reading
 from unseg_jax.data.truths import Value, parse_void
@@ -301,3 +303,55 @@ def _field_options() -> dict[str, tuple[Any, Option, Any]]:
             default = inspect.Parameter.empty if missing else field.default
             options[field.name] = kind, extras[0], default
     return options
+
+
+def make_config(
+    settings: Settings,
+    methods: Iterable[Method],
+    ids: Iterable[str],
+    *,
+    dataset: str,
+    notes: Iterable[str],
+    backbone: str,
+    weights: str,
+    shard: tuple[int, int],
+) -> dict[str, Any]:
+    """What a run is, as JSON: two runs with the same config find the same.
+
+    Args:
+        settings: as given.
+        methods: fitted to the backbone.
+        ids: of all images, before sharding.
+        dataset: its name.
+        notes: on the data set.
+        backbone: name of the loaded one.
+        weights: digest of its parameters.
+        shard: (I, N).
+    """
+    ids = list(ids)
+    config = {
+        "data": settings.data,
+        "dataset": dataset,
+        "notes": list(notes),
+        "images": len(ids),
+        "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
+        "split": settings.split,
+        "limit": settings.limit,
+        "image_key": settings.image_key,
+        "mask_key": settings.mask_key,
+        "foreground_values": settings.foreground_values,
+        "void_values": settings.void_values,
+        "value_range": settings.value_range,
+        "protocol": dataclasses.asdict(settings.resolve_protocol()),
+        "methods": {method.name: plain_fields(method) for method in methods},
+        "backbone": backbone,
+        "weights_sha256": weights,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "every": settings.record_every,
+        "draft": settings.draft,
+        "save_masks": settings.save_masks,
+        "shard": list(shard),
+        "batch_size": settings.batch_size,
+    }
+    return json.loads(json.dumps(config))

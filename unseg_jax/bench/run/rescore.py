@@ -9,25 +9,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.bench.config import identity
-from unseg_jax.bench.failures import ITEM_ERRORS, failure_reason
+from unseg_jax.bench.folder import file_stem, identity, json_bytes
 from unseg_jax.bench.manifest import Manifest
-from unseg_jax.bench.names import file_stem
-from unseg_jax.bench.opening import check_out, open_data
-from unseg_jax.bench.preparing import load_truth
-from unseg_jax.bench.protocols import Protocol, resolve_protocol
 from unseg_jax.bench.records import (
     CONFIG,
     FILES,
     RECORDS,
     SESSIONS,
-    json_bytes,
     read_config,
     read_records,
     read_sessions,
 )
-from unseg_jax.bench.report import write_summary
-from unseg_jax.bench.scoring import failure_record, rounded, score_mask
+from unseg_jax.bench.report.page import write_summary
+from unseg_jax.bench.run.items import ITEM_ERRORS, check_out, failure_reason, load_truth, open_data
+from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
+from unseg_jax.bench.score.scoring import failure_record, rounded, score_mask
 from unseg_jax.data import Dataset, Item, default_workers
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import seal_lines
@@ -64,15 +60,7 @@ def rescore(source: Path, out: Path, protocol: str, data: str | None = None) -> 
     if (out / CONFIG).exists():
         raise BenchError(f"{out} holds a run already: choose another folder.")
     data = data or str(config["data"])
-    dataset = open_data(
-        data,
-        image_key=config.get("image_key"),
-        mask_key=config.get("mask_key"),
-        foreground=config.get("foreground_values"),
-        void=config.get("void_values"),
-        limit=config.get("limit"),
-        split=config.get("split"),
-    )
+    dataset = open_data({**config, "data": data})
     check_out(out, data, dataset.items)
     Manifest(out).check_free(FILES)
     items = {item.id: item for item in dataset.items}

@@ -1,0 +1,1 @@
+"""How results are scored: protocols, metrics, and what papers report."""
