@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.grey import Range, spread_of, to_eight_bits
-from unseg_jax.data.masks import fit_mask, load_mask, read_mask
-from unseg_jax.data.opening import (
+from unseg_jax.data.bit_depth import Range, spread_of, to_eight_bits
+from unseg_jax.data.decoding import (
     Page,
     Source,
     as_array,
@@ -28,6 +27,7 @@ from unseg_jax.data.opening import (
     page_numbers,
     upright,
 )
+from unseg_jax.data.masks import fit_mask, load_mask, read_mask
 from unseg_jax.data.truths import DEFAULT_RULE, MaskRule, Truth
 from unseg_jax.errors import ImageError
 

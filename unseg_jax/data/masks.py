@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.opening import Source, decode, upright
+from unseg_jax.data.decoding import Source, decode, upright
 from unseg_jax.data.truths import (
     DEFAULT_RULE,
     NONZERO,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from unseg_jax.data.grey import Range
+from unseg_jax.data.bit_depth import Range
 from unseg_jax.data.images import Picture, Source, measure_range, read_image
 
 

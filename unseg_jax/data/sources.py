@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.data.dataset import Dataset, Item
+from unseg_jax.data.decoding import Page, page_numbers
 from unseg_jax.data.folders import IMAGE_SUFFIXES, Listing, list_images, page_name, safe_name
 from unseg_jax.data.layouts import LAYOUTS, Layout, Part
-from unseg_jax.data.opening import Page, page_numbers
 from unseg_jax.data.truths import MaskRule, Value
 from unseg_jax.errors import DatasetError, closest, nearest, printable
 

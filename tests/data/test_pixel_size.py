@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unseg_jax.data.scale import pixel_size
+from unseg_jax.data.pixel_size import pixel_size
 
 PIXELS = np.zeros((8, 9), np.uint8)
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unseg_jax.data import opening
+from unseg_jax.data import decoding
+from unseg_jax.data.decoding import Page, page_numbers
 from unseg_jax.data.images import as_iterable, load_image, load_mask, read_image
-from unseg_jax.data.opening import Page, page_numbers
 from unseg_jax.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -241,5 +241,5 @@ def test_previews_are_no_pages(tmp_path):
 
 
 def test_formats_are_those_of_this_pillow():
-    assert {"PNG", "JPEG", "TIFF"} <= set(opening._formats())
-    assert not {"EPS", "WMF"} & set(opening._formats())
+    assert {"PNG", "JPEG", "TIFF"} <= set(decoding._formats())
+    assert not {"EPS", "WMF"} & set(decoding._formats())
