@@ -19,6 +19,8 @@ COMPILED = {
 
 
 def pytest_configure():
+    # The same numbers on every machine; `tests/test_devices.py` says what "auto" is elsewhere.
+    os.environ["UNSEG_JAX_DTYPE"] = "float32"
     for name, value in COMPILED.items():
         os.environ.setdefault(name.upper(), str(value))
         jax.config.update(name, type(value)(os.environ[name.upper()]))

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import jax
 import pytest
@@ -137,3 +140,62 @@ def test_cores_are_at_least_one(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert devices.core_count() == 1
+
+
+@pytest.fixture
+def no_choice(monkeypatch):
+    monkeypatch.delenv(devices.DTYPE_VARIABLE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "version", "expected"),
+    [
+        ({"avx2", "amx_bf16"}, (0, 12, 0), "bfloat16"),
+        ({"avx512_bf16"}, (0, 11, 0), "bfloat16"),
+        ({"amx_bf16"}, (0, 10, 2), "float32"),
+        ({"avx2", "avx512f"}, (0, 12, 0), "float32"),
+        (set(), (0, 12, 0), "float32"),
+    ],
+)
+def test_the_default_type_of_a_cpu(flags, version, expected, no_choice, monkeypatch):
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(jax, "__version_info__", version)
+    assert devices.resolve_dtype() == expected
+    assert devices.resolve_dtype("float32") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("gpu", "7.5", "float32"),
+        ("gpu", "8.0", "bfloat16"),
+        ("gpu", "10.0", "bfloat16"),
+        ("gpu", None, "float32"),
+        ("tpu", None, "bfloat16"),
+    ],
+)
+def test_the_default_type_of_an_accelerator(platform, capability, expected, no_choice, monkeypatch):
+    device = types.SimpleNamespace(platform=platform)
+    if capability is not None:
+        device.compute_capability = capability
+    monkeypatch.setattr(devices, "usable_devices", lambda: [device])
+    assert devices.resolve_dtype() == expected
+
+
+def test_the_flags_of_this_cpu_are_read():
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    for flag in devices._BFLOAT16_FLAGS:
+        assert (flag in devices._cpu_flags()) == bool(re.search(rf"\b{flag}\b", text))
+
+
+def test_the_variable_decides_and_is_checked(monkeypatch, tiny_weights):
+    for dtype in ("bfloat16", "float32"):
+        monkeypatch.setenv(devices.DTYPE_VARIABLE, dtype)
+        leaf = jax.tree.leaves(load_backbone(tiny_weights).params)[0]
+        assert (devices.resolve_dtype(), str(leaf.dtype)) == (dtype, dtype)
+    monkeypatch.setenv(devices.DTYPE_VARIABLE, "half")
+    with pytest.raises(ValueError, match=r"^UNSEG_JAX_DTYPE is 'half'; use 'auto', 'float32' or"):
+        load_backbone(tiny_weights)
+    with pytest.raises(ValueError, match=r"^dtype is 'f4'; use 'auto'"):
+        load_backbone(tiny_weights, dtype="f4")

@@ -78,6 +78,8 @@ def test_an_option_is_taken_or_refused_with_a_reason(name, option, backbone, mon
         method, reading, options = caught.value.args
         if option in ("value_range", "workers"):
             assert reading == Reading(**{option: OPTIONS[option]})
+        elif option == "dtype" and name != "fit":
+            assert options["backbone"] is backbone  # the fit gets a backbone that is loaded
         elif option in options:
             assert options[option] is given[option] or options[option] == given[option]
         else:

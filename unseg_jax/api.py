@@ -46,7 +46,7 @@ class Segmenter(BatchSegmenter):
         backbone: str | Path | Backbone = "auto",
         batch_size: int = 8,
         seed: int = 0,
-        dtype: str = "float32",
+        dtype: str = "auto",
         map: How | None = None,
         value_range: tuple[float, float] | Literal["set"] | None = None,
         workers: int | None = None,
@@ -62,7 +62,7 @@ class Segmenter(BatchSegmenter):
                 which is DINO ViT-S/8 where it can be fetched, else its stand-in.
             batch_size: images given to the device at a time, at least 1.
             seed: random seed.
-            dtype: "float32" or "bfloat16", of the backbone; losses are always float32.
+            dtype: "auto", "float32" or "bfloat16", of the backbone; losses are always float32.
             map: how a batch is taken, see `unseg_jax.cluster`.
             value_range: (low, high), the values of deep images that become black and white, or
                 "set" for the range of the images of a call; None stretches each by itself.

@@ -49,7 +49,7 @@ def run(out: Path, picture: Path | None = None) -> int:
     from unseg_jax.terminal.segmenting import Choice, segment_paths
 
     enable_compilation_cache()
-    choice = Choice(None, "auto", "auto", 0, 4, "float32", {})
+    choice = Choice(None, "auto", "auto", 0, 4, "auto", {})
     paths = [str(path) for path in photographs()]
     code = segment_paths(paths, out, choice, Output(("png", "coco")))
     print("for your own images: unseg-jax segment PATH...")

@@ -27,7 +27,7 @@ def export_segment_fn(
     batch_size: int = 8,
     platforms: Sequence[str] = PLATFORMS,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str = "auto",
     map: Literal["vmap", "loop"] | None = None,
     **overrides: Any,
 ) -> None:

@@ -409,6 +409,26 @@ def real_backbone():
         pytest.skip(f"no real weights here: {error}")
 
 
+def test_a_model_of_one_type_is_applied_in_the_other(real_backbone):
+    from skimage import data
+
+    images = [data.chelsea(), data.astronaut(), data.coffee(), data.rocket()]
+    half = us.load_backbone("dinov2_vits14_focus", dtype="bfloat16")
+    models = [fit(images, backbone=used, image_size=196, steps=0) for used in (real_backbone, half)]
+    found = [
+        np.concatenate(
+            [
+                result.mask.ravel()
+                for result in dataclasses.replace(model, backbone=used).segment(images)
+            ]
+        )
+        for model in models
+        for used in (real_backbone, half)
+    ]
+    for masks in found[1:]:
+        assert (masks == found[0]).mean() > 0.99
+
+
 def test_real_photographs(real_backbone):
     """Four photographs have little in common, and still an object is found in each."""
     from skimage import data

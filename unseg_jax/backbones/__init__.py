@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from unseg_jax.backbones import hub
 from unseg_jax.backbones.backbone import Backbone
@@ -24,7 +23,7 @@ from unseg_jax.backbones.weights import (
     list_weights,
     read_weights,
 )
-from unseg_jax.devices import usable_devices
+from unseg_jax.devices import resolve_dtype, usable_devices
 from unseg_jax.errors import WeightsError
 
 __all__ = [
@@ -42,15 +41,13 @@ __all__ = [
     "load_backbone",
 ]
 
-Dtype = Literal["float32", "bfloat16"]
-
 
 def list_backbones() -> list[str]:
     """The names that `load_backbone` knows, besides "auto" and paths."""
     return list(SOURCES)
 
 
-def load_backbone(name_or_path: str | Path = AUTO, *, dtype: Dtype = "float32") -> Backbone:
+def load_backbone(name_or_path: str | Path = AUTO, *, dtype: str = "auto") -> Backbone:
     """A backbone with its weights, fetched if they are not on this machine yet.
 
     Args:
@@ -58,8 +55,8 @@ def load_backbone(name_or_path: str | Path = AUTO, *, dtype: Dtype = "float32") 
             be fetched, else `dinov2_vits14_focus`; hf:ORG/NAME for a ViT of a known layout on
             the Hugging Face hub; or the path of a weights file (.safetensors, .npz, .pth) in the
             official, timm or Hugging Face layout.
-        dtype: of weights and activations, "float32" or "bfloat16"; normalisations and softmax
-            are computed in float32 either way.
+        dtype: of weights and activations, "float32", "bfloat16", or "auto" for the faster one
+            here; normalisations and softmax are computed in float32 either way.
 
     Raises:
         ValueError: an unknown name (the nearest is suggested) or dtype, or a function.
@@ -68,8 +65,7 @@ def load_backbone(name_or_path: str | Path = AUTO, *, dtype: Dtype = "float32") 
         PlatformError: the platform that JAX_PLATFORMS names is not here.
     """
     usable_devices()
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is '{dtype}'; use 'float32' or 'bfloat16'.")
+    dtype = resolve_dtype(dtype)
     if not isinstance(name_or_path, str | Path):
         remedy = (
             "wrap the function: unseg_jax.from_callable(fn, patch=...)"

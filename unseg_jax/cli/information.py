@@ -24,10 +24,10 @@ def collect() -> dict[str, Any]:
 
     Returns:
         `versions`: package → version, or None where it is missing; `devices`: one dict per device
-        of jax, or `device_error`; `weights`: one dict per backbone on this machine, with `bytes`
-        and whether its hash is known (`verified`); `cache`: the folder, and the number and bytes of
-        compiled programs; `extras`: extra → packages that are missing, or None where it cannot be
-        known; `advice`: sentences.
+        of jax, and the `dtype` of backbones by default, or `device_error`; `weights`: one dict per
+        backbone on this machine, with `bytes` and whether its hash is known (`verified`); `cache`:
+        the folder, and the number and bytes of compiled programs; `extras`: extra → packages that
+        are missing, or None where it cannot be known; `advice`: sentences.
     """
     facts: dict[str, Any] = {"versions": _versions(), "system": platform.platform()}
     facts |= _devices()
@@ -63,7 +63,7 @@ def _version(name: str) -> str | None:
 def _devices() -> dict[str, Any]:
     import logging
 
-    from unseg_jax.devices import usable_devices
+    from unseg_jax.devices import resolve_dtype, usable_devices
     from unseg_jax.errors import PlatformError
 
     # jax warns of a GPU that it cannot use; the advice says the same, with what to do.
@@ -78,7 +78,7 @@ def _devices() -> dict[str, Any]:
         return {"devices": [], "device_error": str(error)}
     finally:
         logger.disabled = before
-    return {"devices": devices}
+    return {"devices": devices, "dtype": resolve_dtype()}
 
 
 def _weights() -> list[dict[str, Any]]:
@@ -162,6 +162,8 @@ def describe(facts: dict[str, Any]) -> str:
     sections["devices"] = [
         f"{device['platform']}:{device['id']} {device['kind']}" for device in facts["devices"]
     ] or [f"none: {facts.get('device_error')}"]
+    if "dtype" in facts:
+        sections["devices"].append(f"backbones run in {facts['dtype']} by default")
     sections["weights"] = [
         f"{entry['name']} {_megabytes(entry['bytes'])}, "
         + ("hash known" if entry["verified"] else "hash unknown, not verified")

@@ -145,7 +145,7 @@ def segment(
     backbone: BackboneOption = "auto",
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
     settings: SetOption = None,
     json: Annotated[
         str | None, typer.Option("--json", help="coco: the same as --format coco, beside png.")
@@ -231,7 +231,7 @@ def fit(
     ] = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
     settings: SetOption = None,
     recursive: RecursiveOption = False,
     overwrite: Annotated[
@@ -300,7 +300,7 @@ def video(
     backbone: BackboneOption = "auto",
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
     compare: Annotated[
         bool, typer.Option(help="Also segment each frame on its own and compare the flicker.")
     ] = True,

@@ -141,7 +141,7 @@ def load(
     backbone: str | Path | Backbone = "auto",
     batch_size: int = 8,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str = "auto",
     map: How | None = None,
     kept: Path | None = None,
     keep: Callable[[CollectiveModel], Any] = lambda model: None,

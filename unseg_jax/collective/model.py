@@ -243,7 +243,7 @@ class CollectiveModel:
 
 
 def load_model(
-    path: str | Path, *, backbone: str | Path | Backbone | None = None, dtype: str = "float32"
+    path: str | Path, *, backbone: str | Path | Backbone | None = None, dtype: str = "auto"
 ) -> CollectiveModel:
     """Reads a model that `CollectiveModel.save` wrote; every value in it is checked.
 

@@ -36,7 +36,7 @@ def load_ready(
     backbone: str | Path | Backbone = "auto",
     batch_size: int = 8,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str = "auto",
 ) -> CollectiveModel:
     """The ready model.
 
@@ -44,7 +44,7 @@ def load_ready(
         backbone: "auto" takes the one that the model was fitted with.
         batch_size: images on the device at a time.
         seed: random seed of per-image epochs; the model needs none.
-        dtype: "float32" or "bfloat16", of the backbone.
+        dtype: "auto", "float32" or "bfloat16", of the backbone.
 
     Raises:
         WeightsError: the shipped file is damaged, or the backbone cannot be loaded.

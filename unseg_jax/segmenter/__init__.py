@@ -282,7 +282,7 @@ def load_for(
     method: Method,
     backbone: str | Path | Backbone = "auto",
     *,
-    dtype: str = "float32",
+    dtype: str = "auto",
     explicit: Iterable[str] = (),
 ) -> tuple[Method, Backbone | None]:
     """The backbone for a method, and the method with a stride that fits it.
@@ -290,7 +290,7 @@ def load_for(
     Args:
         method: resolved.
         backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's own.
-        dtype: "float32" or "bfloat16", of the backbone.
+        dtype: "auto", "float32" or "bfloat16", of the backbone.
         explicit: fields that the user chose; a stride among them is kept as it is.
 
     Returns:
@@ -320,7 +320,7 @@ def make_segment_fn(
     backbone: str | Path | Backbone = "auto",
     *,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str = "auto",
     map: Literal["vmap", "loop"] | None = None,
     **overrides: Any,
 ) -> tuple[Callable[[Any, Array], Array], Any]:
@@ -330,7 +330,7 @@ def make_segment_fn(
         method: name or `Method`, of patches (superpixels are cut on the host: use `Segmenter`).
         backbone: name, path to weights, or a `Backbone`.
         seed: random seed of initial parameters and dropout, from 0 to 2⁶³ − 1.
-        dtype: "float32" or "bfloat16", of the backbone.
+        dtype: "auto", "float32" or "bfloat16", of the backbone.
         map: "vmap" optimises all images of a batch at once, "loop" one after the other. None is
             decided where the program is compiled: "loop" for a CPU, "vmap" for accelerators and
             for a CPU that is divided into several devices, where a batch may be sharded.

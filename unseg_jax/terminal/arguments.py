@@ -41,7 +41,10 @@ BatchOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images per batch on the device.")
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="Type of the backbone: float32, or bfloat16 on accelerators.")
+    str,
+    typer.Option(
+        "--dtype", help="Of the backbone: float32, bfloat16, or auto for the faster one here."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from unseg_jax.data.reading import PLAIN, Reading
+from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import printable
 from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
 
@@ -88,7 +89,7 @@ class Choice:
 
         "auto" stays "auto", however many images there are: `model_key` tells what did them.
         """
-        settings: dict[str, Any] = {"seed": self.seed, "dtype": self.dtype}
+        settings: dict[str, Any] = {"seed": self.seed, "dtype": resolve_dtype(self.dtype)}
         settings |= {"backbone": self.backbone, "range": self.reading.value_range}
         if self.model is not None:
             return {**settings, "model": _digest(self.model), **self.overrides}

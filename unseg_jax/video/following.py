@@ -93,7 +93,7 @@ def segment_video(
     backbone: str | Path | Backbone = "auto",
     batch_size: int = 8,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str = "auto",
     map: How | None = None,
     **overrides: Any,
 ) -> VideoReport:

@@ -79,7 +79,7 @@ class Engine:
         backbone: str | Backbone = "auto",
         batch_size: int = 8,
         seed: int = 0,
-        dtype: str = "float32",
+        dtype: str = "auto",
         record_every: int = 0,
         explicit: Iterable[str] = (),
         devices: Sequence[Any] | None = None,

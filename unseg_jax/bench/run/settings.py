@@ -11,6 +11,7 @@ from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
 from unseg_jax.collective.choosing import SET_SIZE, choose
 from unseg_jax.data.reading import Reading
 from unseg_jax.data.truths import Value, parse_void
+from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import nearest
 from unseg_jax.method import Method, check_writable, plain_fields
 from unseg_jax.registry import GROUPS, METHODS, resolve
@@ -131,7 +132,9 @@ class Settings:
         ),
     ] = None
     backbone: Annotated[str, Option("Name or weights file.")] = "auto"
-    dtype: Annotated[str, Option("float32 or bfloat16, of the backbone.")] = "float32"
+    dtype: Annotated[
+        str, Option("Of the backbone: float32, bfloat16, or auto for the faster one here.")
+    ] = "auto"
     batch_size: Annotated[int, Option("Images on the device at a time.", minimum=1)] = 8
     seed: Annotated[int, Option("Of initial parameters and dropout.")] = 0
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -346,7 +349,7 @@ def make_config(
         "methods": {method.name: plain_fields(method) for method in methods},
         "backbone": backbone,
         "weights_sha256": weights,
-        "dtype": settings.dtype,
+        "dtype": resolve_dtype(settings.dtype),
         "seed": settings.seed,
         "every": settings.record_every,
         "draft": settings.draft,
