@@ -11,6 +11,7 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.app.work import Settings, choose_for
+from unseg_jax.export.formats import table
 from unseg_jax.registry import METHODS
 
 
@@ -69,7 +70,7 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
         assert set(archive.namelist()) == names | {
             "coco.json",
             "coco_polygons.json",
-            "objects.csv",
+            *table.FILES,
         }
         mask = np.asarray(Image.open(archive.open("coffee_mask.png"))) > 0
         labels = np.asarray(Image.open(archive.open("coffee_labels.png")))

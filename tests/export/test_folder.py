@@ -23,6 +23,7 @@ from unseg_jax.data.reading import PLAIN
 from unseg_jax.errors import ImageError, InputError
 from unseg_jax.export import folder
 from unseg_jax.export.folder import Output, plan_run, segment_files
+from unseg_jax.export.formats import table
 from unseg_jax.registry import resolve
 from unseg_jax.runs.store import JOURNAL, MANIFEST
 
@@ -141,7 +142,8 @@ def test_what_another_model_did_stays(photos, tmp_path):
     before = contents(out)
     draw(photos / "4.png", 4)
     assert run(photos, out, model="b")[0] == ["4.png"]
-    assert before.items() <= {**contents(out), "objects.csv": before["objects.csv"]}.items()
+    tables = {name: before[name] for name in table.FILES}
+    assert before.items() <= {**contents(out), **tables}.items()
     plan = plan_run(find_images([photos], out=out), out, OUTPUT, SETTINGS, model="b")
     assert (len(plan.done), plan.of_other_models) == (5, 4)
     assert len(run(photos, out, model="b", overwrite=True)[0]) == 5
@@ -161,9 +163,8 @@ def test_two_folders_with_the_same_names_are_both_kept(photos, tmp_path):
     names = {f"other_{index}" for index in range(4)} | {"5"}
     added = {f"{name}_{kind}.png" for name in names for kind in ("mask", "labels", "overlay")}
     assert set(after) - set(before) == added
-    assert {name: after[name] for name in before if name != "objects.csv"} | {
-        "objects.csv": before["objects.csv"]
-    } == before
+    tables = {name: before[name] for name in table.FILES}
+    assert before.items() <= {**after, **tables}.items()
     rows = after["objects.csv"].decode().splitlines()[1:]
     files = [f"{folder}/{index}.png" for folder in ("in", "other") for index in range(4)]
     assert [row.split(",")[0] for row in rows] == [*files, "other/5.png"]

@@ -30,9 +30,10 @@ from unseg_jax.export.formats import (
     yolo,
 )
 from unseg_jax.export.formats.polygons import outlines
+from unseg_jax.export.measures import measure
 from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.report import _facts
-from unseg_jax.postprocess import bounding_box, upsample_labels
+from unseg_jax.postprocess import Object, bounding_box, upsample_labels
 
 # pycocotools' own arrays lack NumPy 2's copy keyword.
 FROM_PYCOCOTOOLS = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -273,7 +274,7 @@ def test_specks_are_in_nothing_that_is_written(size):
 def test_segmentation_saves_and_shows_itself(tmp_path):
     found = scene()
     written = found.save(tmp_path / "new", ["csv", "png", "cutout"])
-    names = ["a_mask.png", "a_labels.png", "a_overlay.png", "a_cutout.png", "objects.csv"]
+    names = ["a_mask.png", "a_labels.png", "a_overlay.png", "a_cutout.png", *table.FILES]
     assert [path.name for path in written] == names
     assert all(path.is_file() for path in written)
     assert len(found.to_coco()["annotations"]) == 3
@@ -347,21 +348,61 @@ def test_label_studio_has_a_polygon_for_every_object():
         np.testing.assert_array_equal(drawn, whole(found[0], number))
 
 
-def test_measures_are_those_of_regionprops():
+@pytest.mark.parametrize("scale", [None, (0.5, 0.25)])
+def test_measures_are_those_of_regionprops(scale):
     from skimage.measure import regionprops
 
     found = scene()
-    rows = table.encode_set([record_of(found, measured=True, scale=(0.5, 0.25))])["objects.csv"]
-    frame = pandas_of(rows)
+    content = table.encode_set([record_of(found, measured=True, scale=scale)])
+    frame, images = pandas_of(content["objects.csv"]), pandas_of(content["images.csv"])
+    um2 = np.nan if scale is None else 0.125
     for number, row in frame.iterrows():
         mask = whole(found, number).astype(int)
-        (region,) = regionprops(mask, intensity_image=found.pixels.mean(-1))
-        assert (row.y, row.x) == pytest.approx(region.centroid, abs=1e-3)
-        assert row.perimeter == pytest.approx(region.perimeter, abs=1e-3)
-        assert row.intensity == pytest.approx(region.intensity_mean, abs=1e-3)
-        assert row.area_um2 == pytest.approx(region.area * 0.125)
-    bare = pandas_of(table.encode_set([record_of(found)])["objects.csv"])
-    assert bare[["perimeter", "area_um2"]].isna().all(axis=None)
+        (region,) = regionprops(mask, intensity_image=found.pixels)
+        assert (row.y, row.x) == pytest.approx(region.centroid, abs=1e-5)
+        assert row.perimeter == pytest.approx(region.perimeter)
+        for ours, theirs in (
+            ("equivalent_diameter", "equivalent_diameter_area"),
+            ("axis_major", "axis_major_length"),
+            ("axis_minor", "axis_minor_length"),
+            ("eccentricity", "eccentricity"),
+            ("solidity", "solidity"),
+        ):
+            assert row[ours] == pytest.approx(region[theirs], abs=1e-5), ours
+        assert row.circularity == pytest.approx(4 * np.pi * region.area / region.perimeter**2)
+        edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+        assert row.touches_edge == any(edge.any() for edge in edges)
+        assert tuple(row[["red", "green", "blue"]]) == pytest.approx(region.intensity_mean)
+        assert row.intensity == pytest.approx(region.intensity_mean.mean())
+        assert row.intensity_sum == pytest.approx(found.pixels[mask > 0].sum() / 3)
+        assert row.area_um2 == pytest.approx(region.area * um2, nan_ok=True)
+        diameter = 2 * np.sqrt(region.area * um2 / np.pi)
+        assert row.equivalent_diameter_um == pytest.approx(diameter, nan_ok=True)
+    (image,) = images.itertuples()
+    height, width = found.size
+    assert (image.width, image.height, image.objects) == (width, height, len(frame))
+    assert image.coverage == pytest.approx(found.mask.mean(), abs=1e-6)
+    assert image.mean_area == pytest.approx(frame.area.mean(), abs=0.01)
+    assert image.objects_per_megapixel == pytest.approx(len(frame) / width / height * 1e6)
+    per_mm2 = len(frame) / (width * height * um2 * 1e-6)
+    assert image.objects_per_mm2 == pytest.approx(per_mm2, nan_ok=True)
+
+
+def test_what_is_not_measured_is_left_empty():
+    content = table.encode_set([record_of(scene())])
+    bare = pandas_of(content["objects.csv"])
+    assert bare[["perimeter", "solidity", "area_um2"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 1), (2, 2)])
+def test_thin_objects_have_measures(shape):
+    item = Object(
+        np.ones(shape, bool), (4, 2, 4 + shape[1], 2 + shape[0]), shape[0] * shape[1], 1, 1
+    )
+    found = measure(item, None, (2 + shape[0], 20))
+    assert (found["touches_edge"], found["solidity"], found["red"]) == (1, 1, None)
+    assert (found["circularity"] is None) == (shape == (1, 1))
+    assert measure(item, None, (20, 20))["touches_edge"] == 0
 
 
 def pandas_of(content):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from unseg_jax.postprocess import Object
+
+MEASURED = (
+    *("x", "y", "perimeter", "equivalent_diameter", "axis_major", "axis_minor"),
+    *("eccentricity", "solidity", "circularity", "touches_edge"),
+    *("intensity", "intensity_sum", "red", "green", "blue", "area_um2", "equivalent_diameter_um"),
+)
+"""What `measure` gives, in the order of the table's columns."""
 
 
 def measure(
@@ -15,7 +23,7 @@ def measure(
     size: tuple[int, int],
     scale: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """Centroid, perimeter, mean intensity, and the area in µm² where the scale is known.
+    """Place, shape and intensity of an object.
 
     Args:
         item: the object.
@@ -24,24 +32,54 @@ def measure(
         scale: width and height of a pixel in micrometres.
 
     Returns:
-        `x` and `y` of the centroid and `perimeter` in pixels, `intensity` (mean of the grey level,
-        0 to 255; None without pixels), `area_um2` (None without a scale). `intensity` of an image
-        that is kept smaller is that of its nearest pixels.
+        `x` and `y` of the centroid, `perimeter`, `equivalent_diameter` (of the circle of the same
+        area), `axis_major` and `axis_minor` (of the ellipse of the same second moments), all in
+        pixels; `eccentricity` of that ellipse, `solidity` (share of the convex hull) and
+        `circularity` (4π area / perimeter²; None without a perimeter); `touches_edge`, 0 or 1;
+        `intensity` (mean of the channels, 0 to 255), its sum over the object, and the means of
+        `red`, `green` and `blue`, None without pixels; `area_um2` and `equivalent_diameter_um`,
+        None without a scale. Intensities of an image that is kept smaller are those of its nearest
+        pixels.
     """
-    from skimage.measure import perimeter
+    from skimage.measure import regionprops
 
-    rows, columns = np.nonzero(item.mask)
-    left, top = item.box[:2]
-    intensity = None
-    if pixels is not None:
-        height, width = pixels.shape[:2]
-        down = ((rows + top + 0.5) * height / size[0]).astype(int)
-        across = ((columns + left + 0.5) * width / size[1]).astype(int)
-        intensity = round(float(pixels[down, across].mean()), 4)
-    return {
-        "x": round(float(columns.mean()) + left, 4),
-        "y": round(float(rows.mean()) + top, 4),
-        "perimeter": round(float(perimeter(np.pad(item.mask, 1))), 4),
-        "intensity": intensity,
-        "area_um2": None if scale is None else round(item.area * scale[0] * scale[1], 6),
+    (region,) = regionprops(np.pad(item.mask, 1).view(np.uint8))
+    row, column = region.centroid
+    left, top, right, bottom = item.box
+    perimeter = float(region.perimeter)
+    values = {
+        "x": column - 1 + left,
+        "y": row - 1 + top,
+        "perimeter": perimeter,
+        "equivalent_diameter": region.equivalent_diameter_area,
+        "axis_major": region.axis_major_length,
+        "axis_minor": region.axis_minor_length,
+        "eccentricity": region.eccentricity,
+        "solidity": region.solidity,
+        "circularity": 4 * math.pi * item.area / perimeter**2 if perimeter else None,
+        "touches_edge": int(0 in (left, top) or bottom == size[0] or right == size[1]),
+        **_intensities(item, pixels, size),
     }
+    area = None if scale is None else item.area * scale[0] * scale[1]
+    values["area_um2"] = area
+    values["equivalent_diameter_um"] = None if area is None else math.sqrt(4 * area / math.pi)
+    return {name: _rounded(values[name]) for name in MEASURED}
+
+
+def _intensities(
+    item: Object, pixels: np.ndarray | None, size: tuple[int, int]
+) -> dict[str, float | None]:
+    if pixels is None:
+        return dict.fromkeys(("intensity", "intensity_sum", "red", "green", "blue"))
+    rows, columns = np.nonzero(item.mask)
+    height, width = pixels.shape[:2]
+    down = ((rows + item.box[1] + 0.5) * height / size[0]).astype(int)
+    across = ((columns + item.box[0] + 0.5) * width / size[1]).astype(int)
+    red, green, blue = pixels[down, across].mean(0)
+    mean = (red + green + blue) / 3
+    total = mean * len(rows)
+    return {"intensity": mean, "intensity_sum": total, "red": red, "green": green, "blue": blue}
+
+
+def _rounded(value: Any) -> Any:
+    return round(float(value), 6) if isinstance(value, (float, np.floating)) else value

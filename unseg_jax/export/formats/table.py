@@ -1,16 +1,20 @@
-"""CSV: one row for each object."""
+"""CSV: one row for each object, and one for each image."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from unseg_jax.export.measures import MEASURED
 from unseg_jax.export.records import Record
 
-FILES = ("objects.csv",)
-_MEASURED = ("x", "y", "perimeter", "intensity", "area_um2")
+FILES = ("objects.csv", "images.csv")
 COLUMNS = (
     *("file", "id", "left", "top", "right", "bottom", "area", "score", "label"),
-    *_MEASURED,
+    *MEASURED,
+)
+IMAGE_COLUMNS = (
+    *("file", "width", "height", "objects", "specks", "coverage", "confidence"),
+    *("mean_area", "objects_per_megapixel", "objects_per_mm2"),
 )
 
 
@@ -19,12 +23,30 @@ def encode_set(records: Sequence[Record]) -> dict[str, bytes]:
 
     What was not measured, as the area in µm² of an image without a scale, is left empty.
     """
+    objects = [row for record in records for row in _object_rows(record)]
+    tables = ((COLUMNS, objects), (IMAGE_COLUMNS, map(_image_row, records)))
+    return {name: _csv(*table) for name, table in zip(FILES, tables, strict=True)}
+
+
+def _object_rows(record: Record) -> Iterable[tuple]:
+    for number, item in enumerate(record.objects, 1):
+        row = (item["area"], f"{item['score']:.4f}", item["label"])
+        measured = [item.get(name) for name in MEASURED]
+        yield (record.file, number, *item["box"], *row, *measured)
+
+
+def _image_row(record: Record) -> tuple:
+    (height, width), count = record.size, len(record.objects)
+    areas = [item["area"] for item in record.objects]
+    row = (record.file, width, height, count, record.specks, record.coverage, record.confidence)
+    mean = round(sum(areas) / count, 2) if count else None
+    per_mm2 = None
+    if count and (scaled := record.objects[0].get("area_um2")):
+        per_mm2 = round(count / (width * height * scaled / areas[0]) * 1e6, 4)
+    return (*row, mean, round(count / (width * height) * 1e6, 4), per_mm2)
+
+
+def _csv(columns: Iterable[str], rows: Iterable[tuple]) -> bytes:
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for record in records:
-        for number, item in enumerate(record.objects, 1):
-            row = (item["area"], f"{item['score']:.4f}", item["label"])
-            measured = [item.get(name) for name in _MEASURED]
-            writer.writerow((record.file, number, *item["box"], *row, *measured))
-    return {FILES[0]: buffer.getvalue().encode()}
+    csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
+    return buffer.getvalue().encode()
