@@ -208,11 +208,27 @@ class Segmentation:
         """
         return self._overlay if image is None else self._drawn_on(image)
 
-    def cutout(self, image: np.ndarray | None = None) -> np.ndarray:
-        """(h, w, 4) uint8: the image, transparent outside of the mask; arguments as `overlay`."""
+    def cutout(self, image: np.ndarray | None = None, *, soft: bool = True) -> np.ndarray:
+        """The image, transparent outside of the mask.
+
+        Args:
+            image: see `overlay`.
+            soft: soften the edge as the image's edge is, and take the background out of its
+                colours; see `unseg_jax.postprocess.matting`. False gives the mask itself.
+
+        Returns:
+            (h, w, 4) uint8, straight alpha.
+
+        Raises:
+            ValueError: see `overlay`.
+        """
         pixels = self._picture(image)
-        alpha = _fitted(self.small_mask, pixels.shape[:2]).astype(np.uint8) * np.uint8(255)
-        return np.dstack([pixels, alpha])
+        mask = _fitted(self.small_mask, pixels.shape[:2])
+        if not soft:
+            return np.dstack([pixels, mask.astype(np.uint8) * np.uint8(255)])
+        from unseg_jax.postprocess.matting import cut_out
+
+        return cut_out(pixels, mask)
 
     def shown(self, size: tuple[int, ...] | None = None) -> np.ndarray:
         """Labels to draw, of a given size (None: the working size): those of the parts within the

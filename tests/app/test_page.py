@@ -75,7 +75,7 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
         mask = np.asarray(Image.open(archive.open("coffee_mask.png"))) > 0
         labels = np.asarray(Image.open(archive.open("coffee_labels.png")))
         coco = json.loads(archive.read("coco.json"))
-        alpha = np.asarray(Image.open(archive.open("coffee_cutout.png")))[..., 3] > 0
+        alpha = np.asarray(Image.open(archive.open("coffee_cutout.png")))[..., 3] > 127
     np.testing.assert_array_equal(mask, expected.mask)
     np.testing.assert_array_equal(labels, expected.labels)
     np.testing.assert_array_equal(alpha, expected.mask)

@@ -29,6 +29,7 @@ from unseg_jax.export.formats import (
     tiff,
     yolo,
 )
+from unseg_jax.export.formats.cutout import Cutout, arrange
 from unseg_jax.export.formats.polygons import outlines
 from unseg_jax.export.measures import measure
 from unseg_jax.export.records import Entry, Record, Run
@@ -207,9 +208,50 @@ def test_png_holds_mask_labels_and_overlay():
 
 def test_cutout_is_transparent_outside_of_the_mask():
     found = scene()
-    rgba = np.asarray(Image.open(io.BytesIO(cutout.encode(found)["_cutout.png"])))
-    np.testing.assert_array_equal(rgba[..., 3] == 255, found.mask)
+    hard = cutout.encode(found, Cutout(edges="hard"))["_cutout.png"]
+    rgba = np.asarray(Image.open(io.BytesIO(hard)))
+    np.testing.assert_array_equal(rgba[..., 3], found.mask * np.uint8(255))
     np.testing.assert_array_equal(rgba[..., :3], found.pixels)
+    soft = np.asarray(Image.open(io.BytesIO(cutout.encode(found)["_cutout.png"])))
+    np.testing.assert_array_equal(soft, found.cutout())
+    assert len(np.unique(soft[..., 3])) > 2
+
+
+def test_cutouts_are_cropped_and_laid_on_a_canvas():
+    rgba = np.zeros((30, 40, 4), np.uint8)
+    rgba[10:14, 20:30] = (200, 100, 50, 255)
+    rgba[10, 20, 3] = 128
+    crop = arrange(rgba, Cutout(crop=True, margin=2))
+    np.testing.assert_array_equal(crop, rgba[8:16, 18:32])
+    np.testing.assert_array_equal(arrange(rgba, Cutout(crop=True, margin=99)), rgba)
+    white = arrange(rgba, Cutout(crop=True, background="white"))
+    assert white.shape == (4, 10, 3)
+    np.testing.assert_array_equal(white[1:], np.full((3, 10, 3), (200, 100, 50)))
+    np.testing.assert_allclose(white[0, 0], (227, 177, 152), atol=1)  # half of it shows white
+    placed = arrange(rgba, Cutout(crop=True, canvas=(20, 10)))
+    np.testing.assert_array_equal(placed[3:7, 5:15, 3], rgba[10:14, 20:30, 3])
+    assert (np.count_nonzero(placed[..., 3]), placed.shape) == (40, (10, 20, 4))
+    rgba[10, 20, 3] = 255
+    small = arrange(rgba, Cutout(crop=True, canvas=(5, 20), background="#ff0000"))
+    assert small.shape == (20, 5, 3)
+    np.testing.assert_allclose(small[9:11], np.full((2, 5, 3), (200, 100, 50)), atol=2)
+    assert (small[[0, -1]] == (255, 0, 0)).all()
+    empty = np.zeros((3, 4, 4), np.uint8)
+    np.testing.assert_array_equal(arrange(empty, Cutout(crop=True)), empty)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"edges": "round"}, "edges='round' is not known: choose 'soft' or 'hard'"),
+        ({"margin": -1}, "margin=-1 must be at least 0"),
+        ({"canvas": (0, 5)}, r"canvas=\(0, 5\) must be at least 1 by 1"),
+        ({"background": "whitish"}, "background='whitish' is no colour: give a name such as"),
+    ],
+)
+def test_cutouts_that_cannot_be_are_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        Cutout(**fields)
 
 
 def test_segmentation_enlarges_what_it_holds():
@@ -251,7 +293,7 @@ def test_specks_are_in_nothing_that_is_written(size):
     np.testing.assert_array_equal(found.mask, large > 0)
     np.testing.assert_array_equal(found.labels, large)
     np.testing.assert_array_equal(found.overlay(), drawing.overlay(pixels, kept))
-    np.testing.assert_array_equal(found.cutout()[..., 3] > 0, kept > 0)
+    np.testing.assert_array_equal(found.cutout(soft=False)[..., 3] > 0, kept > 0)
     total = found.mask.sum()
     record = record_of(found)
     assert record.specks == found.specks

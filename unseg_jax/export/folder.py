@@ -30,7 +30,9 @@ from unseg_jax.data.writer import Writer
 from unseg_jax.errors import ImageError, InputError, WriteError, printable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
+    CUTOUT,
     FORMATS,
+    Cutout,
     check_formats,
     encode_image,
     encode_run,
@@ -67,6 +69,7 @@ class Output:
         full_overlay: draw overlays at the image's own size, not at 1,600 pixels at most.
         report: whether `report.html` is written.
         recursive: mirror the folders that the images lie in.
+        cutout: how objects are cut out.
     """
 
     formats: tuple[str, ...] = ("png",)
@@ -75,6 +78,7 @@ class Output:
     full_overlay: bool = False
     report: bool = True
     recursive: bool = False
+    cutout: Cutout = CUTOUT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", check_formats(self.formats))
@@ -448,12 +452,12 @@ def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
     if output.objects == "largest":
         found = found.only_largest()
     if not output.full_overlay and "cutout" in output.formats:
-        cut = encode_image(found, ["cutout"])
+        cut = encode_image(found, ["cutout"], output.cutout)
         found = dataclasses.replace(found, pixels=shrink_image(found.pixels))
         others = [name for name in output.formats if name != "cutout"]
         content = {**encode_image(found, others), **cut}
     else:
-        content = encode_image(found, output.formats)
+        content = encode_image(found, output.formats, output.cutout)
     files = {}
     store.begin([image.name + suffix for suffix in content], image.name)
     for suffix, data in content.items():

@@ -28,10 +28,11 @@ from unseg_jax.export.formats import (
     tiff,
     yolo,
 )
+from unseg_jax.export.formats.cutout import CUTOUT, Cutout
 from unseg_jax.export.records import Record, record_of
 from unseg_jax.files import write_bytes
 
-__all__ = ["FORMATS", "Record", "check_formats", "record_of", "save"]
+__all__ = ["CUTOUT", "FORMATS", "Cutout", "Record", "check_formats", "record_of", "save"]
 
 FORMATS: dict[str, Any] = {
     "png": png,
@@ -65,11 +66,13 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in given)
 
 
-def encode_image(found: Any, formats: Sequence[str]) -> dict[str, bytes]:
+def encode_image(found: Any, formats: Sequence[str], how: Cutout = CUTOUT) -> dict[str, bytes]:
     """Suffix → content of the files of one image, in the formats that have some."""
     content: dict[str, bytes] = {}
     for name in formats:
-        if hasattr(FORMATS[name], "encode"):
+        if name == "cutout":
+            content |= cutout.encode(found, how)
+        elif hasattr(FORMATS[name], "encode"):
             content |= FORMATS[name].encode(found)
     return content
 
