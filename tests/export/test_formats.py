@@ -460,3 +460,36 @@ def test_every_format_says_which_files_it_writes():
             assert tuple(module.encode(found)) == module.SUFFIXES, name
         else:
             assert tuple(module.encode_set(kept)) == module.FILES, name
+
+
+def test_qupath_gets_classes_colours_and_measurements():
+    found = scene()
+    properties = [
+        feature["properties"]
+        for feature in json.loads(geojson.encode(found)[".geojson"])["features"]
+    ]
+    frame = pandas_of(table.encode_set([record_of(found, measured=True)])["objects.csv"])
+    assert {entry["objectType"] for entry in properties} == {"detection"}
+    for item, entry, row in zip(found.objects, properties, frame.itertuples(), strict=True):
+        colour = entry["classification"]["color"]
+        assert colour == drawing.palette(item.label + 1)[item.label].tolist()
+        measured = entry["measurements"]
+        assert all(isinstance(value, (int, float)) for value in measured.values())
+        for name in ("area", "solidity", "intensity", "x"):
+            assert measured[name] == pytest.approx(getattr(row, name))
+        assert "area_um2" not in measured
+
+
+def test_the_configuration_of_label_studio_fits_its_predictions():
+    from xml.etree import ElementTree
+
+    content = label_studio.encode_set(records()[1])
+    view = ElementTree.fromstring(content["label_studio.xml"])
+    names = {element.get("name"): element for element in view.iter() if element.get("name")}
+    labels = {element.get("value") for element in view.iter("Label")}
+    (task, *_) = json.loads(content["label_studio.json"])
+    assert names["image"].get("value").removeprefix("$") in task["data"]
+    for shape in task["predictions"][0]["result"]:
+        control = names[shape["from_name"]]
+        assert (control.tag.lower(), control.get("toName")) == (shape["type"], shape["to_name"])
+        assert set(shape["value"][shape["type"]]) <= labels

@@ -1,9 +1,15 @@
-"""GeoJSON, as QuPath and geographic information systems read it."""
+"""GeoJSON, as QuPath and geographic information systems read it.
+
+QuPath takes each object as a detection with a class, its colour, and measurements to sort and plot.
+"""
 
 import json
 from typing import Any
 
+from unseg_jax.export.drawing import palette
 from unseg_jax.export.formats.polygons import outlines
+from unseg_jax.export.measures import measure
+from unseg_jax.postprocess import Object
 
 SUFFIXES = (".geojson",)
 
@@ -11,6 +17,7 @@ SUFFIXES = (".geojson",)
 def encode(found: Any) -> dict[str, bytes]:
     """Suffix → GeoJSON of a `Segmentation`: a polygon with holes for each object, x to the right
     and y downwards in pixels, as QuPath has it."""
+    colours = palette(1 + max((item.label for item in found.objects), default=0))
     features = [
         {
             "type": "Feature",
@@ -20,8 +27,12 @@ def encode(found: Any) -> dict[str, bytes]:
                 "coordinates": [ring.tolist() for ring in outlines(item)],
             },
             "properties": {
-                "objectType": "annotation",
-                "classification": {"name": f"part {item.label}" if item.label > 1 else "object"},
+                "objectType": "detection",
+                "classification": {
+                    "name": f"part {item.label}" if item.label > 1 else "object",
+                    "color": colours[item.label].tolist(),
+                },
+                "measurements": _measurements(found, item),
                 "label": item.label,
                 "area": item.area,
                 "score": round(item.score, 4),
@@ -31,3 +42,9 @@ def encode(found: Any) -> dict[str, bytes]:
     ]
     collection = {"type": "FeatureCollection", "features": features}
     return {SUFFIXES[0]: json.dumps(collection).encode()}
+
+
+def _measurements(found: Any, item: Object) -> dict[str, float]:
+    measured = measure(item, found.pixels, found.size)
+    values = {"score": round(item.score, 4), "area": item.area, **measured}
+    return {name: value for name, value in values.items() if value is not None}

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from unseg_jax.export.formats.polygons import single_ring
 from unseg_jax.export.records import Record
 
-FILES = ("label_studio.json",)
+FILES = ("label_studio.json", "label_studio.xml")
+CONFIG = """<View>
+  <Image name="image" value="$image" zoom="true"/>
+  <PolygonLabels name="label" toName="image">
+    <Label value="object"/>
+  </PolygonLabels>
+</View>
+"""
 
 
 def encode_set(records: Sequence[Record]) -> dict[str, bytes]:
-    """Name → tasks of a run, each with one prediction: a polygon for each object.
-    A slit leads into each hole; see `single_ring`.
+    """Name → tasks of a run, each with one prediction, and the labelling configuration for them.
 
-    The labelling configuration needs `<Image name="image" value="$image"/>` and
-    `<PolygonLabels name="label" toName="image">` with the label "object". `image` is the path
-    below the common folder; where Label Studio serves files from elsewhere, put that in front.
+    A prediction is a polygon for each object; a slit leads into each hole, see `single_ring`.
+    `image` is the path below the common folder; where Label Studio serves files from elsewhere,
+    put that in front.
     """
     tasks = []
     for record in records:
@@ -46,4 +52,4 @@ def encode_set(records: Sequence[Record]) -> dict[str, bytes]:
             "result": shapes,
         }
         tasks.append({"data": {"image": record.file}, "predictions": [prediction]})
-    return {FILES[0]: json.dumps(tasks).encode()}
+    return dict(zip(FILES, (json.dumps(tasks).encode(), CONFIG.encode()), strict=True))
