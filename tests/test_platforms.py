@@ -53,18 +53,18 @@ def test_files_are_read_and_written_whole_without_unix(tmp_path):
     Image.new("RGB", (9, 7), (250, 0, 0)).save(tmp_path / "red.png")
     code = NO_UNIX + (
         "from pathlib import Path\n"
-        "from unseg_jax.bench.manifest import Manifest\n"
         "from unseg_jax.data import read_image\n"
         "from unseg_jax.files import write_json\n"
+        "from unseg_jax.runs.store import Store\n"
         "folder = Path(sys.argv[1])\n"
         "print(read_image(folder / 'red.png').pixels.shape)\n"
         "write_json(folder / 'inner' / 'one.json', {'a': 1})\n"
         "write_json(folder / 'inner' / 'one.json', {'a': 2})\n"
-        "with Manifest(folder / 'run') as manifest:\n"
-        "    manifest.write({'masks/one.png': b'1', 'summary.json': b'{}'})\n"
-        "    manifest.open_journal('records.jsonl').append([{'id': 'one'}])\n"
-        "with Manifest(folder / 'run') as manifest:\n"
-        "    print([manifest.owns(name) for name in ('masks/one.png', 'records.jsonl', 'two')])\n"
+        "with Store(folder / 'run', sync=True) as store:\n"
+        "    store.write({'masks/one.png': b'1', 'summary.json': b'{}'})\n"
+        "    store.open_journal('records.jsonl').append([{'id': 'one'}])\n"
+        "with Store(folder / 'run') as store:\n"
+        "    print([store.is_ours(name) for name in ('masks/one.png', 'records.jsonl', 'two')])\n"
     )
     done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr

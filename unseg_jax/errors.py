@@ -101,5 +101,13 @@ class FolderError(BenchError, InputError):
     """A folder that another process writes, or that holds a file which is in the way."""
 
 
+def foreign_error(path: object) -> FolderError:
+    """The error for a file that is in the way and not the run's own."""
+    return FolderError(
+        f"{path} was not written by this run, or was changed since, and is kept: move it away, "
+        f"or choose another out=."
+    )
+
+
 class Interrupted(BenchError):
     """The user stopped the run; the message says how to go on."""

@@ -8,9 +8,8 @@ import contextlib
 import io
 import json
 import os
-import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,25 +18,31 @@ from PIL import Image
 
 from unseg_jax.errors import WriteError
 
-_PARTIAL = ".part"
-_PARTIAL_NAME = re.compile(r"\.[0-9a-f]{12}\.part(\.\w+)?")
-
 
 @contextlib.contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[Path]:
+def atomic(
+    path: str | os.PathLike, partial: Path | None = None, *, sync: bool = False
+) -> Iterator[Path]:
     """A path beside `path` to write to, moved to `path` when the block ends without error.
 
     Missing folders are made. On an error nothing of either file is left or changed.
+
+    Args:
+        path: of the file.
+        partial: what to write to instead, on the same file system.
+        sync: wait until the content is on the disk.
 
     Raises:
         WriteError: the operating system refused.
     """
     path = Path(path)
     # The suffix is kept: libraries choose the format by it.
-    partial = path.with_name(f".{uuid.uuid4().hex[:12]}{_PARTIAL}{path.suffix}")
+    partial = partial or path.with_name(f".{uuid.uuid4().hex[:12]}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        if sync:
+            _sync(partial)
         os.replace(partial, path)
     except OSError as error:
         if isinstance(error, WriteError):
@@ -48,13 +53,25 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def sweep(folder: str | os.PathLike) -> None:
-    """Removes what a killed process of ours left half written; call where no other one writes."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if _PARTIAL_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_folders(folders: Iterable[Path], root: Path) -> None:
+    """Waits until the names in folders below `root` are on the disk, and the folders' own."""
+    chain = {root}
+    for folder in folders:
+        while folder != root:
+            chain.add(folder)
+            folder = folder.parent
+    for folder in chain:
+        # Windows opens no folders, and some file systems sync none.
+        with contextlib.suppress(OSError):
+            _sync(folder)
 
 
 def _write(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:

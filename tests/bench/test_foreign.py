@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
-from unseg_jax.bench.folder import file_stem
-from unseg_jax.bench.manifest import MANIFEST, Manifest
+from unseg_jax.bench.folder import file_stem, open_store
 from unseg_jax.bench.records import FILES, FOLDERS
 from unseg_jax.bench.run.rescore import rescore
 from unseg_jax.bench.scale import merge
 from unseg_jax.runs.locking import LOCK
+from unseg_jax.runs.store import JOURNAL, MANIFEST
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
 
@@ -28,8 +28,8 @@ PICTURES = (
     "thumbnails/deepcut/000.png",
     "models/deepcut.safetensors",
 )
-NAMES = (*FILES, MANIFEST, LOCK, *PICTURES)
-LINKED = ("summary.json", "per_image.jsonl", MANIFEST, LOCK, *PICTURES[::2])
+NAMES = (*FILES, MANIFEST, JOURNAL, LOCK, *PICTURES)
+LINKED = ("summary.json", "per_image.jsonl", MANIFEST, JOURNAL, LOCK, *PICTURES[::2])
 
 
 def settings(data, weights, out, **changes):
@@ -225,8 +225,11 @@ def test_merging_in_a_data_folder_keeps_its_masks(made, data, tmp_path):
 def test_only_part_files_of_the_run_are_swept(made, data, weights, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(made / "run", out)
-    token = Manifest(out).token
-    ours = out / f".{token}-1-2-3.part.png"
+    store = open_store(out)
+    store.begin(["masks/deepcut/009.png"])
+    store.close()
+    digest = hashlib.sha256(b"masks/deepcut/009.png").hexdigest()[:24]
+    ours = out / f".{digest}.part.png"
     theirs = [out / ".0123456789ab.part.png", out / "masks" / ".0123456789ab.part.png"]
     theirs += [out / ".0123456789abcdef.manifest.part"]
     for path in (ours, *theirs):
@@ -248,7 +251,7 @@ def test_a_merge_does_not_replace_another_run(made, data, weights, tmp_path):
 
 def test_a_place_in_memory_keeps_what_is_not_ours(data, weights):
     system = fsspec.filesystem("memory")
-    for number, name in enumerate((*FILES, MANIFEST, *PICTURES)):
+    for number, name in enumerate((*FILES, MANIFEST, JOURNAL, *PICTURES)):
         url = f"memory://foreign/{number}"
         system.pipe_file(f"/foreign/{number}/{name}", b"precious")
         with pytest.raises(BenchError, match="was not written by this run"):

@@ -72,7 +72,7 @@ def test_a_second_writer_is_turned_away(tmp_path):
 def test_a_run_at_work_is_not_overwritten(tmp_path):
     other = {**CONFIG, "seed": 1}
     with RunFolder(tmp_path, CONFIG) as folder:
-        folder.write("masks/a.png", b"a mask")
+        folder.write({"masks/a.png": b"a mask"})
         with pytest.raises(BenchError, match="another process is writing"):
             RunFolder(tmp_path, other, overwrite=True)
         folder.append([record("a")])

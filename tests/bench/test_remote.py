@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.__main__ import tools
-from unseg_jax.bench.manifest import Manifest
+from unseg_jax.bench.folder import open_store
 from unseg_jax.bench.scale.remote import Remote
 from unseg_jax.runs.journal import seal
 
@@ -74,9 +74,9 @@ def test_records_go_out_in_parts_and_come_back(tmp_path):
     records = tmp_path / "here" / "per_image.jsonl"
     remote = Remote(url, tmp_path / "here")
     remote.pull()
-    with Manifest(tmp_path / "here") as manifest:
-        manifest.open_journal("per_image.jsonl").close()
-        manifest.write({"config.json": b"{}"})
+    with open_store(tmp_path / "here") as store:
+        store.open_journal("per_image.jsonl").close()
+        store.write({"config.json": b"{}"})
     records.write_text(lines("a", "b") + '{"id": "to')
     remote.push()
     records.write_text(lines("a", "b", "c"))
@@ -179,7 +179,7 @@ def test_shards_are_merged_and_reported_at_a_url(there, data, weights):
             assert masks[there / "masks" / "deepcut" / f"{id}.png"] == own.read_bytes()
 
     def written():
-        return {path: data for path, data in contents(there).items() if path.stem != "manifest"}
+        return {path: data for path, data in contents(there).items() if path.stem != "unseg_jax"}
 
     before = written()
     for name in ("summary.json", "report.html"):
@@ -204,8 +204,8 @@ def test_a_url_without_a_run_is_named(command):
 
 def test_records_that_are_there_whole_only_are_read(tmp_path):
     """As in a run that was copied there by hand."""
-    with Manifest(tmp_path / "there") as manifest:
-        manifest.rewrite_journal("per_image.jsonl", [lines("a", "b")])
+    with open_store(tmp_path / "there") as store:
+        store.rewrite_journal("per_image.jsonl", [lines("a", "b")])
     (tmp_path / "here").mkdir()
     remote = Remote(f"file://{tmp_path}/there", tmp_path / "here")
     remote.pull()
@@ -214,8 +214,8 @@ def test_records_that_are_there_whole_only_are_read(tmp_path):
     part = tmp_path / "there" / "per_image.jsonl.parts" / "000000.jsonl"
     assert part.read_text() == lines("a", "b")
     # Once lines are taken out, all are sent anew.
-    with Manifest(tmp_path / "here") as manifest:
-        manifest.rewrite_journal("per_image.jsonl", [lines("b")])
+    with open_store(tmp_path / "here") as store:
+        store.rewrite_journal("per_image.jsonl", [lines("b")])
     remote.push()
     assert part.read_text() == lines("b")
     assert ids(tmp_path / "there") == ["b"]

@@ -110,7 +110,7 @@ def test_another_feature_of_the_data_is_another_run(tmp_path):
 
 
 def test_rescoring_opens_the_same_features(copy, weights, tmp_path, monkeypatch):
-    from unseg_jax.bench.run import rescore as module
+    from unseg_jax.bench.run.rescore import rescore as module
 
     path = copy / "run" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_key": "a/b"}))

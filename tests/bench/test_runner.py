@@ -342,7 +342,7 @@ SIGNALLED = """
 import os
 import signal
 import sys
-from unseg_jax.bench import folder, manifest
+from unseg_jax.bench import folder
 from unseg_jax.runs import journal
 from unseg_jax.bench.__main__ import main
 
@@ -379,7 +379,7 @@ def batch_recorded(self, lines, files):
 
 
 if moment == "mask half written":
-    manifest.os.replace = mask_half_written
+    os.replace = mask_half_written
 elif moment == "line half written":
     journal.write_all = line_half_written
 elif moment == "batch recorded":

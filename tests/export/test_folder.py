@@ -387,8 +387,7 @@ def test_killed_at_any_moment_the_next_run_ends_the_same(photos, tmp_path, monke
         monkeypatch.setattr(os, "replace", replace)
         if (out / JOURNAL).exists():
             with open(out / JOURNAL, "a") as journal:
-                journal.write('{"name": "torn')
-            (out / ".0123456789ab.part.png").write_bytes(b"half")
+                journal.write('{"image": "torn')
         _, done = run(photos, out)
         assert len(done.done) == 4
         assert contents(out) == contents(whole), moment

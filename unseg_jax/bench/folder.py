@@ -4,7 +4,7 @@
 DIR/config.json       what the run is; a run with another config may not go on with it
     per_image.jsonl   one line per image and method, appended a batch at a time and synced to disk
     sessions.jsonl    one line for every time the run was worked on: timing, versions, device
-    manifest.jsonl    one line for every file that the run wrote: nothing else is ever removed
+    unseg_jax.journal   which files the run wrote: nothing else is ever replaced or removed
     summary.json      made from the above, so it can be made again at any time
     report.html       likewise
     masks/METHOD/ID.png                            with --save-masks
@@ -16,6 +16,7 @@ DIR/config.json       what the run is; a run with another config may not go on w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -24,7 +25,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.manifest import Manifest
 from unseg_jax.bench.records import (
     CONFIG,
     FILES,
@@ -38,6 +38,7 @@ from unseg_jax.bench.records import (
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import seal_lines
 from unseg_jax.runs.locking import RunLock
+from unseg_jax.runs.store import Store
 
 # These change how fast a run goes, or where its data lie and what that place is called; the
 # images themselves are compared one by one.
@@ -139,7 +140,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        manifest: the files in it that are the run's own.
+        store: the files in it that are the run's own.
         finished: image id → names of the methods that have a record.
         changed: ids of the images whose records were dropped because their data has changed.
     """
@@ -173,8 +174,8 @@ class RunFolder:
         # Owned before anything is changed: another process may be at work here.
         self._lock = RunLock(path)
         try:
-            self.manifest = Manifest(path)
-            self.manifest.check_free(FILES)
+            self.store = open_store(path)
+            self.store.check_free(FILES)
             if not (path / CONFIG).exists():
                 _check_no_records(path, overwrite)
             elif not (resume or overwrite):
@@ -183,13 +184,13 @@ class RunFolder:
                     f"--overwrite, or choose another --out."
                 )
             if overwrite or not (path / CONFIG).exists():
-                clear(self.manifest)
-                self.manifest.write({CONFIG: json_bytes(config)})
+                clear(self.store)
+                self.store.write({CONFIG: json_bytes(config)})
             check_same(load_config(path), config, str(path))
-            self.manifest.sweep()
+            self.store.sweep()
             self._run = identity(config)
             self.finished, self.changed = self._read_finished(retry_failed, is_unchanged)
-            self._records = self.manifest.open_journal(RECORDS)
+            self._records = self.store.open_journal(RECORDS)
         except BaseException:
             self._lock.release()
             raise
@@ -199,7 +200,7 @@ class RunFolder:
 
     def __exit__(self, *_) -> None:
         self._records.close()
-        self.manifest.close()
+        self.store.close()
         self._lock.release()
 
     def append(
@@ -216,20 +217,18 @@ class RunFolder:
             WriteError: the operating system refused; none of the records is kept.
         """
         if files:
-            self.manifest.write(files)
+            self.write(files)
         self._records.append([{**record, "run": self._run} for record in records])
 
-    def write(self, name: str, content: bytes) -> None:
-        """Writes one file; see `append` for the errors."""
-        self.manifest.write({name: content})
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Writes files; see `append` for the errors."""
+        self.store.check_free(files)
+        self.store.write(files)
 
     def add_session(self, session: Mapping[str, Any]) -> None:
         """Adds a line to `sessions.jsonl`. Raises `WriteError`."""
-        journal = self.manifest.open_journal(SESSIONS)
-        try:
+        with contextlib.closing(self.store.open_journal(SESSIONS)) as journal:
             journal.append([session])
-        finally:
-            journal.close()
 
     def _read_finished(
         self, retry_failed: bool, is_unchanged: Callable[[Mapping[str, Any]], bool]
@@ -261,25 +260,29 @@ class RunFolder:
             finished[record["id"]] = shared.setdefault(methods, methods)
         if dropped:
             kept = (record for record in read_records(self.path, self._run) if is_kept(record))
-            self.manifest.rewrite_journal(RECORDS, seal_lines(kept))
+            self.store.rewrite_journal(RECORDS, seal_lines(kept))
         return finished, tuple(changed)
 
 
-def clear(manifest: Manifest) -> None:
+def open_store(folder: Path) -> Store:
+    """What a run owns in its folder; see `Store` for the errors."""
+    return Store(folder, "run", sync=True)
+
+
+def clear(store: Store) -> None:
     """Removes a run, that is the files that it wrote itself.
 
     Raises:
-        BenchError: a file that the run did not write is in the way; nothing is removed then.
-        WriteError: the operating system refused.
+        FolderError: a file that the run did not write is in the way; nothing is removed then.
     """
-    manifest.check_free(FILES)
-    manifest.check_folders(FOLDERS)
-    manifest.sweep()
+    store.check_free(FILES)
+    store.check_folders(FOLDERS)
+    store.sweep()
     # Records first and the config last: a half-removed run can be removed or resumed.
-    names = manifest.names()
-    manifest.remove([RECORDS, *(name for name in names if name not in (RECORDS, CONFIG))])
-    manifest.remove([CONFIG])
-    manifest.reset()
+    names = store.names(*FILES, *FOLDERS)
+    store.remove([RECORDS, *(name for name in names if name not in (RECORDS, CONFIG))])
+    store.remove([CONFIG])
+    store.forget()
 
 
 def _check_no_records(path: Path, overwrite: bool) -> None:

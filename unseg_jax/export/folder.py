@@ -43,7 +43,6 @@ from unseg_jax.export.formats import (
 from unseg_jax.export.naming import below_common, names_in
 from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.report import render_report
-from unseg_jax.files import write_bytes
 from unseg_jax.postprocess.objects import check_min_area
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
 from unseg_jax.runs.store import Done, Store, order_of
@@ -334,7 +333,8 @@ def segment_files(
 
     start = time.perf_counter()
     pool = Writer(default_workers() if workers is None else workers)
-    with contextlib.closing(store), compile_clock() as clock, pool as writer:
+    with store, compile_clock() as clock, pool as writer:
+        store.sweep()
         sources = [image.source for image in plan.todo]
         found: Any = iter(())
         with contextlib.ExitStack() as stack:
@@ -405,8 +405,7 @@ def _write_whole(plan: Plan, run: Run, segmenter: Any) -> None:
         shown = dataclasses.replace(run, entries=entries)
         page = render_report(shown, segmenter, plan.settings)
         content[REPORT] = page.encode("utf-8", "backslashreplace")
-    for name, data in content.items():
-        plan.store.write(name, data)
+    plan.store.write(content)
 
 
 def _reuse(store: Store, image: ImageFile, pictured: bool) -> Entry:
@@ -458,12 +457,8 @@ def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
         content = {**encode_image(found, others), **cut}
     else:
         content = encode_image(found, output.formats, output.cutout)
-    files = {}
-    store.begin([image.name + suffix for suffix in content], image.name)
-    for suffix, data in content.items():
-        path = store.folder / (image.name + suffix)
-        write_bytes(path, data)
-        files[image.name + suffix] = stamp_source(path)
+    files = {image.name + suffix: data for suffix, data in content.items()}
+    stamps = store.write(files, image.name)
     pictures = {}
     if pictured:
         small = shrink_image(found.pixels, _PICTURE_SIDE)
@@ -474,7 +469,7 @@ def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
     measured = "csv" in output.formats
     scale = pixel_size(image.path) if measured else None
     record = record_of(found, image.name, image.path.name, measured=measured, scale=scale)
-    return record, files, pictures
+    return record, stamps, pictures
 
 
 _PICTURE_SIDE = 480

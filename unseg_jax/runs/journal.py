@@ -16,8 +16,9 @@ from typing import Any
 from unseg_jax.errors import BenchError, WriteError
 
 _FIELD = ', "crc": "'
-# What the lines of records, sessions and manifests begin with.
-_HEADS = (b'{"id": "', b'{"ended": "', b'{"token": "', b'{"name": "')
+# What the lines of records, of sessions and of the journal of a store begin with.
+_KEYS = ("id", "ended", "begin", "image", "file", "removed", "settings")
+_HEADS = tuple(f'{{"{key}": '.encode() for key in _KEYS)
 _TAIL = len(_FIELD) + 8 + len('"}')
 
 

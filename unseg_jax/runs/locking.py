@@ -9,8 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from unseg_jax.errors import FolderError, WriteError
-from unseg_jax.runs.ownership import foreign_error
+from unseg_jax.errors import FolderError, WriteError, foreign_error
 
 LOCK = ".unseg_jax.lock"
 # Where Python has no locks of files, filelock writes the number of the process and its machine.

@@ -2,9 +2,9 @@
 
 `unseg_jax.json` holds each image's source, files and findings, the settings that each was made
 with, and the files of the folder as a whole. A run appends what it is about to write, and then
-what it wrote, to `unseg_jax.journal`, and folds that into the manifest when it ends. It may be
-killed at any moment: only files in the middle of being written are forgotten, and those are still
-known as ours.
+what it wrote, to `unseg_jax.journal`; `finish` folds that into the manifest. A run may be killed
+at any moment: what it was writing is still known as ours. Everything else in the folder is
+foreign, and is never replaced or removed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import stat
 import threading
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unseg_jax.errors import InputError
-from unseg_jax.files import sweep, write_bytes, write_json
-from unseg_jax.runs.journal import Journal, unseal
+from unseg_jax.errors import FolderError, foreign_error
+from unseg_jax.files import atomic, sync_folders
+from unseg_jax.runs.journal import Journal, is_journal, unseal
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
 
 MANIFEST, JOURNAL = "unseg_jax.json", "unseg_jax.journal"
-_FORMAT = "unseg_jax results 2"
+# In place of a stamp: the file grows, and its lines say whose they are.
+_GROWS = "journal"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +68,27 @@ class Store:
         begun: names of files that a killed run was writing, or removing.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, kind: str = "results", *, sync: bool = False):
         """
+        Args:
+            folder: may be missing.
+            kind: of what is in it; a folder of another kind is refused.
+            sync: wait until what is written is on the disk, so that it outlives the machine.
+
         Raises:
-            InputError: a manifest that cannot be read, or of another program.
+            FolderError: a manifest that cannot be read, or of another program.
         """
-        self.folder = Path(folder)
-        self.settings: dict[str, dict[str, Any]] = {}
-        self.latest = ""
-        self.images: dict[str, Done] = {}
-        self.files: dict[str, str | None] = {}
-        self.begun: set[str] = set()
-        self._stamps: dict[str, str | None] = {}
+        self.folder, self._sync = Path(folder), sync
+        self._format = f"unseg_jax {kind} 2"
         self._journal: Journal | None = None
         self._lock = threading.RLock()
         self._read()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # ---------------------------------------------------------------- questions
 
@@ -89,11 +98,54 @@ class Store:
         if path.is_symlink():
             return False  # no run writes links
         written = self._stamps.get(name)
+        if written == _GROWS and path.is_file():
+            with open(path, "rb") as lines:
+                return is_journal(lines)
         return name in self.begun or (written is not None and is_unchanged(path, written))
+
+    def wrote(self, name: str, content: bytes) -> bool:
+        """Whether a run wrote this content by this name, or was about to write the file."""
+        written = self._stamps.get(name) or ""
+        if written == _GROWS:
+            return is_journal(content.splitlines(keepends=True))
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        return name in self.begun or written.rpartition("-")[2] == digest
 
     def is_free(self, name: str) -> bool:
         """Whether a name may be written: nothing is there, or something of ours."""
         return not os.path.lexists(self.folder / name) or self.is_ours(name)
+
+    def names(self, *tops: str) -> list[str]:
+        """Names of files that runs wrote or were writing, of some top folders or files, sorted."""
+        names = self._stamps.keys() | self.begun
+        return sorted(name for name in names if name.partition("/")[0] in tops)
+
+    def check_free(self, names: Iterable[str]) -> None:
+        """Raises FolderError for the first name that may not be written; see `is_free`."""
+        for name in names:
+            for parent in reversed(PurePosixPath(name).parents[:-1]):
+                path = self.folder / parent
+                if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+                    raise foreign_error(path)
+            if not self.is_free(name):
+                self._read()  # another command may have written it
+                if not self.is_free(name):
+                    raise foreign_error(self.folder / name)
+
+    def check_folders(self, tops: Iterable[str]) -> None:
+        """Raises FolderError for the first thing in some top folders that is not ours."""
+        for top in map(self.folder.joinpath, tops):
+            if not os.path.lexists(top):
+                continue
+            if top.is_symlink() or not top.is_dir():
+                raise foreign_error(top)
+            for place, folders, files in os.walk(top):
+                folders.sort()
+                paths = [Path(place, name) for name in (*files, *folders)]
+                for path in sorted(paths):
+                    name = path.relative_to(self.folder).as_posix()
+                    if path.is_symlink() or not (path.is_dir() or self.is_ours(name)):
+                        raise foreign_error(path)
 
     def differences(self, settings: Mapping[str, Any], images: Iterable[str]) -> list[str]:
         """How settings differ from those of the folder and of some images in it, each difference
@@ -130,19 +182,74 @@ class Store:
         """Notes that an image is done; its files are on the disk."""
         self._log({"image": name, "done": dataclasses.asdict(done)})
 
-    def note(self, name: str) -> None:
-        """Notes that a file of the folder as a whole is on the disk."""
-        self._log({"file": name, "stamp": stamp_source(self.folder / name)})
-
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a file of the folder as a whole.
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A path to write a file of the folder as a whole to; it is there when the block ends.
 
         Raises:
             WriteError: the operating system refused.
         """
         self.begin([name])
-        write_bytes(self.folder / name, content)
-        self.note(name)
+        with self._staged(name) as part:
+            yield part
+        self._note({name: stamp_source(self.folder / name)})
+
+    def write(self, files: Mapping[str, bytes], image: str | None = None) -> dict[str, str | None]:
+        """Writes files, each whole or not at all; returns their stamps.
+
+        Args:
+            files: name → content.
+            image: whose they are, and `add` is called next; None for the folder as a whole.
+
+        Raises:
+            WriteError: the operating system refused.
+        """
+        self.begin(files, image)
+        for name, content in files.items():
+            with self._staged(name) as part:
+                part.write_bytes(content)
+        stamps = {name: stamp_source(self.folder / name) for name in files}
+        if image is None:
+            self._note(stamps)
+        return stamps
+
+    def link(self, other: Store, names: Iterable[str]) -> None:
+        """Adds files of another folder as hard links, or as copies where there are none.
+
+        Raises:
+            FolderError: a foreign file has one of the names.
+            WriteError: the operating system refused.
+        """
+        names = list(names)
+        self.check_free(names)
+        self.begin(names)
+        for name in names:
+            source, target = other.folder / name, self.folder / name
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(source, target)
+            except OSError:
+                with self._staged(name) as part:
+                    part.write_bytes(source.read_bytes())
+        self._note({name: other._stamps[name] for name in names})
+
+    def open_journal(self, name: str) -> Journal:
+        """Opens a file of sealed JSON lines that grows; see `Journal`.
+
+        Raises:
+            FolderError: a foreign file has its name.
+            WriteError: the operating system refused.
+        """
+        self.check_free([name])
+        if self._stamps.get(name) != _GROWS:
+            self._log({"file": name, "stamp": _GROWS})
+        return Journal(self.folder / name, sync=self._sync)
+
+    def rewrite_journal(self, name: str, lines: Iterable[str]) -> None:
+        """Replaces the lines of a file that grows, in one step; see `open_journal`."""
+        self.open_journal(name).close()
+        with self._staged(name) as part, open(part, "w", encoding="utf-8") as file:
+            file.writelines(lines)
 
     def remove(self, files: Iterable[str], image: str | None = None) -> None:
         """Removes files as far as they are ours; all of an image if one is named.
@@ -159,6 +266,19 @@ class Store:
                 (self.folder / name).unlink()
             self._remove_empty((self.folder / name).parent)
         self._log({"removed": files})
+
+    def sweep(self) -> None:
+        """Removes what a killed run left half written; call as the only one who writes."""
+        for name in (*self.begun, MANIFEST):
+            with contextlib.suppress(OSError):
+                self._part(name).unlink()
+
+    def forget(self) -> None:
+        """Begins an empty manifest, once everything in it has been removed."""
+        self.close()
+        self._clear()
+        self._write()
+        (self.folder / JOURNAL).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Ends a run: the manifest is written whole, images in the order of their paths, and the
@@ -186,24 +306,29 @@ class Store:
 
     # ------------------------------------------------------------- inner works
 
-    def _log(self, line: dict[str, Any]) -> None:
+    def _log(self, *lines: dict[str, Any]) -> None:
         with self._lock:
             if self._journal is None:
-                self._open()
-            assert self._journal is not None
-            self._journal.append([line])
-            self._apply(line)
+                if not os.path.lexists(self.folder / MANIFEST):
+                    self._write()
+                self._journal = Journal(self.folder / JOURNAL, sync=self._sync)
+            self._journal.append(lines)
+            for line in lines:
+                self._apply(line)
 
-    def _open(self) -> None:
-        """Begins a journal; that of a killed run is folded into the manifest before."""
-        journal = self.folder / JOURNAL
-        if os.path.lexists(journal) or not os.path.lexists(self.folder / MANIFEST):
-            if os.path.lexists(journal):  # only a killed run leaves one, and part files of ours
-                for folder in {self.folder, *((self.folder / name).parent for name in self.begun)}:
-                    sweep(folder)
-            self._write()
-            journal.unlink(missing_ok=True)
-        self._journal = Journal(journal, sync=False)
+    def _note(self, stamps: Mapping[str, str | None]) -> None:
+        """Notes that files of the folder as a whole are on the disk."""
+        if self._sync:
+            sync_folders({(self.folder / name).parent for name in stamps}, self.folder)
+        self._log(*({"file": name, "stamp": stamp} for name, stamp in stamps.items()))
+
+    def _part(self, name: str) -> Path:
+        """Where a file is written before it is moved to its name; the suffix stays."""
+        digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:24]
+        return self.folder / f".{digest}.part{PurePosixPath(name).suffix}"
+
+    def _staged(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        return atomic(self.folder / name, self._part(name), sync=self._sync)
 
     def _apply(self, line: Mapping[str, Any]) -> None:
         """What a line of the journal changes; the same for a line that is read back."""
@@ -230,13 +355,23 @@ class Store:
             self.latest = line["settings"]
             self.settings[self.latest] = line["values"]
 
+    def _clear(self) -> None:
+        self.settings: dict[str, dict[str, Any]] = {}
+        self.latest = ""
+        self.images: dict[str, Done] = {}
+        self.files: dict[str, str | None] = {}
+        self.begun: set[str] = set()
+        self._stamps: dict[str, str | None] = {}
+
     def _read(self) -> None:
-        path = self.folder / MANIFEST
-        if not os.path.lexists(path):
-            return
+        self._clear()
+        path, journal = self.folder / MANIFEST, self.folder / JOURNAL
+        for own in (path, journal):
+            if os.path.lexists(own) and not stat.S_ISREG(os.lstat(own).st_mode):
+                raise foreign_error(own)
         try:
             content = json.loads(path.read_text("utf-8"))
-            if content["format"] != _FORMAT:
+            if content["format"] != self._format:
                 raise ValueError
             self.settings, self.latest = dict(content["settings"]), str(content["latest"])
             self.files = dict(content["files"])
@@ -245,30 +380,35 @@ class Store:
             self._stamps = dict(self.files)
             for done in self.images.values():
                 self._stamps.update(done.files)
+        except FileNotFoundError:
+            pass
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(
+            raise FolderError(
                 f"{path} is not a manifest that this version of unseg-jax reads: choose another "
                 "folder, or move it away."
             ) from None
-        with contextlib.suppress(OSError):
-            for line in (self.folder / JOURNAL).read_text("utf-8", errors="replace").split("\n"):
+        if not journal.exists():
+            return
+        with open(journal, "rb") as lines:
+            if not is_journal(itertools.islice(lines, 1)):
+                raise foreign_error(journal)
+            lines.seek(0)
+            for line in lines:
                 # A killed run leaves its last line torn; that image is done again.
                 with contextlib.suppress(ValueError, KeyError, TypeError):
-                    self._apply(unseal(line))
+                    self._apply(unseal(line.decode()))
 
     def _write(self) -> None:
-        write_json(
-            self.folder / MANIFEST,
-            {
-                "format": _FORMAT,
-                "settings": self.settings,
-                "latest": self.latest,
-                "images": {name: dataclasses.asdict(done) for name, done in self.images.items()},
-                "files": self.files,
-                "begun": sorted(self.begun),
-            },
-            indent=None,
-        )
+        content = {
+            "format": self._format,
+            "settings": self.settings,
+            "latest": self.latest,
+            "images": {name: dataclasses.asdict(done) for name, done in self.images.items()},
+            "files": self.files,
+            "begun": sorted(self.begun),
+        }
+        with self._staged(MANIFEST) as part:
+            part.write_text(json.dumps(content) + "\n", "utf-8")
 
     def _remove_empty(self, folder: Path) -> None:
         while folder != self.folder:

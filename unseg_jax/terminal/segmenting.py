@@ -248,9 +248,8 @@ def segment_paths(
         store = planned.store
 
         def keep(fitted: Any) -> None:
-            store.begin([name])
-            fitted.save(out / name)
-            store.note(name)
+            with store.writing(name) as path:
+                fitted.save(path)
 
         if planned.todo:
             known = out / name if not refit and store.is_ours(name) else None

@@ -7,19 +7,19 @@ import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unseg_jax.bench.folder import file_stem, identity, json_bytes
-from unseg_jax.bench.manifest import Manifest
+from unseg_jax.bench.folder import file_stem, identity, json_bytes, open_store
 from unseg_jax.bench.records import REPORT, SUMMARY, read_config, read_records, read_sessions
 from unseg_jax.bench.report.summary import summarise
 from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.bench.score.published import PublishedScore, published_scores
 from unseg_jax.bench.score.scoring import SCORES, WORST
+from unseg_jax.runs.store import Store
 
 # Of more images than this, an even choice is listed, so that the page stays quick to open;
 # tables and histograms always count all of them.
@@ -62,12 +62,11 @@ Thumbnails = Callable[[str, str], bytes | None]
 """(kind, image id) → an encoded small picture, or None; kind is "image", "truth" or a method."""
 
 
-def write_report(folder: str | Path, manifest: Manifest | None = None) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Makes `report.html` from `config.json`, `per_image.jsonl` and what else a run has written.
 
     Args:
         folder: of the run.
-        manifest: of the folder, if it is open.
 
     Returns:
         The path of the report.
@@ -78,26 +77,17 @@ def write_report(folder: str | Path, manifest: Manifest | None = None) -> Path:
         WriteError: the report cannot be written.
     """
     folder = Path(folder)
-    with _opened(folder, manifest) as manifest:
+    with open_store(folder) as store:
         config = read_config(folder)
         summary = summarise(read_records(folder), config, read_sessions(folder))
-        manifest.write({REPORT: _render_folder(folder, config, summary).encode()})
+        store.check_free([REPORT])
+        store.write({REPORT: _render_folder(folder, config, summary).encode()})
     return folder / REPORT
 
 
 def _render_folder(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     scores = collect_scores(read_records(folder), list(config["methods"]))
     return render(summary, scores, folder_thumbnails(folder))
-
-
-@contextlib.contextmanager
-def _opened(folder: Path, manifest: Manifest | None) -> Iterator[Manifest]:
-    """The manifest that is open, or the folder's."""
-    if manifest is not None:
-        yield manifest
-        return
-    with Manifest(folder) as manifest:
-        yield manifest
 
 
 def collect_scores(records: Iterable[Mapping[str, Any]], methods: Sequence[str]) -> Scores:
@@ -280,12 +270,12 @@ def _script(value: Any) -> Any:
     return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))
 
 
-def write_summary(path: Path, manifest: Manifest | None = None) -> dict[str, Any]:
+def write_summary(path: Path, store: Store | None = None) -> dict[str, Any]:
     """Makes `summary.json` and `report.html` from a run's records.
 
     Args:
         path: the run's folder.
-        manifest: of the folder, if it is open.
+        store: of the folder, if it is open.
 
     Returns:
         The content of `summary.json`.
@@ -295,11 +285,12 @@ def write_summary(path: Path, manifest: Manifest | None = None) -> dict[str, Any
         WriteError: they cannot be written.
     """
     config = read_config(path)
-    with _opened(path, manifest) as manifest:
-        manifest.check_free((SUMMARY, REPORT))
+    opened = open_store(path) if store is None else contextlib.nullcontext(store)
+    with opened as own:
+        own.check_free((SUMMARY, REPORT))
         records = read_records(path, identity(config))
         summary = summarise(records, config, read_sessions(path))
-        manifest.write({SUMMARY: json_bytes(summary)})
+        own.write({SUMMARY: json_bytes(summary)})
         try:
             page = _render_folder(path, config, summary)
         except Exception as error:  # the scores are safe, and the report can be made again
@@ -309,7 +300,7 @@ def write_summary(path: Path, manifest: Manifest | None = None) -> dict[str, Any
                 stacklevel=2,
             )
         else:
-            manifest.write({REPORT: page.encode()})
+            own.write({REPORT: page.encode()})
     return summary
 
 

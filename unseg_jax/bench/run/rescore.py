@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.bench.folder import file_stem, identity, json_bytes
-from unseg_jax.bench.manifest import Manifest
+from unseg_jax.bench.folder import file_stem, identity, json_bytes, open_store
 from unseg_jax.bench.records import (
     CONFIG,
     FILES,
@@ -62,17 +61,17 @@ def rescore(source: Path, out: Path, protocol: str, data: str | None = None) -> 
     data = data or str(config["data"])
     dataset = open_data({**config, "data": data})
     check_out(out, data, dataset.items)
-    Manifest(out).check_free(FILES)
+    open_store(out).check_free(FILES)
     items = {item.id: item for item in dataset.items}
     records = list(_rescored(source, dataset, items, target))
     config |= {"protocol": dataclasses.asdict(target), "every": 0, "data": data}
     run = identity(config)
     lines = seal_lines({**record, "run": run} for record in records)
-    with RunLock(out), Manifest(out) as manifest:
-        manifest.write({CONFIG: json_bytes(config)})
-        manifest.rewrite_journal(RECORDS, lines)
-        manifest.rewrite_journal(SESSIONS, seal_lines(read_sessions(source)))
-        return write_summary(out, manifest)
+    with RunLock(out), open_store(out) as store:
+        store.write({CONFIG: json_bytes(config)})
+        store.rewrite_journal(RECORDS, lines)
+        store.rewrite_journal(SESSIONS, seal_lines(read_sessions(source)))
+        return write_summary(out, store)
 
 
 def _rescored(

@@ -109,7 +109,7 @@ def run_in_folder(settings: Settings, work: Work, *, quiet: bool = False) -> dic
         job = Job(settings, dataset, engine, folder, pending, missing)
         if pending:
             _work(job, work, done=len(items) - len(pending), quiet=quiet)
-        return write_summary(path, folder.manifest)
+        return write_summary(path, folder.store)
 
 
 def _work(job: Job, work: Work, *, done: int, quiet: bool) -> None:
@@ -125,7 +125,7 @@ def _work(job: Job, work: Work, *, done: int, quiet: bool) -> None:
             job.engine.fit(
                 [item.image for item in job.dataset.items],
                 job.folder.path / "models",
-                lambda name, content: job.folder.write(f"models/{name}", content),
+                lambda name, content: job.folder.write({f"models/{name}": content}),
                 lambda name: bar.set_description(f"fitting {name}"),
                 job.settings.reading,
             )
@@ -135,7 +135,7 @@ def _work(job: Job, work: Work, *, done: int, quiet: bool) -> None:
             timing.images = ledger.count_finished() - done
             with undisturbed(), contextlib.suppress(OSError):
                 _end_session(job, timing)
-                write_summary(job.folder.path, job.folder.manifest)
+                write_summary(job.folder.path, job.folder.store)
             raise Interrupted(
                 f"stopped after {ledger.count_finished()} of {total} images, which are "
                 f"kept: give the same command with --resume to go on."

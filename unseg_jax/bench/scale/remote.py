@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unseg_jax.bench.manifest import MANIFEST
+from unseg_jax.bench.folder import open_store
 from unseg_jax.bench.records import CONFIG, FILES, FOLDERS, RECORDS
-from unseg_jax.errors import BenchError, WriteError
+from unseg_jax.errors import BenchError, FolderError, WriteError, foreign_error
 from unseg_jax.runs.journal import is_journal
-from unseg_jax.runs.ownership import Entries, foreign_error, is_own, parse_manifest
+from unseg_jax.runs.store import JOURNAL, MANIFEST, Store
 
 _PARTS = f"{RECORDS}.parts"
 _LOCK = ".unseg_jax.lock.json"
@@ -82,8 +82,8 @@ class Remote:
         protocol = self._system.protocol
         is_local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
         self.local_path = Path(self._root) if is_local else None
-        # What the manifest there lists, and what this process has put there itself.
-        self._entries: Entries = {}
+        # What is known to be the run's there, and what this process has put there itself.
+        self._known: Store | None = None
         self._mine: set[str] = set()
         self._sent: dict[str, tuple[int, int]] = {}
         # Of the records: bytes that are there in parts, how many parts, and the file they are of.
@@ -184,14 +184,14 @@ class Remote:
         """
         self.check_folders()
         with self._plainly():
-            names = self._find(*FILES, MANIFEST, *FOLDERS, _PARTS)
+            names = self._find(*FILES, MANIFEST, JOURNAL, *FOLDERS, _PARTS)
             for name in names:
                 if not self._is_own(name):
                     raise foreign_error(f"{self._name}/{name}")
             # Records first, config and manifest last: what is left of a half-removed run is known.
-            order = {CONFIG: 1, MANIFEST: 2}
+            order = {CONFIG: 1, MANIFEST: 2, JOURNAL: 2}
             self._remove(sorted(names, key=lambda name: (order.get(name, 0), name)))
-        self._entries = {}
+        self._known = None
 
     def replace(self) -> None:
         """Copies a new state of the folder out and removes what the old one had besides."""
@@ -211,7 +211,8 @@ class Remote:
             self._read_manifest()
             tops = [name for name in FILES if name != RECORDS]
             listed = self._find(*(top for top in FOLDERS if masks or top != "masks"))
-            names = [*self._find(*tops, MANIFEST), *(n for n in listed if n in self._entries)]
+            known = set(self._known.names(*FOLDERS) if self._known else ())
+            names = [*self._find(*tops, MANIFEST, JOURNAL), *(n for n in listed if n in known)]
             targets = [self.folder / name for name in names]
             for parent in {target.parent for target in targets}:
                 parent.mkdir(parents=True, exist_ok=True)
@@ -288,24 +289,28 @@ class Remote:
         self._offset, self._count = 0, 0
 
     def _read_manifest(self) -> None:
-        path = f"{self._root}/{MANIFEST}"
-        self._check_links(MANIFEST)
-        self._entries = {}
-        if self._system.exists(path):
-            lines = self._system.cat_file(path).splitlines(keepends=True)
-            token, self._entries = parse_manifest(lines)
-            if not token:
-                raise foreign_error(f"{self._name}/{MANIFEST}")
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in (MANIFEST, JOURNAL):
+                self._check_links(name)
+                if self._system.exists(f"{self._root}/{name}"):
+                    content = self._system.cat_file(f"{self._root}/{name}")
+                    Path(scratch, name).write_bytes(content)
+            try:
+                self._known = open_store(Path(scratch))
+            except FolderError:
+                raise foreign_error(f"{self._name}/{MANIFEST}") from None
 
     def _is_own(self, name: str) -> bool:
         """Whether a file there was written by this run, and not changed since."""
         self._check_links(name)
         if name in self._mine:
             return True
+        if name in (MANIFEST, JOURNAL):
+            return self._known is not None  # else it would have been refused
         content = self._system.cat_file(f"{self._root}/{name}")
-        if name == MANIFEST or name.startswith(f"{_PARTS}/"):
+        if name.startswith(f"{_PARTS}/"):
             return is_journal(content.splitlines(keepends=True))
-        return is_own(self._entries, name, content)
+        return self._known is not None and self._known.wrote(name, content)
 
     def _check_links(self, name: str) -> None:
         """Raises BenchError if a file of this name would be reached through a link."""
@@ -365,7 +370,7 @@ class Remote:
     def _changed(self) -> list[tuple[str, tuple[int, int]]]:
         changed = []
         # The manifest goes first: what it names is known to be the run's before it is there.
-        for own in (MANIFEST, *sorted(FILES), *FOLDERS):
+        for own in (MANIFEST, JOURNAL, *sorted(FILES), *FOLDERS):
             top = self.folder / own
             for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
                 if not path.is_file():

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.folder import check_same, find_shards, identity, json_bytes
-from unseg_jax.bench.manifest import Manifest
+from unseg_jax.bench.folder import check_same, find_shards, identity, json_bytes, open_store
 from unseg_jax.bench.records import (
     CONFIG,
     FILES,
@@ -22,6 +21,7 @@ from unseg_jax.bench.report.summary import summarise
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import seal_lines
 from unseg_jax.runs.locking import RunLock
+from unseg_jax.runs.store import Store
 
 
 def merge_folder(path: Path, *, partial: bool = False) -> dict[str, Any]:
@@ -55,27 +55,26 @@ def merge_folder(path: Path, *, partial: bool = False) -> dict[str, Any]:
     for _ in _records(shards, configs):  # all of them can be read before anything is changed
         pass
     merged = {**configs[0], "shard": [0, 1]}
-    with RunLock(path), Manifest(path) as manifest:
-        _check_place(path, manifest, merged)
+    with RunLock(path), open_store(path) as store:
+        _check_place(path, store, merged)
         # Masks and thumbnails of an earlier merge may be of shards that were run again since.
-        manifest.check_folders(FOLDERS)
-        manifest.sweep()
-        manifest.remove(manifest.names(*FOLDERS))
-        manifest.write({CONFIG: json_bytes(merged)})
-        manifest.rewrite_journal(RECORDS, seal_lines(_records(shards, configs)))
+        store.check_folders(FOLDERS)
+        store.sweep()
+        store.remove(store.names(*FOLDERS))
+        store.write({CONFIG: json_bytes(merged)})
+        store.rewrite_journal(RECORDS, seal_lines(_records(shards, configs)))
         sessions = [read_sessions(shard) for shard in shards]
         last = [session[-1] for session in sessions if session]
-        manifest.rewrite_journal(SESSIONS, seal_lines([_join(last)] if last else []))
+        store.rewrite_journal(SESSIONS, seal_lines([_join(last)] if last else []))
         for shard in shards:
-            own = Manifest(shard)
-            names = [name for name in own.names("masks", "thumbnails") if own.owns(name)]
-            manifest.link({name: shard / name for name in names})
-        return write_summary(path, manifest)
+            own = open_store(shard)
+            store.link(own, filter(own.is_ours, own.names("masks", "thumbnails")))
+        return write_summary(path, store)
 
 
-def _check_place(path: Path, manifest: Manifest, merged: Mapping[str, Any]) -> None:
+def _check_place(path: Path, store: Store, merged: Mapping[str, Any]) -> None:
     """Refuses a folder that holds another run than an earlier merge of the same shards."""
-    manifest.check_free(FILES)
+    store.check_free(FILES)
     if (path / CONFIG).exists():
         check_same(load_config(path), merged, str(path))
 
