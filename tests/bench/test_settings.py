@@ -1,10 +1,11 @@
 """What the command line says, and how it is understood."""
 
+import dataclasses
 import inspect
 
 import pytest
 
-from unseg_jax.bench import Settings
+from unseg_jax.bench import Settings, run
 from unseg_jax.bench.__main__ import _split_foreground, bench
 from unseg_jax.bench.run.settings import parse_shard, settings_from
 from unseg_jax.registry import GROUPS, METHODS
@@ -114,3 +115,17 @@ def test_names_cannot_steer_the_terminal(capsys):
     captured = capsys.readouterr()
     assert captured.out == "a\\x1b[2Jb\\x07\nnext\\u202e\\udce9\n"
     assert captured.err == "unseg-jax: a\\x1b[2Jb\n"
+
+
+def test_signatures_can_be_read():
+    shown = str(inspect.signature(Settings))
+    assert shown.startswith("(data: str, out: str, methods: tuple[str, ...] = ('deepcut',), ")
+    assert "batch_size: int = 8, seed: int = 0, " in shown
+    assert "option" not in shown.lower()
+    assert str(inspect.signature(run)).startswith(
+        "(settings: unseg_jax.bench.run.settings.Settings"
+    )
+    # Each option is a field's, and each field but these two has an option.
+    options = {field.name for field in dataclasses.fields(Settings) if "option" in field.metadata}
+    names = {field.name for field in dataclasses.fields(Settings)}
+    assert names - options == {"foreground_values", "overrides"}

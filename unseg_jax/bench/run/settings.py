@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
 from unseg_jax.collective.choosing import SET_SIZE, choose
@@ -32,7 +32,7 @@ class Option:
         flags: names; none means the field's own.
         panel: of the help page.
         kind: type there; None means the field's own.
-        default: there; None means the field's own.
+        shown: default there; None means the field's own.
         parse: makes the field's value from the one there.
         minimum: smallest number.
     """
@@ -41,9 +41,15 @@ class Option:
     flags: tuple[str, ...] = ()
     panel: str | None = None
     kind: Any = None
-    default: Any = None
+    shown: Any = None
     parse: Callable[[Any], Any] | None = None
     minimum: int | None = None
+
+
+def _option(default: Any, help: str, *flags: str, **more: Any) -> Any:
+    """A field with an option; `MISSING` as the default means that it must be given."""
+    metadata = {"option": Option(help, flags, **more)}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -79,107 +85,92 @@ class Settings:
         cluster: None does without Ray.
     """
 
-    data: Annotated[
-        str,
-        Option(
-            "DIR with images/ and masks/, a .csv or .jsonl list, NAME:DIR of a known data set, or "
-            "tfds:NAME[/CONFIG][:SPLIT]."
-        ),
-    ]
-    out: Annotated[str, Option("Folder of the run, or a URL that fsspec takes.")]
-    methods: Annotated[
-        tuple[str, ...],
-        Option(
-            "Names, separated by commas; 'all', or a group such as 'grid', for many.",
-            ("--method",),
-            kind=str,
-            default="deepcut",
-            parse=parse_names,
-        ),
-    ] = ("deepcut",)
-    protocol: Annotated[
-        str,
-        Option(
-            "honest, published, or that of a paper: deepcut, unseggnet, unsegarmanet, unsegmedgat."
-        ),
-    ] = "honest"
-    crop: Annotated[
-        bool | None,
-        Option("Crop to the true box + 20 px first (published).", ("--crop/--no-crop",)),
-    ] = None
-    limit: Annotated[int | None, Option("Only the first so many images.", minimum=1)] = None
-    split: Annotated[str | None, Option("Only this split of the data set.")] = None
-    image_key: Annotated[str | None, Option("Image feature of a tfds: set.")] = None
-    mask_key: Annotated[str | None, Option("Mask feature of a tfds: set.")] = None
-    foreground_values: tuple[Value, ...] | str | None = None
-    void_values: Annotated[
-        tuple[Value, ...] | None,
-        Option(
-            "Mask values left out of every score, such as 255; none for no value.",
-            ("--void",),
-            kind=str | None,
-            parse=parse_void,
-        ),
-    ] = None
-    value_range: Annotated[
-        tuple[float, float] | str | None,
-        Option(
-            "Values of deep images made black and white: image, set, LOW:HIGH.",
-            ("--range",),
-            kind=str,
-            default="image",
-            parse=parse_range,
-        ),
-    ] = None
-    backbone: Annotated[str, Option("Name or weights file.")] = "auto"
-    dtype: Annotated[
-        str, Option("Of the backbone: float32, bfloat16, or auto for the faster one here.")
-    ] = "auto"
-    batch_size: Annotated[int, Option("Images on the device at a time.", minimum=1)] = 8
-    seed: Annotated[int, Option("Of initial parameters and dropout.")] = 0
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    record_every: Annotated[
-        int, Option("Record IoU every so many epochs; 0 never.", ("--every",), minimum=0)
-    ] = 0
-    resume: Annotated[bool, Option("Go on with the run in --out.", ("--resume",), _RUN)] = False
-    retry_failed: Annotated[
-        bool, Option("With --resume: try failed images again.", ("--retry-failed",), _RUN)
-    ] = False
-    strict: Annotated[
-        bool,
-        Option(
-            "With --resume: compare the contents of all files, not size and time.",
-            ("--strict",),
-            _RUN,
-        ),
-    ] = False
-    overwrite: Annotated[bool, Option("Throw away the run in --out.", ("--overwrite",), _RUN)] = (
-        False
+    data: str = _option(
+        dataclasses.MISSING,
+        "DIR with images/ and masks/, a .csv or .jsonl list, NAME:DIR of a known data set, or "
+        "tfds:NAME[/CONFIG][:SPLIT].",
     )
-    fail_fast: Annotated[
-        bool, Option("Stop at the first image that fails.", ("--fail-fast",), _RUN)
-    ] = False
-    shard: Annotated[
-        tuple[int, int] | None,
-        Option(
-            "I/N: only every N-th image, from the I-th on.",
-            panel=_RUN,
-            kind=str | None,
-            parse=parse_shard,
-        ),
-    ] = None
-    save_masks: Annotated[bool, Option("Write every mask as PNG.", ("--save-masks",), _RUN)] = False
-    thumbnails: Annotated[
-        int, Option("Images whose thumbnails the report shows.", panel=_RUN, minimum=0)
-    ] = 1000
-    workers: Annotated[int | None, Option("Threads that decode.", panel=_RUN, minimum=1)] = None
-    draft: Annotated[
-        bool, Option("Decode large JPEGs at reduced size.", ("--draft/--no-draft",), _RUN)
-    ] = True
-    cluster: Annotated[
-        str | None, Option("Run on Ray: 'local' or a cluster's address.", panel=_RUN)
-    ] = None
-    actors: Annotated[int, Option("Segmenters on the cluster.", panel=_RUN, minimum=1)] = 2
+    out: str = _option(dataclasses.MISSING, "Folder of the run, or a URL that fsspec takes.")
+    methods: tuple[str, ...] = _option(
+        ("deepcut",),
+        "Names, separated by commas; 'all', or a group such as 'grid', for many.",
+        "--method",
+        kind=str,
+        shown="deepcut",
+        parse=parse_names,
+    )
+    protocol: str = _option(
+        "honest",
+        "honest, published, or that of a paper: deepcut, unseggnet, unsegarmanet, unsegmedgat.",
+    )
+    crop: bool | None = _option(
+        None, "Crop to the true box + 20 px first (published).", "--crop/--no-crop"
+    )
+    limit: int | None = _option(None, "Only the first so many images.", minimum=1)
+    split: str | None = _option(None, "Only this split of the data set.")
+    image_key: str | None = _option(None, "Image feature of a tfds: set.")
+    mask_key: str | None = _option(None, "Mask feature of a tfds: set.")
+    foreground_values: tuple[Value, ...] | str | None = None
+    void_values: tuple[Value, ...] | None = _option(
+        None,
+        "Mask values left out of every score, such as 255; none for no value.",
+        "--void",
+        kind=str | None,
+        parse=parse_void,
+    )
+    value_range: tuple[float, float] | str | None = _option(
+        None,
+        "Values of deep images made black and white: image, set, LOW:HIGH.",
+        "--range",
+        kind=str,
+        shown="image",
+        parse=parse_range,
+    )
+    backbone: str = _option("auto", "Name or weights file.")
+    dtype: str = _option(
+        "auto", "Of the backbone: float32, bfloat16, or auto for the faster one here."
+    )
+    batch_size: int = _option(8, "Images on the device at a time.", minimum=1)
+    seed: int = _option(0, "Of initial parameters and dropout.")
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    record_every: int = _option(
+        0, "Record IoU every so many epochs; 0 never.", "--every", minimum=0
+    )
+    resume: bool = _option(False, "Continue the run in --out.", "--resume", panel=_RUN)
+    retry_failed: bool = _option(
+        False, "With --resume: try failed images again.", "--retry-failed", panel=_RUN
+    )
+    strict: bool = _option(
+        False,
+        "With --resume: compare the contents of all files, not size and time.",
+        "--strict",
+        panel=_RUN,
+    )
+    overwrite: bool = _option(False, "Replace the run in --out.", "--overwrite", panel=_RUN)
+    fail_fast: bool = _option(
+        False, "Stop at the first image that fails.", "--fail-fast", panel=_RUN
+    )
+    shard: tuple[int, int] | None = _option(
+        None,
+        "I/N: only every N-th image, starting at the I-th.",
+        panel=_RUN,
+        kind=str | None,
+        parse=parse_shard,
+    )
+    save_masks: bool = _option(
+        False, "Write every mask as PNG; `rescore` needs them.", "--save-masks", panel=_RUN
+    )
+    thumbnails: int = _option(
+        1000, "Images whose thumbnails the report shows.", panel=_RUN, minimum=0
+    )
+    workers: int | None = _option(None, "Threads that decode.", panel=_RUN, minimum=1)
+    draft: bool = _option(
+        True, "Decode large JPEGs at reduced size.", "--draft/--no-draft", panel=_RUN
+    )
+    cluster: str | None = _option(
+        None, "Run on Ray: 'local' or the address of a cluster.", panel=_RUN
+    )
+    actors: int = _option(2, "Segmenters on the cluster.", panel=_RUN, minimum=1)
 
     def check(self) -> None:
         """Raises ValueError for names or values that cannot be used, before anything is read."""
@@ -260,13 +251,13 @@ def command_parameters() -> list[inspect.Parameter]:
         info = typer.Option(
             *option.flags, help=option.help, rich_help_panel=option.panel, min=option.minimum
         )
-        kinds = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(
-            inspect.Parameter(name, kinds, default=default, annotation=Annotated[kind, info])
-        )
+        annotation = Annotated[kind, info]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
 
-    for name, (kind, option, default) in _field_options().items():
-        add(name, option, option.kind or kind, option.default or default)
+    for field, option in _options():
+        default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+        add(field.name, option, option.kind or field.type, option.shown or default)
     parameters += method_parameters(*_METHOD_FIELDS, panel=_METHOD)
     for name, option in _METHOD_OPTIONS.items():
         add(name, dataclasses.replace(option, panel=_METHOD), list[str] | None, None)
@@ -286,26 +277,22 @@ def settings_from(
         ValueError: a text that its option cannot read.
     """
     fields = {}
-    for name, (_, option, _) in _field_options().items():
-        value = options[name]
-        fields[name] = option.parse(value) if option.parse and value is not None else value
+    for field, option in _options():
+        value = options[field.name]
+        fields[field.name] = option.parse(value) if option.parse and value is not None else value
     named = {name: options[name] for name in (*_METHOD_FIELDS, "foreground")}
     fields["overrides"] = overrides_from(options["set_field"], **named)
     fields["resume"] = fields["resume"] or fields["retry_failed"]
     return Settings(**fields, foreground_values=foreground_values)
 
 
-def _field_options() -> dict[str, tuple[Any, Option, Any]]:
-    """Name → (type, option, default) of the fields of `Settings` that have an option."""
-    hints = get_type_hints(Settings, include_extras=True)
-    options = {}
-    for field in dataclasses.fields(Settings):
-        kind, *extras = get_args(hints[field.name])
-        if extras and isinstance(extras[0], Option):
-            missing = field.default is dataclasses.MISSING
-            default = inspect.Parameter.empty if missing else field.default
-            options[field.name] = kind, extras[0], default
-    return options
+def _options() -> list[tuple[dataclasses.Field, Option]]:
+    """The fields of `Settings` that have an option."""
+    return [
+        (field, field.metadata["option"])
+        for field in dataclasses.fields(Settings)
+        if "option" in field.metadata
+    ]
 
 
 def make_config(

@@ -1,7 +1,5 @@
 """Runs, merges and reports, in a folder of this machine or at a URL, here or on a cluster."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any
