@@ -1,56 +1,29 @@
-"""A small data set and a small random backbone, so that whole runs take seconds."""
+"""A small data set, a small random backbone, and one finished run, which all tests share."""
+
+import copy
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-WIDTH, HEADS, PATCH, BLOCKS = 48, 3, 8, 2
+from unseg_jax.bench import Settings, run
+from unseg_jax.bench.run.engine import Engine
+
 COUNT = 10
+# What differs from run to run.
+TIMES = {"seconds", "shared_seconds", "run", "crc", "worker"}
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    """A random ViT in the official layout, as a file that `--backbone` takes."""
-    from safetensors.numpy import save_file
-
-    rng = np.random.default_rng(0)
-
-    def normal(*shape):
-        return (0.2 * rng.standard_normal(shape)).astype(np.float32)
-
-    tensors = {
-        "cls_token": normal(1, 1, WIDTH),
-        "pos_embed": normal(1, 17, WIDTH),
-        "patch_embed.proj.weight": normal(WIDTH, 3, PATCH, PATCH),
-        "patch_embed.proj.bias": normal(WIDTH),
-        "norm.weight": np.ones(WIDTH, np.float32),
-        "norm.bias": np.zeros(WIDTH, np.float32),
-    }
-    for block in range(BLOCKS):
-        shapes = {
-            "norm1.weight": (WIDTH,),
-            "norm1.bias": (WIDTH,),
-            "attn.qkv.weight": (3 * WIDTH, WIDTH),
-            "attn.qkv.bias": (3 * WIDTH,),
-            "attn.proj.weight": (WIDTH, WIDTH),
-            "attn.proj.bias": (WIDTH,),
-            "norm2.weight": (WIDTH,),
-            "norm2.bias": (WIDTH,),
-            "mlp.fc1.weight": (4 * WIDTH, WIDTH),
-            "mlp.fc1.bias": (4 * WIDTH,),
-            "mlp.fc2.weight": (WIDTH, 4 * WIDTH),
-            "mlp.fc2.bias": (WIDTH,),
-        }
-        for name, shape in shapes.items():
-            tensors[f"blocks.{block}.{name}"] = normal(*shape)
-    path = tmp_path_factory.mktemp("weights") / "tiny_patch8.safetensors"
-    save_file(tensors, path)
-    return path
+def weights(tiny_weights):
+    """A random ViT, as a file that `--backbone` takes."""
+    return tiny_weights
 
 
-def draw(folder, count=COUNT, seed=0):
+def _draw(folder, count=COUNT):
     """`folder/images` and `folder/masks`: bright ellipses on dark noise, of several sizes."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for index in range(count):
@@ -60,20 +33,87 @@ def draw(folder, count=COUNT, seed=0):
         mask = ((y - centre[0]) / 12) ** 2 + ((x - centre[1]) / 14) ** 2 < 1
         image = rng.integers(0, 60, (height, width, 3))
         image[mask] += np.array([180, 120, 60])
-        Image.fromarray(image.astype(np.uint8)).save(folder / "images" / f"{index:03d}.png")
-        Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(
-            folder / "masks" / f"{index:03d}.png"
-        )
+        for kind, pixels in (("images", image), ("masks", mask * 255)):
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{index:03d}.png")
     return folder
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """Ten image and mask pairs."""
-    return draw(tmp_path_factory.mktemp("data") / "ellipses")
+    return _draw(tmp_path_factory.mktemp("data") / "ellipses")
 
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory):
     """Sixty image and mask pairs: enough that a run has far to go when its first records appear."""
-    return draw(tmp_path_factory.mktemp("data") / "many", 60)
+    return _draw(tmp_path_factory.mktemp("data") / "many", 60)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once():
+    """Runs that differ in their folders and images alone share one engine's programs."""
+    engines, programs, make, compile = {}, {}, Engine.from_settings, Engine.compile
+
+    def from_settings(settings):
+        methods = settings.resolve_methods()
+        if any(method.learns_from_set or method.fit != "stretch" for method in methods):
+            return make(settings)
+        names = ("methods", "backbone", "batch_size", "seed", "dtype", "record_every", "overrides")
+        key = repr([getattr(settings, name) for name in names])
+        if key not in engines:
+            engines[key] = make(settings)
+            engines[key].key = key
+        engine = copy.copy(engines[key])
+        engine.compile_seconds = dict(engine.compile_seconds)
+        return engine
+
+    def compile_once(self, *progress):
+        key = getattr(self, "key", None), self.batch_size
+        if key[0] is None or key not in programs:
+            self._groups, self._assign = copy.deepcopy(self._groups), {}
+            compile(self, *progress)
+            programs[key] = self._groups, self._assign, self.compile_seconds
+        self._groups, self._assign, seconds = programs[key]
+        self.compile_seconds = dict(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "from_settings", from_settings)
+        patch.setattr(Engine, "compile", compile_once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def settings(data, weights):
+    """`settings(out, **changes)`: of a run of one method on the small data set."""
+
+    def make(out, *, data=data, **changes):
+        given = {"methods": ("deepcut",), "backbone": str(weights), "batch_size": 2}
+        given["overrides"] = {"image_size": 48, "epochs": 4}
+        return Settings(str(data), str(out), **given | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def records():
+    """`records(out)`: by image and method, each once, without what differs from run to run."""
+
+    def read(out, leave_out=frozenset(TIMES)):
+        found = {}
+        for line in (out / "per_image.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            key = record["id"], record["method"]
+            assert key not in found
+            found[key] = {name: v for name, v in record.items() if name not in leave_out}
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def whole(settings, tmp_path_factory):
+    """An undisturbed run of two methods, and its summary. Not to be written to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    both = settings(out, methods=("deepcut", "deepcut-cc"), batch_size=4, save_masks=True)
+    return out, run(both, quiet=True)

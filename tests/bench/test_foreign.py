@@ -1,20 +1,20 @@
 """No command changes, replaces or removes a file that the run did not write itself."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from unseg_jax.bench import BenchError, Settings, run
-from unseg_jax.bench.__main__ import tools
+from unseg_jax.bench import BenchError, run
 from unseg_jax.bench.folder import file_stem, open_store
 from unseg_jax.bench.records import FILES, FOLDERS
+from unseg_jax.bench.run.engine import Engine
 from unseg_jax.bench.run.rescore import rescore
-from unseg_jax.bench.scale import merge
+from unseg_jax.bench.scale import merge, report
 from unseg_jax.runs.locking import LOCK
 from unseg_jax.runs.store import JOURNAL, MANIFEST
 
@@ -32,12 +32,6 @@ NAMES = (*FILES, MANIFEST, JOURNAL, LOCK, *PICTURES)
 LINKED = ("summary.json", "per_image.jsonl", MANIFEST, JOURNAL, LOCK, *PICTURES[::2])
 
 
-def settings(data, weights, out, **changes):
-    given = {"methods": ("deepcut",), "batch_size": 2, "limit": 2, "save_masks": True} | changes
-    overrides = {"image_size": 48, "epochs": 4}
-    return Settings(str(data), str(out), backbone=str(weights), overrides=overrides, **given)
-
-
 def digests(*folders):
     """Every file and link below some folders, with a hash of what it holds."""
     found = {}
@@ -51,13 +45,27 @@ def digests(*folders):
 
 
 @pytest.fixture(scope="module")
-def made(data, weights, tmp_path_factory):
+def chosen(settings):
+    """Settings of the runs here."""
+    return functools.partial(settings, limit=2, save_masks=True)
+
+
+@pytest.fixture(scope="module")
+def made(chosen, tmp_path_factory):
     """A finished run, and its two shards in another folder."""
     folder = tmp_path_factory.mktemp("made")
-    run(settings(data, weights, folder / "run"), quiet=True)
+    run(chosen(folder / "run"), quiet=True)
     for index in range(2):
-        run(settings(data, weights, folder / "shards", shard=(index, 2)), quiet=True)
+        run(chosen(folder / "shards", shard=(index, 2)), quiet=True)
     return folder
+
+
+@pytest.fixture
+def no_device(monkeypatch):
+    """What the device finds is beside the point."""
+    error = BenchError("got as far as the device.")
+    monkeypatch.setattr(Engine, "compile", lambda *_: None)
+    monkeypatch.setattr(Engine, "run", lambda *_: (_ for _ in ()).throw(error))
 
 
 def put(folder, name, how, elsewhere):
@@ -83,44 +91,26 @@ def put(folder, name, how, elsewhere):
 
 
 COMMANDS = {
-    "run": lambda data, weights, out: run(settings(data, weights, out), quiet=True),
-    "overwrite": lambda data, weights, out: run(
-        settings(data, weights, out, overwrite=True, seed=1), quiet=True
+    "run": lambda chosen, out: run(chosen(out), quiet=True),
+    "overwrite": lambda chosen, out: run(chosen(out, overwrite=True, seed=1), quiet=True),
+    "resume": lambda chosen, out: run(chosen(out, resume=True), quiet=True),
+    "retry": lambda chosen, out: run(chosen(out, resume=True, retry_failed=True), quiet=True),
+    "merge": lambda _, out: merge(out),
+    "report": lambda _, out: report(out),
+    "rescore": lambda _, out: rescore(out.with_name("source"), out, "published"),
+    "remote overwrite": lambda chosen, out: run(
+        chosen(f"file://{out}", overwrite=True, seed=1), quiet=True
     ),
-    "resume": lambda data, weights, out: run(settings(data, weights, out, resume=True), quiet=True),
-    "retry": lambda data, weights, out: run(
-        settings(data, weights, out, resume=True, retry_failed=True), quiet=True
-    ),
-    "merge": lambda data, weights, out: merge(out),
-    "report": lambda data, weights, out: CliRunner().invoke(tools, ["report", str(out)]),
-    "rescore": lambda data, weights, out: rescore(out.with_name("source"), out, "published"),
-    "remote overwrite": lambda data, weights, out: run(
-        settings(data, weights, f"file://{out}", overwrite=True, seed=1), quiet=True
-    ),
-    "remote resume": lambda data, weights, out: run(
-        settings(data, weights, f"file://{out}", resume=True), quiet=True
-    ),
-    "remote merge": lambda data, weights, out: CliRunner().invoke(
-        tools, ["merge", f"file://{out}"]
-    ),
-    "remote report": lambda data, weights, out: CliRunner().invoke(
-        tools, ["report", f"file://{out}"]
-    ),
+    "remote resume": lambda chosen, out: run(chosen(f"file://{out}", resume=True), quiet=True),
+    "remote merge": lambda _, out: merge(f"file://{out}"),
+    "remote report": lambda _, out: report(f"file://{out}"),
 }
 
 
 @pytest.mark.parametrize("how", ["file", "link", "folder"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_not_ours_is_kept(made, data, weights, tmp_path, command, how, monkeypatch):
+def test_what_is_not_ours_is_kept(made, chosen, tmp_path, command, how, no_device):
     """Each name in turn is somebody else's, in a run's folder and in one that never saw a run."""
-    from unseg_jax.bench.run.engine import Engine
-
-    # What the device finds is beside the point here.
-    monkeypatch.setattr(Engine, "compile", lambda *_: None)
-    monkeypatch.setattr(
-        Engine, "run", lambda *_: (_ for _ in ()).throw(BenchError("got as far as the device."))
-    )
-    shutil.copytree(made / "run", tmp_path / "source")
     state = "shards" if "merge" in command else "run"
     # A file by each name; links by one name of each kind.
     names, states = (NAMES, (state, "nothing")) if how == "file" else (LINKED, (state,))
@@ -140,7 +130,7 @@ def test_what_is_not_ours_is_kept(made, data, weights, tmp_path, command, how, m
                 before = digests(*foreign, elsewhere, base / "outside", out.parent / "x")
                 before |= {str(path): content(path) for path in foreign}
                 with contextlib.suppress(BenchError):
-                    COMMANDS[command](data, weights, out)
+                    COMMANDS[command](chosen, out)
                 after = digests(*foreign, elsewhere, base / "outside", out.parent / "x")
                 after |= {str(path): content(path) for path in foreign}
                 assert after == before, (name, begin)
@@ -152,32 +142,32 @@ def content(path):
     return path.read_bytes() if path.is_file() else None
 
 
-def test_a_run_that_overwrites_names_the_file_that_it_keeps(made, data, weights, tmp_path):
+def test_a_run_that_overwrites_names_the_file_that_it_keeps(made, tmp_path, chosen):
     out = tmp_path / "out"
     shutil.copytree(made / "run", out)
     (out / "masks" / "mine.png").write_bytes(b"mine")
     (out / "notes.txt").write_text("mine")
     before = digests(out)
     with pytest.raises(BenchError, match=r"masks/mine\.png was not written by this run.*move it"):
-        run(settings(data, weights, out, overwrite=True), quiet=True)
+        run(chosen(out, overwrite=True), quiet=True)
     assert digests(out) == before | {str(out / LOCK): digests(out)[str(out / LOCK)]}
     (out / "masks" / "mine.png").unlink()
-    run(settings(data, weights, out, overwrite=True, seed=1, save_masks=False), quiet=True)
+    run(chosen(out, overwrite=True, seed=1, save_masks=False), quiet=True)
     assert (out / "notes.txt").read_text() == "mine"
     assert not (out / "masks").exists()
 
 
-def test_a_copied_run_is_still_our_own(made, data, weights, tmp_path):
+def test_a_copied_run_is_still_our_own(made, tmp_path, chosen):
     """A copy has new times; contents decide then."""
     out = tmp_path / "out"
     shutil.copytree(made / "run", out, copy_function=shutil.copyfile)
-    run(settings(data, weights, out, overwrite=True, save_masks=False), quiet=True)
+    run(chosen(out, overwrite=True, save_masks=False), quiet=True)
     assert not (out / "masks").exists()
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 @pytest.mark.parametrize("place", [".", "images", "masks", "runs", ".."])
-def test_a_run_in_its_data_is_refused(data, weights, tmp_path, scheme, place):
+def test_a_run_in_its_data_is_refused(data, tmp_path, scheme, place, chosen):
     folder = tmp_path / "above" / "data"
     shutil.copytree(data, folder)
     link = tmp_path / "link"
@@ -191,17 +181,17 @@ def test_a_run_in_its_data_is_refused(data, weights, tmp_path, scheme, place):
             if place == ".." and base == link:
                 continue
             with pytest.raises(BenchError, match=r"is, contains, or lies in .*choose a folder"):
-                run(settings(spec, weights, out, overwrite=True), quiet=True)
+                run(chosen(out, overwrite=True, data=spec), quiet=True)
     if place in ("images", "masks", ".", ".."):
         with pytest.raises(BenchError, match="is, contains, or lies in"):
-            run(settings(lists, weights, f"{scheme}{folder / place}", limit=1), quiet=True)
+            run(chosen(f"{scheme}{folder / place}", limit=1, data=lists), quiet=True)
     assert digests(folder) == before
 
 
-def test_rescoring_into_the_data_is_refused(data, weights, tmp_path):
+def test_rescoring_into_the_data_is_refused(data, tmp_path, chosen):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
-    run(settings(folder, weights, tmp_path / "run"), quiet=True)
+    run(chosen(tmp_path / "run", data=folder), quiet=True)
     before = digests(folder)
     with pytest.raises(BenchError, match="is, contains, or lies in"):
         rescore(tmp_path / "run", folder, "published")
@@ -222,7 +212,7 @@ def test_merging_in_a_data_folder_keeps_its_masks(made, data, tmp_path):
     assert {path: after[path] for path in before} == before
 
 
-def test_only_part_files_of_the_run_are_swept(made, data, weights, tmp_path):
+def test_only_part_files_of_the_run_are_swept(made, tmp_path, chosen):
     out = tmp_path / "out"
     shutil.copytree(made / "run", out)
     store = open_store(out)
@@ -234,35 +224,35 @@ def test_only_part_files_of_the_run_are_swept(made, data, weights, tmp_path):
     theirs += [out / ".0123456789abcdef.manifest.part"]
     for path in (ours, *theirs):
         path.write_bytes(b"half")
-    run(settings(data, weights, out, resume=True), quiet=True)
+    run(chosen(out, resume=True), quiet=True)
     assert not ours.exists()
     assert all(path.read_bytes() == b"half" for path in theirs)
 
 
-def test_a_merge_does_not_replace_another_run(made, data, weights, tmp_path):
+def test_a_merge_does_not_replace_another_run(made, tmp_path, chosen):
     out = tmp_path / "out"
     shutil.copytree(made / "shards", out)
-    run(settings(data, weights, out, seed=1), quiet=True)
+    run(chosen(out, seed=1), quiet=True)
     before = digests(out)
     with pytest.raises(BenchError, match="seed is 1 there and 0 here"):
         merge(out)
     assert digests(out) == before
 
 
-def test_a_place_in_memory_keeps_what_is_not_ours(data, weights):
+def test_a_place_in_memory_keeps_what_is_not_ours(chosen, no_device):
     system = fsspec.filesystem("memory")
     for number, name in enumerate((*FILES, MANIFEST, JOURNAL, *PICTURES)):
         url = f"memory://foreign/{number}"
         system.pipe_file(f"/foreign/{number}/{name}", b"precious")
         with pytest.raises(BenchError, match="was not written by this run"):
-            run(settings(data, weights, url, overwrite=True), quiet=True)
+            run(chosen(url, overwrite=True), quiet=True)
         with contextlib.suppress(BenchError):
-            run(settings(data, weights, url, resume=True, limit=1), quiet=True)
+            run(chosen(url, resume=True, limit=1), quiet=True)
         assert system.cat_file(f"/foreign/{number}/{name}") == b"precious"
     assert set(FOLDERS) == {name.partition("/")[0] for name in PICTURES}
 
 
-def test_a_place_elsewhere_is_written_by_one_process(data, weights):
+def test_a_place_elsewhere_is_written_by_one_process(chosen):
     import json
     import time
 
@@ -271,23 +261,23 @@ def test_a_place_elsewhere_is_written_by_one_process(data, weights):
     path = "/foreign/locked/.unseg_jax.lock.json"
     system.pipe_file(path, json.dumps({"unseg_jax": lock}).encode())
     with pytest.raises(BenchError, match="another process, 7 on another, was writing"):
-        run(settings(data, weights, "memory://foreign/locked"), quiet=True)
+        run(chosen("memory://foreign/locked"), quiet=True)
     system.pipe_file(path, json.dumps({"unseg_jax": lock | {"time": 0}}).encode())
-    run(settings(data, weights, "memory://foreign/locked", limit=1), quiet=True)
+    run(chosen("memory://foreign/locked", limit=1), quiet=True)
     assert not system.exists(path)
     system.pipe_file(path, b"precious")
     with pytest.raises(BenchError, match="was not written by this run"):
-        run(settings(data, weights, "memory://foreign/locked", resume=True), quiet=True)
+        run(chosen("memory://foreign/locked", resume=True), quiet=True)
     assert system.cat_file(path) == b"precious"
 
 
 @pytest.mark.parametrize("name", ["masks/deepcut/001.png", "thumbnails/truth/001.png"])
-def test_a_picture_in_the_way_stops_a_resumed_run(made, data, weights, tmp_path, name):
+def test_a_picture_in_the_way_stops_a_resumed_run(made, tmp_path, name, chosen):
     out = tmp_path / "out"
     shutil.copytree(made / "run", out)
     lines = (out / "per_image.jsonl").read_text().splitlines(keepends=True)
     (out / "per_image.jsonl").write_text(lines[0])
     (out / name).write_bytes(b"precious")
     with pytest.raises(BenchError, match=rf"{name} was not written by this run"):
-        run(settings(data, weights, out, resume=True), quiet=True)
+        run(chosen(out, resume=True), quiet=True)
     assert (out / name).read_bytes() == b"precious"

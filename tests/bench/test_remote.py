@@ -1,14 +1,14 @@
 """Runs whose folder is at a URL: copied out in parts, and gone on with from there."""
 
+import functools
 import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
-from unseg_jax.bench import BenchError, Settings, run
-from unseg_jax.bench.__main__ import tools
+from unseg_jax.bench import BenchError, run
 from unseg_jax.bench.folder import open_store
+from unseg_jax.bench.scale import merge, report
 from unseg_jax.bench.scale.remote import Remote
 from unseg_jax.runs.journal import seal
 
@@ -31,16 +31,9 @@ def pictures(page):
     return page.count('id="picture-')
 
 
-def given(data, weights, out, **changes):
-    return Settings(
-        data=str(data),
-        out=str(out),
-        backbone=str(weights),
-        batch_size=2,
-        overrides={"image_size": 48, "epochs": 4},
-        limit=4,
-        **changes,
-    )
+@pytest.fixture(scope="module")
+def given(settings):
+    return functools.partial(settings, limit=4)
 
 
 def lose_half(out):
@@ -54,11 +47,10 @@ def lose_half(out):
 
 
 @pytest.fixture(scope="module")
-def made(data, weights, tmp_path_factory):
+def made(given, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "run"
     for index in range(2):
-        settings = given(data, weights, f"file://{out}", shard=(index, 2), save_masks=True)
-        run(settings, quiet=True)
+        run(given(f"file://{out}", shard=(index, 2), save_masks=True), quiet=True)
     return out
 
 
@@ -98,77 +90,74 @@ def test_records_go_out_in_parts_and_come_back(tmp_path):
     assert not list((tmp_path / "there").iterdir())
 
 
-def test_a_run_is_written_and_resumed_at_a_url(data, weights):
+def test_a_run_is_written_and_resumed_at_a_url(given):
     url = "memory://bench/run"
-    summary = run(given(data, weights, url), quiet=True)
+    summary = run(given(url), quiet=True)
     system = fsspec.filesystem("memory")
     assert json.loads(system.cat_file("/bench/run/summary.json")) == summary
     assert system.cat_file("/bench/run/per_image.jsonl").count(b"\n") == 4
     assert system.exists("/bench/run/thumbnails/image/000.jpg")
     with pytest.raises(BenchError, match=r"^memory://bench/run holds a run already"):
-        run(given(data, weights, url), quiet=True)
+        run(given(url), quiet=True)
     with pytest.raises(BenchError, match=r"^the run in memory://bench/run has another config"):
-        run(given(data, weights, url, seed=1, resume=True), quiet=True)
+        run(given(url, seed=1, resume=True), quiet=True)
     # Half of the records are lost with the machine.
     part = system.cat_file("/bench/run/per_image.jsonl.parts/000000.jsonl")
     half = b"".join(part.splitlines(keepends=True)[:2])
     system.pipe_file("/bench/run/per_image.jsonl.parts/000000.jsonl", half)
-    again = run(given(data, weights, url, resume=True), quiet=True)
+    again = run(given(url, resume=True), quiet=True)
     assert again["methods"]["deepcut"]["miou"] == summary["methods"]["deepcut"]["miou"]
     assert system.cat_file("/bench/run/per_image.jsonl").count(b"\n") == 4
     # The report shows the pictures of both sessions.
     assert pictures(system.cat_file("/bench/run/report.html").decode()) == 4
 
 
-def test_overwriting_a_shard_leaves_its_siblings(there, data, weights):
+def test_overwriting_a_shard_leaves_its_siblings(there, given):
     (there / "shard-0-of-2" / "per_image.jsonl").write_text("")
     before = contents(there / "shard-1-of-2")
-    run(given(data, weights, f"file://{there}", shard=(0, 2), overwrite=True), quiet=True)
+    run(given(f"file://{there}", shard=(0, 2), overwrite=True), quiet=True)
     assert contents(there / "shard-1-of-2") == before
     assert sorted(ids(there / "shard-0-of-2")) == ["000", "002"]
     assert not (there / "shard-0-of-2" / "masks").exists()
 
 
-def test_overwriting_a_run_leaves_what_is_not_its_own(there, data, weights):
-    run(given(data, weights, f"file://{there}", seed=1), quiet=True)
+def test_overwriting_a_run_leaves_what_is_not_its_own(there, given):
+    run(given(f"file://{there}", seed=1), quiet=True)
     (there / "notes.txt").write_text("mine")
     before = contents(there / "shard-1-of-2")
-    run(given(data, weights, f"file://{there}", overwrite=True), quiet=True)
+    run(given(f"file://{there}", overwrite=True), quiet=True)
     assert contents(there / "shard-1-of-2") == before
     assert (there / "notes.txt").read_text() == "mine"
     assert sorted(ids(there)) == ["000", "001", "002", "003"]
 
 
-def test_shards_do_not_write_each_others_folders(there, data, weights, monkeypatch):
+def test_shards_do_not_write_each_others_folders(there, monkeypatch, given):
     lose_half(there / "shard-1-of-2")
     url, pull, pulled = f"file://{there}", Remote.pull, []
 
     def pull_and_let_the_sibling_finish(self):
         pull(self)
         monkeypatch.setattr(Remote, "pull", pull)
-        settings = given(data, weights, url, shard=(1, 2), save_masks=True, resume=True)
+        settings = given(url, shard=(1, 2), save_masks=True, resume=True)
         run(settings, quiet=True)
         pulled.extend(path.name for path in self.folder.parent.glob("*-of-*"))
 
     monkeypatch.setattr(Remote, "pull", pull_and_let_the_sibling_finish)
-    settings = given(data, weights, url, shard=(0, 2), save_masks=True, resume=True)
+    settings = given(url, shard=(0, 2), save_masks=True, resume=True)
     run(settings, quiet=True)
     assert ids(there / "shard-1-of-2") == ["001", "003"]
     assert pulled == ["shard-0-of-2"]
 
 
-def test_shards_are_merged_and_reported_at_a_url(there, data, weights):
+def test_shards_are_merged_and_reported_at_a_url(there, data, given):
     url = f"file://{there}"
     lose_half(there / "shard-1-of-2")
-    refused = CliRunner().invoke(tools, ["merge", url])
-    assert refused.exit_code == 1
-    assert f"{url}/shard-1-of-2 is not finished" in refused.stderr
+    with pytest.raises(BenchError, match=f"{url}/shard-1-of-2 is not finished"):
+        merge(url)
     assert not (there / "per_image.jsonl").exists()
-    run(given(data, weights, url, shard=(1, 2), save_masks=True, resume=True), quiet=True)
+    run(given(url, shard=(1, 2), save_masks=True, resume=True), quiet=True)
     for _ in range(2):  # as often as wanted
-        done = CliRunner().invoke(tools, ["merge", url])
-        assert done.exit_code == 0, done.stderr
-        assert f"written to {url}" in done.stdout
+        merge(url)
         assert ids(there) == ["000", "002", "001", "003"]
         assert json.loads((there / "summary.json").read_text())["complete"]
         assert pictures((there / "report.html").read_text()) == 4
@@ -184,22 +173,18 @@ def test_shards_are_merged_and_reported_at_a_url(there, data, weights):
     before = written()
     for name in ("summary.json", "report.html"):
         (there / name).unlink()
-    done = CliRunner().invoke(tools, ["report", url])
-    assert done.exit_code == 0, done.stderr
-    assert f"written to {url}" in done.stdout
+    report(url)
     assert written() == before
 
     # The merged run can be gone on with: its records are there in parts as well.
-    run(given(data, weights, url, save_masks=True, resume=True), quiet=True)
+    run(given(url, save_masks=True, resume=True), quiet=True)
     assert ids(there) == ["000", "002", "001", "003"]
 
 
-@pytest.mark.parametrize("command", ["merge", "report"])
+@pytest.mark.parametrize("command", [merge, report])
 def test_a_url_without_a_run_is_named(command):
-    done = CliRunner().invoke(tools, [command, "memory://bench/none"])
-    assert done.exit_code == 1
-    assert done.stderr.startswith("error: memory://bench/none")
-    assert "unseg-jax-" not in done.stderr
+    with pytest.raises(BenchError, match=r"^memory://bench/none"):
+        command("memory://bench/none")
 
 
 def test_records_that_are_there_whole_only_are_read(tmp_path):
@@ -221,6 +206,6 @@ def test_records_that_are_there_whole_only_are_read(tmp_path):
     assert ids(tmp_path / "there") == ["b"]
 
 
-def test_unknown_places_are_one_sentence(data, weights):
+def test_unknown_places_are_one_sentence(given):
     with pytest.raises(BenchError, match=r"nowhere://x cannot be opened.*or choose a folder"):
-        run(Settings(str(data), "nowhere://x", backbone=str(weights)), quiet=True)
+        run(given("nowhere://x"), quiet=True)

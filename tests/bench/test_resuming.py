@@ -1,6 +1,7 @@
 """A resumed run belongs to its data and its options; damaged files are one sentence."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -8,11 +9,10 @@ import zlib
 
 import pytest
 from PIL import Image, ImageOps
-from typer.testing import CliRunner
 
-from unseg_jax.bench import BenchError, Settings, run
-from unseg_jax.bench.__main__ import tools
+from unseg_jax.bench import BenchError, Settings, run, summarise, write_summary
 from unseg_jax.bench.folder import file_stem
+from unseg_jax.bench.records import read_config, read_records, read_sessions
 from unseg_jax.bench.run.items import Preparer
 from unseg_jax.bench.run.settings import make_config
 from unseg_jax.bench.scale import merge
@@ -20,23 +20,18 @@ from unseg_jax.runs.journal import seal
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
 
 
-def settings(data, weights, out, **changes):
-    given = {"methods": ("deepcut",), "batch_size": 2, "limit": 4, "save_masks": True} | changes
-    overrides = {"image_size": 48, "epochs": 4}
-    return Settings(str(data), str(out), backbone=str(weights), overrides=overrides, **given)
-
-
-def records(out):
-    lines = (out / "per_image.jsonl").read_text().splitlines()
-    return {(line["id"], line["method"]): line for line in map(json.loads, lines)}
-
-
 @pytest.fixture(scope="module")
-def made(data, weights, tmp_path_factory):
+def made(data, settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(data, folder / "data")
-    run(settings(folder / "data", weights, folder / "run"), quiet=True)
+    run(settings(folder / "run", data=folder / "data", limit=4, save_masks=True), quiet=True)
     return folder
+
+
+@pytest.fixture
+def chosen(settings):
+    """Settings of the run in `made`."""
+    return functools.partial(settings, limit=4, save_masks=True)
 
 
 @pytest.fixture
@@ -59,32 +54,32 @@ def prepared(monkeypatch):
     return ids
 
 
-def test_a_run_moves_with_its_data(copy, weights, prepared):
+def test_a_run_moves_with_its_data(copy, prepared, chosen):
     (copy / "data").rename(copy / "renamed")
     for path in (copy / "renamed").rglob("*.png"):
         os.utime(path)  # as a copy that keeps no times
-    run(settings(copy / "renamed", weights, copy / "run", resume=True), quiet=True)
+    run(chosen(copy / "run", data=copy / "renamed", resume=True), quiet=True)
     assert prepared == []
 
 
-def test_what_has_changed_is_said_and_done_again(copy, weights, prepared, caplog):
+def test_what_has_changed_is_said_and_done_again(copy, prepared, caplog, chosen, records):
     before = records(copy / "run")
     truth = copy / "data" / "masks" / "001.png"
     ImageOps.invert(Image.open(truth)).save(truth)
     image = copy / "data" / "images" / "003.png"
     ImageOps.invert(Image.open(image)).save(image)
-    summary = run(settings(copy / "data", weights, copy / "run", resume=True), quiet=True)
+    summary = run(chosen(copy / "run", data=copy / "data", resume=True), quiet=True)
     assert sorted(prepared) == ["001", "003"]
     assert "2 images or masks have changed since they were scored" in caplog.text
     after = records(copy / "run")
     assert len((copy / "run" / "per_image.jsonl").read_text().splitlines()) == len(after) == 4
     changed = {key[0] for key in after if after[key]["iou"] != before[key]["iou"]}
     assert "001" in changed <= {"001", "003"}
-    fresh = run(settings(copy / "data", weights, copy / "fresh"), quiet=True)
+    fresh = run(chosen(copy / "fresh", data=copy / "data"), quiet=True)
     assert summary["methods"]["deepcut"]["miou"] == fresh["methods"]["deepcut"]["miou"]
 
 
-def test_strict_sees_a_change_that_size_and_time_hide(copy, weights, prepared):
+def test_strict_sees_a_change_that_size_and_time_hide(copy, prepared, records):
     path = copy / "data" / "masks" / "002.png"
     state, content = path.stat(), bytearray(path.read_bytes())
     content[-20] ^= 1
@@ -109,7 +104,7 @@ def test_another_feature_of_the_data_is_another_run(tmp_path):
             check_same(config(), config(**{key: "other"}), "run")
 
 
-def test_rescoring_opens_the_same_features(copy, weights, tmp_path, monkeypatch):
+def test_rescoring_opens_the_same_features(copy, tmp_path, monkeypatch):
     from unseg_jax.bench.run.rescore import rescore as module
 
     path = copy / "run" / "config.json"
@@ -129,38 +124,40 @@ def test_rescoring_opens_the_same_features(copy, weights, tmp_path, monkeypatch)
 SHAPES = ["[]", "{}", "null", "3", '"text"', '{"methods": 3}', '{"protocol": {}}', "{", "", "\xff"]
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "per_image.jsonl", "sessions.jsonl", "summary.json"]
-)
-def test_json_of_another_shape_is_one_sentence(copy, weights, name):
+@pytest.mark.parametrize("name", ["config.json", "per_image.jsonl", "sessions.jsonl"])
+def test_json_of_another_shape_is_one_sentence(copy, name):
     path = copy / "run" / name
     original = path.read_bytes()
-    config = json.loads((copy / "run" / "config.json").read_text())
     texts = [text.encode("latin-1") for text in SHAPES]
     texts += [text + b"\n" for text in texts]
     if name == "config.json":
+        config = json.loads(original)
         for key in config:
             for value in (None, [], {}, "x", -1, [[]], {"x": []}):
                 texts.append(json.dumps({**config, key: value}).encode())
-    elif name != "summary.json":
+    else:
         line = json.loads(original.splitlines()[0])
         line.pop("crc", None)
         for key in line:
             for value in ([], {}, "x", -7.5, 7.5, True, [[]]):
                 texts.append(seal({**line, key: value}).encode())
+    said = []
     for text in texts:
         path.write_bytes(text)
-        for command in ("report", "merge"):
-            done = CliRunner().invoke(tools, [command, str(copy / "run")])
-            assert isinstance(done.exception, SystemExit | None), (text, done.exception)
-            if done.exit_code:
-                assert done.stderr.startswith("error: ")
-                assert done.stderr.rstrip().endswith("."), done.stderr
-    path.write_bytes(original)
+        try:
+            config = read_config(copy / "run")
+            summarise(read_records(copy / "run"), config, read_sessions(copy / "run"))
+        except BenchError as error:
+            said.append(str(error))
+    assert len(said) >= 14
+    assert all(message.endswith(".") for message in said)
+    path.write_bytes(SHAPES[0].encode() + b"\n")
+    with pytest.raises(BenchError, match=name):
+        write_summary(copy / "run")
 
 
 @pytest.mark.parametrize("value", [7.5, -0.1, float("nan"), float("inf"), "0.5", True])
-def test_scores_that_cannot_be_are_refused(copy, weights, value):
+def test_scores_that_cannot_be_are_refused(copy, value, chosen):
     path = copy / "run" / "per_image.jsonl"
     line = json.loads(path.read_text().splitlines()[0]) | {"iou": value}
     line.pop("crc")
@@ -168,45 +165,45 @@ def test_scores_that_cannot_be_are_refused(copy, weights, value):
     sealed = f'{body[:-1]}, "crc": "{zlib.crc32(body.encode()):08x}"}}\n'
     path.write_text(sealed)
     with pytest.raises(BenchError, match=r"line 1 of .*per_image\.jsonl is damaged"):
-        run(settings(copy / "data", weights, copy / "run", resume=True), quiet=True)
+        run(chosen(copy / "run", data=copy / "data", resume=True), quiet=True)
 
 
-def test_a_line_that_was_changed_is_refused(copy, weights):
+def test_a_line_that_was_changed_is_refused(copy, chosen):
     path = copy / "run" / "per_image.jsonl"
     path.write_text(path.read_text().replace('"iou": 0.', '"iou": 0.1', 1))
     with pytest.raises(BenchError):
-        run(settings(copy / "data", weights, copy / "run", resume=True), quiet=True)
-    done = CliRunner().invoke(tools, ["report", str(copy / "run")])
-    assert "its checksum does not match" in done.stderr
+        run(chosen(copy / "run", data=copy / "data", resume=True), quiet=True)
+    with pytest.raises(BenchError, match="its checksum does not match"):
+        write_summary(copy / "run")
 
 
-def test_records_of_another_run_are_refused(copy, weights):
-    run(settings(copy / "data", weights, copy / "other", seed=1), quiet=True)
+def test_records_of_another_run_are_refused(copy, chosen):
+    run(chosen(copy / "other", data=copy / "data", seed=1), quiet=True)
     (copy / "run" / "config.json").unlink()
     with pytest.raises(BenchError, match=r"per_image\.jsonl has no config\.json beside it"):
-        run(settings(copy / "data", weights, copy / "run", seed=1, resume=True), quiet=True)
+        run(chosen(copy / "run", data=copy / "data", seed=1, resume=True), quiet=True)
     shutil.copy(copy / "run" / "per_image.jsonl", copy / "other" / "per_image.jsonl")
     with pytest.raises(BenchError, match=r"line 1 of .* was made with another config"):
-        run(settings(copy / "data", weights, copy / "other", seed=1, resume=True), quiet=True)
+        run(chosen(copy / "other", data=copy / "data", seed=1, resume=True), quiet=True)
 
 
-def test_a_torn_session_is_mended(copy, weights):
+def test_a_torn_session_is_mended(copy, chosen):
     path = copy / "run" / "sessions.jsonl"
     whole = path.read_text()
     path.write_text(whole + whole[:40])
     (copy / "run" / "per_image.jsonl").write_text("")
-    summary = run(settings(copy / "data", weights, copy / "run", resume=True), quiet=True)
+    summary = run(chosen(copy / "run", data=copy / "data", resume=True), quiet=True)
     lines = path.read_text().splitlines(keepends=True)
     assert lines[0] == whole
     assert len(lines) == 2
     assert summary["device"]
 
 
-def test_copied_and_impossible_shards_are_refused(copy, weights, tmp_path):
+def test_copied_and_impossible_shards_are_refused(copy, tmp_path, chosen):
     out = tmp_path / "out"
     for index in range(2):
         changes = {"shard": (index, 2), "limit": 2, "save_masks": False}
-        run(settings(copy / "data", weights, out, **changes), quiet=True)
+        run(chosen(out, data=copy / "data", **changes), quiet=True)
     for name in ("shard-0-of-2-copy", "shard-9-of-3", "shard-00-of-2", "shard-1-of-2 (1)"):
         shutil.copytree(out / "shard-0-of-2", out / name)
         with pytest.raises(BenchError, match=r"under another name|both hold records"):
@@ -215,30 +212,28 @@ def test_copied_and_impossible_shards_are_refused(copy, weights, tmp_path):
     assert merge(out)["methods"]["deepcut"]["images"] == 2
 
 
-@pytest.mark.parametrize("where", ["image", "mask"])
-def test_an_error_of_any_number_costs_one_image(copy, weights, tmp_path, monkeypatch, where):
+def test_an_error_of_any_number_costs_one_image(copy, chosen, tmp_path, monkeypatch):
     from unseg_jax.bench.run import items
     from unseg_jax.data import reading
 
-    module, name = (reading, "read_image") if where == "image" else (items, "load_truth")
-    real = getattr(module, name)
-    for number in (errno.EIO, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE):
+    numbers = (errno.EIO, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+    for module, name, first in ((reading, "read_image", 0), (items, "load_truth", 4)):
+        real = getattr(module, name)
 
-        def broken(source, *rest, number=number, **options):
-            if "001" in str(source):
-                raise OSError(number, os.strerror(number), "001.png")
+        def broken(source, *rest, real=real, first=first, **options):
+            for index, number in enumerate(numbers, first):
+                if f"00{index}" in str(source):
+                    raise OSError(number, os.strerror(number), "x.png")
             return real(source, *rest, **options)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, broken)
-            out = tmp_path / str(number)
-            summary = run(settings(copy / "data", weights, out, limit=2), quiet=True)
-        assert [failure["id"] for failure in summary["failures"]] == ["001"]
-        assert summary["methods"]["deepcut"]["images"] == 2
+        monkeypatch.setattr(module, name, broken)
+    summary = run(chosen(tmp_path / "out", data=copy / "data", limit=None), quiet=True)
+    assert [failure["id"] for failure in summary["failures"]] == [f"00{n}" for n in range(8)]
+    assert summary["methods"]["deepcut"]["images"] == 10
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_stops_the_run(copy, weights, tmp_path, monkeypatch, number):
+def test_a_full_disk_stops_the_run(copy, tmp_path, monkeypatch, number, chosen):
     from unseg_jax.bench.run import items
 
     def broken(*_):
@@ -246,10 +241,10 @@ def test_a_full_disk_stops_the_run(copy, weights, tmp_path, monkeypatch, number)
 
     monkeypatch.setattr(items, "load_truth", broken)
     with pytest.raises(BenchError, match=r"(no space is left|quota is used up).*--resume"):
-        run(settings(copy / "data", weights, tmp_path / "out"), quiet=True)
+        run(chosen(tmp_path / "out", data=copy / "data"), quiet=True)
 
 
-def test_hostile_items_cost_one_record_each(copy, weights, tmp_path):
+def test_hostile_items_cost_one_record_each(copy, tmp_path, chosen):
     images, masks = copy / "data" / "images", copy / "data" / "masks"
     rows = [
         {"id": "a\0b"},
@@ -269,17 +264,17 @@ def test_hostile_items_cost_one_record_each(copy, weights, tmp_path):
         "".join(json.dumps(defaults | row) + "\n" for row in rows if row["id"] != "fifo")
     )
     out = tmp_path / "out"
-    summary = run(settings(listed, weights, out, limit=None), quiet=True)
+    summary = run(chosen(out, data=listed, limit=None), quiet=True)
     assert summary["methods"]["deepcut"]["images"] == len(rows) - 1
     assert {failure["id"] for failure in summary["failures"]} == {"gone", "nul", "locked"}
     stems = [path.stem for path in (out / "masks" / "deepcut").iterdir()]
     assert len(stems) == 5
     assert all(len(os.fsencode(stem)) < 200 for stem in stems)
-    resumed = run(settings(listed, weights, out, limit=None, resume=True), quiet=True)
+    resumed = run(chosen(out, data=listed, limit=None, resume=True), quiet=True)
     assert resumed["methods"] == summary["methods"]
 
 
-def test_names_that_are_not_utf8_are_escaped(copy, weights, tmp_path):
+def test_names_that_are_not_utf8_are_escaped(copy, tmp_path, chosen, records):
     name = os.fsdecode(b"caf\xe9")
     for kind in ("images", "masks"):
         folder = copy / "data" / kind
@@ -287,7 +282,7 @@ def test_names_that_are_not_utf8_are_escaped(copy, weights, tmp_path):
             (folder / "000.png").rename(folder / f"{name}.png")
         except OSError:
             pytest.skip("this file system takes UTF-8 names alone")
-    summary = run(settings(copy / "data", weights, tmp_path / "out", limit=None), quiet=True)
+    summary = run(chosen(tmp_path / "out", data=copy / "data", limit=None), quiet=True)
     assert summary["failures"] == []
     assert ("caf%udce9", "deepcut") in records(tmp_path / "out")
     assert "caf%udce9" in (tmp_path / "out" / "report.html").read_text()

@@ -1,0 +1,62 @@
+"""Which backbone a run of several methods takes, and what learns from the whole set first."""
+
+import dataclasses
+
+import pytest
+
+import unseg_jax as us
+from unseg_jax.bench import run
+from unseg_jax.bench.run import engine
+from unseg_jax.collective import fitting
+from unseg_jax.registry import METHODS
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The name that a run would load."""
+    monkeypatch.setattr(engine, "load_backbone", lambda name, dtype: name)
+    return lambda *methods: engine._load(methods, "auto", "float32")
+
+
+def test_auto_follows_a_method_that_names_its_backbone(chosen):
+    deepcut, collective = METHODS["deepcut"], METHODS["collective"]
+    assert chosen(deepcut) == "auto"
+    assert chosen(deepcut, METHODS["tokencut"]) == "auto"
+    assert chosen(deepcut, collective) == "dinov2_vits14_focus"
+
+
+def test_two_names_are_refused(chosen):
+    other = dataclasses.replace(METHODS["deepcut"], backbone="dino_vitb8")
+    with pytest.raises(ValueError, match="the methods have different backbones"):
+        chosen(other, METHODS["collective"])
+
+
+@pytest.mark.parametrize("method", ["unsegmedgat-c", "collective"])
+def test_a_set_is_learnt_once_and_resumed(
+    settings, weights, records, tmp_path, monkeypatch, method
+):
+    overrides = {"image_size": 48, "stride": 8, "epochs": 1, "collective_steps": 1}
+    if method == "unsegmedgat-c":
+        overrides["collective_epochs"] = 1
+    changes = {
+        "methods": (method,),
+        "limit": 3,
+        "overrides": overrides,
+        "value_range": (0.0, 200.0),
+    }
+    summary = run(settings(tmp_path / "run", **changes), quiet=True)
+    assert summary["methods"][method]["failed"] == 0
+    # One range for the fit and for what is scored.
+    model = us.load_model(tmp_path / "run" / "models" / f"{method}.safetensors", backbone=weights)
+    assert model.reading.value_range == (0, 200)
+    whole = records(tmp_path / "run")
+    path = tmp_path / "run" / "per_image.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+
+    def never(*_, **__):
+        raise AssertionError("the set is fitted again")
+
+    monkeypatch.setattr(fitting, "fit_set", never)
+    again = run(settings(tmp_path / "run", resume=True, **changes), quiet=True)
+    assert records(tmp_path / "run") == whole
+    assert again["methods"][method]["miou"] == summary["methods"][method]["miou"]
