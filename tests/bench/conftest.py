@@ -69,8 +69,9 @@ def compiled_once():
         return engine
 
     def compile_once(self, *progress):
-        key = getattr(self, "key", None), self.batch_size
-        if key[0] is None or key not in programs:
+        # On a CPU programs take one image, whatever the size of a batch is.
+        key = getattr(self, "key", None)
+        if key is None or key not in programs:
             self._groups, self._assign = copy.deepcopy(self._groups), {}
             compile(self, *progress)
             programs[key] = self._groups, self._assign, self.compile_seconds

@@ -14,7 +14,7 @@ NOT_SCORES = {"seconds", "shared_seconds", "loss", "confidence", "run", "crc"}
 
 
 @pytest.fixture(scope="module")
-def data(data, tmp_path_factory):
+def inverted(data, tmp_path_factory):
     """The usual pairs, but in the second one all is foreground but the object."""
     folder = tmp_path_factory.mktemp("inverted") / "data"
     shutil.copytree(data, folder)
@@ -24,9 +24,9 @@ def data(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def both(data, settings):
+def both(inverted, settings):
     changes = {"methods": ("deepcut", "deepcut-cc"), "batch_size": 4, "limit": 6}
-    return functools.partial(settings, data=data, **changes)
+    return functools.partial(settings, data=inverted, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from unseg_jax.bench import BenchError, Settings, run, summarise, write_summary
-from unseg_jax.bench.folder import file_stem
+from unseg_jax.bench.folder import file_stem, identity
 from unseg_jax.bench.records import read_config, read_records, read_sessions
 from unseg_jax.bench.run.items import Preparer
 from unseg_jax.bench.run.settings import make_config
@@ -105,7 +105,7 @@ def test_another_feature_of_the_data_is_another_run(tmp_path):
 
 
 def test_rescoring_opens_the_same_features(copy, tmp_path, monkeypatch):
-    from unseg_jax.bench.run.rescore import rescore as module
+    from unseg_jax.bench.run import rescore as module
 
     path = copy / "run" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_key": "a/b"}))
@@ -146,7 +146,8 @@ def test_json_of_another_shape_is_one_sentence(copy, name):
         path.write_bytes(text)
         try:
             config = read_config(copy / "run")
-            summarise(read_records(copy / "run"), config, read_sessions(copy / "run"))
+            records = read_records(copy / "run", identity(config))
+            summarise(records, config, read_sessions(copy / "run"))
         except BenchError as error:
             said.append(str(error))
     assert len(said) >= 14

@@ -49,65 +49,50 @@ def read_config(path: Path) -> dict[str, Any]:
         BenchError: no run there, or one that cannot be read.
     """
     config = load_config(path)
-    problem = next(_config_problems(config), None)
-    if problem is not None:
-        raise BenchError(
-            f"{path / CONFIG} is no run's config ({problem} is missing or of another kind): "
-            f"put the original file back."
-        )
+    for key, is_right in _CONFIG.items():
+        if not is_right(config.get(key)):
+            raise BenchError(
+                f"{path / CONFIG} is no run's config ({key} is missing or of another kind): "
+                f"put the original file back."
+            )
     return config
 
 
-def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    """Keys whose values are not what they must be."""
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
-    def is_count(value: Any) -> bool:
-        return type(value) is int and value >= 0
 
-    def is_text(value: Any) -> bool:
-        return isinstance(value, str)
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
 
-    def is_protocol(value: Any) -> bool:
-        fields = {field.name for field in dataclasses.fields(Protocol)}
-        return (
-            isinstance(value, dict)
-            and value.keys() == fields
-            and value["family"] in ("honest", "published")
-            and is_text(value["name"])
-            and (value["crop"] is None or is_count(value["crop"]))
-        )
 
-    def is_methods(value: Any) -> bool:
-        return isinstance(value, dict) and all(
-            isinstance(method, dict) and is_count(method.get("epochs")) for method in value.values()
-        )
+def _is_list(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_right, value))
 
-    def is_shard(value: Any) -> bool:
-        return (
-            isinstance(value, list)
-            and len(value) == 2
-            and all(map(is_count, value))
-            and value[0] < value[1]
-        )
 
-    def is_notes(value: Any) -> bool:
-        return isinstance(value, list) and all(map(is_text, value))
+def _is_protocol(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {field.name for field in dataclasses.fields(Protocol)}
+        and value["family"] in ("honest", "published")
+        and _is_string(value["name"])
+        and (value["crop"] is None or _is_count(value["crop"]))
+    )
 
-    checks: dict[str, Callable[[Any], bool]] = {
-        "data": is_text,
-        "dataset": is_text,
-        "notes": is_notes,
-        "images": is_count,
-        "protocol": is_protocol,
-        "methods": is_methods,
-        "backbone": is_text,
-        "seed": is_count,
-        "every": is_count,
-        "shard": is_shard,
-    }
-    for key, check in checks.items():
-        if not check(config.get(key)):
-            yield key
+
+def _is_method(value: Any) -> bool:
+    return isinstance(value, dict) and _is_count(value.get("epochs"))
+
+
+# What summaries and reports read of a config, and what it must be.
+_CONFIG: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("data", "dataset", "backbone"), _is_string),
+    **dict.fromkeys(("images", "seed", "every"), _is_count),
+    "notes": lambda value: _is_list(value, _is_string),
+    "protocol": _is_protocol,
+    "methods": lambda value: isinstance(value, dict) and all(map(_is_method, value.values())),
+    "shard": lambda value: _is_list(value, _is_count) and len(value) == 2 and value[0] < value[1],
+}
 
 
 def read_records(path: Path, run: str | None = None) -> Iterator[dict[str, Any]]:
@@ -134,33 +119,28 @@ def read_records(path: Path, run: str | None = None) -> Iterator[dict[str, Any]]
 
 
 # Scores lie between 0 and 1 but for those that compare with chance or with a mean.
-_SIGNED = ("ari", "s_measure", "e_measure", "f_measure", "f_everything", "nmi")
-_UNIT = ("iou", "dice", "pixel_accuracy", "mae", "corloc")
-_NUMBERS = ("seconds", "shared_seconds", "confidence")
+_RANGES = {
+    **dict.fromkeys(("iou", "dice", "pixel_accuracy", "mae", "corloc"), (0.0, 1.0)),
+    **dict.fromkeys(("ari", "s_measure", "e_measure", "f_measure", "f_everything"), (-1.0, 1.0)),
+    **dict.fromkeys(("seconds", "shared_seconds", "confidence"), (-math.inf, math.inf)),
+    "nmi": (-1.0, 1.0),
+}
 
 
 def _record_problem(record: Mapping[str, Any]) -> str | None:
     """What is wrong with a record, in a few words."""
-    for name in ("id", "method"):
-        if not isinstance(record.get(name), str):
-            return f"{name} is no text"
-    if not isinstance(record.get("error"), str | None):
-        return "error is no text"
-    for names, low in ((_UNIT, 0.0), (_SIGNED, -1.0)):
-        for name in names:
-            value = record.get(name)
-            if value is not None and not _within(value, low, 1.0):
-                return f"{name} is {value!r}"
-    for name in _NUMBERS:
+    for name in ("id", "method", "error"):
         value = record.get(name)
-        if value is not None and not _within(value, -math.inf, math.inf):
+        if not (_is_string(value) or (name == "error" and value is None)):
+            return f"{name} is no string"
+    for name, (low, high) in _RANGES.items():
+        value = record.get(name)
+        if value is not None and not _within(value, low, high):
             return f"{name} is {value!r}"
-    curve = record.get("iou_by_epoch", [])
-    if not isinstance(curve, list) or not all(_within(value, 0.0, 1.0) for value in curve):
+    if not _is_list(record.get("iou_by_epoch", []), lambda value: _within(value, 0.0, 1.0)):
         return "iou_by_epoch is no list of scores"
     box = record.get("box")
-    is_box = isinstance(box, list) and len(box) == 4 and all(type(side) is int for side in box)
-    if box is not None and not is_box:
+    if box is not None and not (_is_list(box, lambda side: type(side) is int) and len(box) == 4):
         return "box is no box"
     return None if are_truth_fields(record.get("truth")) else "truth is none"
 

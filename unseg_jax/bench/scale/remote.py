@@ -297,8 +297,8 @@ class Remote:
                     Path(scratch, name).write_bytes(content)
             try:
                 self._known = open_store(Path(scratch))
-            except FolderError:
-                raise foreign_error(f"{self._name}/{MANIFEST}") from None
+            except FolderError as error:
+                raise FolderError(str(error).replace(scratch, self._name)) from None
 
     def _is_own(self, name: str) -> bool:
         """Whether a file there was written by this run, and not changed since."""
