@@ -9,7 +9,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_PHOTOGRAPHS = ("coffee.png", "astronaut.png", "chelsea.png", "rocket.jpg")
+_PHOTOGRAPHS = ("coffee.png", "astronaut.png", "chelsea.png")
 
 
 def examples(page: Path) -> list[str]:
