@@ -1,5 +1,6 @@
 """Small models with random weights, and the real ones where they can be had."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -60,8 +61,13 @@ def state_dict():
 def random_backbone():
     """Makes a backbone of a given shape with the model's own initial weights."""
 
+    @functools.cache
     def make(config: ViTConfig) -> Backbone:
-        graphdef, params = nnx.split(VisionTransformer(config, rngs=nnx.Rngs(0)))
+        def model():
+            return VisionTransformer(config, rngs=nnx.Rngs(0))
+
+        graphdef, _ = nnx.split(nnx.eval_shape(model))
+        params = jax.jit(lambda: nnx.state(model()))()  # one program for all parameters
         return Backbone("random", "random", graphdef, params, config)
 
     return make
