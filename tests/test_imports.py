@@ -14,8 +14,8 @@ NOT_AT_IMPORT = [
     *("imageio", "av", "sklearn", "starlette", "uvicorn", "magicgui"),
 ]
 
-# Stands in for a machine on which the named packages are not installed.
-BLOCK = """
+# Stands in for a machine on which no extra is installed.
+MISSING = """
 import importlib.abc, sys
 class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -23,26 +23,29 @@ class Missing(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Missing())
 """
+EXTRAS = {"jraph", "tensorflow_datasets", "onnx", "torch", "ray", "imageio", "av", "matplotlib"}
+EXTRAS |= {"starlette"}
 
 
-def python(code: str) -> str:
+def python(code: str) -> list[str]:
+    """The lines that a new Python prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
-def test_import_pulls_in_nothing_heavy():
+def test_imports_pull_in_nothing_that_only_some_need():
+    """The package alone waits for nothing; all of its names, and the command line, for little."""
     code = (
-        "import unseg_jax, sys\n"
+        "import sys, unseg_jax\n"
+        "def show(names): print([name for name in names if name in sys.modules])\n"
+        "show(['jax', 'flax', 'optax'])\n"
         "names = [getattr(unseg_jax, name) for name in unseg_jax.__all__]\n"
-        f"print([n for n in {NOT_AT_IMPORT!r} if n in sys.modules])"
+        f"show({NOT_AT_IMPORT!r})\n"
+        "import unseg_jax.cli.main\n"
+        f"show({[name for name in NOT_AT_IMPORT if name != 'typer']!r})\n"
     )
-    assert python(code) == "[]"
-
-
-def test_import_alone_waits_for_nothing():
-    code = "import unseg_jax, sys; print([n for n in ('jax', 'flax', 'optax') if n in sys.modules])"
-    assert python(code) == "[]"
+    assert python(code) == ["[]", "[]", "[]"]
 
 
 def test_every_public_name_is_there():
@@ -68,54 +71,41 @@ def test_the_page_of_the_api_documents_every_public_name():
     assert names - {"jraph"} == set(unseg_jax.__all__)
 
 
-def test_command_line_starts_without_what_only_some_commands_need():
-    names = [name for name in NOT_AT_IMPORT if name != "typer"]
-    code = f"import unseg_jax.cli.main, sys; print([n for n in {names!r} if n in sys.modules])"
-    assert python(code) == "[]"
+CALLS = {
+    "jraph": (
+        "import numpy as np\n"
+        "graph = unseg_jax.Graph(np.ones((2, 1)), np.ones((2, 2)), np.ones(2, bool))\n"
+        "from unseg_jax.interop.jraph import to_jraph\n"
+        "to_jraph(graph)",
+        "pip install jraph",
+    ),
+    "tfds": (
+        "from unseg_jax.data import open_dataset\nopen_dataset('tfds:oxford_iiit_pet')",
+        "unseg_jax[tfds]",
+    ),
+    "app": ("from unseg_jax.app.__main__ import serve\nserve()", "unseg_jax[app]"),
+    "onnx": ("unseg_jax.load_backbone('FOLDER/model.onnx')", "unseg_jax[onnx]"),
+    "torch": ("unseg_jax.load_backbone('FOLDER/model.pth')", "unseg_jax[reference]"),
+}
+"""What needs an extra, and how the extra is named where it is missing."""
 
 
-def test_core_works_without_extras(tmp_path):
-    names = ("jraph", "tensorflow_datasets", "onnx", "torch", "ray", "imageio", "av", "matplotlib")
-    code = BLOCK.format(names=set(names)) + (
+def test_core_works_without_extras_and_names_what_is_missing(tmp_path):
+    for name in ("model.onnx", "model.pth"):
+        (tmp_path / name).write_bytes(b"not read")
+    code = MISSING.format(names=EXTRAS) + (
         "import numpy as np, unseg_jax\n"
         "features = np.random.default_rng(0).normal(size=(12, 4)).astype('float32')\n"
         "found = unseg_jax.cluster(features, epochs=1)\n"
         "print(found.labels.shape, len(unseg_jax.list_methods()) > 20)\n"
+        f"for call in {[call for call, _ in CALLS.values()]!r}:\n"
+        "    try:\n"
+        f"        exec(call.replace('FOLDER', {str(tmp_path)!r}))\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__, error)\n"
     )
-    assert python(code) == "(12,) True"
-
-
-@pytest.mark.parametrize(
-    ("missing", "call", "remedy"),
-    [
-        (
-            "jraph",
-            "import numpy as np\n"
-            "graph = unseg_jax.Graph(np.ones((2, 1)), np.ones((2, 2)), np.ones(2, bool))\n"
-            "from unseg_jax.interop.jraph import to_jraph\n"
-            "to_jraph(graph)",
-            "pip install jraph",
-        ),
-        (
-            "tensorflow_datasets",
-            "from unseg_jax.data import open_dataset\nopen_dataset('tfds:oxford_iiit_pet')",
-            "unseg_jax[tfds]",
-        ),
-        ("starlette", "from unseg_jax.app.__main__ import serve\nserve()", "unseg_jax[app]"),
-        ("onnx", "unseg_jax.load_backbone('PATH')", "unseg_jax[onnx]"),
-        ("torch", "unseg_jax.load_backbone('PATH')", "unseg_jax[reference]"),
-    ],
-    ids=["jraph", "tfds", "app", "onnx", "torch"],
-)
-def test_missing_package_is_named_with_its_extra(tmp_path, missing, call, remedy):
-    path = tmp_path / {"onnx": "model.onnx", "torch": "model.pth"}.get(missing, "none")
-    path.write_bytes(b"not read")
-    code = BLOCK.format(names={missing}) + (
-        "import unseg_jax\n"
-        "try:\n"
-        + "".join(f"    {line}\n" for line in call.replace("PATH", str(path)).splitlines())
-        + "except Exception as error:\n"
-        "    print(type(error).__name__, error)\n"
-    )
-    said = python(code)
-    assert remedy in said
+    worked, *said = python(code)
+    assert worked == "(12,) True"
+    for (_, remedy), line in zip(CALLS.values(), said, strict=True):
+        assert remedy in line
+        assert not line.startswith("ModuleNotFoundError"), line

@@ -28,8 +28,6 @@ from benchmarks.measure import common
 from benchmarks.measure.random_weights import random_state
 
 SIZES = {"400×300": (300, 400), "4000×3000": (3000, 4000)}
-TARGET = 100
-"""Images a second and core that a run should reach at 400×300."""
 _CORES = 16
 """Cores of a host beside one accelerator."""
 
