@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from unseg_jax.bench import Settings, run
+from unseg_jax.bench.run import runner
 from unseg_jax.bench.run.engine import Engine
 
 COUNT = 10
@@ -53,19 +54,19 @@ def many(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once():
     """Runs that differ in their folders and images alone share one engine's programs."""
-    engines, programs, make, compile = {}, {}, Engine.from_settings, Engine.compile
+    engines, programs, compile = {}, {}, Engine.compile
 
-    def from_settings(settings):
+    def engine_of(settings):
         methods = settings.resolve_methods()
         if any(method.learns_from_set or method.fit != "stretch" for method in methods):
-            return make(settings)
-        names = ("methods", "backbone", "batch_size", "seed", "dtype", "record_every", "overrides")
+            return Engine(settings)
+        names = ("methods", "backbone", "seed", "dtype", "record_every", "overrides")
         key = repr([getattr(settings, name) for name in names])
         if key not in engines:
-            engines[key] = make(settings)
+            engines[key] = Engine(settings)
             engines[key].key = key
         engine = copy.copy(engines[key])
-        engine.compile_seconds = dict(engine.compile_seconds)
+        engine.batch_size = settings.batch_size
         return engine
 
     def compile_once(self, *progress):
@@ -79,7 +80,7 @@ def compiled_once():
         self.compile_seconds = dict(seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "from_settings", from_settings)
+        patch.setattr(runner, "Engine", engine_of)
         patch.setattr(Engine, "compile", compile_once)
         yield
 

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,27 +72,16 @@ class Engine:
         compile_seconds: by method, what compiling it and its features took.
     """
 
-    def __init__(
-        self,
-        methods: Sequence[Method],
-        *,
-        backbone: str | Backbone = "auto",
-        batch_size: int = 8,
-        seed: int = 0,
-        dtype: str = "auto",
-        record_every: int = 0,
-        explicit: Iterable[str] = (),
-        devices: Sequence[Any] | None = None,
-    ):
+    def __init__(self, settings: Settings, devices: Sequence[Any] | None = None):
         """
         Args:
-            methods: with different names.
-            backbone: name, path, or loaded.
-            batch_size, seed, dtype: as for `Segmenter`.
-            record_every: epochs between recorded labels; 0 records none.
-            explicit: fields that the user chose, which are not fitted to the backbone.
+            settings: of the run.
             devices: None takes all local ones.
+
+        Raises:
+            ValueError: unknown methods or fields (also `WeightsError`).
         """
+        methods = settings.resolve_methods()
         for method in methods:
             if method.tile:
                 raise ValueError(
@@ -100,44 +89,25 @@ class Engine:
                 )
         self.devices = list(devices or jax.local_devices())
         count = len(self.devices)
-        self.batch_size = -(-batch_size // count) * count
-        self.record_every = record_every
-        self.backbone = _load(methods, backbone, dtype)
-        self._explicit = tuple(field for field in explicit if field == "stride")
-        self._options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
-        self._dtype = dtype
+        self.batch_size = -(-settings.batch_size // count) * count
+        self.record_every = settings.record_every
+        self.backbone = _load(methods, settings.backbone, settings.dtype)
+        # Fields that are not fitted to the backbone.
+        self._explicit = tuple(field for field in settings.overrides if field == "stride")
+        self._options: dict[str, Any] = {"batch_size": self.batch_size, "seed": settings.seed}
         self._unfitted = {method.name: method for method in methods if method.learns_from_set}
-        self.segmenters: dict[str, BatchSegmenter] = {
-            method.name: self._segmenter(method, backbone) for method in methods
-        }
+        self.segmenters: dict[str, BatchSegmenter] = {}
+        for method in methods:
+            backbone = self.backbone or settings.backbone
+            fitted, loaded = load_for(
+                method, backbone, dtype=settings.dtype, explicit=self._explicit
+            )
+            self.segmenters[method.name] = BatchSegmenter(fitted, loaded, **self._options)
         self.compile_seconds = dict.fromkeys(self.segmenters, 0.0)
         self._mesh = Mesh(np.array(self.devices), (_AXIS,)) if count > 1 else None
         self._params = None if self.backbone is None else self._replicate(self.backbone.params)
         self._groups = self._group()
         self._assign: dict[str, Callable] = {}
-
-    def _segmenter(self, method: Method, backbone: str | Backbone) -> BatchSegmenter:
-        fitted, loaded = load_for(
-            method, self.backbone or backbone, dtype=self._dtype, explicit=self._explicit
-        )
-        return BatchSegmenter(fitted, loaded, **self._options)
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Engine:
-        """What a run's settings ask for.
-
-        Raises:
-            ValueError: unknown methods or fields (also `WeightsError`).
-        """
-        return cls(
-            settings.resolve_methods(),
-            backbone=settings.backbone,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            dtype=settings.dtype,
-            record_every=settings.record_every,
-            explicit=tuple(settings.overrides),
-        )
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -384,11 +354,11 @@ class Engine:
             outcomes[name] = Timed(_cut(result, count), seconds, shared)
 
 
-def _load(methods: Sequence[Method], backbone: str | Backbone, dtype: Any) -> Backbone | None:
+def _load(methods: Sequence[Method], backbone: str, dtype: str) -> Backbone | None:
     """The one backbone of all methods; None if none works on patches."""
     backbones = {method.backbone for method in methods if method.nodes == "patches"}
-    if not backbones or isinstance(backbone, Backbone):
-        return backbone if isinstance(backbone, Backbone) else None
+    if not backbones:
+        return None
     if backbone == "auto":
         # "auto" leaves the choice open: it follows a method that was measured with one backbone.
         backbones = backbones - {"auto"} or backbones

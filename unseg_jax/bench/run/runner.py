@@ -70,7 +70,7 @@ def run_in_folder(settings: Settings, work: Work, *, quiet: bool = False) -> dic
     shard = settings.shard or (jax.process_index(), jax.process_count())
     path = shard_folder(Path(settings.out).expanduser(), shard)
     check_out(path, settings.data, dataset.items)
-    engine = Engine.from_settings(settings)
+    engine = Engine(settings)
     config = make_config(
         settings,
         engine.methods.values(),

@@ -182,7 +182,7 @@ class SegmentActor:
             rule: which mask values are foreground.
             models: files of methods that learned from the whole set.
         """
-        self.engine = Engine.from_settings(settings)
+        self.engine = Engine(settings)
         if self.engine.weights_digest() != digest:
             raise BenchError(
                 f"the weights of '{settings.backbone}' on {socket.gethostname()} differ from the "
