@@ -106,7 +106,7 @@ KINDS = {
         st.one_of(WRONG, NUMBERS, st.booleans()),
     ),
     "choice": (
-        "algorithm nodes facet fit affinity layer loss collapse foreground refine quirks group",
+        "algorithm nodes facet resize affinity layer loss collapse foreground refine quirks group",
         st.nothing(),
         st.one_of(WRONG, NUMBERS, st.booleans()),
     ),
@@ -178,6 +178,12 @@ def test_fields_that_contradict_one_another_are_refused(name, fields, said):
     for make in (resolve, lambda name, **fields: dataclasses.replace(METHODS[name], **fields)):
         with pytest.raises(ValueError, match=said):
             make(name, **fields)
+
+
+def test_an_earlier_name_is_taken_as_an_override():
+    method = resolve("deepcut", fit="keep")
+    assert method == resolve("deepcut", resize="keep")
+    assert method.fit == "keep"
 
 
 def test_cc_finds_the_number_of_clusters_and_may_be_given_many():

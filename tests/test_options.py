@@ -25,7 +25,7 @@ OPTIONS = {
     "max_images": 2,
     "image_size": 16,
     "epochs": 1,
-    "fit": "stretch",
+    "resize": "stretch",
     "refine": "none",
     "page": 1,
     "key": None,

@@ -1,4 +1,4 @@
-"""Images of several shapes in one call, each with its own grid (fit="keep")."""
+"""Images of several shapes in one call, each with its own grid (resize="keep")."""
 
 import json
 
@@ -38,7 +38,7 @@ def backbone(tiny_weights):
 
 @pytest.fixture(scope="module")
 def segmenter(backbone):
-    return us.Segmenter("vit-kmeans", backbone=backbone, image_size=32, fit="keep", batch_size=2)
+    return us.Segmenter("vit-kmeans", backbone=backbone, image_size=32, resize="keep", batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_square_images_are_as_stretched_ones(backbone, images, found):
 def test_batches_of_an_accelerator_give_the_same(backbone, images, found):
     """There a batch is one program, so images are sorted by shape and batches padded."""
     batched = us.Segmenter(
-        "vit-kmeans", backbone=backbone, image_size=32, fit="keep", batch_size=2, map="vmap"
+        "vit-kmeans", backbone=backbone, image_size=32, resize="keep", batch_size=2, map="vmap"
     )
     results = list(batched.stream([*images[:3], b"no image", *images[3:]]))
     assert isinstance(results.pop(3), ImageError)
@@ -85,13 +85,13 @@ def test_batches_of_an_accelerator_give_the_same(backbone, images, found):
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_set_of_all_shapes_is_fitted(backbone, images, tmp_path, steps):
     model = us.fit(
-        images * 2, backbone=backbone, image_size=32, fit="keep", steps=steps, batch_size=3
+        images * 2, backbone=backbone, image_size=32, resize="keep", steps=steps, batch_size=3
     )
     assert model.images == 2 * len(images)
     path = tmp_path / "model.safetensors"
     model.save(path)
     read = us.load_model(path, backbone=backbone)
-    assert read.method.fit == "keep"
+    assert read.method.resize == "keep"
     for one, other, grid in zip(model.segment(images), read.segment(images), GRIDS, strict=True):
         assert one.patch_labels.shape == grid
         np.testing.assert_array_equal(one.mask, other.mask)
@@ -104,7 +104,7 @@ def test_shared_passes_take_all_shapes(backbone, images):
         backbone=backbone,
         image_size=32,
         stride=8,
-        fit="keep",
+        resize="keep",
         passes=1,
         steps=1,
         epochs=0,
@@ -146,7 +146,7 @@ def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):
             methods=("vit-kmeans", "collective"),
             backbone=str(tiny_weights),
             batch_size=2,
-            overrides={"image_size": 32, "fit": fit},
+            overrides={"image_size": 32, "resize": fit},
         )
         summary = run(settings, quiet=True)
         lines = (tmp_path / fit / "per_image.jsonl").read_text().splitlines()
@@ -161,11 +161,11 @@ def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):
 
 
 def test_the_default_model_is_kept_where_only_the_shape_is_chosen():
-    choice = Choice(None, "auto", "auto", 0, 8, "float32", {"fit": "stretch"})
+    choice = Choice(None, "auto", "auto", 0, 8, "float32", {"resize": "stretch"})
     choice.check()
     assert choice.settled(3, quiet=True).model is not None
     assert choice.settled(8, quiet=True).method == "collective"
-    assert us.Segmenter(fit="stretch").method.name == "collective"
+    assert us.Segmenter(resize="stretch").method.name == "collective"
 
 
 def test_the_command_line_takes_it(images, tiny_weights, tmp_path, capsys, monkeypatch):
@@ -174,8 +174,9 @@ def test_the_command_line_takes_it(images, tiny_weights, tmp_path, capsys, monke
     for index, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "in" / f"{index}.png")
     arguments = ["--method", "vit-kmeans", "--backbone", tiny_weights, "--image-size", "32"]
-    arguments += ["--fit", "keep", "--out", tmp_path / "out", "--quiet"]
+    arguments += ["--resize", "keep", "--out", tmp_path / "out", "--quiet"]
     assert main.main(list(map(str, ["segment", tmp_path / "in", *arguments]))) == 0
     assert "in the image&#39;s own shape" in (tmp_path / "out/report.html").read_text()
-    assert main.main(list(map(str, ["segment", tmp_path / "in", *arguments, "--fit", "crop"]))) == 1
-    assert "--fit crop is not one of stretch, keep" in capsys.readouterr().err
+    arguments += ["--fit", "crop"]  # the earlier name
+    assert main.main(list(map(str, ["segment", tmp_path / "in", *arguments]))) == 1
+    assert "--resize crop is not one of stretch, keep" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from unseg_jax.errors import closest, nearest, printable
 
 Group = Literal["recommended", "published", "grid", "regions", "baselines", "custom"]
 Algorithm = Literal["gnn", "kmeans", "deep-spectral", "tokencut", "spectral-ncut"]
-Fit = Literal["stretch", "keep"]
+Resize = Literal["stretch", "keep"]
 Nodes = Literal["patches", "superpixels", "pixels"]
 Facet = Literal["key", "query", "value", "token", "attn"]
 Affinity = Literal["ncut", "cc", "dmon", "cosine", "colour"]
@@ -143,8 +143,8 @@ class Method:
         _SIZE,
         "Side in pixels, or height and width, that images are resized to.",
     ] = 224
-    fit: Annotated[
-        Fit,
+    resize: Annotated[
+        Resize,
         "How an image is brought to that size: whatever its shape, or keeping its aspect ratio "
         "with about as many patches.",
     ] = "stretch"
@@ -309,9 +309,14 @@ class Method:
             self.block,
             self.log_bin,
             self.size,
-            self.fit,
+            self.resize,
             self.stride,
         )
+
+    @property
+    def fit(self) -> Resize:
+        """The earlier name of `resize`, kept for one release."""
+        return self.resize
 
     @property
     def learns_from_set(self) -> bool:
@@ -442,6 +447,18 @@ def check_clusters(method: Method, nodes: int) -> None:
             )
 
 
+def current_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not None, those with an earlier name under their current one.
+
+    Example:
+        >>> current_names({"fit": "keep", "tau": None})
+        {'resize': 'keep'}
+    """
+    earlier = {"fit": "resize"}
+    named = {earlier.get(name, name): value for name, value in fields.items()}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def override(method: Method, **overrides: Any) -> Method:
     """Returns the method with fields replaced.
 
@@ -459,7 +476,7 @@ def override(method: Method, **overrides: Any) -> Method:
     Raises:
         ValueError: an unknown field (the nearest name is suggested) or a value out of range.
     """
-    overrides = {name: value for name, value in overrides.items() if value is not None}
+    overrides = current_names(overrides)
     for name in overrides:
         if name not in OVERRIDES:
             raise ValueError(f"Method has no field '{name}'; {nearest(name, OVERRIDES)}")

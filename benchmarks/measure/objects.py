@@ -166,7 +166,7 @@ class Rows:
         from unseg_jax.registry import resolve
         from unseg_jax.segmenter import BatchSegmenter, load_for
 
-        self.collective, backbone = load_for(resolve("collective", fit="stretch"))
+        self.collective, backbone = load_for(resolve("collective", resize="stretch"))
         assert backbone is not None
         self.backbone = backbone
         self.ready = load_ready(backbone=backbone).segmenter()

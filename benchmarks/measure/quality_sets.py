@@ -96,7 +96,7 @@ def _kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
 
 @functools.cache
 def _segmenter() -> BatchSegmenter:
-    method, backbone = load_for(resolve("collective", fit="stretch"), "auto", dtype="float32")
+    method, backbone = load_for(resolve("collective", resize="stretch"), "auto", dtype="float32")
     return BatchSegmenter(method, backbone, batch_size=1)
 
 

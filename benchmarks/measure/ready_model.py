@@ -35,7 +35,7 @@ def main() -> None:
     folder = Path(skimage.__file__).parent / "data"
     # Squares of eleven photographs say as much, and what is unlike them was measured with these.
     images = [folder / name for name in PHOTOGRAPHS]
-    model = fit(images, method="collective", steps=0, fit="stretch")
+    model = fit(images, method="collective", steps=0, resize="stretch")
     if model.skipped:
         raise SystemExit("; ".join(model.skipped))
     dataclasses.replace(model, method=resolve("collective")).save(READY_MODEL)

@@ -97,7 +97,7 @@ def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(backbone):
     ("method", "count", "overrides", "name", "fits", "why"),
     [
         ("auto", 7, {}, "collective", False, "auto: fewer than 8 images get the model that ships"),
-        ("auto", 8, {"fit": "stretch"}, "collective", True, "auto: 8 images are enough to fit"),
+        ("auto", 8, {"resize": "stretch"}, "collective", True, "auto: 8 images are enough to fit"),
         (
             "auto",
             1,
@@ -211,10 +211,10 @@ def test_a_kept_model_is_read_and_a_fitted_one_is_given(backbone, tmp_path):
     given[0].save(path)
     second = load(choice, images, **options)
     assert len(given) == 1
-    applied = choose("auto", 1, {"epochs": 0, "fit": "stretch", "tile": 64}, path)
+    applied = choose("auto", 1, {"epochs": 0, "resize": "stretch", "tile": 64}, path)
     segmenter = load(applied, backbone=backbone, batch_size=3, seed=7)
     assert (segmenter.batch_size, segmenter.seed) == (3, 7)
     method = segmenter.method
-    assert (method.epochs, method.fit, method.tile, method.image_size) == (0, "stretch", 64, 56)
+    assert (method.epochs, method.resize, method.tile, method.image_size) == (0, "stretch", 64, 56)
     assert (second.batch_size, second.method) == (2, first.method)
     np.testing.assert_array_equal(first(images[0])[0].evidence, second(images[0])[0].evidence)

@@ -47,5 +47,5 @@ def test_stretch_is_the_size_that_the_method_states():
 
 
 def test_unknown_fits_are_refused():
-    with pytest.raises(ValueError, match="fit='crop' is not one of stretch, keep"):
-        resolve("deepcut", fit="crop")
+    with pytest.raises(ValueError, match="resize='crop' is not one of stretch, keep"):
+        resolve("deepcut", resize="crop")

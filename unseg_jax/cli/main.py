@@ -45,7 +45,7 @@ weights_app = typer.Typer(
 )
 app.add_typer(weights_app, name="weights")
 
-_FIELDS = ("num_clusters", "image_size", "fit", "stride", "epochs")
+_FIELDS = ("num_clusters", "image_size", "resize", "stride", "epochs")
 
 
 def _print_version(asked: bool) -> None:

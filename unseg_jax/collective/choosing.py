@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unseg_jax.data.reading import PLAIN, Reading
-from unseg_jax.method import Method, override
+from unseg_jax.method import Method, current_names, override
 from unseg_jax.registry import ELSEWHERE, refuse_options, refuse_sets, resolve
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MAX_FITTED = 512
 """Images that are fitted at most; `auto` keeps the first so many of a longer stream in a list."""
 
 # Fields that say how an image is shown to any method.
-_OF_ALL = ("fit", "tile")
+_OF_ALL = ("resize", "tile")
 # Options of `unseg_jax.fit` that are no fields of `Method`; num_clusters is one of both.
 _OF_FITTING = ("num_clusters", "steps", "passes", "max_images")
 
@@ -40,7 +40,7 @@ class Choice:
         method: with overrides applied. A model that is applied brings its own, which may differ.
         model: file of a fitted model that is applied; None without.
         options: what else was asked for: of fitting where the method is fitted, of a model its
-            `epochs`, `fit` and `tile`.
+            `epochs`, `resize` and `tile`.
         explicit: fields that the user chose.
         closer: whether large images are seen in tiles where little was found.
         why: one sentence on what "auto" became; "" where the user chose.
@@ -68,8 +68,8 @@ def choose(
     """Decides what segments so many images.
 
     `auto` fits `collective` on eight images or more, or on tiles where `tile` is given, and applies
-    the model that ships with the library to fewer. With overrides other than `fit` and `tile` it is
-    `deepcut`.
+    the model that ships with the library to fewer. With overrides other than `resize` and `tile` it
+    is `deepcut`.
 
     Args:
         method: "auto", a name of `list_methods()`, or a `Method`.
@@ -81,7 +81,7 @@ def choose(
         ValueError: an unknown name, a value out of range, or an option that does not go with what
             is chosen.
     """
-    asked = {name: value for name, value in (overrides or {}).items() if value is not None}
+    asked = current_names(overrides or {})
     refuse_options(asked, ELSEWHERE)
     if model is not None:
         others = [name for name in asked if name not in ("epochs", *_OF_ALL)]

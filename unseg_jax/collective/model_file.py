@@ -158,6 +158,8 @@ def method_from(fields: Mapping[str, Any]) -> Method:
     Raises:
         ValueError: a field that is unknown, missing or out of range.
     """
+    if isinstance(fields, Mapping) and "fit" in fields:  # as files named it first
+        fields = {"resize" if name == "fit" else name: value for name, value in fields.items()}
     if not isinstance(fields, Mapping) or {*fields, "group"} != set(FIELDS):
         raise ValueError("its method does not have the fields of a Method")
     for name in ("name", "source", "backbone"):

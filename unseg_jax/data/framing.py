@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from unseg_jax.method import Fit, Method
+from unseg_jax.method import Method, Resize
 
 # Long side over short side: those of cameras and films. An image gets the nearest, so a set of any
 # images has at most eleven shapes, and each is compiled once.
@@ -17,19 +17,19 @@ class Framing(NamedTuple):
 
     Attributes:
         size: (height, width) in pixels that a method states.
-        fit: "stretch" resizes every image to that size. "keep" keeps the aspect ratio, to the
+        resize: "stretch" resizes every image to that size. "keep" keeps the aspect ratio, to the
             nearest of those that are common, with at most as many patches as that size has.
         patch: side of a patch in pixels; sizes of "keep" are multiples of it.
     """
 
     size: tuple[int, int]
-    fit: Fit
+    resize: Resize
     patch: int
 
     @classmethod
     def of(cls, method: Method, patch: int) -> Framing:
         """What a method asks for, with a backbone of that patch size."""
-        return cls(method.size, method.fit, patch)
+        return cls(method.size, method.resize, patch)
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image of this size is resized to.
@@ -39,7 +39,7 @@ class Framing(NamedTuple):
             >>> framing.size_for(300, 400), framing.size_for(3000, 2000), framing.size_for(9, 9)
             ((336, 448), (476, 322), (392, 392))
         """
-        if self.fit == "stretch":
+        if self.resize == "stretch":
             return self.size
         ratio = max(width / height, height / width)
         aspect = min(_ASPECTS, key=lambda aspect: abs(math.log(ratio / aspect)))
@@ -51,7 +51,7 @@ class Framing(NamedTuple):
     @property
     def at_least(self) -> tuple[int, int]:
         """(height, width) that a decoder must give, so that no image is enlarged afterwards."""
-        if self.fit == "stretch":
+        if self.resize == "stretch":
             return self.size
         longest = max(max(self.size_for(1, ratio)) for ratio in (1, 3))
         return (longest, longest)

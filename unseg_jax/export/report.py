@@ -138,7 +138,7 @@ def _facts(run: Run, segmenter: Any) -> list[tuple[str, str]]:
     height, width = method.size
     rows, columns = segmenter.grid
     seen = f"{width} × {height} pixels, {columns} × {rows} patches"
-    if method.fit == "keep":
+    if method.resize == "keep":
         seen += ", or as many in the image's own shape"
     facts += [("Method", method.name), ("Source", method.source)]
     if backbone is not None:

@@ -47,7 +47,7 @@ def stream_batches(
     full = False
     entries = enumerate(as_iterable(images))
     # Only images of one shape make a batch, so more of them are held to choose from.
-    mixed = segmenter.method.fit == "keep" and not takes_images_apart(segmenter.map)
+    mixed = segmenter.method.resize == "keep" and not takes_images_apart(segmenter.map)
     held = segmenter.batch_size * (_WINDOW if mixed else 1)
     workers = segmenter.reading.workers
     with contextlib.closing(batches(entries, read, held, workers=workers)) as loaded:

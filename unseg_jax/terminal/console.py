@@ -24,8 +24,9 @@ DEBUG_VARIABLE = "UNSEG_JAX_DEBUG"
 _OPTIONS = {
     name: name.replace("_", "-")
     for name in (
-        *("backbone", "batch_size", "dtype", "epochs", "fit", "foreground", "image_size", "method"),
-        *("min_area", "out", "overwrite", "page", "recursive", "seed", "stride", "tile", "void"),
+        *("backbone", "batch_size", "dtype", "epochs", "foreground", "image_size", "method"),
+        *("min_area", "out", "overwrite", "page", "recursive", "resize", "seed", "stride", "tile"),
+        "void",
     )
 } | {"num_clusters": "k", "value_range": "range", "workers": "jobs"}
 _ARGUMENT = re.compile(

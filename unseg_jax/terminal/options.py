@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from unseg_jax.method import FIELDS
 
-_FLAGS = {"num_clusters": "--k"}
+# "--fit" is the earlier name, kept for one release.
+_FLAGS = {"num_clusters": ("--k",), "resize": ("--resize", "--fit")}
 
 
 def method_parameters(*names: str, panel: str | None = None) -> list[inspect.Parameter]:
@@ -23,7 +24,7 @@ def method_parameters(*names: str, panel: str | None = None) -> list[inspect.Par
         # What is not one plain type is typed as a string, read by `overrides_from` or `Method`.
         kind = field.kinds[0] if len(field.kinds) == 1 else str
         option = typer.Option(
-            _FLAGS.get(name, "--" + name.replace("_", "-")),
+            *_FLAGS.get(name, ("--" + name.replace("_", "-"),)),
             metavar="|".join(field.rule.choices) or None,
             help=field.words.split(". ")[0].rstrip(".") + ".",
             rich_help_panel=panel,

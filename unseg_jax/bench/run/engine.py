@@ -3,7 +3,7 @@
 Methods that share `Method.feature_key` share one pass of the backbone. With several local
 devices the batch axis is split over them; a CPU takes the images of a batch one by one, several at
 once. Everything is compiled before the first batch, for one shape, so that compile time is known
-and no batch waits for it. Where images keep their shapes (`Method.fit`), a further shape is
+and no batch waits for it. Where images keep their shapes (`Method.resize`), a further shape is
 compiled when its first image comes, and that time is counted apart.
 """
 
@@ -234,7 +234,7 @@ class Engine:
         groups: dict[tuple, _Group] = {}
         for name, segmenter in self.segmenters.items():
             # Programs that share features are compiled for one shape.
-            one_shape = segmenter.method.fit == "stretch"
+            one_shape = segmenter.method.resize == "stretch"
             shares = segmenter.backbone is not None and one_shape and name not in self._unfitted
             key = segmenter.method.feature_key if shares else (name,)
             groups.setdefault(key, _Group([], shares)).names.append(name)

@@ -215,7 +215,7 @@ def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
 
 _METHOD_FIELDS = (
     "image_size",
-    "fit",
+    "resize",
     "stride",
     "facet",
     "affinity",
