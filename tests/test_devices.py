@@ -12,7 +12,7 @@ import jax
 import pytest
 from PIL import Image
 
-from unseg_jax import cache, devices
+from unseg_jax import devices
 from unseg_jax.backbones import focus, load_backbone
 from unseg_jax.cli import main
 from unseg_jax.errors import PlatformError, WeightsError
@@ -26,8 +26,6 @@ def no_accelerator(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(jax, "local_devices", fail)
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
-    monkeypatch.setattr(cache, "enable_compilation_cache", lambda: None)
 
 
 @pytest.mark.parametrize("command", ["segment", "fit", "video", "serve", "bench"])

@@ -12,7 +12,6 @@ from PIL import Image
 
 import unseg_jax
 from unseg_jax.cli import main
-from unseg_jax.export import folder
 from unseg_jax.terminal import console
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
@@ -236,17 +235,6 @@ def test_api_raises_the_first_failure_and_stream_goes_on(tiny_weights, tmp_path)
         segmenter([good, bad])
     kinds = [type(result) for result in segmenter.stream([bad, good, bad])]
     assert kinds == [unseg_jax.ImageError, unseg_jax.Segmentation, unseg_jax.ImageError]
-
-
-def test_interrupt_says_what_is_kept(command, tmp_path, monkeypatch):
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(folder, "segment_files", stop)
-    code, said = command(draw(tmp_path / "one.png"))
-    assert code == 130
-    assert "the results of 0 of 1 images lie in" in said[-1]
 
 
 def test_out_of_memory_says_what_to_make_smaller():

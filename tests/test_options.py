@@ -1,15 +1,19 @@
 """Every option of one entry point works at all of them, or is refused with the reason."""
 
-import inspect
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.collective import fitting
 from unseg_jax.data.reading import Reading
+from unseg_jax.terminal.options import command
+from unseg_jax.terminal.segmenting import Segment
 
 IMAGES = [np.zeros((16, 16, 3), np.uint8)] * 2
 OPTIONS = {
@@ -86,11 +90,25 @@ def test_an_option_is_taken_or_refused_with_a_reason(name, option, backbone, mon
             assert getattr(method, option) == OPTIONS[option]
 
 
-def test_commands_take_the_options_of_the_library():
-    """As options of their own or as --set FIELD=VALUE; a batch is taken as suits the platform."""
-    shared = {"backbone", "batch_size", "seed", "dtype", "value_range", "jobs", "settings"}
-    for command in (main.segment, main.fit):
-        assert shared <= set(inspect.signature(command).parameters)
+def test_the_options_of_a_command_are_the_fields_of_a_dataclass():
+    asked = []
+    app = typer.Typer()
+    app.command()(command(Segment, "epochs", "image_size")(lambda given: asked.append(given) or 3))
+    words = "a.png b.png --out found -f csv -f mask --no-wait --epochs 4 --image-size 32x48"
+    done = CliRunner().invoke(app, [*words.split(), "--set", "parts=2"])
+    assert done.exit_code == 3, done.output
+    assert asked.pop() == Segment(
+        paths=["a.png", "b.png"],
+        out=Path("found"),
+        formats=["csv", "mask"],
+        wait=False,
+        overrides={"epochs": 4, "image_size": (32, 48), "parts": 2},
+    )
+    assert CliRunner().invoke(app, ["a.png"]).exit_code == 3
+    assert asked.pop() == Segment(paths=["a.png"])
+    for wrong in ("--set parts", "--image-size large", "--jobs 0"):
+        assert CliRunner().invoke(app, ["a.png", *wrong.split()]).exit_code == 2
+    assert asked == []
 
 
 @pytest.mark.parametrize("setting", ["map=loop", "page=2", "steps=1"])

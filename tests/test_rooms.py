@@ -1,6 +1,7 @@
 """How modules of the library import one another: no circle, wherever an import stands."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,26 @@ def test_no_modules_import_one_another_in_a_circle():
 )
 def test_a_circle_is_found(imports, circle):
     assert find_circle(imports) == circle
+
+
+def by_name(source: str) -> set[str]:
+    """How a source reaches modules that no import of it names."""
+    ways = {"runpy", "importlib.import_module", "__import__", "sys.argv ="}
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        found |= {f"{ast.unparse(target).partition('[')[0]} =" for target in targets}
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.name for alias in node.names} | {getattr(node, "module", None)}
+        elif isinstance(node, ast.Call):
+            found.add(ast.unparse(node.func))
+    return found & ways
+
+
+def test_the_command_line_is_the_top_floor_and_nothing_is_run_by_its_name():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    assert project["tool"]["importlinter"]["contracts"][0]["layers"][0] == "cli"
+    found = {module_name(path): by_name(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    assert found.pop("unseg_jax") == {"importlib.import_module"}  # its names, when first used
+    assert {name: ways for name, ways in found.items() if ways} == {}
+    assert by_name("import runpy, sys\nsys.argv[1:] = []") == {"runpy", "sys.argv ="}

@@ -10,7 +10,7 @@ import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.collective import scoring
 from unseg_jax.errors import ImageError
-from unseg_jax.terminal.segmenting import Choice
+from unseg_jax.terminal.segmenting import Segment
 
 SHAPES = ((48, 64), (64, 48), (48, 48), (48, 62), (30, 90))
 GRIDS = ((3, 5), (5, 3), (4, 4), (3, 5), (2, 8))
@@ -161,15 +161,14 @@ def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):
 
 
 def test_the_default_model_is_kept_where_only_the_shape_is_chosen():
-    choice = Choice(None, "auto", "auto", 0, 8, "float32", {"resize": "stretch"})
-    choice.check()
-    assert choice.settled(3, quiet=True).model is not None
-    assert choice.settled(8, quiet=True).method == "collective"
+    asked = Segment(paths=[], overrides={"resize": "stretch"})
+    asked.check()
+    assert asked.choose(3).model is not None
+    assert asked.choose(8).method.name == "collective"
     assert us.Segmenter(resize="stretch").method.name == "collective"
 
 
-def test_the_command_line_takes_it(images, tiny_weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+def test_the_command_line_takes_it(images, tiny_weights, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for index, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "in" / f"{index}.png")

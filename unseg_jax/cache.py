@@ -12,7 +12,7 @@ from typing import Any
 
 import platformdirs
 
-from unseg_jax.errors import WeightsError
+from unseg_jax.errors import WeightsError, why
 
 logger = logging.getLogger("unseg_jax")
 
@@ -53,7 +53,7 @@ def unwritable(folder: Path) -> str | None:
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        return (error.strerror or str(error)).lower()
+        return why(error).lower()
 
 
 def enable_compilation_cache() -> None:
@@ -69,10 +69,10 @@ def enable_compilation_cache() -> None:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     chosen = jax.config.jax_compilation_cache_dir
     folder = Path(chosen or compiled_folder())
-    if "://" not in str(chosen) and (reason := unwritable(folder)):
+    if "://" not in str(chosen) and (problem := unwritable(folder)):
         variable = "JAX_COMPILATION_CACHE_DIR" if chosen else CACHE_VARIABLE
         logger.info(
-            f"compiled programs cannot be kept in {folder} ({reason}); set {variable} to a folder "
+            f"compiled programs cannot be kept in {folder} ({problem}); set {variable} to a folder "
             "that can be written to."
         )
         jax.config.update("jax_enable_compilation_cache", False)

@@ -2,16 +2,18 @@
 
     unseg-jax demo [--out demo]
 
-Only the weights of the backbone are downloaded, once.
+It downloads the weights of the backbone once, and nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
+import typer
+
+from unseg_jax.terminal.options import expand_home, run_alone
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -34,35 +36,36 @@ def photographs() -> list[Path]:
     return [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
 
 
-def run(out: Path, picture: Path | None = None) -> int:
-    """Segments the photographs into a folder, as `unseg-jax segment` does.
-
-    Args:
-        out: where masks, part maps, overlays, coco.json and report.html go.
-        picture: also write one picture of all, a contact sheet in WebP.
-
-    Returns:
-        The exit code: 0 if all went well.
-    """
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", callback=expand_home, help="Folder for the results.")
+    ] = Path("demo"),
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", callback=expand_home, help="Also write a contact sheet to this WebP file."
+        ),
+    ] = None,
+) -> None:
+    """Segment the photographs that ship with scikit-image."""
     from unseg_jax.cache import enable_compilation_cache
-    from unseg_jax.export.folder import Output
-    from unseg_jax.terminal.segmenting import Choice, segment_paths
+    from unseg_jax.terminal.segmenting import Segment, segment_images
 
     enable_compilation_cache()
-    choice = Choice(None, "auto", "auto", 0, 4, "auto", {})
     paths = [str(path) for path in photographs()]
-    code = segment_paths(paths, out, choice, Output(("png", "coco")))
+    code = segment_images(Segment(paths=paths, out=out, formats=["png", "coco"], batch_size=4))
     print("for your own images: unseg-jax segment PATH...")
     if picture is not None:
         write_picture(out, picture)
         print(f"all of them in one picture: {picture}")
-    return code
+    raise typer.Exit(code)
 
 
 def write_picture(out: Path, path: Path, columns: int = 4) -> None:
     """Writes a contact sheet of the overlays and part maps of a finished demonstration."""
     import io
 
+    import numpy as np
     from PIL import Image
 
     from unseg_jax.export.drawing import contact_sheet
@@ -83,19 +86,5 @@ def write_picture(out: Path, path: Path, columns: int = 4) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the demonstration from the command line; returns the exit code."""
-    from unseg_jax.terminal.console import guarded
-
-    parser = argparse.ArgumentParser(
-        prog="unseg-jax demo",
-        description="Segments the photographs that scikit-image ships.",
-    )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
-    parser.add_argument("--picture", type=Path, help="also write one picture of all, as WebP")
-    options = parser.parse_args(arguments)
-    return guarded(lambda: run(options.out, options.picture))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(demo, "python -m unseg_jax.demo"))

@@ -1,10 +1,14 @@
-"""What this process may use: the devices of JAX, and the cores of the machine."""
+"""What this process may use: devices of JAX, cores of the machine, packages and their versions."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import logging
 import os
+import platform
+from collections.abc import Iterable
 from typing import Any
 
 from unseg_jax.errors import PlatformError
@@ -20,6 +24,15 @@ def core_count() -> int:
     """Cores that this process may use, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return cores or 1
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def usable_devices() -> list[Any]:
@@ -94,10 +107,10 @@ def _say_once(message: str) -> None:
     logger.info(message)
 
 
-def _is_here(platform: str) -> bool:
+def _is_here(name: str) -> bool:
     import jax
 
     try:
-        return bool(jax.local_devices(backend=platform))
+        return bool(jax.local_devices(backend=name))
     except (RuntimeError, AssertionError):
         return False

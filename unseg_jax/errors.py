@@ -8,6 +8,9 @@ import errno
 import os
 from collections.abc import Iterable
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Codes of errors after which nothing more can be written."""
+
 
 class InputError(ValueError):
     """Paths that hold no images, or that clash with the outputs; the message says what to do."""
@@ -52,16 +55,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{match}'?" if match else "known are: " + ", ".join(sorted(known))
 
 
-def printable(text: str) -> str:
-    r"""Text that any terminal and any file takes: control characters and broken UTF-8 escaped.
+def printable(text: str, length: int | None = None) -> str:
+    r"""Text that any terminal and any file takes: control characters and broken UTF-8 escaped, and
+    cut at so many characters.
 
     >>> printable("caf\xe9 \x1b[31m\udcff")
     'café \\x1b[31m\\udcff'
     """
-    return "".join(
+    escaped = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+    return escaped if length is None or len(escaped) <= length else escaped[: length - 1] + "…"
+
+
+def why(error: BaseException, length: int = 200) -> str:
+    """Why something failed, to be quoted within a sentence: the first line of an error, without
+    its full stop; the words of the operating system for an OSError.
+
+    >>> why(ValueError("no such thing.\\nTry another."))
+    'no such thing'
+    """
+    text = getattr(error, "strerror", None) or str(error)
+    lines = (line.strip() for line in text.splitlines())
+    return printable(next(filter(None, lines), type(error).__name__).rstrip("."), length)
 
 
 def readable(id: str) -> str:

@@ -141,19 +141,19 @@ class Method:
     image_size: Annotated[
         int | tuple[int, int],
         _SIZE,
-        "Side in pixels, or height and width, that images are resized to.",
+        "Size in pixels that images are resized to: one side, or height and width.",
     ] = 224
     resize: Annotated[
         Resize,
-        "How an image is brought to that size: whatever its shape, or keeping its aspect ratio "
-        "with about as many patches.",
+        'How an image is resized: "stretch" ignores its aspect ratio, "keep" keeps it, with about '
+        "as many patches.",
     ] = "stretch"
     tile: Annotated[
         int,
         _COUNT,
-        "Side in pixels of the tiles that a large image is cut into, to find small objects; 0 sees "
-        'it whole, where "auto" looks at tiles if little was found. Each tile is seen at '
-        "`image_size`. Only for methods that find the foreground in a set.",
+        "Cut large images into tiles of this side in pixels, to find small objects; 0 never does "
+        '(by default "auto" does where it found little). Each tile is resized to `image_size`. '
+        "Only for methods that find the foreground in a set.",
     ] = 0
     stride: Annotated[
         int | None, _FROM_1, "Pixels between patches (default: the backbone's patch size)."
@@ -234,7 +234,7 @@ class Method:
     ] = "ncut"
     collapse: Annotated[Collapse, "What the modularity's collapse term sums S over."] = "nodes"
     num_clusters: Annotated[
-        int, _FROM_1, 'Number of clusters K, for "cc" the most that may be found.'
+        int, _FROM_1, 'Number of clusters K; with the loss "cc" the most that may be found.'
     ] = 2
     epochs: Annotated[int, _COUNT, "Optimisation steps per image."] = 10
     learning_rate: Annotated[float, _FROM_0, "Learning rate of AdamW."] = 1e-3
@@ -244,11 +244,13 @@ class Method:
     ] = 0
     collective_steps: Annotated[int, _FROM_1, "Steps per image in each shared pass."] = 5
     parts: Annotated[
-        int, _COUNT, "Cut the object into this many parts in a second stage; 0 is one stage."
+        int, _COUNT, "Split the object into this many parts in a second stage; 0 skips it."
     ] = 0
     parts_epochs: Annotated[int, _COUNT, "Optimisation steps of that stage."] = 100
-    background_parts: Annotated[int, _COUNT, "With parts: cut the background as well."] = 0
-    background_epochs: Annotated[int, _COUNT, "Optimisation steps of that cut."] = 10
+    background_parts: Annotated[
+        int, _COUNT, "With parts: split the background into this many as well."
+    ] = 0
+    background_epochs: Annotated[int, _COUNT, "Optimisation steps of that split."] = 10
     foreground: Annotated[
         Foreground,
         'Rule that tells the object from the background. "set" decides for a whole set; "own" is '
@@ -259,8 +261,8 @@ class Method:
     ] = False
     refine: Annotated[
         Refine,
-        "Refinement of the mask's edges: by the bilateral solver, or by a guided filter (which "
-        '"collective" gives its soft maps to).',
+        "How the edges of the mask are refined: by the bilateral solver, or by a guided filter (on "
+        'the soft map, in "collective").',
     ] = "none"
     sigma_spatial: Annotated[float, _ABOVE_0, "Bandwidth of the bilateral grid in pixels."] = 24.0
     sigma_luma: Annotated[float, _ABOVE_0, "Its bandwidth in grey levels of Y."] = 4.0

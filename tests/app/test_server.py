@@ -280,4 +280,4 @@ def test_wrong_options_are_one_sentence(capsys, tmp_path):
     said = capsys.readouterr().err
     assert said == f"unseg-jax: {missing} was not found: --backbone takes a weights file.\n"
     assert main(["serve", "--host", "203.0.113.7", "--port", "0"]) == 1
-    assert "cannot listen at 203.0.113.7" in capsys.readouterr().err
+    assert "cannot listen on 203.0.113.7" in capsys.readouterr().err

@@ -17,7 +17,6 @@ import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.runs.locking import RunLock
 from unseg_jax.terminal import segmenting
-from unseg_jax.terminal.segmenting import Choice
 
 # A segmenter that finds what is bright, after what a test lets happen first.
 STAND = """
@@ -42,11 +41,6 @@ class Stand:
 exec(STAND)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch):
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
-
-
 def draw(folder, count):
     folder.mkdir()
     for index in range(count):
@@ -61,7 +55,7 @@ def segment(monkeypatch, capsys, tmp_path):
     """Runs `segment` with a stand-in; gives the exit code and what was said and printed."""
 
     def run(*arguments, happen=lambda index: None):
-        monkeypatch.setattr(Choice, "load", lambda *_, **__: Stand(happen))  # noqa: F821
+        monkeypatch.setattr(segmenting, "load_segmenter", lambda *_: Stand(happen))  # noqa: F821
         options = ["--out", tmp_path / "found", "--method", "deepcut"]
         code = main.main(["segment", *map(str, [*options, *arguments])])
         return code, *capsys.readouterr()
@@ -89,10 +83,9 @@ def test_runs_at_once_wait_for_one_another_and_end_with_the_union(tmp_path):
             """
             import sys, time
             from unseg_jax.cli import main
-            from unseg_jax.terminal.segmenting import Choice
+            from unseg_jax.terminal import segmenting
 
-            main.enable_compilation_cache = lambda: None
-            Choice.load = lambda *_, **__: Stand(lambda index: time.sleep(0.3))
+            segmenting.load_segmenter = lambda *_: Stand(lambda index: time.sleep(0.3))
             sys.exit(main.main(sys.argv[1:]))
             """
         )
@@ -169,7 +162,7 @@ def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, number, code):
 def test_a_run_that_is_stopped_before_it_segments_says_so(
     tmp_path, capsys, monkeypatch, number, code
 ):
-    monkeypatch.setattr(Choice, "load", lambda *_, **__: os.kill(os.getpid(), number))
+    monkeypatch.setattr(segmenting, "load_segmenter", lambda *_: os.kill(os.getpid(), number))
     words = ["segment", draw(tmp_path / "a", 1), "--out", tmp_path / "out", "--method", "deepcut"]
     assert main.main(list(map(str, words))) == code
     assert capsys.readouterr().err == "unseg-jax: stopped.\n"
@@ -196,7 +189,8 @@ def test_a_dry_run_lists_every_file_and_the_last_line_counts(segment, tmp_path):
     listed = {(word, os.path.basename(path)) for word, path in said}
     assert listed == {
         *(("write", "a0_mask.png"),),
-        *(("replace", name) for name in ("objects.csv", "report.html", "unseg_jax.json")),
+        *(("replace", name) for name in ("objects.csv", "images.csv")),
+        *(("replace", name) for name in ("report.html", "unseg_jax.json")),
     }
     assert segment(photos / "a0.png", *change)[1].splitlines()[-1] == "1 result replaced, 2 removed"
     # Files, not only rows of a table.

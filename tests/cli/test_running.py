@@ -11,14 +11,9 @@ import unseg_jax
 from unseg_jax.cli import main
 from unseg_jax.collective.sharing import model_path
 from unseg_jax.runs.locking import LOCK
-from unseg_jax.terminal.segmenting import find_model
+from unseg_jax.terminal.segmenting import Segment
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch):
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +110,9 @@ def test_paths_of_options_may_begin_with_the_home_folder(photos, tmp_path, monke
     code, printed, said = segment(capsys, photos, "--out=~/found", "--dry-run")
     assert code == 0, said
     assert f"all in {tmp_path / 'found'};" in printed
-    assert (
-        find_model("~/m.safetensors") == tmp_path / "m.safetensors" == model_path("~/m.safetensors")
-    )
+    path = "~/m.safetensors"
+    found = Segment(paths=[], model=path).model_path
+    assert found == tmp_path / "m.safetensors" == model_path(path)
 
 
 def test_formats_and_objects_are_chosen(photos, tiny_weights, tmp_path, capsys):
@@ -125,7 +120,8 @@ def test_formats_and_objects_are_chosen(photos, tiny_weights, tmp_path, capsys):
     code, _, said = segment(capsys, photos / "0.png", *arguments, "-f", "npz", "-f", "csv")
     assert code == 0, said
     names = {path.name for path in tmp_path.iterdir()}
-    assert names - {LOCK} == {"0.npz", "objects.csv", "report.html", "unseg_jax.json"}
+    tables = {"objects.csv", "images.csv"}
+    assert names - {LOCK} == {"0.npz", "report.html", "unseg_jax.json", *tables}
     rows = (tmp_path / "objects.csv").read_text().splitlines()
     assert len(rows) <= 2
     assert segment(capsys, photos, "--out", tmp_path, "-f", "pgn")[0] == 1
@@ -174,18 +170,27 @@ def test_fit_replaces_nothing_but_a_model(photos, tmp_path, capsys):
     assert image.read_bytes() == before
 
 
-def test_fit_shows_how_far_it_is(photos, tiny_weights, tmp_path, capsys):
+def test_a_model_is_fitted_once_and_segments_what_it_does_in_python(
+    photos, tiny_weights, tmp_path, capsys
+):
+    model = tmp_path / "m.safetensors"
     arguments = ["--backbone", tiny_weights, "--image-size", "40", "--epochs", "1"]
     arguments += ["--method", "deepcut", "--passes", "1", "--steps", "1", "--batch-size", "2"]
-    command = ["fit", *map(str, [photos, "--out", tmp_path / "m.safetensors", *arguments])]
+    command = ["fit", *map(str, [photos, "--out", model, *arguments])]
     assert main.main(command) == 0
-    assert "3/3" in capsys.readouterr().err
-    before = (tmp_path / "m.safetensors").stat()
+    printed, said = capsys.readouterr()
+    assert "3/3" in said  # how far it is
+    assert "fitted on 3 images" in printed
+    before = model.stat()
     assert main.main(command) == 1
     assert "is a model already" in capsys.readouterr().err
-    assert (tmp_path / "m.safetensors").stat() == before
+    assert model.stat() == before
     assert main.main([*command, "--overwrite"]) == 0
-    assert (tmp_path / "m.safetensors").stat() != before
+    assert model.stat() != before
+    image, out = photos / "0.png", tmp_path / "found"
+    assert segment(capsys, image, "--model", model, "--out", out)[0] == 0
+    (found,) = unseg_jax.load_model(model).segment(image)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "0_labels.png")), found.labels)
 
 
 @pytest.mark.parametrize(("command", "words"), [("bench", "--protocol"), ("demo", "--picture")])
@@ -195,12 +200,10 @@ def test_other_programs_are_subcommands(command, words, capsys):
 
 
 def test_only_auto_looks_closer_and_a_run_knows_it():
-    from unseg_jax.terminal.segmenting import Choice
+    def asked(method, **overrides):
+        return Segment(paths=[], method=method, overrides=overrides)
 
-    def choice(method, **overrides):
-        return Choice(None, method, "auto", 0, 8, "float32", overrides)
-
-    assert choice("auto").settled(9, quiet=True).closer
-    assert not choice("auto", tile=0).settled(9, quiet=True).closer
-    assert not choice("collective").settled(9, quiet=True).closer
-    assert choice("auto").settings() != choice("collective").settings()
+    assert asked("auto").choose(9).closer
+    assert not asked("auto", tile=0).choose(9).closer
+    assert not asked("collective").choose(9).closer
+    assert asked("auto").settings() != asked("collective").settings()

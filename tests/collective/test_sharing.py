@@ -41,7 +41,7 @@ def store(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, monkeypatch, capsys):
+def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, capsys):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (64, 64, 3)).astype(np.uint8) for _ in range(2)]
     model = fit(images, backbone=tiny_weights, image_size=64, num_clusters=3, steps=0)
@@ -59,7 +59,6 @@ def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, monk
     again = us.load_model("hf:me/moths", backbone=tiny_weights)
     for ours, theirs in zip(again.evidence, model.evidence, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
     photo = store / "photo.png"
     Image.fromarray(images[0]).save(photo)
     arguments = ["--backbone", str(tiny_weights), "--out", str(store / "out"), "--dry-run"]

@@ -159,10 +159,7 @@ def test_damaged_steering_is_refused(models, tmp_path, change):
         load_model(path, backbone=models[1].backbone)
 
 
-def test_command_line_reads_masks_by_stem(
-    photos, tiny_weights, models, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+def test_command_line_reads_masks_by_stem(photos, tiny_weights, models, tmp_path, capsys):
     masks = tmp_path / "masks"
     masks.mkdir()
     out = tmp_path / "m.safetensors"

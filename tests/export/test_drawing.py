@@ -1,6 +1,7 @@
 """Pictures, run lengths and files that are written whole or not at all."""
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -148,15 +149,14 @@ def test_contact_sheet():
         drawing.contact_sheet([tall], 0)
 
 
-def test_label_file_holds_labels_and_shows_colours(tmp_path):
-    drawing.write_labels(tmp_path / "labels.png", LABELS)
-    with Image.open(tmp_path / "labels.png") as picture:
+def test_label_file_holds_labels_and_shows_colours():
+    with Image.open(io.BytesIO(drawing.encode_labels(LABELS))) as picture:
         np.testing.assert_array_equal(np.array(picture), LABELS)
         np.testing.assert_array_equal(
             np.array(picture.convert("RGB")), drawing.colour_labels(LABELS)
         )
-    drawing.write_labels(tmp_path / "many.png", np.arange(300).reshape(1, 300))
-    with Image.open(tmp_path / "many.png") as picture:
+    many = drawing.encode_labels(np.arange(300).reshape(1, 300))
+    with Image.open(io.BytesIO(many)) as picture:
         assert picture.mode == "RGB"
 
 
@@ -239,6 +239,7 @@ RUNS = {
     "ones": np.ones((5, 6), bool),
     "diagonal": np.eye(3, dtype=bool),
     "columns": np.array([[1, 1, 0, 1], [1, 1, 0, 0], [1, 0, 1, 1]], bool),
+    **{f"{share}": np.random.default_rng(1).random((131, 257)) < share for share in (1e-3, 0.3)},
 }
 
 
@@ -251,8 +252,9 @@ def test_run_lengths_are_those_of_pycocotools(name):
     expected = api.encode(np.asfortranarray(mask.astype(np.uint8)))
     encoded = rle.encode_rle(mask)
     assert encoded == {"size": list(mask.shape), "counts": expected["counts"].decode()}
-    np.testing.assert_array_equal(rle.decode_rle(encoded), mask)
-    np.testing.assert_array_equal(api.decode(encoded) == 1, mask)
+    for compressed in (True, False):
+        again = json.loads(json.dumps(rle.encode_rle(mask, compressed=compressed)))
+        np.testing.assert_array_equal(rle.decode_rle(again), mask)
 
 
 def test_run_lengths_of_a_crop_are_those_of_the_whole():
@@ -263,14 +265,3 @@ def test_run_lengths_of_a_crop_are_those_of_the_whole():
         whole[top:bottom, left:right] = rng.random((bottom - top, right - left)) < 0.7
         crop = whole[top:bottom, left:right]
         assert rle.encode_rle(crop, box=box, size=(10, 12)) == rle.encode_rle(whole)
-
-
-def test_run_lengths_round_trip():
-    rng = np.random.default_rng(1)
-    for density, compressed in itertools.product((0.001, 0.3, 0.999), (True, False)):
-        mask = rng.random((131, 257)) < density
-        encoded = json.loads(json.dumps(rle.encode_rle(mask, compressed=compressed)))
-        np.testing.assert_array_equal(rle.decode_rle(encoded), mask)
-        if not compressed:
-            assert sum(encoded["counts"]) == mask.size
-            assert sum(encoded["counts"][1::2]) == mask.sum()

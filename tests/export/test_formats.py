@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 from scipy import ndimage
@@ -30,7 +31,6 @@ from unseg_jax.export.formats import (
     yolo,
 )
 from unseg_jax.export.formats.cutout import Cutout, arrange
-from unseg_jax.export.formats.polygons import outlines
 from unseg_jax.export.measures import measure
 from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.report import _facts
@@ -115,53 +115,6 @@ def test_coco_of_nothing_is_valid(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [1, 3])
-def test_geojson_is_read_by_shapely(scale):
-    from shapely.geometry import shape
-
-    found = scene(scale=scale)
-    features = json.loads(geojson.encode(found)[".geojson"])["features"]
-    assert len(features) == 3
-    for item, feature in zip(found.objects, features, strict=True):
-        polygon = shape(feature["geometry"])
-        assert polygon.is_valid
-        assert polygon.area == item.area
-        assert polygon.bounds == item.box
-        assert feature["properties"]["score"] == pytest.approx(item.score, abs=1e-4)
-    assert sum(len(shape(feature["geometry"]).interiors) for feature in features) == 1
-
-
-def test_outlines_of_straight_and_tiny_objects_are_exact():
-    mask = np.zeros((9, 9), bool)
-    mask[2:7, 1:6] = True
-    mask[8, 8] = True
-    found = us.Segmentation.of(mask, mask)
-    from shapely.geometry import Polygon
-
-    square, dot = (Polygon(outlines(item)[0]) for item in _objects(found, 0.0))
-    assert square.bounds == (1, 2, 6, 7)
-    assert square.area == 25
-    assert dot.bounds == (8, 8, 9, 9)
-
-
-def _objects(found, min_area):
-    return dataclasses.replace(found, min_area=min_area).objects
-
-
-def test_yolo_lines_are_classes_and_outlines_in_shares():
-    from shapely.geometry import Polygon
-
-    found = scene()
-    lines = yolo.encode(found)[".txt"].decode().splitlines()
-    assert [int(line.split()[0]) for line in lines] == [item.label - 1 for item in found.objects]
-    for item, line in zip(found.objects, lines, strict=True):
-        points = np.array(line.split()[1:], float).reshape(-1, 2)
-        assert points.min() >= 0
-        assert points.max() <= 1
-        polygon = Polygon(points * [80, 60])
-        np.testing.assert_allclose(polygon.bounds, item.box, atol=1e-3)
-
-
-@pytest.mark.parametrize("scale", [1, 3])
 def test_tiff_is_read_by_tifffile(tmp_path, scale):
     import tifffile
 
@@ -185,10 +138,8 @@ def test_npz_is_read_by_numpy():
 
 
 def test_csv_is_read_by_pandas():
-    import pandas
-
     found, kept = records()
-    frame = pandas.read_csv(io.BytesIO(table.encode_set(kept)["objects.csv"]))
+    frame = read_csv(table.encode_set(kept)["objects.csv"])
     assert list(frame.columns) == list(table.COLUMNS)
     assert frame["file"].tolist() == ["x/1.jpg"] * 3 + ["y/1.jpg"] * 3
     assert frame["id"].tolist() == [1, 2, 3] * 2
@@ -339,31 +290,35 @@ def test_segmentation_is_plotted(tmp_path):
     axes.figure.savefig(tmp_path / "plot.png")
 
 
-def test_imagej_opens_every_object():
-    roifile = pytest.importorskip("roifile")
-    from skimage.draw import polygon2mask
-
-    found = scene()
-    data = imagej.encode(found)["_rois.zip"]
-    assert data == imagej.encode(found)["_rois.zip"]
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        rois = [roifile.ImagejRoi.frombytes(archive.read(name)) for name in archive.namelist()]
-    assert len(rois) == len(found.objects) == 3
-    for number, roi in enumerate(rois):
-        assert roi.name.startswith(f"{number + 1:04d}-0.")
-        # Pixel centres lie half a pixel from the edges that outlines follow.
-        outer, *holes = roi.coordinates(multi=True) if roi.composite else [roi.coordinates()]
-        drawn = polygon2mask(found.size, outer[:, ::-1] - 0.5)
-        for hole in holes:
-            drawn &= ~polygon2mask(found.size, hole[:, ::-1] - 0.5)
-        np.testing.assert_array_equal(drawn, whole(found, number))
-
-
 def test_the_mask_alone_is_that_of_png():
     found = scene()
     assert mask.encode(found) == {"_mask.png": png.encode(found)["_mask.png"]}
     assert formats.check_formats(["mask", "png"]) == ("png",)
     assert formats.suffixes_of(["mask"]) == ("_mask.png",)
+
+
+def test_shapes_carry_class_score_and_size():
+    """That the polygons are right is shown in `test_polygons`."""
+    pytest.importorskip("roifile")
+    (found, _), kept = records()
+    features = json.loads(geojson.encode(found)[".geojson"])["features"]
+    lines = yolo.encode(found)[".txt"].decode().splitlines()
+    tasks = json.loads(label_studio.encode_set(kept)["label_studio.json"])
+    assert [task["data"]["image"] for task in tasks] == ["x/1.jpg", "y/1.jpg"]
+    shapes = tasks[0]["predictions"][0]["result"]
+    data = imagej.encode(found)["_rois.zip"]
+    assert data == imagej.encode(found)["_rois.zip"]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+    assert len(found.objects) == 3
+    for number, item in enumerate(found.objects):
+        score = pytest.approx(item.score, abs=1e-4)
+        properties = features[number]["properties"]
+        assert (properties["label"], properties["score"]) == (item.label, score)
+        assert int(lines[number].split()[0]) == item.label - 1
+        assert shapes[number]["score"] == score
+        assert (shapes[number]["original_height"], shapes[number]["original_width"]) == found.size
+        assert names[number] == f"{number + 1:04d}-{item.score:.2f}.roi"
 
 
 def test_imagej_says_what_it_needs(monkeypatch):
@@ -372,22 +327,8 @@ def test_imagej_says_what_it_needs(monkeypatch):
         formats.check_formats(["png", "imagej"])
 
 
-def test_label_studio_has_a_polygon_for_every_object():
-    from skimage.draw import polygon2mask
-
-    found, kept = records()
-    tasks = json.loads(label_studio.encode_set(kept)["label_studio.json"])
-    assert [task["data"]["image"] for task in tasks] == ["x/1.jpg", "y/1.jpg"]
-    shapes = tasks[0]["predictions"][0]["result"]
-    assert len(shapes) == 3
-    for number, shape in enumerate(shapes):
-        assert (shape["original_height"], shape["original_width"]) == found[0].size
-        points = np.array(shape["value"]["points"])
-        assert (points >= 0).all()
-        assert (points <= 100).all()
-        ring = points * (found[0].size[1] / 100, found[0].size[0] / 100)
-        drawn = polygon2mask(found[0].size, ring[:, ::-1] - 0.5)
-        np.testing.assert_array_equal(drawn, whole(found[0], number))
+def read_csv(content):
+    return pandas.read_csv(io.BytesIO(content))
 
 
 @pytest.mark.parametrize("scale", [None, (0.5, 0.25)])
@@ -396,7 +337,7 @@ def test_measures_are_those_of_regionprops(scale):
 
     found = scene()
     content = table.encode_set([record_of(found, measured=True, scale=scale)])
-    frame, images = pandas_of(content["objects.csv"]), pandas_of(content["images.csv"])
+    frame, images = read_csv(content["objects.csv"]), read_csv(content["images.csv"])
     um2 = np.nan if scale is None else 0.125
     for number, row in frame.iterrows():
         mask = whole(found, number).astype(int)
@@ -432,7 +373,7 @@ def test_measures_are_those_of_regionprops(scale):
 
 def test_what_is_not_measured_is_left_empty():
     content = table.encode_set([record_of(scene())])
-    bare = pandas_of(content["objects.csv"])
+    bare = read_csv(content["objects.csv"])
     assert bare[["perimeter", "solidity", "area_um2"]].isna().all(axis=None)
 
 
@@ -445,12 +386,6 @@ def test_thin_objects_have_measures(shape):
     assert (found["touches_edge"], found["solidity"], found["red"]) == (1, 1, None)
     assert (found["circularity"] is None) == (shape == (1, 1))
     assert measure(item, None, (20, 20))["touches_edge"] == 0
-
-
-def pandas_of(content):
-    import pandas
-
-    return pandas.read_csv(io.BytesIO(content))
 
 
 def test_every_format_says_which_files_it_writes():
@@ -468,7 +403,7 @@ def test_qupath_gets_classes_colours_and_measurements():
         feature["properties"]
         for feature in json.loads(geojson.encode(found)[".geojson"])["features"]
     ]
-    frame = pandas_of(table.encode_set([record_of(found, measured=True)])["objects.csv"])
+    frame = read_csv(table.encode_set([record_of(found, measured=True)])["objects.csv"])
     assert {entry["objectType"] for entry in properties} == {"detection"}
     for item, entry, row in zip(found.objects, properties, frame.itertuples(), strict=True):
         colour = entry["classification"]["color"]

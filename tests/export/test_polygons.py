@@ -72,7 +72,7 @@ def found_in(mask, size=None, **fields):
 @pytest.mark.parametrize("kind", [speckle, necks, combs, rings, contacts, edges])
 def test_polygons_are_valid_and_fill_the_mask(kind):
     rng = np.random.default_rng(len(kind.__name__))
-    for number in range(850):
+    for number in range(300):
         y, x = np.mgrid[tuple(map(slice, rng.integers(1, 12, 2)))]
         mask = kind(rng, y, x)
         size = tuple(rng.integers(mask.shape, np.multiply(mask.shape, 2) + 1))

@@ -6,69 +6,64 @@ import ipaddress
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unseg_jax.app.sessions import Limits
-from unseg_jax.errors import InputError
-from unseg_jax.terminal.console import guarded, say
+from unseg_jax.errors import InputError, why
+from unseg_jax.terminal.console import say
+from unseg_jax.terminal.options import run_alone
 
-application = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-@application.command()
 def serve(
     host: Annotated[
         str,
         typer.Option(
             "--host",
-            help="Address to listen at; others than this machine's own "
-            "loopback let everybody in who can reach it.",
+            help="Address to listen on. Anyone who can reach an address other than loopback can "
+            "use the page.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
+        int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")
     ] = 8423,
     max_size: Annotated[
-        int, typer.Option("--max-size", min=1, help="MB that a file may have.")
+        int, typer.Option("--max-size", min=1, help="Largest file to accept, in MB.")
     ] = 50,
     max_files: Annotated[
-        int, typer.Option("--max-files", min=1, help="Files, and images, that a user may drop.")
+        int, typer.Option("--max-files", min=1, help="Most files, and images, per user.")
     ] = 100,
     max_waiting: Annotated[
-        int, typer.Option("--max-waiting", min=1, help="Runs that may wait for the device.")
+        int, typer.Option("--max-waiting", min=1, help="Most runs that may wait for the device.")
     ] = 8,
     max_users: Annotated[
-        int, typer.Option("--max-users", min=1, help="Pages that may be open at once.")
+        int, typer.Option("--max-users", min=1, help="Most pages that may be open at once.")
     ] = 32,
     max_runs: Annotated[
-        int, typer.Option("--max-runs", min=1, help="Runs of a page whose results are kept.")
+        int, typer.Option("--max-runs", min=1, help="How many runs of a page to keep.")
     ] = 10,
     weights: Annotated[
         list[str] | None,
         typer.Option(
             "--backbone",
             "-b",
-            help="A weights file to be offered beside the known backbones; repeatable.",
+            help="A weights file to offer besides the known backbones; repeatable.",
         ),
     ] = None,
 ) -> None:
-    """Opens a page on which pictures are dropped, segmented, looked at and downloaded.
+    """Serve a page to drop images on and view the results.
 
-    It loads nothing from elsewhere, sends nothing anywhere, and keeps nothing: what was dropped
-    is deleted when the page is closed.
-    """  # fmt: skip
+    It needs the extra "app". The page loads nothing from other servers and sends nothing to them;
+    uploads are deleted when it is closed.
+    """
     try:
         import uvicorn
 
         from unseg_jax.app.server import make_app
+        from unseg_jax.app.sessions import Limits
     except ModuleNotFoundError as error:
         raise ImportError(
             f'the page needs the package {error.name}; pip install "unseg_jax[app]"'
@@ -104,8 +99,6 @@ def _named(weights: Sequence[str]) -> dict[str, str]:
     Raises:
         InputError: a file that is not there, or two of one name.
     """
-    from pathlib import Path
-
     named: dict[str, str] = {}
     for text in weights:
         path = Path(text).expanduser()
@@ -142,17 +135,12 @@ def _bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise InputError(
-            f"cannot listen at {host}, port {port} ({reason}): give another --port or --host."
+            f"cannot listen on {host}, port {port} ({why(error).lower()}): choose another "
+            "--port or --host."
         ) from None
     return bound
 
 
-def main() -> int:
-    """Runs the command line; returns the exit code."""
-    return guarded(lambda: application(prog_name="unseg-jax serve"))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(serve, "python -m unseg_jax.app"))

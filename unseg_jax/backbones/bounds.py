@@ -19,16 +19,6 @@ ALLOWANCE = 2**20
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def printable(name: str, length: int = 80) -> str:
-    """A name out of a file as it may stand in a message: on one line, escaped, cut to a length.
-
-    >>> printable("two\\nlines")
-    'two\\\\nlines'
-    """
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return escaped if len(escaped) <= length else escaped[: length - 1] + "…"
-
-
 def check_expansion(path: Path, size: int) -> None:
     """Refuses a file that claims to hold far more than it can.
 

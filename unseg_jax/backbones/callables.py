@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from unseg_jax.backbones.backbone import Backbone
-from unseg_jax.backbones.bounds import printable
 from unseg_jax.backbones.descriptors import log_bin as log_bin_descriptors
 from unseg_jax.backbones.vit import Facet, ViTConfig
+from unseg_jax.errors import why
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
@@ -161,11 +161,10 @@ def from_callable(
         try:
             shape = jax.eval_shape(function, params, pixels).shape
         except Exception as error:  # the function is the user's
-            detail = printable(str(error).strip().split("\n")[0].rstrip("."), 200)
             raise ValueError(
                 f"'{name}' cannot be traced by JAX for {side}x{side} pixels "
-                f"({type(error).__name__}: {detail}); write it with jax.numpy, or give width if "
-                "it takes another size only."
+                f"({type(error).__name__}: {why(error)}); write it with jax.numpy, or give width "
+                "if it takes another size only."
             ) from error
         if len(shape) != 3 or shape[:2] != (1, _PROBE**2):
             raise ValueError(

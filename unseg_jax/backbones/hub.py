@@ -17,7 +17,7 @@ import numpy as np
 from unseg_jax.backbones.layouts import infer_config
 from unseg_jax.backbones.vit import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from unseg_jax.cache import unwritable
-from unseg_jax.errors import WeightsError
+from unseg_jax.errors import WeightsError, why
 
 PREFIX = "hf:"
 """What the names of backbones from the hub begin with: hf:ORG/NAME, or hf:ORG/NAME@REVISION."""
@@ -103,8 +103,7 @@ def download(repository: str, file: str, revision: str | None, timeout: float) -
     try:
         return Path(hf_hub_download(repository, file, revision=revision, etag_timeout=timeout))
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
-        detail = str(error).strip().split("\n")[0].rstrip(".")
-        raise WeightsError(f"{type(error).__name__}: {detail}") from error
+        raise WeightsError(f"{type(error).__name__}: {why(error)}") from error
 
 
 def fetch_any(name: str, timeout: float) -> tuple[Path, dict[str, Any]]:

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unseg_jax.backbones.bounds import printable
 from unseg_jax.backbones.vit import VisionTransformer, ViTConfig
-from unseg_jax.errors import WeightsError
+from unseg_jax.errors import WeightsError, printable
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -152,7 +151,7 @@ def strip_prefixes(tensors: Tensors, where: str = "the file") -> dict[str, np.nd
         short = _PREFIXES.sub("", name)
         if short in stripped:
             raise WeightsError(
-                f"{where} holds '{printable(short)}' twice, under different prefixes; keep "
+                f"{where} holds '{printable(short, 80)}' twice, under different prefixes; keep "
                 "one of them."
             )
         stripped[short] = tensor
@@ -205,7 +204,7 @@ def infer_config(tensors: Tensors, where: str) -> ViTConfig:
     unknown = []
     for name, array, slot, known in _matches(tensors):
         if not known:
-            unknown.append(printable(name))
+            unknown.append(printable(name, 80))
         if slot is not None:
             shapes.setdefault(slot.leaf, array.shape)
             blocks |= {slot.block} if slot.block is not None else set()
@@ -333,13 +332,13 @@ def _fill(
     problems = []
     for name, array, slot, known in _matches(tensors):
         if slot is None:
-            problems += [] if known else [f"unexpected {printable(name)}"]
+            problems += [] if known else [f"unexpected {printable(name, 80)}"]
             continue
         if slot.leaf not in shapes or (slot.block or 0) >= config.depth:
-            problems.append(f"unexpected {printable(name)}")
+            problems.append(f"unexpected {printable(name, 80)}")
             continue
         if slot in filled:
-            problems.append(f"double {printable(name)}")
+            problems.append(f"double {printable(name, 80)}")
             continue
         shape = shapes[slot.leaf] if slot.block is None else shapes[slot.leaf][1:]
         if slot.part is not None:
@@ -348,11 +347,11 @@ def _fill(
             array = np.concatenate([np.zeros_like(array[:1]), array])
         if not jnp.issubdtype(array.dtype, jnp.floating):
             problems.append(
-                f"wrong dtype {printable(name)}: {array.dtype} where float32 is expected"
+                f"wrong dtype {printable(name, 80)}: {array.dtype} where float32 is expected"
             )
         elif array.shape != shape:
             problems.append(
-                f"wrong shape {printable(name)}: {array.shape} where {shape} is expected"
+                f"wrong shape {printable(name, 80)}: {array.shape} where {shape} is expected"
             )
         filled[slot] = array
     return filled, problems

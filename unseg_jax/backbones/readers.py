@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from unseg_jax.backbones.bounds import check_archive, check_expansion, printable
-from unseg_jax.errors import WeightsError
+from unseg_jax.backbones.bounds import check_archive, check_expansion
+from unseg_jax.errors import WeightsError, printable, why
 from unseg_jax.files import atomic
 
 # Wrappers of whole checkpoints, in the order in which they are looked into. DINO's full
@@ -48,8 +48,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     for name, stored in deserialize(path.read_bytes()):
         if stored["dtype"] not in dtypes:
             raise WeightsError(
-                f"{path} holds '{printable(name)}' as {stored['dtype']}, which is not read here; "
-                "convert it to float32."
+                f"{path} holds '{printable(name, 80)}' as {stored['dtype']}, which is not read "
+                "here; convert it to float32."
             )
         data = np.frombuffer(stored["data"], dtypes[stored["dtype"]])
         tensors[name] = data.reshape(stored["shape"])
@@ -70,7 +70,9 @@ def _read_npy(path: Path, name: str, content: bytes) -> np.ndarray:
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
-        raise WeightsError(f"{path} holds '{printable(name)}' in a format that is not read here.")
+        raise WeightsError(
+            f"{path} holds '{printable(name, 80)}' in a format that is not read here."
+        )
     read_header = (
         np.lib.format.read_array_header_1_0
         if version == (1, 0)
@@ -81,23 +83,23 @@ def _read_npy(path: Path, name: str, content: bytes) -> np.ndarray:
     except Exception:  # it parses Python literals, which fail in many ways
         # Not NumPy's own words: they advise to trust the file.
         raise WeightsError(
-            f"{path} holds '{printable(name)}' with a header that is not one of an array; fetch or "
-            "write it again."
+            f"{path} holds '{printable(name, 80)}' with a header that is not one of an array; "
+            "fetch or write it again."
         ) from None
     if dtype.hasobject:
         raise WeightsError(
-            f"{path} holds '{printable(name)}' as pickled Python objects, which may run code; "
+            f"{path} holds '{printable(name, 80)}' as pickled Python objects, which may run code; "
             "save arrays of numbers instead."
         )
     if dtype.kind not in "fiub":
         raise WeightsError(
-            f"{path} holds '{printable(name)}' as {printable(str(dtype))}, which is no number; "
-            "save arrays of float32 instead."
+            f"{path} holds '{printable(name, 80)}' as {printable(str(dtype), 80)}, which is no "
+            "number; save arrays of float32 instead."
         )
     count = math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize > len(content) - stream.tell():
         raise WeightsError(
-            f"{path} is cut short: '{printable(name)}' is missing values; fetch it again."
+            f"{path} is cut short: '{printable(name, 80)}' is missing values; fetch it again."
         )
     data = np.frombuffer(content, dtype, count, stream.tell())
     return data.reshape(shape, order="F" if fortran_order else "C")
@@ -186,8 +188,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     except (WeightsError, ImportError):
         raise
     except Exception as error:  # every format fails in its own way on a damaged file
-        detail = printable(str(error).strip().rstrip(".") or type(error).__name__, 200)
-        raise WeightsError(f"{path} cannot be read ({detail}); fetch or write it again.") from error
+        raise WeightsError(
+            f"{path} cannot be read ({why(error)}); fetch or write it again."
+        ) from error
 
 
 def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:

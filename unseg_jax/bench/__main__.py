@@ -1,48 +1,59 @@
-"""`python -m unseg_jax.bench`: the command line of the benchmark."""
+"""`unseg-jax bench`, or `python -m unseg_jax.bench`: the command line of the benchmark."""
 
 import inspect
-import logging
-import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from unseg_jax.bench import BenchError, Interrupted, format_table, run
+from unseg_jax.bench import BenchError, format_table, run
 from unseg_jax.bench.run.settings import command_parameters, settings_from
 from unseg_jax.bench.scale import merge, report
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.data.truths import parse_values
 from unseg_jax.devices import usable_devices
 from unseg_jax.errors import printable
-from unseg_jax.terminal.console import tolerate_any_name, with_options
+from unseg_jax.terminal.console import guarded, with_options
+from unseg_jax.terminal.options import STYLE, hush
 
-tools = typer.Typer(add_completion=False)
-application = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+class _Commands(TyperGroup):
+    """Options without a command are those of `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and args[0] in self.commands
+        return super().parse_args(ctx, args if named else ["run", *args])
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, **{**STYLE, "rich_markup_mode": "markdown"})
+
+
+@app.callback()
+def _prepare() -> None:
+    enable_compilation_cache()
 
 
 def bench(*, distributed: bool, quiet: bool, **options: Any) -> None:
-    """Segments a whole data set with one or many methods, scores it, and loses nothing.
+    """Score methods on a whole data set with ground truth.
 
-    Writes summary.json, per_image.jsonl and report.html to --out.
+    Writes summary.json, per_image.jsonl and report.html to --out. A run that was stopped continues
+    with --resume.
     """
-    try:
-        rules, values = _split_foreground(options["foreground"] or [])
-        settings = settings_from({**options, "foreground": rules}, values)
-        if distributed:
-            _join_job()
-        usable_devices()
-        summary = run(settings, quiet=quiet)
-        _print(summary, settings.out)
-        if summary["truths"]["error"]:
-            raise BenchError(summary["truths"]["error"])
-        if summary["failures"]:
-            raise typer.Exit(1)
-    except Interrupted as error:
-        _stop(error, 130)
-    except (BenchError, ValueError, ImportError, OSError) as error:
-        _stop(error, 1)
+    hush(quiet)
+    rules, values = _split_foreground(options["foreground"] or [])
+    settings = settings_from({**options, "foreground": rules}, values)
+    if distributed:
+        _join_job()
+    usable_devices()
+    summary = run(settings, quiet=quiet)
+    _print(summary, settings.out)
+    if summary["truths"]["error"]:
+        raise BenchError(summary["truths"]["error"])
+    if summary["failures"]:
+        raise typer.Exit(1)
 
 
 def _flag(name: str, help: str) -> inspect.Parameter:
@@ -65,9 +76,10 @@ bench.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         _flag("quiet", "No progress bar."),
     ]
 )
-application.command(
-    epilog="`python -m unseg_jax.bench merge DIR` joins the shards of a run; "
-    "`python -m unseg_jax.bench report DIR` makes summary and report again."
+app.command(
+    "run",
+    epilog="Other commands: `merge DIR` joins the shards of a run, `report DIR` writes its summary "
+    "and report again, `rescore DIR` scores its masks under another protocol.",
 )(bench)
 
 
@@ -117,72 +129,45 @@ def _say(text: str) -> None:
     print("\n".join(map(printable, with_options(text).split("\n"))))
 
 
-def _stop(error: BaseException, code: int) -> None:
-    print(f"error: {printable(with_options(' '.join(str(error).split())))}", file=sys.stderr)
-    raise typer.Exit(code)
-
-
-class _Spoken(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        print(printable(with_options(record.getMessage())), file=sys.stderr, flush=True)
-
-
-def _terminate(*_) -> None:
-    raise KeyboardInterrupt
-
-
-@tools.command("merge")
+@app.command("merge")
 def merge_shards(
     folder: Annotated[str, typer.Argument(help="The --out of the shards, a folder or a URL.")],
     partial: Annotated[
-        bool, typer.Option("--partial", help="Even if shards are missing or unfinished.")
+        bool, typer.Option("--partial", help="Merge even if shards are missing or unfinished.")
     ] = False,
 ) -> None:
-    """Joins the shards of a run: records, masks, summary.json and report.html."""
-    try:
-        _print(merge(folder, partial=partial), folder)
-    except (BenchError, ValueError, OSError) as error:
-        _stop(error, 1)
+    """Merge the shards of a run: records, masks, summary.json and report.html."""
+    _print(merge(folder, partial=partial), folder)
 
 
-@tools.command("report")
+@app.command("report")
 def make_report(
-    folder: Annotated[str, typer.Argument(help="A run's folder, or its URL.")],
+    folder: Annotated[str, typer.Argument(help="The folder of a run, or its URL.")],
 ) -> None:
-    """Makes summary.json and report.html again, from what the run has recorded."""
-    try:
-        _print(report(folder), folder)
-    except (BenchError, ValueError, OSError) as error:
-        _stop(error, 1)
+    """Write summary.json and report.html again from the records of a run."""
+    _print(report(folder), folder)
 
 
-@tools.command("rescore")
+@app.command("rescore")
 def rescore_masks(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, made with --save-masks.")],
-    protocol: Annotated[str, typer.Option(help="How to score its masks now.")],
-    out: Annotated[Path, typer.Option(help="Folder to write the new scores to.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a run made with --save-masks.")],
+    protocol: Annotated[str, typer.Option(help="Protocol to score the masks under.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new scores.")],
     data: Annotated[
-        str | None, typer.Option(help="Where the data lie now; default: where they lay.")
+        str | None, typer.Option(help="Where the data are now (default: where they were).")
     ] = None,
 ) -> None:
-    """Scores the masks of a run under another protocol, without segmenting again."""
+    """Score the masks of a run under another protocol, without segmenting again."""
     from unseg_jax.bench.run.rescore import rescore
 
-    try:
-        _print(rescore(folder, out, protocol, data), out)
-    except (BenchError, ValueError, OSError) as error:
-        _stop(error, 1)
+    _print(rescore(folder, out, protocol, data), out)
 
 
-def main() -> None:
-    """Runs the command line; a polite kill (SIGTERM) ends a run as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, _terminate)
-    tolerate_any_name()
-    chosen = tools if sys.argv[1:2] in (["merge"], ["report"], ["rescore"]) else application
-    enable_compilation_cache()
-    logging.getLogger("unseg_jax").addHandler(_Spoken(logging.WARNING))
-    chosen(prog_name="python -m unseg_jax.bench")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; see `unseg_jax.cli.main`. None takes the arguments of the process."""
+    given = None if arguments is None else list(arguments)
+    return guarded(lambda: app(args=given, prog_name="python -m unseg_jax.bench"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

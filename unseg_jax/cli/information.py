@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
+
+from unseg_jax.devices import resolve_dtype, usable_devices, versions
+from unseg_jax.errors import PlatformError
 
 DISTRIBUTION = "unseg_jax"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "scipy", "scikit-image")
@@ -49,23 +53,11 @@ def has_nvidia_gpu(paths: Iterable[str] = NVIDIA_PATHS) -> bool:
 def _versions() -> dict[str, str | None]:
     from unseg_jax import __version__
 
-    found = {"unseg_jax": __version__, "python": platform.python_version()}
-    return found | {name: _version(name) for name in PACKAGES}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    found = {"unseg_jax": __version__, **versions(PACKAGES)}
+    return {name: found.get(name) for name in ("unseg_jax", "python", *PACKAGES)}
 
 
 def _devices() -> dict[str, Any]:
-    import logging
-
-    from unseg_jax.devices import resolve_dtype, usable_devices
-    from unseg_jax.errors import PlatformError
-
     # jax warns of a GPU that it cannot use; the advice says the same, with what to do.
     logger = logging.getLogger("jax._src.xla_bridge")
     before, logger.disabled = logger.disabled, True
@@ -147,7 +139,7 @@ def _missing(name: str, extra: str, seen: Set[tuple[str, str]] = frozenset()) ->
             continue  # needed by all
         if not marker.evaluate({"extra": extra}):
             continue
-        version = _version(needed.name)
+        version = versions([needed.name]).get(needed.name)
         if version is None or not needed.specifier.contains(version, prereleases=True):
             yield needed.name
             continue

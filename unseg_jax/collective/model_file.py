@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone
-from unseg_jax.backbones.bounds import printable
 from unseg_jax.clustering.head import Params, init_head
 from unseg_jax.collective.scoring import Scorer
 from unseg_jax.collective.steering import Steering
 from unseg_jax.data.reading import Reading
+from unseg_jax.errors import printable, why
 from unseg_jax.method import FIELDS, Method
 from unseg_jax.pipeline import extract_features
 
@@ -71,9 +71,11 @@ def read_model(path: str | Path) -> StoredModel:
         raise ValueError(f"{path} is not a model of unseg_jax.fit; fit and save one.")
     for name, array in tensors.items():
         if array.dtype not in (np.float32, np.float16, np.bool_):
-            raise _refusal(path, f"'{printable(name)}' is of the dtype {array.dtype}")
+            raise _refusal(path, f"'{printable(name, 80)}' is of the dtype {array.dtype}")
         if not np.isfinite(array).all():
-            raise _refusal(path, f"'{printable(name)}' holds values that are not finite numbers")
+            raise _refusal(
+                path, f"'{printable(name, 80)}' holds values that are not finite numbers"
+            )
     backbone = facts.get("backbone")
     if not _is_text(backbone):
         raise _refusal(path, "it names no backbone")
@@ -83,7 +85,7 @@ def read_model(path: str | Path) -> StoredModel:
         ("examples", facts.get("examples", "0")),
     ):
         if not (value.isascii() and value.isdigit() and len(value) < 10):
-            raise _refusal(path, f"{name}='{printable(value)}' is not a number")
+            raise _refusal(path, f"{name}='{printable(value, 80)}' is not a number")
         counts.append(int(value))
     method = _parsed(path, facts, "method", method_from)
     foreground = _parsed(path, facts, "foreground", _clusters_from)
@@ -164,7 +166,7 @@ def method_from(fields: Mapping[str, Any]) -> Method:
         raise ValueError("its method does not have the fields of a Method")
     for name in ("name", "source", "backbone"):
         if not _is_text(fields[name]) and not (name == "source" and fields[name] == ""):
-            raise ValueError(f"{name}={printable(repr(fields[name]))} is not a short string")
+            raise ValueError(f"{name}={printable(repr(fields[name]), 80)} is not a short string")
     method = Method(**fields)
     _check_bounds(method)
     return method
@@ -194,8 +196,7 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             facts = file.metadata() or {}
             tensors = {name: single(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        detail = printable(str(error).strip().rstrip("."), 200)
-        raise ValueError(f"cannot read the model {path}: {detail}.") from error
+        raise ValueError(f"cannot read the model {path}: {why(error)}.") from error
     return facts, tensors
 
 
@@ -209,8 +210,7 @@ def _parsed(
     try:
         return parse(json.loads(text, parse_constant=_no_constant))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        detail = str(error).strip().rstrip(".")
-        raise _refusal(path, f"its {name} cannot be used ({printable(detail, 200)})") from error
+        raise _refusal(path, f"its {name} cannot be used ({why(error)})") from error
 
 
 def _no_constant(text: str) -> float:
@@ -254,7 +254,7 @@ def _build_scorer(path: str | Path, stored: StoredModel, width: int, backbone: B
     if len(fitted) == 1 and fitted[0] != width:
         raise ValueError(
             f"{path} was fitted on features of width {fitted[0]}, and '{backbone.name}' gives "
-            f"{width}: use the backbone '{printable(stored.backbone)}'."
+            f"{width}: use the backbone '{printable(stored.backbone, 80)}'."
         )
     components = directions[1] if len(directions) == 2 else 0
     hidden = parts["bias"].size

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from unseg_jax.errors import ImageError, printable
+from unseg_jax.errors import ImageError, printable, why
 
 Source = Any
 """What images and masks are read from: a path, a `Page` of a file, a PIL image, an array or
@@ -151,7 +151,7 @@ def as_array(source: Source) -> np.ndarray | None:
     except Exception as error:
         raise ImageError(
             f"an image of type {type(source).__name__} cannot be made a NumPy array "
-            f"({_reason(error)}): convert it first."
+            f"({why(error)}): convert it first."
         ) from error
 
 
@@ -348,7 +348,7 @@ def _check_size(image: Image.Image) -> None:
 def _system(error: OSError) -> str:
     """An error of the operating system in words; one sentence."""
     known = _OPENING.get(error.errno or 0)
-    return f"{known or f'cannot be read ({_reason(error)}): try again, or copy it elsewhere'}."
+    return f"{known or f'cannot be read ({why(error)}): try again, or copy it elsewhere'}."
 
 
 def _damage(error: Exception) -> str:
@@ -358,10 +358,4 @@ def _damage(error: Exception) -> str:
         return _system(error)
     if "truncated" in str(error).lower():
         return "is truncated: copy or download it again."
-    return f"cannot be decoded ({_reason(error)}): copy or download it again, or convert it to PNG."
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    lines: Iterable[str] = (line.strip().rstrip(".") for line in str(text).splitlines())
-    return printable(next((line for line in lines if line), type(error).__name__))
+    return f"cannot be decoded ({why(error)}): copy or download it again, or convert it to PNG."

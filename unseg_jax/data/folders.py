@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import overload
 
 from unseg_jax.data.decoding import Page, page_numbers
-from unseg_jax.errors import InputError, printable
+from unseg_jax.errors import InputError, printable, why
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".tif", ".tiff", ".webp"),
@@ -134,8 +134,7 @@ def list_images(
             with os.scandir(current) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            message = f"the folder {printable(str(current))} cannot be read ({reason})"
+            message = f"the folder {printable(str(current))} cannot be read ({why(error).lower()})"
             if current is root:
                 raise InputError(f"{message}: check the path and its permissions.") from None
             said.append(f"{message} and was left out.")

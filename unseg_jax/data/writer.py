@@ -1,14 +1,11 @@
 """Working behind the device: a bounded pool whose errors are not lost."""
 
-import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from unseg_jax.errors import WriteError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from unseg_jax.errors import DISK_FULL, WriteError
 
 
 class Writer:
@@ -74,6 +71,10 @@ class Writer:
         error = self._error
         if error is None:
             return
-        if isinstance(error, OSError) and error.errno in _FULL and type(error) is not WriteError:
+        if (
+            isinstance(error, OSError)
+            and error.errno in DISK_FULL
+            and type(error) is not WriteError
+        ):
             raise WriteError(error.filename or "a file", error) from error
         raise error

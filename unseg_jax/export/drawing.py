@@ -5,14 +5,13 @@ top, right, bottom), right and bottom exclusive.
 """
 
 import colorsys
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from unseg_jax.data.images import resize_image
-from unseg_jax.files import encode_png, write_bytes
+from unseg_jax.files import encode_png
 
 WORKING_SIDE = 1600
 """Pixels on the longer side that an image is kept and drawn at, unless all of it is asked for."""
@@ -81,11 +80,6 @@ def encode_labels(labels: np.ndarray, *, level: int = 6) -> bytes:
     if count > 256:
         return encode_png(colour_labels(labels), level=level)
     return encode_png(labels, palette(count), level=level)
-
-
-def write_labels(path: str | os.PathLike, labels: np.ndarray) -> None:
-    """Writes `encode_labels(labels)` to a file, whole or not at all. Raises `WriteError`."""
-    write_bytes(path, encode_labels(labels))
 
 
 def shrink_image(pixels: np.ndarray, side: int = WORKING_SIDE) -> np.ndarray:

@@ -27,7 +27,7 @@ from unseg_jax.data.images import read_image
 from unseg_jax.data.loader import default_workers
 from unseg_jax.data.pixel_size import pixel_size
 from unseg_jax.data.writer import Writer
-from unseg_jax.errors import ImageError, InputError, WriteError, printable
+from unseg_jax.errors import DISK_FULL, ImageError, InputError, WriteError, printable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
     CUTOUT,
@@ -53,7 +53,7 @@ PICTURED = 400
 # Bytes of results that wait to be written.
 _WAITING_BYTES = 256 * 2**20
 # After these nothing else can be written either; other errors concern one file only.
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_HOPELESS = (*DISK_FULL, errno.EROFS)
 
 
 @dataclasses.dataclass(frozen=True)

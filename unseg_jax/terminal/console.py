@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from unseg_jax.errors import InputError, printable
+from unseg_jax.errors import BenchError, InputError, Interrupted, printable
 
 DEBUG_VARIABLE = "UNSEG_JAX_DEBUG"
 """Environment variable that shows where an error comes from."""
@@ -150,9 +150,7 @@ def guarded(command: Callable[[], int | None]) -> int:
     tolerate_any_name()
     logger = logging.getLogger("unseg_jax")
     handler = _Spoken()
-    # `unseg-jax demo` and `serve` run a command within a command: each line is said once.
-    if not any(isinstance(other, _Spoken) for other in logger.handlers):
-        logger.addHandler(handler)
+    logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
@@ -168,7 +166,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         say(explain(error))
-        return 1
+        return exit_code(KeyboardInterrupt()) if isinstance(error, Interrupted) else 1
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -186,7 +184,7 @@ def explain(error: Exception) -> str:
     text = str(error).strip()
     if "RESOURCE_EXHAUSTED" in text:
         return "the device has no memory left; use a smaller --batch-size or --image-size."
-    if isinstance(error, ValueError | ImportError | OSError) and text:
+    if isinstance(error, ValueError | ImportError | OSError | BenchError) and text:
         return text
     kind = type(error).__name__
     return f"{kind}: {text or 'no message'} (a bug; set {DEBUG_VARIABLE}=1 to see where)"

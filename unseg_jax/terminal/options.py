@@ -1,14 +1,179 @@
-"""Options that the command lines share: FIELD=VALUE, HEIGHTxWIDTH, pages and ranges."""
+"""Options of the command line: each is a field of a dataclass or of `Method`, and said there."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
+import logging
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+
+import typer
 
 from unseg_jax.method import FIELDS
+from unseg_jax.terminal.console import guarded
+
+if TYPE_CHECKING:
+    from unseg_jax.data.reading import Reading
+
+STYLE: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""How the help pages of all commands look."""
+
+
+def expand_home(path: Path | None) -> Path | None:
+    """The path with ~ as the home folder, which shells leave in --out=~/found."""
+    return path and path.expanduser()
+
+
+def hush(quiet: bool) -> bool:
+    """Leaves out what the library tells of its work."""
+    if quiet:
+        logging.getLogger("unseg_jax").setLevel(logging.WARNING)
+    return quiet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command that segments; `overrides` are fields of `Method`."""
+
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="auto, or a name from `unseg-jax methods`.")
+    ] = "auto"
+    backbone: Annotated[
+        str,
+        typer.Option(
+            "--backbone",
+            "-b",
+            help="auto, a name from `unseg-jax weights list`, hf:ORG/NAME, or a weights file.",
+        ),
+    ] = "auto"
+    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 0
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images per batch on the device.")
+    ] = 8
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help="Precision of the backbone: float32, bfloat16, or auto for the faster one here.",
+        ),
+    ] = "auto"
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Common):
+    """Options of the commands that read images and folders."""
+
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH", help='Images, folders, or patterns such as "a/*.jpg".'),
+    ]
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Search subfolders as well.")
+    ] = False
+    page: Annotated[
+        str,
+        typer.Option("--page", metavar="N|all", help="Which page of a multi-page file to read."),
+    ] = "all"
+    value_range: Annotated[
+        str,
+        typer.Option(
+            "--range",
+            metavar="image|set|LOW:HIGH",
+            help="Pixel values that become black and white in images of more than 8 bits: those of "
+            "each image, those of the whole set, or two numbers.",
+        ),
+    ] = "image"
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Threads that decode images, and that write results (default: one per core).",
+        ),
+    ] = None
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", callback=hush, help="Print errors only: no progress bar, no summary."
+        ),
+    ] = False
+
+    @property
+    def reading(self) -> Reading:
+        """How the images are read."""
+        from unseg_jax.data.reading import Reading
+
+        return Reading(parse_range(self.value_range), workers=self.jobs)
+
+
+_SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of Method; repeatable."),
+]
+
+
+def command(options: type, *fields: str) -> Callable[[Callable[[Any], int]], Callable[..., None]]:
+    """Makes a function that takes `options` and returns an exit code a Typer command.
+
+    Args:
+        options: a kind of `Common`. Its fields that are annotated with an option or argument of
+            Typer become those of the command, inherited ones last.
+        fields: of `Method`. They become options too and, with --set, its `overrides`.
+    """
+    hints: dict[str, Any] = {}
+    for kind in options.__mro__[:-1]:
+        for name, hint in inspect.get_annotations(kind, eval_str=True).items():
+            if get_origin(hint) is Annotated:
+                hints.setdefault(name, hint)
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    parameters = [
+        *(_parameter(name, hint, defaults[name]) for name, hint in hints.items()),
+        *method_parameters(*fields),
+        _parameter("settings", _SetOption, None),
+    ]
+
+    def decorate(work: Callable[[Any], int]) -> Callable[..., None]:
+        def run(settings: Sequence[str] | None, **given: Any) -> None:
+            named = {name: given.pop(name) for name in fields}
+            try:
+                overrides = overrides_from(settings, **named)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from None
+            raise typer.Exit(work(options(**given, overrides=overrides)))
+
+        run.__name__, run.__doc__ = work.__name__, work.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def run_alone(work: Callable[..., Any], name: str) -> int:
+    """Runs one command as a program called `name`; returns the exit code."""
+    app = typer.Typer(add_completion=False, **STYLE)
+    app.command()(work)
+    return guarded(lambda: app(prog_name=name))
+
+
+def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    missing = default is dataclasses.MISSING
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if missing else default,
+        annotation=hint,
+    )
+
 
 # "--fit" is the earlier name, kept for one release.
 _FLAGS = {"num_clusters": ("--k",), "resize": ("--resize", "--fit")}
@@ -16,8 +181,6 @@ _FLAGS = {"num_clusters": ("--k",), "resize": ("--resize", "--fit")}
 
 def method_parameters(*names: str, panel: str | None = None) -> list[inspect.Parameter]:
     """Parameters of a Typer command for these fields of `Method`; None where not given."""
-    import typer
-
     parameters = []
     for name in names:
         field = FIELDS[name]
@@ -30,14 +193,7 @@ def method_parameters(*names: str, panel: str | None = None) -> list[inspect.Par
             rich_help_panel=panel,
             min=int(not field.holds(0)) if kind is int else None,
         )
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind | None, option],
-            )
-        )
+        parameters.append(_parameter(name, Annotated[kind | None, option], None))
     return parameters
 
 

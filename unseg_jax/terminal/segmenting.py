@@ -1,88 +1,158 @@
-"""`unseg-jax segment`: from paths and options to a finished folder."""
+"""`unseg-jax segment`: its options, and the way from them to a finished folder."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import printable
 from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
+from unseg_jax.terminal.fitting import fitting_bar
+from unseg_jax.terminal.options import Images, expand_home, parse_page
 
 if TYPE_CHECKING:
-    from unseg_jax.collective.choosing import Choice as Chosen
+    from unseg_jax.collective.choosing import Choice
     from unseg_jax.data.folders import ImageFile
     from unseg_jax.export.folder import Output, Plan
     from unseg_jax.export.records import Entry, Run
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """Which segmenter the user asked for.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment(Images):
+    """What `unseg-jax segment` is asked for."""
 
-    Attributes:
-        model: file of a fitted model, or None.
-        method: name; not read of a model.
-        backbone: name or weights file, or "auto".
-        seed: random seed.
-        batch_size: images per batch.
-        dtype: of the backbone.
-        overrides: fields of `Method`.
-        reading: how images are read; as many threads write.
-        said: whether the user was told what is fitted.
-        closer: whether large images are seen in tiles where little was found.
-    """
+    out: Annotated[
+        Path, typer.Option("--out", "-o", callback=expand_home, help="Folder for the results.")
+    ] = Path("segmented")
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="png (default), mask, coco, geojson, yolo, tiff, npz, cutout, csv, imagej or "
+            "label-studio; repeatable.",
+        ),
+    ] = None
+    json: Annotated[
+        str | None, typer.Option("--json", help="coco: add --format coco to the others.")
+    ] = None
+    objects: Annotated[
+        str, typer.Option("--objects", help="Which objects of an image to keep: all or largest.")
+    ] = "all"
+    min_area: Annotated[
+        float | None,
+        typer.Option(
+            "--min-area",
+            help="Drop pieces smaller than this: a fraction of the image (of the tile with --tile) "
+            "if below 1, else pixels (default: .001).",
+        ),
+    ] = None
+    full_overlay: Annotated[
+        bool,
+        typer.Option(
+            "--full-overlay", help="Draw overlays at full size, not at most 1,600 pixels wide."
+        ),
+    ] = False
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="A model from `unseg-jax fit`, or hf:ORG/NAME; it brings its own method.",
+        ),
+    ] = None
+    only: Annotated[
+        Path | None,
+        typer.Option(
+            "--only",
+            callback=expand_home,
+            help="A CSV exported from the report: segment only the images kept there.",
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Segment images again that are done, and replace them."),
+    ] = False
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Remove the results of all other images from the folder."),
+    ] = False
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Fit again, even if the folder has a model of these images."),
+    ] = False
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait/--no-wait", help="Wait while another run writes to the folder, or fail."
+        ),
+    ] = True
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be read, written and removed.")
+    ] = False
+    show: Annotated[
+        str | None,
+        typer.Option("--print", help="json: print one line per image to standard output."),
+    ] = None
 
-    model: Path | None
-    method: str
-    backbone: str
-    seed: int
-    batch_size: int
-    dtype: str
-    overrides: dict[str, Any]
-    reading: Reading = PLAIN
-    said: bool = False
-    closer: bool = False
+    @property
+    def output(self) -> Output:
+        """What is written."""
+        from unseg_jax.export.folder import Output
 
-    def check(self) -> None:
-        """Refuses what cannot work, before anything is loaded.
+        return Output(
+            (*(self.formats or ["png"]), *([self.json] if self.json else [])),
+            self.min_area,
+            self.objects,
+            self.full_overlay,
+            recursive=self.recursive,
+        )
+
+    @functools.cached_property
+    def model_path(self) -> Path | None:
+        """The file of the model, from the hub where its name begins with hf:."""
+        if self.model is None:
+            return None
+        if not self.model.startswith("hf:"):
+            return Path(self.model).expanduser()  # without importing JAX
+        from unseg_jax.collective.sharing import model_path
+
+        return model_path(self.model)
+
+    def choose(self, count: int) -> Choice:
+        """What segments so many images.
 
         Raises:
             ValueError: an unknown method or field.
             typer.BadParameter: settings that a model brings itself.
         """
+        from unseg_jax.collective.choosing import choose
+
         try:
-            self.choose(0)
+            return choose(self.method, count, self.overrides, self.model_path)
         except ValueError as error:
             if self.model is None:
                 raise
             raise typer.BadParameter(str(error)) from None
 
-    def choose(self, count: int) -> Chosen:
-        """What segments so many images."""
-        from unseg_jax.collective.choosing import choose
-
-        return choose(self.method, count, self.overrides, self.model)
-
-    def settled(self, count: int, quiet: bool) -> Choice:
-        """What "auto" is for so many images; said in one line unless `quiet`."""
-        if self.method != "auto" or self.model is not None:
-            return self
-        chosen = self.choose(count)
-        if not quiet:
-            say(chosen.why)
-        name = chosen.method.name if chosen.model is None else "auto"
-        changes = {"method": name, "model": chosen.model, "closer": chosen.closer}
-        return dataclasses.replace(self, said=True, **changes)
+    def check(self) -> None:
+        """Refuses what cannot work, before anything is loaded; see `choose`."""
+        if self.json not in (None, "coco"):
+            raise typer.BadParameter(f"--json {self.json} is not known: the only format is coco.")
+        if self.show not in (None, "json"):
+            raise typer.BadParameter(f"--print {self.show} is not known: the only form is json.")
+        self.choose(0)
+        self.output  # noqa: B018
+        self.reading  # noqa: B018
 
     def settings(self) -> dict[str, Any]:
         """Plain values that decide what is found: what two runs into one folder must share.
@@ -91,8 +161,8 @@ class Choice:
         """
         settings: dict[str, Any] = {"seed": self.seed, "dtype": resolve_dtype(self.dtype)}
         settings |= {"backbone": self.backbone, "range": self.reading.value_range}
-        if self.model is not None:
-            return {**settings, "model": _digest(self.model), **self.overrides}
+        if self.model_path is not None:
+            return {**settings, "model": _digest(self.model_path), **self.overrides}
         chosen = self.choose(0)
         if chosen.closer:
             settings["tiles where little is found"] = True
@@ -103,113 +173,66 @@ class Choice:
             fields["name"] = "auto"
         return {"method": fields.pop("name"), **settings, **fields}
 
-    def model_key(self, images: Sequence[ImageFile]) -> str:
-        """Tells a model that is fitted on a set of images from those of other sets; "" where the
-        settings leave nothing open."""
-        from unseg_jax.collective.ready import READY_MODEL
-
-        if self.model is not None:
-            return f"ready-{_digest(self.model)}" if self.model == READY_MODEL else ""
-        if not self.choose(len(images)).fits:
-            return ""
-        states = [
-            (image, os.stat(image.path) if image.path.is_file() else None) for image in images
-        ]
-        paths = [
-            [os.path.abspath(image.path), image.page, state and [state.st_size, state.st_mtime_ns]]
-            for image, state in states
-        ]
-        content = json.dumps([self.settings(), self.batch_size, paths])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-    def load(
-        self,
-        images: Sequence[ImageFile],
-        quiet: bool,
-        *,
-        kept: Path | None = None,
-        keep: Callable[[Any], None] = lambda model: None,
-    ) -> Any:
-        """The segmenter; a method of sets is fitted on the images first.
-
-        Args:
-            images: to fit on.
-            quiet: no progress bar and no lines.
-            kept: file of a model that was fitted on the same images before.
-            keep: called with a model that was fitted here.
-        """
-        from unseg_jax.collective.choosing import load
-        from unseg_jax.terminal.fitting import fitting_bar
-
-        chosen = dataclasses.replace(self.choose(len(images)), closer=self.closer)
-        fits = chosen.fits and kept is None
-        if fits and not (quiet or self.said):
-            say(f"fitting {chosen.method.name} on these {len(images)} images")
-        # One bar is enough to look back at.
-        with fitting_bar(len(images), quiet or not fits, leave=False) as show:
-            return load(
-                chosen,
-                [image.source for image in images],
-                self.reading,
-                backbone=self.backbone,
-                batch_size=self.batch_size,
-                seed=self.seed,
-                dtype=self.dtype,
-                kept=kept,
-                keep=keep,
-                on_image=show,
-            )
-
 
 def _digest(path: Path) -> str:
     content = path.read_bytes() if path.is_file() else b""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def find_model(name: str | None) -> Path | None:
-    """The file of a fitted model, from the hub where the name begins with hf:."""
-    if name is None:
-        return None
-    if not name.startswith("hf:"):
-        return Path(name).expanduser()  # without importing JAX
-    from unseg_jax.collective.sharing import model_path
+def model_key(asked: Segment, chosen: Choice, images: Sequence[ImageFile]) -> str:
+    """Tells a model that is fitted on a set of images from those of other sets; "" where the
+    settings leave nothing open."""
+    from unseg_jax.collective.ready import READY_MODEL
 
-    return model_path(name)
+    if not chosen.fits:
+        shipped = chosen.model is not None and chosen.model == READY_MODEL
+        return f"ready-{_digest(READY_MODEL)}" if shipped else ""
+    paths = []
+    for image in images:
+        state = os.stat(image.path) if image.path.is_file() else None
+        stamp = state and [state.st_size, state.st_mtime_ns]
+        paths.append([os.path.abspath(image.path), image.page, stamp])
+    content = json.dumps([asked.settings(), asked.batch_size, paths])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def segment_paths(
-    paths: Sequence[str],
-    out: Path,
-    choice: Choice,
-    output: Output,
-    *,
-    page: int | None = None,
-    overwrite: bool = False,
-    prune: bool = False,
-    refit: bool = False,
-    wait: bool = True,
-    dry_run: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
-    only: Path | None = None,
-) -> int:
-    """Segments images and folders into a folder.
+def load_segmenter(
+    asked: Segment,
+    chosen: Choice,
+    images: Sequence[ImageFile],
+    kept: Path | None,
+    keep: Callable[[Any], None],
+) -> Any:
+    """The segmenter; a method of sets is fitted on the images first.
 
     Args:
-        paths: images, folders and patterns.
-        out: folder for the results.
-        choice: of the segmenter; checked.
-        output: what is written.
-        page: of files with several pages, from 1; None takes all.
-        overwrite: do images again that are done.
-        prune: remove the results of all other images in the folder.
-        refit: fit a model again even if the folder keeps one of the same images.
-        wait: for another run that writes into the folder; else it is an error.
-        dry_run: only say what would be done.
-        as_json: print one line of JSON per image.
-        quiet: no progress bar and no summary.
-        only: CSV from the report; the images that it keeps are done, with a model that is still
-            fitted on all of them.
+        asked, chosen, images: what segments what.
+        kept: file of a model that was fitted on the same images before.
+        keep: called with a model that was fitted here.
+    """
+    from unseg_jax.collective.choosing import load
+
+    fits = chosen.fits and kept is None
+    if fits and not (asked.quiet or chosen.why):
+        say(f"fitting {chosen.method.name} on these {len(images)} images")
+    # One bar is enough to look back at.
+    with fitting_bar(len(images), asked.quiet or not fits, leave=False) as show:
+        return load(
+            chosen,
+            [image.source for image in images],
+            asked.reading,
+            backbone=asked.backbone,
+            batch_size=asked.batch_size,
+            seed=asked.seed,
+            dtype=asked.dtype,
+            kept=kept,
+            keep=keep,
+            on_image=show,
+        )
+
+
+def segment_images(asked: Segment) -> int:
+    """Segments images and folders into a folder.
 
     Returns:
         0 if all went well, 1 if some image failed, 130 or 143 if it was stopped.
@@ -224,25 +247,26 @@ def segment_paths(
     from unseg_jax.runs.locking import RunLock
 
     # Everything that can be wrong is looked at before the weights are loaded.
-    images = find_images(expand(paths), recursive=output.recursive, out=out, page=page)
+    out, page = asked.out, parse_page(asked.page)
+    images = find_images(expand(asked.paths), recursive=asked.recursive, out=out, page=page)
     for message in images.left_out:
         say(message)
-    settings = choice.settings()
-    choice = choice.settled(len(images), quiet)
-    model = choice.model_key(images)
-    kept = None if only is None else read_decisions(only)
+    chosen = asked.choose(len(images))
+    if chosen.why and not asked.quiet:
+        say(chosen.why)
+    model = model_key(asked, chosen, images)
+    only = None if asked.only is None else read_decisions(asked.only)
 
     def plan() -> Plan:
-        options = {"model": model, "overwrite": overwrite, "prune": prune, "only": kept}
-        return plan_run(images, out, output, settings, **options)
+        options = {"overwrite": asked.overwrite, "prune": asked.prune, "only": only}
+        return plan_run(images, out, asked.output, asked.settings(), model=model, **options)
 
-    if dry_run:
-        fits = choice.choose(len(images)).fits
-        return _print_plan(plan(), choice, [model_file(model)] if fits else [])
-    with RunLock(out, _say_waiting(out) if wait else None):
+    if asked.dry_run:
+        return _print_plan(plan(), chosen, [model_file(model)] if chosen.fits else [])
+    with RunLock(out, _say_waiting(out) if asked.wait else None):
         planned = plan()
         check_writable(out)
-        if not quiet:
+        if not asked.quiet:
             _say_done(planned)
         segmenter, name = None, model_file(model)
         store = planned.store
@@ -252,11 +276,9 @@ def segment_paths(
                 fitted.save(path)
 
         if planned.todo:
-            known = out / name if not refit and store.is_ours(name) else None
-            segmenter = choice.load(images, quiet, kept=known, keep=keep)
-        return run_segmenter(
-            segmenter, planned, as_json=as_json, quiet=quiet, workers=choice.reading.workers
-        )
+            known = out / name if not asked.refit and store.is_ours(name) else None
+            segmenter = load_segmenter(asked, chosen, images, known, keep)
+        return _run(asked, segmenter, planned)
 
 
 def _say_waiting(out: Path) -> Callable[[], None]:
@@ -279,11 +301,11 @@ def _say_done(plan: Plan) -> None:
         )
 
 
-def _print_plan(plan: Plan, choice: Choice, models: Sequence[str]) -> int:
+def _print_plan(plan: Plan, chosen: Choice, models: Sequence[str]) -> int:
     """Prints each file that a run would write, replace or remove; returns its exit code."""
     from unseg_jax.runs.store import MANIFEST
 
-    what = choice.model or choice.method
+    what = chosen.model or chosen.method.name
     print(f"{len(plan.images)} images, {len(plan.done)} done already; {what} would do:")
     for image in plan.todo:
         print(f"read {printable(str(image.path))}")
@@ -299,40 +321,24 @@ def _print_plan(plan: Plan, choice: Choice, models: Sequence[str]) -> int:
     return 1 if plan.refused else 0
 
 
-def run_segmenter(
-    segmenter: Any,
-    plan: Plan,
-    *,
-    as_json: bool = False,
-    quiet: bool = False,
-    workers: int | None = None,
-) -> int:
-    """Does what is planned with a progress bar, says what failed and where the results are.
-
-    Args:
-        segmenter, plan, workers: see `unseg_jax.export.folder.segment_files`.
-        as_json: print one line of JSON per image.
-        quiet: no progress bar and no summary.
-
-    Returns:
-        0 if all went well, 1 if some image failed, 130 or 143 if it was stopped.
-    """
+def _run(asked: Segment, segmenter: Any, plan: Plan) -> int:
+    """Does what is planned with a progress bar, says what failed and where the results are."""
     from unseg_jax.export import folder
 
-    with progress(len(plan.images), quiet, doing="segmenting") as bar:
+    with progress(len(plan.images), asked.quiet, doing="segmenting") as bar:
 
         def show(entry: Entry) -> None:
             if entry.error:
                 bar.clear()
                 say(entry.error)
-            if as_json:
+            if asked.show:
                 bar.clear()
                 print(json.dumps(_line(entry, plan)), flush=True)
             bar.update()
 
         try:
             run = folder.segment_files(
-                segmenter, plan.images, plan.out, plan=plan, on_entry=show, workers=workers
+                segmenter, plan.images, plan.out, plan=plan, on_entry=show, workers=asked.jobs
             )
         except KeyboardInterrupt as stop:
             bar.close()
@@ -346,12 +352,12 @@ def run_segmenter(
             )
             return exit_code(stop)
     noted = [entry.record for entry in run.done if entry.record is not None and entry.record.notes]
-    if noted and not quiet:
+    if noted and not asked.quiet:
         first = f"{noted[0].file}: {' '.join(noted[0].notes)}"
         say(f"there are notes on {len(noted)} of the images, such as {first}")
-    if not quiet:
+    if not asked.quiet:
         # Standard output is for the lines of JSON alone.
-        stream = sys.stderr if as_json else sys.stdout
+        stream = sys.stderr if asked.show else sys.stdout
         print(f"{len(run.done)} of {len(run.entries)} images {_speed(run)}", file=stream)
         if run.specks:
             print(with_options(f"specks left out: {run.specks}"), file=stream)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,15 +35,13 @@ from unseg_jax.data import (
 )
 from unseg_jax.data.framing import Framing
 from unseg_jax.data.reading import PLAIN, Reading
-from unseg_jax.errors import BenchError, WriteError, readable
+from unseg_jax.errors import DISK_FULL, BenchError, WriteError, readable
 from unseg_jax.files import encode_png
 from unseg_jax.runs.stamps import stamp_source
 from unseg_jax.segmenter import BatchSegmenter, Segmentation
 
 ITEM_ERRORS = (OSError, MemoryError, ValueError, ArithmeticError, LookupError, RecursionError)
 """What reading or scoring a damaged file may raise: `ImageError` is a ValueError."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def failure_reason(error: Exception | None) -> str:
@@ -54,7 +51,7 @@ def failure_reason(error: Exception | None) -> str:
         Exception: the error itself, if it is of another kind, or says that the disk is full.
     """
     assert error is not None
-    full = isinstance(error, OSError) and error.errno in _FULL
+    full = isinstance(error, OSError) and error.errno in DISK_FULL
     if full or isinstance(error, WriteError) or not isinstance(error, ITEM_ERRORS):
         raise error
     if isinstance(error, ValueError) and str(error):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import platform
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -183,16 +182,6 @@ class Ledger:
             self.failures[id] = items[id]
             return False
         return True
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what the numbers depend on."""
-    names = ("unseg_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-    installed = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            installed[name] = importlib.metadata.version(name)
-    return installed
 
 
 def describe_device(devices: Sequence[Any]) -> str:

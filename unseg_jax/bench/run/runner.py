@@ -30,10 +30,11 @@ from unseg_jax.bench.run.items import (
     open_data,
     plain_errors,
 )
-from unseg_jax.bench.run.job import ATTEMPTS, Job, Ledger, Timing, describe_device, versions
+from unseg_jax.bench.run.job import ATTEMPTS, Job, Ledger, Timing, describe_device
 from unseg_jax.bench.run.settings import Settings, make_config
 from unseg_jax.bench.score.scoring import failure_record
 from unseg_jax.data import Item, Writer, batches
+from unseg_jax.devices import versions
 from unseg_jax.errors import Interrupted
 from unseg_jax.runs.stamps import is_item_unchanged
 
@@ -42,6 +43,8 @@ _log = logging.getLogger(__name__)
 # Scoring threads, and batches that may wait for them: enough never to hold the device up.
 _FINISHERS = 2
 _BEHIND = 4
+# What the numbers depend on.
+_PACKAGES = ("unseg_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 
 
 Work = Callable[[Job, Ledger, Timing, Any], None]
@@ -231,7 +234,7 @@ def _end_session(job: Job, timing: Timing) -> None:
             "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "timing": timing.as_json(),
             "compile_seconds": job.engine.compile_seconds,
-            "versions": versions(),
+            "versions": versions(_PACKAGES),
             "device": describe_device(job.engine.devices),
             "changed": len(job.folder.changed),
         }
