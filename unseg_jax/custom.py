@@ -1,4 +1,4 @@
-"""What a user may put in place of a named loss or layer: the protocols, and how each is named."""
+"""The protocols of losses and layers, named and custom ones alike, and how each is named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class LossFunction(Protocol):
-    """A loss of one graph: the signature that `unseg_jax.losses` have in common."""
+    """A loss of one graph: the signature that `unseg_jax.losses` have in common.
+
+    A loss that also takes `degrees` is given the (N,) row sums of the adjacency, computed once.
+    """
 
     def __call__(
         self,
@@ -40,7 +43,18 @@ class LossFunction(Protocol):
 
 @runtime_checkable
 class GraphLayer(Protocol):
-    """A kind of graph layer. A frozen dataclass is the best form: equal ones share one program."""
+    """A kind of graph layer. A frozen dataclass is the best form: equal ones share one program.
+
+    `us.layers.GCN`, `GAT` and `ARMA` are such layers. A layer may also have:
+
+    * `apply_first(params, prepared)`: what `apply` gives for the graph's own nodes, where `prepare`
+      has computed a part of it. Without it, `apply` is called with `graph.nodes`.
+    * `seeds: int`: how many seeds of dropout `apply` and `apply_first` take, as `seeds=`, (seeds,)
+      uint32, for `us.layers.dropout`, or None in a deterministic pass. Without it, none.
+    * `activated: bool`: True if the layer applies activation and dropout itself, so that none
+      follow between layers.
+    * `unused: tuple[str, ...]`: keys of parameters without a gradient, which get no weight decay.
+    """
 
     def init(self, key: Array, inputs: int, outputs: int) -> Any:
         """Fresh parameters of one layer, a tree of float32 arrays.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import unseg_jax as us
-from unseg_jax.clustering import graphs, head, loop
+from unseg_jax.clustering import graphs, head, parts
 from unseg_jax.registry import resolve
 
 # (file, method, what the run set beside the method's own fields, loss tolerance)
@@ -72,7 +72,7 @@ def test_first_step(run):
 
     def objective(params):
         assignments = head.assign(params, prepared, method)
-        return loop.make_loss(method, graph)(assignments), assignments
+        return parts.make_loss(method, graph)(assignments), assignments
 
     (loss, assignments), gradient = jax.value_and_grad(objective, has_aux=True)(params)
     np.testing.assert_allclose(assignments, values["s_first"], atol=1e-5)

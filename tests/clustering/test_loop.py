@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import unseg_jax as us
-from unseg_jax.clustering import loop
+from unseg_jax.clustering import loop, parts
 from unseg_jax.registry import list_methods, resolve
 
 N, D = 14, 6
@@ -39,7 +39,7 @@ def first_step(features, method, mask=None):
     """Loss, assignments and gradients of the first step, from the same parameters every time."""
     graph = loop.graphs.build_graph(jnp.asarray(features), method, mask)
     prepared = loop.head.prepare_head(method, graph)
-    loss_of = loop.make_loss(method, graph)
+    loss_of = parts.make_loss(method, graph)
     params = loop.head.init_head(jax.random.key(0), method, D)
 
     def objective(params):

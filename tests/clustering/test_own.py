@@ -82,6 +82,75 @@ def test_a_layer_equal_to_gcn_is_gcn(batch, fields):
     assert float(jnp.abs(other.losses - named.losses).max()) > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("layer", "fields"),
+    [
+        (us.layers.GCN(normalise=False), {"layer": "gcn", "normalise": False}),
+        (
+            us.layers.GAT(heads=2, edge_features=False, dropout=0.3),
+            {"layer": "gat", "heads": 2, "edge_features": False},
+        ),
+        (
+            us.layers.ARMA(2, 3, shared=True, activation="silu", dropout=0.3),
+            {"layer": "arma", "stacks": 2, "arma_layers": 3, "arma_shared": True},
+        ),
+    ],
+    ids=["gcn", "gat", "arma"],
+)
+def test_a_name_is_short_for_a_layer(batch, layer, fields):
+    """To the digit: the same seeds of dropout, the same parameters without decay."""
+    common = {"dropout": 0.3, "layer_dropout": 0.3, "activation": "silu", "weight_decay": 0.5}
+    named = run(batch, **common, **fields)
+    assert_same(run(batch, **common, layer=layer), named, atol=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready(Convolution):
+    """The same with all optional members: ÂX prepared, activation and dropout in the layer."""
+
+    seeds = 1
+    activated = True
+    unused = ("spare",)
+
+    def init(self, key, inputs, outputs):
+        return {**super().init(key, inputs, outputs), "spare": jnp.ones(3)}
+
+    def prepare(self, graph):
+        propagation = super().prepare(graph)
+        return propagation, propagation @ graph.nodes
+
+    def apply(self, params, x, prepared, seeds):
+        x = jax.nn.silu(x)
+        x = x if seeds is None else us.layers.dropout(x, 0.3, seeds[0])
+        return super().apply(params, x, prepared[0])
+
+    def apply_first(self, params, prepared, seeds):
+        return self.scale * us.layers.gcn(params, prepared[1])
+
+
+def test_optional_members_of_a_layer(batch):
+    fields = {"inner_activation": "silu", "weight_decay": 0.5, "dropout": 0.0}
+    plain, ready = (run(batch, layer=layer, **fields) for layer in (Convolution(), Ready()))
+    # Dropout in training alone: the first loss differs, and the first labels are recorded without.
+    assert float(jnp.abs(plain.losses - ready.losses).max()) > 1e-4
+    still = run(batch, layer=Ready(), **fields, epochs=0)
+    assert_same(still, run(batch, layer=Convolution(), **fields, epochs=0), atol=1e-6)
+    for layer in ready.params["branches"][0]["layers"]:
+        np.testing.assert_array_equal(layer["spare"], 1)
+        assert float(jnp.abs(layer["kernel"]).max()) > 0
+
+
+def test_a_loss_is_given_the_degrees_that_it_asks_for(batch):
+    def with_degrees(assignments, adjacency, *, mask, degrees):
+        return us.losses.ncut(assignments, adjacency, mask=mask, degrees=2 * degrees)
+
+    def without(assignments, adjacency, *, mask):
+        doubled = 2 * adjacency.sum(-1)
+        return us.losses.ncut(assignments, adjacency, mask=mask, degrees=doubled)
+
+    assert_same(run(batch, loss=with_degrees), run(batch, loss=without))
+
+
 def test_another_term_makes_clusters_even(batch):
     fields = {"epochs": 40, "dropout": 0.0, "num_clusters": 3}
     plain, with_term = (run(batch, loss=loss, **fields) for loss in ("ncut", even))

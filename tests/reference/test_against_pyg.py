@@ -4,8 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from unseg_jax.clustering import loop
-
 pytest.importorskip("torch", reason="needs the 'reference' extra")
 pytest.importorskip("torch_geometric", reason="needs the 'reference' extra")
 
@@ -15,7 +13,7 @@ import torch_geometric.nn as geometric
 import unseg_jax as us
 from benchmarks.reference import pyg_heads
 from unseg_jax import registry
-from unseg_jax.clustering import graphs, head, layers
+from unseg_jax.clustering import graphs, head, layers, parts
 
 NODES, WIDTH, EPOCHS = 60, 24, 15
 # Name of the PyG head → method and overrides of ours.
@@ -103,7 +101,7 @@ def test_first_gradients(name):
     method = registry.resolve(method, **head.describe_params(params, method))
     graph = graphs.build_graph(nodes, method, adjacency=weights)
     prepared = head.prepare_head(method, graph)
-    loss_of = loop.make_loss(method, graph)
+    loss_of = parts.make_loss(method, graph)
     found = jax.grad(lambda params: loss_of(head.assign(params, prepared, method)))(params)
 
     expected = us.params_from_pytorch(expected, base)

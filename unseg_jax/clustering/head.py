@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from unseg_jax.clustering import graphs, layers, own
+from unseg_jax.clustering import layers, parts
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.method import Method
 
@@ -35,14 +35,15 @@ def init_head(key: Array, method: Method, inputs: int) -> Params:
         inputs: D, the width of the node features.
     """
     branches = []
+    layer = parts.layer_of(method)
     width = method.branches[0][-1]
     for index, widths in enumerate(method.branches):
         branch_key, project_key = jax.random.split(jax.random.fold_in(key, index))
         sizes = (inputs, *widths)
         branch: Params = {
             "layers": [
-                _init_layer(
-                    jax.random.fold_in(branch_key, depth), method, *sizes[depth : depth + 2]
+                parts.init_layer(
+                    layer, jax.random.fold_in(branch_key, depth), *sizes[depth : depth + 2]
                 )
                 for depth in range(len(widths))
             ]
@@ -61,32 +62,15 @@ def init_head(key: Array, method: Method, inputs: int) -> Params:
 
 
 def prepare_head(method: Method, graph: Graph) -> dict[str, Any]:
-    """What a head needs of a graph and does not change while it is optimised.
-
-    The first layer's ÂX (or L̂X) above all: with it, a one-layer GCN costs N·D·64 products an
-    epoch instead of N²·64.
-    """
-    if method.layer == "gat":
-        edges, neighbours = graphs.gat_edges(graph.adjacency)
-        return {"nodes": graph.nodes, "edges": edges, "neighbours": neighbours}
-    if not isinstance(method.layer, str):
-        return {"nodes": graph.nodes, "prepared": own.prepare_layer(method.layer, graph)}
-    if method.layer == "arma":
-        propagation = graphs.arma_propagation(graph.adjacency)
-    else:
-        propagation = graphs.gcn_propagation(
-            graph.adjacency, graph.mask, normalise=method.normalise
-        )
-    return {
-        "nodes": graph.nodes,
-        "propagation": propagation,
-        "propagated": propagation @ graph.nodes,
-    }
+    """What a head needs of a graph and does not change while it is optimised."""
+    prepared = parts.prepare_layer(parts.layer_of(method), graph)
+    return {"nodes": graph.nodes, "prepared": prepared}
 
 
 def count_seeds(method: Method) -> int:
     """How many dropout seeds `apply_head` takes for one forward pass."""
-    sites = 2 if method.layer == "gat" else max(method.arma_layers, 1)
+    layer = parts.layer_of(method)
+    sites = parts.layer_seeds(layer) + (not parts.is_activated(layer))
     return 1 + sum(1 + sites * len(widths) for widths in method.branches)
 
 
@@ -108,18 +92,18 @@ def apply_head(
     mlp_activation = layers.ACTIVATIONS[method.mlp_activation or method.activation]
     left = None if seeds is None else list(seeds)
 
-    def next_seed():
-        return None if left is None else left.pop()
+    def draw(count):
+        return None if left is None else jnp.stack([left.pop() for _ in range(count)])
 
     total = None
     for index, branch in enumerate(params["branches"]):
-        out = _apply_branch(branch["layers"], prepared, method, index, next_seed)
+        out = _apply_branch(branch["layers"], prepared, method, index, draw)
         if "project" in branch:
             out = mlp_activation(layers.linear(branch["project"], out))
-            out = layers.dropout(out, method.dropout, next_seed())
+            out = _drop(out, method.dropout, draw)
         total = out if total is None else total + out
     hidden = mlp_activation(layers.linear(params["mlp"][0], activation(total)))
-    hidden = layers.dropout(hidden, method.dropout, next_seed())
+    hidden = _drop(hidden, method.dropout, draw)
     return layers.linear(params["mlp"][1], hidden)
 
 
@@ -157,59 +141,19 @@ def describe_params(params: Params, method: Method) -> dict[str, Any]:
     return facts
 
 
-def _init_layer(key, method, inputs, outputs):
-    if method.layer == "gat":
-        return layers.init_gat(key, inputs, outputs, method.heads)
-    if method.layer == "arma":
-        return layers.init_arma(
-            key,
-            inputs,
-            outputs,
-            stacks=method.stacks,
-            layers=method.arma_layers,
-            shared=method.arma_shared,
-        )
-    if not isinstance(method.layer, str):
-        return own.init_layer(method.layer, key, inputs, outputs)
-    return layers.init_gcn(key, inputs, outputs)
-
-
-def _apply_branch(branch, prepared, method, index, next_seed):
-    inner = method.inner_activation or method.activation
+def _apply_branch(branch, prepared, method, index, draw):
+    layer = parts.layer_of(method)
+    inner = layers.ACTIVATIONS[method.inner_activation or method.activation]
     x = prepared["nodes"]
-    for depth, params in enumerate(branch):
-        if depth and method.layer != "arma":
-            x = layers.ACTIVATIONS[inner](x)
-            x = layers.dropout(x, method.layer_dropout, next_seed())
-        if method.layer == "gat":
-            x = layers.gat(
-                params,
-                x,
-                prepared["edges"] if method.edge_features else None,
-                prepared["neighbours"],
-                rate=method.layer_dropout,
-                seed=next_seed(),
-            )
-        elif method.layer == "arma":
-            propagated = prepared["propagated"]
-            if depth:
-                propagated = layers.propagate(prepared["propagation"], x)
-            drawn = [next_seed() for _ in range(method.arma_layers)]
-            x = layers.arma(
-                params,
-                x,
-                propagated,
-                prepared["propagation"],
-                layers=method.arma_layers,
-                activation=inner,
-                rate=method.layer_dropout,
-                seeds=None if drawn[0] is None else jnp.stack(drawn),
-            )
-        elif not isinstance(method.layer, str):
-            width = method.branches[index][depth]
-            x = own.apply_layer(method.layer, params, x, prepared["prepared"], width)
-        elif depth == 0:
-            x = layers.gcn(params, prepared["propagated"])
-        else:
-            x = layers.gcn(params, x, prepared["propagation"])
+    for depth, (params, width) in enumerate(zip(branch, method.branches[index], strict=True)):
+        if depth and not parts.is_activated(layer):
+            x = _drop(inner(x), method.layer_dropout, draw)
+        x = parts.apply_layer(
+            layer, params, x, prepared["prepared"], width, first=depth == 0, draw=draw
+        )
     return x
+
+
+def _drop(x, rate, draw):
+    seeds = draw(1)
+    return layers.dropout(x, rate, None if seeds is None else seeds[0])

@@ -1,16 +1,21 @@
-"""Dense graph layers: GCN, GAT and ARMA, each an `init_…` and a pure function of its parameters.
+"""Dense graph layers: GCN, GAT and ARMA, each an `init_…`, a pure function of its parameters, and
+both as a `unseg_jax.GraphLayer`.
 
 All take the nodes of one graph, (N, D); `jax.vmap` adds a batch. What does not change while a
-head is optimised (Â, Â·X, L̂·X, edge features) is computed once by `unseg_jax.clustering.graphs`
-and passed in.
+head is optimised (Â, Â·X, L̂·X, edge features) is computed once by `prepare`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+
+from unseg_jax.clustering import graphs
+from unseg_jax.clustering.graphs import Graph
+from unseg_jax.clustering.products import fixed_product, product, propagate
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, UInt32
@@ -90,67 +95,6 @@ def random_bits(seed: UInt32[Array, ""], shape: tuple[int, ...]) -> UInt32[Array
     return bits ^ (bits >> 16)
 
 
-# ---------------------------------------------------------------- products
-
-
-def _barrier_on_cpu(x: Array) -> Array:
-    """Keeps XLA for CPU from rewriting products. On a GPU barriers only keep kernels from being
-    fused: without them an epoch of DeepCut's head takes 28 instead of 30."""
-    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
-
-
-@jax.custom_vjp
-def fixed_product(x: Float[Array, "n d"], kernel: Float[Array, "d f"]) -> Float[Array, "n f"]:
-    """x · kernel where only the kernel changes from epoch to epoch.
-
-    The kernel's gradient is xᵀ·g. XLA for CPU takes twice as long for it as for x·kernel unless xᵀ
-    lies in memory; of an x that stays the same it is made once, before the loop.
-    """
-    return x @ kernel
-
-
-def _fixed_product_backward(saved, cotangent):
-    x, kernel = saved
-    transposed = _barrier_on_cpu(x.T)
-    return cotangent @ kernel.T, transposed @ cotangent
-
-
-fixed_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _fixed_product_backward)
-
-
-@jax.custom_vjp
-def product(x: Float[Array, "n d"], kernel: Float[Array, "d f"]) -> Float[Array, "n f"]:
-    """x · kernel where both change from epoch to epoch.
-
-    The kernel's gradient is taken as (gᵀ·x)ᵀ, which XLA for CPU is faster at than at xᵀ·g; the
-    barrier keeps it from making the one into the other.
-    """
-    return x @ kernel
-
-
-def _product_backward(saved, cotangent):
-    x, kernel = saved
-    gradient = jax.lax.dot_general(cotangent, x, (((0,), (0,)), ((), ())))
-    return cotangent @ kernel.T, _barrier_on_cpu(gradient).T
-
-
-product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
-
-
-@jax.custom_vjp
-def propagate(propagation: Float[Array, "n n"], x: Float[Array, "n f"]) -> Float[Array, "n f"]:
-    """P · x of a symmetric P, whose gradient in x is P·g: no transposed product."""
-    return propagation @ x
-
-
-def _propagate_backward(saved, cotangent):
-    propagation, x = saved
-    return cotangent @ x.T, propagation @ cotangent
-
-
-propagate.defvjp(lambda propagation, x: (propagation @ x, (propagation, x)), _propagate_backward)
-
-
 # ---------------------------------------------------------------- linear
 
 
@@ -207,6 +151,31 @@ def gcn(
     if kernel.shape[0] <= kernel.shape[1]:
         return product(propagate(propagation, x), kernel) + params["bias"]
     return propagate(propagation, product(x, kernel)) + params["bias"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GCN:
+    """`gcn` as a `GraphLayer`; layer="gcn" is one with the fields of the `Method`.
+
+    Attributes:
+        normalise: see `unseg_jax.graphs.gcn_propagation`.
+    """
+
+    normalise: bool = True
+
+    def init(self, key: Array, inputs: int, outputs: int) -> Params:
+        return init_gcn(key, inputs, outputs)
+
+    def prepare(self, graph: Graph) -> tuple[Array, Array]:
+        """Â and ÂX, with which the first layer costs N·D·F products an epoch instead of N²·F."""
+        propagation = graphs.gcn_propagation(graph.adjacency, graph.mask, normalise=self.normalise)
+        return propagation, propagation @ graph.nodes
+
+    def apply(self, params: Params, x: Array, prepared: tuple[Array, Array]) -> Array:
+        return gcn(params, x, prepared[0])
+
+    def apply_first(self, params: Params, prepared: tuple[Array, Array]) -> Array:
+        return gcn(params, prepared[1])
 
 
 # ---------------------------------------------------------------- GAT
@@ -286,6 +255,46 @@ def gat(
         parts.append(attention @ values)
     out = parts[0] if heads == 1 else jnp.concatenate(parts, axis=-1)
     return out + params["bias"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GAT:
+    """`gat` as a `GraphLayer`; layer="gat" is one with the fields of the `Method`.
+
+    Attributes:
+        heads: concatenated attention heads.
+        edge_features: whether the affinities are read as features of the edges.
+        dropout: rate of the attention weights.
+    """
+
+    heads: int = 1
+    edge_features: bool = True
+    dropout: float = 0.0
+
+    @property
+    def seeds(self) -> int:
+        return int(self.dropout > 0)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        return () if self.edge_features else ("edge", "edge_kernel")
+
+    def init(self, key: Array, inputs: int, outputs: int) -> Params:
+        return init_gat(key, inputs, outputs, self.heads)
+
+    def prepare(self, graph: Graph) -> tuple[Array | None, Array]:
+        edges, neighbours = graphs.gat_edges(graph.adjacency)
+        return edges if self.edge_features else None, neighbours
+
+    def apply(
+        self,
+        params: Params,
+        x: Array,
+        prepared: tuple[Array | None, Array],
+        seeds: Array | None = None,
+    ) -> Array:
+        seed = None if seeds is None else seeds[0]
+        return gat(params, x, *prepared, rate=self.dropout, seed=seed)
 
 
 def _attention(target, source, slope, edges, neighbours):
@@ -373,6 +382,52 @@ def arma(
         mixed = product(out, jax.scipy.linalg.block_diag(*kernel))
         out = act(propagate(propagation, mixed) + terms[t] + biases[t % own])
     return out.reshape(nodes, stacks, width).mean(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ARMA:
+    """`arma` as a `GraphLayer`; layer="arma" is one with the fields of the `Method`.
+
+    Attributes:
+        stacks, layers, shared: see `init_arma`.
+        activation: name of the activation after each layer.
+        dropout: rate of the root term.
+    """
+
+    stacks: int = 1
+    layers: int = 1
+    shared: bool = False
+    activation: str = "relu"
+    dropout: float = 0.0
+    activated: ClassVar[bool] = True
+
+    @property
+    def seeds(self) -> int:
+        return self.layers if self.dropout else 0
+
+    def init(self, key: Array, inputs: int, outputs: int) -> Params:
+        sizes = {"stacks": self.stacks, "layers": self.layers, "shared": self.shared}
+        return init_arma(key, inputs, outputs, **sizes)
+
+    def prepare(self, graph: Graph) -> tuple[Array, Array, Array]:
+        """L̂, L̂X and X."""
+        propagation = graphs.arma_propagation(graph.adjacency)
+        return propagation, propagation @ graph.nodes, graph.nodes
+
+    def apply(
+        self, params: Params, x: Array, prepared: tuple[Array, ...], seeds: Array | None = None
+    ) -> Array:
+        return self._apply(params, x, propagate(prepared[0], x), prepared[0], seeds)
+
+    def apply_first(
+        self, params: Params, prepared: tuple[Array, ...], seeds: Array | None = None
+    ) -> Array:
+        propagation, propagated, x = prepared
+        return self._apply(params, x, propagated, propagation, seeds)
+
+    def _apply(self, params, x, propagated, propagation, seeds):
+        facts = {"layers": self.layers, "activation": self.activation, "rate": self.dropout}
+        return arma(params, x, propagated, propagation, **facts, seeds=seeds)
 
 
 def _glorot(key, shape):

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from unseg_jax.clustering import graphs, head, losses, own
+from unseg_jax.clustering import graphs, head, parts
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.clustering.optimiser import adamw, descend
 from unseg_jax.clustering.probe import check_own_parts
@@ -288,7 +287,7 @@ def make_objective(method: Method, graph: Graph, prepared: dict[str, Any]):
         graph: one image's.
         prepared: `head.prepare_head` of the graph.
     """
-    loss_of = make_loss(method, graph)
+    loss_of = parts.make_loss(method, graph)
 
     def objective(params, seeds):
         # Without dropout there are no seeds, and the pass is deterministic.
@@ -298,26 +297,6 @@ def make_objective(method: Method, graph: Graph, prepared: dict[str, Any]):
     return objective
 
 
-def make_loss(method: Method, graph: Graph):
-    """The method's loss as a function of assignments (N, K), degrees computed beforehand."""
-    mask, adjacency = graph.mask, graph.adjacency
-    if not isinstance(method.loss, str):
-        return own.make_loss(method.loss, graph)
-    if method.loss == "cc":
-        return functools.partial(losses.correlation_clustering, adjacency=adjacency, mask=mask)
-    degrees = adjacency.sum(-1)
-    if method.loss == "ncut":
-        return functools.partial(losses.ncut, adjacency=adjacency, mask=mask, degrees=degrees)
-    return functools.partial(
-        losses.modularity,
-        adjacency=adjacency,
-        mask=mask,
-        degrees=degrees,
-        quirks=method.quirks,
-        collapse=method.collapse,
-    )
-
-
 def make_optimiser(method: Method, params: Params) -> optax.GradientTransformation:
     """AdamW with the method's rate and decay, for parameters shaped as the given ones.
 
@@ -325,15 +304,17 @@ def make_optimiser(method: Method, params: Params) -> optax.GradientTransformati
     gradient.
 
     Args:
-        method: its `learning_rate`, `weight_decay` and `edge_features` are read.
+        method: its `learning_rate`, `weight_decay` and layer are read.
         params: of its head.
     """
-    if method.layer != "gat" or method.edge_features:
+    unused = parts.unused_params(parts.layer_of(method))
+    if not unused:
         return adamw(method.learning_rate, method.weight_decay)
 
     def decay(path, leaf):
-        unused = getattr(path[-1], "key", None) in ("edge", "edge_kernel")
-        return jnp.full(jnp.shape(leaf), 0.0 if unused else method.weight_decay, jnp.float32)
+        names = [getattr(key, "key", None) for key in path]
+        rate = 0.0 if "layers" in names and names[-1] in unused else method.weight_decay
+        return jnp.full(jnp.shape(leaf), rate, jnp.float32)
 
     return adamw(method.learning_rate, jax.tree_util.tree_map_with_path(decay, params))
 
@@ -356,7 +337,8 @@ def init_key(key: Array) -> Array:
 
 def dropout_seeds(key: Array, method: Method, *shape: int) -> UInt32[Array, "*shape s"]:
     """Seeds of dropout for a whole run: (*shape, sites) uint32, with sites = 0 without dropout."""
-    dropped = method.dropout > 0 or method.layer_dropout > 0
+    own = parts.layer_seeds(parts.layer_of(method))
+    dropped = method.dropout > 0 or method.layer_dropout > 0 or own > 0
     sites = head.count_seeds(method) if dropped else 0
     return jax.random.bits(key, (*shape, sites), jnp.uint32)
 
@@ -423,7 +405,7 @@ def _check_result(result, features, method):
         return
     if not all(bool(jnp.isfinite(array).all()) for array in values):
         largest = float(jnp.max(jnp.abs(features)))
-        suspects = f", or look at {own.describe(method)}" if method.own_parts else ""
+        suspects = f", or look at {parts.describe(method)}" if method.own_parts else ""
         raise ValueError(
             f"the optimisation left the range of float32 (the largest feature is {largest:.3g}): "
             f"scale the features, or lower learning_rate{suspects}."

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unseg_jax.clustering import head, own
+from unseg_jax.clustering import head, parts
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.custom import name_of
 from unseg_jax.method import Method
@@ -63,7 +63,7 @@ def _made_up(method, nodes, width):
 
 @functools.partial(jax.jit, static_argnames="method")
 def _try_loss(graph, assignments, *, method):
-    loss_of = own.make_loss(method.loss, graph)
+    loss_of = parts.make_loss(method, graph)
     return [jnp.isfinite(leaf).all() for leaf in jax.value_and_grad(loss_of)(assignments)]
 
 

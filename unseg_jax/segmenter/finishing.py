@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unseg_jax.clustering import own
+from unseg_jax.clustering import parts
 from unseg_jax.errors import ImageError
 from unseg_jax.method import Method
 from unseg_jax.pipeline import PatchResult
@@ -33,7 +33,7 @@ def finish_labels(
         if method.own_parts:
             raise ImageError(
                 f"{id or 'the image'}: its features or assignments are not finite numbers; "
-                f"look at {own.describe(method)}, or at the weights of backbone '{backbone}'."
+                f"look at {parts.describe(method)}, or at the weights of backbone '{backbone}'."
             )
         raise not_finite(id, backbone)
     labels = np.asarray(result.labels[index])
