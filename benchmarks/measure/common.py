@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unseg_jax.devices import core_count
+from unseg_jax import devices
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -72,18 +71,14 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "vectors": vectors,
-        "cores": core_count(),
+        "cores": devices.core_count(),
         "memory_gib": round(memory / 2**30, 1),
     }
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter here and are installed."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    return devices.versions(_PACKAGES)
 
 
 def commit() -> str:

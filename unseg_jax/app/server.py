@@ -167,7 +167,10 @@ async def _upload(request: Request) -> Response:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limits.max_bytes:
-                    raise Refused(413, too_large(name, limits))
+                    most = f"{limits.max_bytes / 1e6:g} MB, the most that this page takes"
+                    raise Refused(
+                        413, f"{name or 'the file'} has more than {most}: reduce it first."
+                    )
                 file.write(chunk)
         upload = session.add(name, part, limits.max_files)
     except ClientDisconnect:
@@ -179,14 +182,6 @@ async def _upload(request: Request) -> Response:
     finally:
         part.unlink(missing_ok=True)
     return JSONResponse({"number": upload.number, "name": upload.name, "size": size})
-
-
-def too_large(name: str, limits: Limits) -> str:
-    """Why a file is not taken."""
-    return (
-        f"{name or 'the file'} has more than {limits.max_bytes / 1e6:g} MB, the most that this "
-        "page takes: reduce it first."
-    )
 
 
 async def _remove(request: Request) -> Response:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.errors import BenchError, WriteError
+from unseg_jax.errors import BenchError, WriteError, why
 
 _FIELD = ', "crc": "'
 # What the lines of records, of sessions and of the journal of a store begin with.
@@ -71,9 +71,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise BenchError(
-            f"{path} cannot be read ({error.strerror}): check its permissions."
-        ) from None
+        raise BenchError(f"{path} cannot be read ({why(error)}): check its permissions.") from None
 
 
 def damaged(path: Path, number: int, reason: object) -> BenchError:

@@ -101,40 +101,42 @@ class Settings:
     )
     protocol: str = _option(
         "honest",
-        "honest, published, or that of a paper: deepcut, unseggnet, unsegarmanet, unsegmedgat.",
+        "honest, published, or the protocol of a paper: deepcut, unseggnet, unsegarmanet or "
+        "unsegmedgat.",
     )
     crop: bool | None = _option(
-        None, "Crop to the true box + 20 px first (published).", "--crop/--no-crop"
+        None, "First crop to the true box plus 20 px (published).", "--crop/--no-crop"
     )
-    limit: int | None = _option(None, "Only the first so many images.", minimum=1)
-    split: str | None = _option(None, "Only this split of the data set.")
+    limit: int | None = _option(None, "Use the first N images only.", minimum=1)
+    split: str | None = _option(None, "Use this split of the data set only.")
     image_key: str | None = _option(None, "Image feature of a tfds: set.")
     mask_key: str | None = _option(None, "Mask feature of a tfds: set.")
     foreground_values: tuple[Value, ...] | str | None = None
     void_values: tuple[Value, ...] | None = _option(
         None,
-        "Mask values left out of every score, such as 255; none for no value.",
+        "Mask values to leave out of every score, such as 255, or none.",
         "--void",
         kind=str | None,
         parse=parse_void,
     )
     value_range: tuple[float, float] | str | None = _option(
         None,
-        "Values of deep images made black and white: image, set, LOW:HIGH.",
+        "Pixel values that become black and white in images of more than 8 bits: image, set or "
+        "LOW:HIGH.",
         "--range",
         kind=str,
         shown="image",
         parse=parse_range,
     )
-    backbone: str = _option("auto", "Name or weights file.")
+    backbone: str = _option("auto", "Name of a backbone, or a weights file.")
     dtype: str = _option(
-        "auto", "Of the backbone: float32, bfloat16, or auto for the faster one here."
+        "auto", "Precision of the backbone: float32, bfloat16, or auto for the faster one here."
     )
-    batch_size: int = _option(8, "Images on the device at a time.", minimum=1)
-    seed: int = _option(0, "Of initial parameters and dropout.")
+    batch_size: int = _option(8, "Images per batch on the device.", minimum=1)
+    seed: int = _option(0, "Random seed of initial parameters and dropout.")
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     record_every: int = _option(
-        0, "Record IoU every so many epochs; 0 never.", "--every", minimum=0
+        0, "Record the IoU every N epochs; 0 never does.", "--every", minimum=0
     )
     resume: bool = _option(False, "Continue the run in --out.", "--resume", panel=_RUN)
     retry_failed: bool = _option(
@@ -142,7 +144,7 @@ class Settings:
     )
     strict: bool = _option(
         False,
-        "With --resume: compare the contents of all files, not size and time.",
+        "With --resume: compare files by content, not by size and time.",
         "--strict",
         panel=_RUN,
     )
@@ -152,7 +154,7 @@ class Settings:
     )
     shard: tuple[int, int] | None = _option(
         None,
-        "I/N: only every N-th image, starting at the I-th.",
+        "I/N: take every N-th image, starting with the I-th.",
         panel=_RUN,
         kind=str | None,
         parse=parse_shard,
@@ -160,17 +162,17 @@ class Settings:
     save_masks: bool = _option(
         False, "Write every mask as PNG; `rescore` needs them.", "--save-masks", panel=_RUN
     )
-    thumbnails: int = _option(
-        1000, "Images whose thumbnails the report shows.", panel=_RUN, minimum=0
+    thumbnails: int = _option(1000, "How many thumbnails the report shows.", panel=_RUN, minimum=0)
+    workers: int | None = _option(
+        None, "Threads that decode images (default: one per core).", panel=_RUN, minimum=1
     )
-    workers: int | None = _option(None, "Threads that decode.", panel=_RUN, minimum=1)
     draft: bool = _option(
         True, "Decode large JPEGs at reduced size.", "--draft/--no-draft", panel=_RUN
     )
     cluster: str | None = _option(
         None, "Run on Ray: 'local' or the address of a cluster.", panel=_RUN
     )
-    actors: int = _option(2, "Segmenters on the cluster.", panel=_RUN, minimum=1)
+    actors: int = _option(2, "How many segmenters to run on the cluster.", panel=_RUN, minimum=1)
 
     def check(self) -> None:
         """Raises ValueError for names or values that cannot be used, before anything is read."""
@@ -234,10 +236,10 @@ _METHOD_FIELDS = (
 )
 _METHOD_OPTIONS = {
     "foreground": Option(
-        "A rule, or the mask's values that are foreground, such as 1,3 or 128-255 or '#ff0000', or "
-        "nonzero.",
+        "A rule, or the mask values that are foreground: 1,3 or 128-255 or '#ff0000' or nonzero; "
+        "repeatable.",
     ),
-    "set_field": Option("FIELD=VALUE of any other field of a method.", ("--set",)),
+    "set_field": Option("FIELD=VALUE: any other field of Method; repeatable.", ("--set",)),
 }
 
 
