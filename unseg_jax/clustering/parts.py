@@ -18,13 +18,12 @@ import jax.numpy as jnp
 from unseg_jax.clustering import layers, losses
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.custom import GraphLayer, LossFunction, name_of
-from unseg_jax.errors import printable
+from unseg_jax.errors import why
 from unseg_jax.method import Method
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt32
 
-_LONGEST = 200  # characters of a user's error that are repeated
 
 _LAYERS: dict[str, Callable[[Method], GraphLayer]] = {
     "gcn": lambda method: layers.GCN(method.normalise),
@@ -185,10 +184,9 @@ def _naming(part, what, call):
         name = name_of(part)
         if name.startswith("unseg_jax.clustering."):
             raise
-        detail = printable(str(error).strip().split("\n")[0].rstrip("."))[:_LONGEST]
         raise ValueError(
-            f"{what} '{name}' cannot be traced by JAX ({type(error).__name__}: {detail}); it is "
-            f"called with {call}: take these, and write it with jax.numpy."
+            f"{what} '{name}' cannot be traced by JAX ({type(error).__name__}: {why(error)}); it "
+            f"is called with {call}: take these, and write it with jax.numpy."
         ) from error
 
 

@@ -33,7 +33,7 @@ from unseg_jax.bench.run.job import ATTEMPTS, Ledger
 from unseg_jax.bench.run.settings import Settings
 from unseg_jax.bench.score.scoring import failure_record
 from unseg_jax.data import Item, MaskRule
-from unseg_jax.errors import BenchError
+from unseg_jax.errors import BenchError, why
 
 if TYPE_CHECKING:
     from unseg_jax.bench.run.job import Job, Timing
@@ -97,10 +97,9 @@ def _connected(ray: Any, settings: Settings) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     except Exception as error:  # a refused connection comes in several types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BenchError(
-            f"the Ray cluster at {settings.cluster} cannot be reached ({reason}): check that it "
-            f"runs, or use --cluster local."
+            f"the Ray cluster at {settings.cluster} cannot be reached ({why(error)}): check that "
+            f"it runs, or use --cluster local."
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

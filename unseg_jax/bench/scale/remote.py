@@ -23,7 +23,7 @@ from typing import Any
 
 from unseg_jax.bench.folder import open_store
 from unseg_jax.bench.records import CONFIG, FILES, FOLDERS, RECORDS
-from unseg_jax.errors import BenchError, FolderError, WriteError, foreign_error
+from unseg_jax.errors import BenchError, FolderError, WriteError, foreign_error, why
 from unseg_jax.runs.journal import is_journal
 from unseg_jax.runs.store import JOURNAL, MANIFEST, Store
 
@@ -389,9 +389,8 @@ class Remote:
         except BenchError:
             raise
         except Exception as error:  # every kind of place has errors of its own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BenchError(
-                f"{self.url} refuses ({reason}): check the address and your rights to it."
+                f"{self.url} refuses ({why(error)}): check the address and your rights to it."
             ) from error
 
 
