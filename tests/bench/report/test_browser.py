@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from unseg_jax.bench.report.page import write_report
+from unseg_jax.bench.report.page import write_summary
 
 COUNT = 1000
 IDS = [f"photo-{index:04d}" for index in range(COUNT)]
@@ -26,7 +26,8 @@ def ious():
 def report(tmp_path_factory, make_folder, ious):
     folder = tmp_path_factory.mktemp("report")
     failed = {("vit-kmeans", IDS[5])}
-    return write_report(make_folder(folder, IDS, ious, epochs=5, failed=failed))
+    write_summary(make_folder(folder, IDS, ious, epochs=5, failed=failed))
+    return folder / "report.html"
 
 
 @pytest.fixture

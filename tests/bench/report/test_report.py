@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from unseg_jax.bench.report import charts
-from unseg_jax.bench.report.page import collect_scores, write_report
+from unseg_jax.bench.report.page import collect_scores, write_summary
 from unseg_jax.bench.score.published import PUBLISHED, published_scores
 from unseg_jax.data import LAYOUTS
 from unseg_jax.registry import METHODS
@@ -19,6 +19,11 @@ IOUS = {
     "deepcut": [0.1, 0.9, 0.5, 0.7, 0.3, 0.62, 0.0],
     "vit-kmeans": [0.4, 0.8, 0.55, 0.2, 0.3, 0.61, 1.0],
 }
+
+
+def written(folder):
+    write_summary(folder)
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -59,7 +64,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder) -> Page:
-    return Page(write_report(folder).read_text(encoding="utf-8"))
+    return Page(written(folder))
 
 
 def cells(table, row):
@@ -80,7 +85,7 @@ def test_the_table_holds_the_means_and_names_the_protocol(tmp_path, make_folder)
 
 def test_published_protocols_are_named_and_warned_of(tmp_path, make_folder):
     folder = make_folder(tmp_path, IDS, IOUS, protocol="unsegmedgat")
-    text = write_report(folder).read_text(encoding="utf-8")
+    text = written(folder)
     assert "published (crop + flip)" in text
     assert "crop to the true box + 20 px, better of mask and inverted mask" in text
     assert re.search(r"not comparable\s+with <em>honest</em>", text)
@@ -120,7 +125,7 @@ def test_pairs_are_a_matrix_of_differences(tmp_path, make_folder):
 
 
 def test_the_best_of_each_column_is_marked(tmp_path, make_folder):
-    text = write_report(make_folder(tmp_path, IDS, IOUS)).read_text(encoding="utf-8")
+    text = written(make_folder(tmp_path, IDS, IOUS))
     table = re.search(r'id="score-table">.*?</table>', text, re.DOTALL)[0]
     rows = dict(re.findall(r"</i>([\w-]+)</th>(.*?)</tr>", table, re.DOTALL))
     best = f"{np.mean(IOUS['vit-kmeans']):.3f}"
@@ -179,13 +184,13 @@ def test_histograms_count_every_image_and_failures_as_zero(tmp_path, make_folder
 
     failed = {("deepcut", "image-1")}
     folder = make_folder(tmp_path / "honest", IDS, IOUS, failed=failed)
-    deepcut, kmeans = counted(write_report(folder).read_text(encoding="utf-8"))
+    deepcut, kmeans = counted(written(folder))
     assert sum(deepcut.values()) == sum(kmeans.values()) == len(IDS)
     assert deepcut["0.00"] == 2
     counts, edges = np.histogram(IOUS["vit-kmeans"], 20, (0, 1))
     assert kmeans == {f"{e:.2f}": n for e, n in zip(edges[:-1], counts, strict=True) if n}
     folder = make_folder(tmp_path / "published", IDS, IOUS, failed=failed, protocol="published")
-    deepcut, _ = counted(write_report(folder).read_text(encoding="utf-8"))
+    deepcut, _ = counted(written(folder))
     assert sum(deepcut.values()) == len(IDS) - 1
 
 
@@ -228,7 +233,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path, make_folder):
     page = page_of(folder)
     assert all(address.startswith("#") for address in page.addresses)
     assert "link" not in page.tags
-    text = write_report(folder).read_text(encoding="utf-8")
+    text = written(folder)
     style = re.search(r"<style>.*?</style>", text, re.DOTALL)[0]
     assert "url(" not in style
     assert "@import" not in style
@@ -278,7 +283,7 @@ def test_a_run_that_was_cut_short_says_so_and_needs_no_summary(tmp_path, make_fo
     folder = make_folder(tmp_path, IDS, IOUS)
     lines = (folder / "per_image.jsonl").read_text().splitlines(keepends=True)
     (folder / "per_image.jsonl").write_text("".join(lines[:-2]) + '{"id": "torn')
-    text = write_report(folder).read_text(encoding="utf-8")
+    text = written(folder)
     assert "This run is not complete" in text
 
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from unseg_jax.bench.folder import file_stem, identity, json_bytes, open_store
 from unseg_jax.bench.records import REPORT, SUMMARY, read_config, read_records, read_sessions
 from unseg_jax.bench.report.summary import summarise
 from unseg_jax.bench.score.protocols import Protocol
-from unseg_jax.bench.score.published import PublishedScore, published_scores
+from unseg_jax.bench.score.published import published_scores
 from unseg_jax.bench.score.scoring import SCORES, WORST
 from unseg_jax.runs.store import Store
 
@@ -58,38 +58,6 @@ class Scores:
     errors: Mapping[str, Mapping[str, str]]
 
 
-Thumbnails = Callable[[str, str], bytes | None]
-"""(kind, image id) → an encoded small picture, or None; kind is "image", "truth" or a method."""
-
-
-def write_report(folder: str | Path) -> Path:
-    """Makes `report.html` from `config.json`, `per_image.jsonl` and what else a run has written.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        The path of the report.
-
-    Raises:
-        BenchError: no run there, one that cannot be read, or a file in the report's place that
-            the run did not write.
-        WriteError: the report cannot be written.
-    """
-    folder = Path(folder)
-    with open_store(folder) as store:
-        config = read_config(folder)
-        summary = summarise(read_records(folder), config, read_sessions(folder))
-        store.check_free([REPORT])
-        store.write({REPORT: _render_folder(folder, config, summary).encode()})
-    return folder / REPORT
-
-
-def _render_folder(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    scores = collect_scores(read_records(folder), list(config["methods"]))
-    return render(summary, scores, folder_thumbnails(folder))
-
-
 def collect_scores(records: Iterable[Mapping[str, Any]], methods: Sequence[str]) -> Scores:
     """The numbers of all records; of two with the same id and method the later one counts."""
     rows: dict[str, list[list[float]]] = {}
@@ -112,42 +80,16 @@ def collect_scores(records: Iterable[Mapping[str, Any]], methods: Sequence[str])
     return Scores(ids, tuple(methods), table[:, 0].T, table[:, 1].T, errors)
 
 
-def folder_thumbnails(folder: Path) -> Thumbnails:
-    """Reads `thumbnails/image/ID.jpg`, `thumbnails/truth/ID.png`, `thumbnails/METHOD/ID.png`."""
-
-    def read(kind: str, id: str) -> bytes | None:
-        suffix = ".jpg" if kind == "image" else ".png"
-        try:
-            return (folder / "thumbnails" / kind / f"{file_stem(id)}{suffix}").read_bytes()
-        except OSError:
-            return None
-
-    return read
-
-
-def render(
-    summary: Mapping[str, Any],
-    scores: Scores,
-    thumbnails: Thumbnails = lambda kind, id: None,
-    published: Sequence[PublishedScore] | None = None,
-) -> str:
-    """The page as HTML.
-
-    Args:
-        summary: as in `summary.json`.
-        scores: of the images.
-        thumbnails: gives the gallery its pictures; images without one are not in it.
-        published: numbers to show beside; those on the run's data set if None.
-    """
+def _render(folder: Path, summary: Mapping[str, Any]) -> str:
+    """The page as HTML, of what is recorded in a run's folder."""
     import jinja2
 
     from unseg_jax.bench.report import charts
 
     config = summary["config"]
-    if published is None:
-        published = published_scores(config.get("dataset", ""))
+    scores = collect_scores(read_records(folder), list(config["methods"]))
     protocol = Protocol(**config["protocol"])
-    pictures, shown = _embed(scores, thumbnails)
+    pictures, shown = _embed(scores, folder / "thumbnails")
     listed = _listed(scores, set(shown))
     curves = {
         name: method["by_epoch"]
@@ -167,7 +109,7 @@ def render(
         config=config,
         protocol=protocol,
         columns=_columns(summary),
-        published=published,
+        published=published_scores(config["dataset"]),
         best=best_values(summary, [key for key, _, _ in _COLUMNS]),
         matrix=difference_matrix(summary),
         methods=scores.methods,
@@ -220,18 +162,18 @@ def _histograms(
     return result
 
 
-def _embed(scores: Scores, thumbnails: Thumbnails) -> tuple[list[tuple[str, str]], dict[str, int]]:
+def _embed(scores: Scores, folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """Pictures of each image as text for a script element, and which image has which element."""
-    kinds = ("image", "truth", *scores.methods)
     pictures, shown = [], {}
     for id in scores.ids:
-        image = thumbnails("image", id)
-        if image is None:
-            continue
-        encoded = [image, *(thumbnails(kind, id) for kind in kinds[1:])]
-        shown[id] = len(pictures)
-        text = "|".join(base64.b64encode(data).decode() if data else "" for data in encoded)
-        pictures.append((f"picture-{shown[id]}", text))
+        stem = file_stem(id)
+        paths = [folder / "image" / f"{stem}.jpg"]
+        paths += [folder / kind / f"{stem}.png" for kind in ("truth", *scores.methods)]
+        encoded = [path.read_bytes() if path.is_file() else b"" for path in paths]
+        if encoded[0]:
+            shown[id] = len(pictures)
+            text = "|".join(base64.b64encode(data).decode() for data in encoded)
+            pictures.append((f"picture-{shown[id]}", text))
     return pictures, shown
 
 
@@ -292,7 +234,7 @@ def write_summary(path: Path, store: Store | None = None) -> dict[str, Any]:
         summary = summarise(records, config, read_sessions(path))
         own.write({SUMMARY: json_bytes(summary)})
         try:
-            page = _render_folder(path, config, summary)
+            page = _render(path, summary)
         except Exception as error:  # the scores are safe, and the report can be made again
             warnings.warn(
                 f"report.html was not written ({type(error).__name__}: {error}): make it again by "
