@@ -66,22 +66,23 @@ class Remote:
             BenchError: fsspec, or what it needs for this kind of URL, is missing.
         """
         try:
-            import fsspec
+            from fsspec.core import url_to_fs
+            from fsspec.implementations.dirfs import DirFileSystem
 
-            self._system, root = fsspec.core.url_to_fs(url)
+            system, root = url_to_fs(url)
         except (ImportError, ValueError) as error:
             reason = str(error).rstrip(".")
             raise BenchError(
                 f'{url} cannot be opened ({reason}): pip install "unseg_jax[cluster]" and what '
                 f"fsspec needs for such places, or choose a folder."
             ) from None
-        self._system.invalidate_cache()  # other machines write there too
+        system.invalidate_cache()  # other machines write there too
         self.url, self.folder = url, folder / shard
         self._name = f"{url.rstrip('/')}/{shard}".rstrip("/")
-        self._root = f"{root}/{shard}" if shard else root
-        protocol = self._system.protocol
-        is_local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-        self.local_path = Path(self._root) if is_local else None
+        root = f"{root}/{shard}" if shard else root
+        self._system: Any = DirFileSystem(root, system)
+        kinds = (system.protocol,) if isinstance(system.protocol, str) else system.protocol
+        self.local_path = Path(root) if "file" in kinds else None
         # What is known to be the run's there, and what this process has put there itself.
         self._known: Store | None = None
         self._mine: set[str] = set()
@@ -95,7 +96,7 @@ class Remote:
     def shards(self) -> list[Remote]:
         """Those of the run's shards that are there."""
         with self._plainly():
-            names = [path.rpartition("/")[2] for path, is_folder in self._listed() if is_folder]
+            names = [name for name, is_folder in self._listed() if is_folder]
         return [
             Remote(self.url, self.folder, name)
             for name in sorted(fnmatch.filter(names, "shard-*-of-*"))
@@ -123,7 +124,7 @@ class Remote:
             self._held = False
             with contextlib.suppress(Exception):  # it goes stale by itself
                 if self._read_lock().get("token") == self._token:
-                    self._system.rm_file(f"{self._root}/{_LOCK}")
+                    self._system.rm_file(_LOCK)
 
     def _renew(self) -> None:
         lock = {
@@ -138,11 +139,10 @@ class Remote:
     def _read_lock(self) -> dict[str, Any]:
         """The lock that is there; {} if there is none."""
         self._system.invalidate_cache()
-        path = f"{self._root}/{_LOCK}"
-        if not self._system.exists(path):
+        if not self._system.exists(_LOCK):
             return {}
         try:
-            lock = json.loads(self._system.cat_file(path))["unseg_jax"]
+            lock = json.loads(self._system.cat_file(_LOCK))["unseg_jax"]
             return {"token": lock["token"], "time": float(lock["time"]), **lock}
         except FileNotFoundError:
             return {}
@@ -218,10 +218,10 @@ class Remote:
                 parent.mkdir(parents=True, exist_ok=True)
             # All at once, because object stores take long over each of many small files.
             if names:
-                self._system.get(self._there(names), [str(target) for target in targets])
+                self._system.get(names, [str(target) for target in targets])
             # A run that was copied there by hand has its records whole only.
             parts = self._find(_PARTS)
-            for path in self._there(parts or self._find(RECORDS)):
+            for path in parts or self._find(RECORDS):
                 content = self._system.cat_file(path)
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with open(self.folder / RECORDS, "ab") as file:
@@ -292,8 +292,8 @@ class Remote:
         with tempfile.TemporaryDirectory() as scratch:
             for name in (MANIFEST, JOURNAL):
                 self._check_links(name)
-                if self._system.exists(f"{self._root}/{name}"):
-                    content = self._system.cat_file(f"{self._root}/{name}")
+                if self._system.exists(name):
+                    content = self._system.cat_file(name)
                     Path(scratch, name).write_bytes(content)
             try:
                 self._known = open_store(Path(scratch))
@@ -307,7 +307,7 @@ class Remote:
             return True
         if name in (MANIFEST, JOURNAL):
             return self._known is not None  # else it would have been refused
-        content = self._system.cat_file(f"{self._root}/{name}")
+        content = self._system.cat_file(name)
         if name.startswith(f"{_PARTS}/"):
             return is_journal(content.splitlines(keepends=True))
         return self._known is not None and self._known.wrote(name, content)
@@ -321,42 +321,38 @@ class Remote:
                 raise foreign_error(self.local_path / part)
 
     def _listed(self, *names: str) -> list[tuple[str, bool]]:
-        """What is there by these names, or by any: (path, whether it is a folder)."""
-        if not self._system.exists(self._root):
+        """What is there by these names, or by any: (name, whether it is a folder)."""
+        if not self._system.exists(""):
             return []
-        entries = self._system.ls(self._root, detail=True)
-        paths = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
-        return [path for path in paths if not names or path[0].rpartition("/")[2] in names]
+        entries = self._system.ls("", detail=True)
+        found = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
+        return [entry for entry in found if not names or entry[0] in names]
 
     def _find(self, *names: str) -> list[str]:
         """The files there by these names or in folders of these names, in order."""
         paths = []
         for path, is_folder in self._listed(*names):
-            self._check_links(path[len(self._root) :].lstrip("/"))
+            self._check_links(path)
             paths += self._system.find(path) if is_folder else [path]
-        return sorted(path[len(self._root) :].lstrip("/") for path in paths)
-
-    def _there(self, names: list[str]) -> list[str]:
-        return [f"{self._root}/{name}" for name in names]
+        return sorted(paths)
 
     def _put(self, name: str, content: bytes) -> None:
         """Writes a file there, unless one is in the way that is not the run's own."""
         self._check_links(name)
         if name not in self._mine:
-            if self._system.exists(f"{self._root}/{name}") and not self._is_own(name):
+            if self._system.exists(name) and not self._is_own(name):
                 raise foreign_error(f"{self._name}/{name}")
             self._mine.add(name)
         self._pipe(name, content)
 
     def _pipe(self, name: str, content: bytes) -> None:
-        path = f"{self._root}/{name}"
-        self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._system.pipe_file(path, content)
+        self._system.makedirs(name.rpartition("/")[0], exist_ok=True)
+        self._system.pipe_file(name, content)
 
     def _remove(self, names: list[str]) -> None:
         """Removes files, and folders of a local file system that are empty then."""
         for name in names:
-            self._system.rm_file(f"{self._root}/{name}")
+            self._system.rm_file(name)
             self._mine.discard(name)
         if self.local_path is None:
             return
