@@ -113,8 +113,8 @@ def train(
             heads[place], states[place] = _step(
                 heads[place],
                 states[place],
-                held[grid][drawn],
-                aims[grid][drawn],
+                jnp.take(held[grid], drawn, 0),
+                jnp.take(aims[grid], drawn, 0),
                 rng.random() < 0.5,
             )
         if number % _LOOKS == 0:

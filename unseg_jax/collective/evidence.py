@@ -17,6 +17,7 @@ Everything on arrays of one image here is pure JAX, to be vmapped.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -77,7 +78,7 @@ def fit_projection(
             for part, end in zip(parts, ends, strict=True)
         ]
     )
-    sample = np.asarray(normalise_rows(jnp.asarray(rows, jnp.float32)), np.float64)
+    sample = np.asarray(jax.jit(normalise_rows)(rows.astype(np.float32)), np.float64)
     mean = sample.mean(0)
     centred = sample - mean
     _, directions = np.linalg.eigh(centred.T @ centred)
@@ -101,6 +102,7 @@ def project(
     return normalise_rows(coordinates - projection.mean @ projection.basis), whole
 
 
+@jax.jit
 def border_of(valid: Bool[Array, "h w"]) -> Bool[Array, "h w"]:
     """Valid patches beside an invalid one or at the edge of the grid."""
     padded = jnp.pad(valid, 1)
@@ -108,12 +110,16 @@ def border_of(valid: Bool[Array, "h w"]) -> Bool[Array, "h w"]:
     return valid & ~inner
 
 
+@jax.jit
 def nearest_centre(x: Float[Array, "*b r"], centres: Float[Array, "k r"]) -> Int[Array, "*b"]:
     """Index of the nearest centre of each row."""
     return jnp.argmax(x @ centres.T - 0.5 * jnp.sum(centres**2, -1), -1).astype(jnp.int32)
 
 
-_kmeans = jax.jit(kmeans, static_argnums=(2, 4, 5))
+@functools.partial(jax.jit, static_argnames="num_clusters")
+def _centres(rows, num_clusters, key):
+    members = kmeans(rows, jnp.ones(len(rows), bool), num_clusters, key, 15, 1)
+    return (members.T @ rows) / jnp.maximum(members.sum(0), 1.0)[:, None]
 
 
 def fit_centres(x: np.ndarray, num_clusters: int, key: Array) -> Float[Array, "k r"]:
@@ -121,8 +127,7 @@ def fit_centres(x: np.ndarray, num_clusters: int, key: Array) -> Float[Array, "k
     centres of zero, which no row is nearest to unless it is zero itself."""
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,), jnp.uint32)))
     rows = jnp.asarray(x[rng.choice(len(x), min(len(x), _SAMPLE), replace=False)])
-    members = _kmeans(rows, jnp.ones(len(rows), bool), num_clusters, key, 15, 1)
-    return (members.T @ rows) / jnp.maximum(members.sum(0), 1.0)[:, None]
+    return _centres(rows, num_clusters, key)
 
 
 def frame_clusters(
@@ -137,7 +142,7 @@ def frame_clusters(
     """
     sizes, held = np.zeros(num_clusters), np.zeros(num_clusters)
     for part, grid in zip(labels, grids, strict=True):
-        border = np.asarray(border_of(jnp.ones(grid, bool))).ravel()
+        border = np.asarray(border_of(np.ones(grid, bool))).ravel()
         sizes += np.bincount(part.ravel(), minlength=num_clusters)
         held += np.bincount(part[:, border].ravel(), minlength=num_clusters)
     # What a cluster would hold if it lay there as all patches do.

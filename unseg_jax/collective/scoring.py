@@ -259,7 +259,7 @@ def _regress(x, valid, evidence):
 def _otsu_of(scores, valid):
     """Otsu's threshold of all valid patches of a set."""
     rows = np.concatenate([part[kept] for part, kept in zip(scores, valid, strict=True)])
-    return float(otsu(jnp.asarray(rows), jnp.ones(len(rows), bool)))
+    return float(otsu_rows(rows[None], np.ones((1, len(rows)), bool))[0])
 
 
 def _describe(margins, labels, ratios, frame):
