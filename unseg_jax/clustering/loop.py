@@ -173,7 +173,10 @@ def cluster(
     own, common = (params, None) if has_batch_axis(params) else (None, params)
     result = map_images(run, (common, key), (features, adjacency, node_mask, own), map)
     _check_result(result, features, method)
-    return jax.tree.map(lambda leaf: leaf[0], result) if single else result
+    return _first(result) if single else result
+
+
+_first = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree))
 
 
 def cluster_batch(
@@ -385,6 +388,11 @@ def _check_finite(name, array, mask):
         )
 
 
+@jax.jit
+def _all_finite(arrays):
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
+
+
 def _check_sign(adjacency, method):
     """Cuts and modularity divide by sums of affinities, which may vanish if some are negative.
 
@@ -403,7 +411,7 @@ def _check_result(result, features, method):
     values = (result.assignments, result.losses)
     if any(isinstance(array, Tracer) for array in values):
         return
-    if not all(bool(jnp.isfinite(array).all()) for array in values):
+    if not _all_finite(values):
         largest = float(jnp.max(jnp.abs(features)))
         suspects = f", or look at {parts.describe(method)}" if method.own_parts else ""
         raise ValueError(
