@@ -9,8 +9,9 @@ from unseg_jax.clustering import loop
 from unseg_jax.registry import METHODS, resolve
 
 NODES, WIDTH, EPOCHS = 64, 16, 4
-# One method of each kind of program: others differ from it in numbers alone.
-KINDS = {(m.algorithm, m.layer, m.loss): name for name, m in reversed(METHODS.items()) if m.epochs}
+# Each layer, loss and algorithm once.
+KINDS = ("deepcut", "cc-gat", "unsegarmanet", "vit-kmeans", "deep-spectral", "tokencut")
+KINDS += ("spectral-ncut",)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def batch():
     return features.astype(np.float32), mask
 
 
-@pytest.mark.parametrize("name", KINDS.values())
+@pytest.mark.parametrize("name", KINDS)
 def test_vmapped_is_in_turn(batch, name):
     features, mask = batch
     # Colours need an image; the loop is the same on any affinity.

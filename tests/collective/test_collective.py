@@ -16,6 +16,7 @@ from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import CollectiveModel, load_model
 from unseg_jax.errors import WeightsError
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+from unseg_jax.postprocess.vote import border_of
 from unseg_jax.registry import resolve
 
 GRID = (10, 10)
@@ -84,7 +85,7 @@ def test_partition_is_the_second_eigenvector():
     weights = np.where(weights < 0.2, 1e-5, weights).astype(np.float64)
     degrees = np.diag(weights.sum(1))
     vector = eigh(degrees - weights, degrees)[1][:, 1]
-    border = np.asarray(evidence.border_of(jnp.ones(GRID, bool))).ravel()
+    border = np.asarray(border_of(jnp.ones(GRID, bool))).ravel()
     vector = -vector if vector[border].mean() > vector.mean() else vector
     unlike = -rows @ rows[border].mean(0)
     apart = -np.sort(rows @ rows[border].T, axis=1)[:, -5:].mean(1)

@@ -105,10 +105,11 @@ def test_jraphs_sums_are_the_dense_propagation():
     def sent(nodes):
         return nodes * scale[:, None]
 
-    sums = jraph.GraphNetwork(
+    network = jraph.GraphNetwork(
         update_edge_fn=lambda edges, sender, receiver, globals_: edges * sender,
         update_node_fn=lambda nodes, sender, receiver, globals_: receiver * scale[:, None],
-    )(graphs._replace(nodes=sent(graphs.nodes)))
+    )
+    sums = jax.jit(network)(graphs._replace(nodes=sent(graphs.nodes)))
     sparse = from_jraph(graphs._replace(nodes=sums.nodes))
     np.testing.assert_allclose(sparse.nodes, expected, rtol=1e-5, atol=1e-6)
 

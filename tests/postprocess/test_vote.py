@@ -88,7 +88,7 @@ def test_code_takes_the_published_sum_for_any_number_of_clusters():
 @pytest.mark.parametrize("num_clusters", [2, 3])
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_finds_a_disc_under_any_numbering(rule, num_clusters):
-    truth = disc(9, 12, 3.2)
+    truth = disc(5, 7, 1.8)
     attention = np.where(truth, 1.0, 0.1).astype(np.float32)
     for inside in range(num_clusters):
         labels = np.where(truth, inside, (inside + 1) % num_clusters).astype(np.int32)
@@ -98,10 +98,10 @@ def test_every_rule_finds_a_disc_under_any_numbering(rule, num_clusters):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_one_cluster_that_fills_the_image_is_background(rule):
-    labels = jnp.full((4, 5), 1)
-    attention = jnp.full((20,), 0.3)
+    labels = np.full((5, 7), 1, np.int32)
+    attention = np.full((5, 7), 0.3, np.float32)
     found = foreground_labels(labels, 3, rule, class_attention=attention)
-    np.testing.assert_array_equal(found, np.zeros((4, 5)))
+    np.testing.assert_array_equal(found, np.zeros((5, 7)))
 
 
 def test_border_outvotes_corners():
@@ -127,12 +127,12 @@ def test_parts_are_numbered_by_size():
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("num_clusters", [2, 4])
+@pytest.mark.parametrize("num_clusters", [2, 3])
 def test_padding_changes_nothing(rule, num_clusters):
     rng = np.random.default_rng(2)
     h, w = 5, 7
     for _ in range(10):
-        labels = rng.integers(0, num_clusters, (8, 9))
+        labels = rng.integers(0, num_clusters, (8, 9)).astype(np.int32)
         attention = rng.random((8, 9)).astype(np.float32)
         mask = np.zeros((8, 9), bool)
         mask[:h, :w] = True

@@ -26,6 +26,7 @@ import numpy as np
 
 from unseg_jax.clustering.baselines import kmeans
 from unseg_jax.clustering.graphs import normalise_rows
+from unseg_jax.postprocess.vote import border_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,14 +101,6 @@ def project(
     rest = jnp.broadcast_to(projection.rest, (*coordinates.shape[:-1], 1))
     whole = normalise_rows(jnp.concatenate([coordinates, rest], -1))
     return normalise_rows(coordinates - projection.mean @ projection.basis), whole
-
-
-@jax.jit
-def border_of(valid: Bool[Array, "h w"]) -> Bool[Array, "h w"]:
-    """Valid patches beside an invalid one or at the edge of the grid."""
-    padded = jnp.pad(valid, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return valid & ~inner
 
 
 @jax.jit

@@ -19,7 +19,7 @@ import numpy as np
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
-from unseg_jax.collective.evidence import border_of, project
+from unseg_jax.collective.evidence import project
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.ready import is_of_ready, load_ready
 from unseg_jax.collective.scoring import fit_scorer, score
@@ -32,6 +32,7 @@ from unseg_jax.data.reading import Reading
 from unseg_jax.errors import ImageError
 from unseg_jax.method import Method, override
 from unseg_jax.parallel import How, pad_batch, takes_images_apart
+from unseg_jax.postprocess.vote import border_of
 from unseg_jax.registry import ELSEWHERE, refuse_options, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
 

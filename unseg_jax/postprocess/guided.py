@@ -51,8 +51,8 @@ def guided_filter(
     # Moments are taken about the middle of the range, where single precision loses least.
     guide -= 0.5
     slope, offset = _fit(_reduce(guide, step), _reduce(soft, step), radius // step, epsilon)
-    slope = np.stack([_enlarge(slope[..., c], soft.shape) for c in range(3)], -1)
-    return np.einsum("hwc,hwc->hw", slope, guide) + _enlarge(offset, soft.shape)
+    slope = np.stack([interpolate(slope[..., c], soft.shape) for c in range(3)], -1)
+    return np.einsum("hwc,hwc->hw", slope, guide) + interpolate(offset, soft.shape)
 
 
 def _fit(guide, soft, radius, epsilon):
@@ -75,11 +75,11 @@ def _reduce(values, step):
     return cells / np.float32(step * step)
 
 
-def _enlarge(values, size):
-    """Bilinear, to (height, width)."""
+def interpolate(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(height, width) float32: values (h, w), interpolated bilinearly."""
     if values.shape == size:
         return values
-    image = Image.fromarray(np.ascontiguousarray(values))
+    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from unseg_jax.data.images import resize_image
 from unseg_jax.method import Method
+from unseg_jax.postprocess.guided import guided_filter, interpolate
 
 # Side in pixels that edges are refined at: the window of the guided filter is in these pixels.
 _REFINE_SIDE = 256
@@ -26,7 +27,6 @@ def refine_margins(image: np.ndarray, margins: np.ndarray, method: Method) -> np
         (256, 256) float32, or (h, w) where there is nothing to refine; above 0 is foreground.
     """
     from unseg_jax.postprocess.bilateral import refine
-    from unseg_jax.postprocess.guided import guided_filter
 
     margins = np.clip(margins, -1, 1)
     if method.refine == "none" or not (margins > 0).any():
@@ -53,11 +53,3 @@ def contrast(margins: np.ndarray) -> float:
     if inside.all() or not inside.any():
         return 0.0
     return float(margins[inside].mean() - margins[~inside].mean()) / 2
-
-
-def interpolate(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """(height, width) float32: values (h, w), interpolated bilinearly."""
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 from unseg_jax.postprocess.components import Box, source_indices, upsample_labels
+from unseg_jax.postprocess.guided import interpolate
 
 MIN_AREA = 0.001
 """Share of the image's pixels below which a piece is a speck and no object."""
@@ -179,7 +180,7 @@ def objects_of(
     rows, columns = (source_indices(*lengths) for lengths in zip(numbers.shape, size, strict=True))
     scores = np.full(len(pieces.areas), confidence)
     if evidence is not None and not numbers.all():
-        clearness = _resize(evidence, numbers.shape).ravel()
+        clearness = interpolate(np.clip(evidence, -1, 1), numbers.shape).ravel()
         means = np.bincount(numbers.ravel(), clearness) / np.bincount(numbers.ravel())
         scores = np.clip((means[1:] - means[0]) / 2, 0, 1)
     places = ndimage.find_objects(numbers)
@@ -209,10 +210,3 @@ def _regions(mask: np.ndarray, labels: np.ndarray | None) -> list[tuple[int, np.
     if len(numbers) == 1:
         return [(int(numbers[0]), mask)]
     return [(int(number), mask & (labels == number)) for number in numbers]
-
-
-def _resize(evidence: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    from PIL import Image
-
-    image = Image.fromarray(np.clip(np.asarray(evidence, np.float32), -1, 1))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))

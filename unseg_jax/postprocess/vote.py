@@ -72,7 +72,7 @@ def foreground_labels(
         )
     labels = jnp.asarray(labels, jnp.int32)
     kept = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask, bool)
-    corners, border = _corners(kept), _border(kept)
+    corners, border = _corners(kept), border_of(kept).astype(jnp.float32)
     if rule == "corner" and (num_clusters == 2 or quirks == "code"):
         swap = 2 * jnp.sum(corners * labels) > jnp.sum(corners)
         swapped = jnp.where(labels < 2, 1 - labels, labels)
@@ -115,11 +115,12 @@ def _corners(mask: jax.Array) -> jax.Array:
     return mask * vertical * (left.astype(jnp.int32) + right.astype(jnp.int32))
 
 
-def _border(mask: jax.Array) -> jax.Array:
-    """1 for the outermost patches, else 0."""
+@jax.jit
+def border_of(mask: jax.Array) -> jax.Array:
+    """(h, w) bool: the outermost of the kept patches, beside another or at the edge of the grid."""
     padded = jnp.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return (mask & ~inner).astype(jnp.float32)
+    return mask & ~inner
 
 
 def _centre(mask: jax.Array) -> jax.Array:
