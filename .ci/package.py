@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDED = (
     "unseg_jax/py.typed",
     "unseg_jax/cli/scores.json",
-    "unseg_jax/collective/ready.safetensors",
+    "unseg_jax/collective/shipped.safetensors",
     "unseg_jax/bench/report/templates/report.html",
     "unseg_jax/export/templates/segment.html",
 )

@@ -162,14 +162,14 @@ class Rows:
 
     def __init__(self) -> None:
         from unseg_jax import Segmenter
-        from unseg_jax.collective.ready import load_ready
+        from unseg_jax.collective.shipped import load_shipped
         from unseg_jax.registry import resolve
         from unseg_jax.segmenter import BatchSegmenter, load_for
 
         self.collective, backbone = load_for(resolve("collective", resize="stretch"))
         assert backbone is not None
         self.backbone = backbone
-        self.ready = load_ready(backbone=backbone).segmenter()
+        self.ready = load_shipped(backbone=backbone).segmenter()
         self.segmenters: dict[str, BatchSegmenter] = {
             "collective": BatchSegmenter(self.collective, backbone, batch_size=_BATCH)
         }

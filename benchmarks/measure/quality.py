@@ -26,7 +26,7 @@ from benchmarks.measure import common
 from benchmarks.measure.quality_sets import SIDE, SOURCES, Set, enlarge, read_set
 from unseg_jax.collective import scoring
 from unseg_jax.collective.model import CollectiveModel
-from unseg_jax.collective.ready import load_ready
+from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.postprocess.margins import contrast, refine_margins
 from unseg_jax.registry import resolve
 
@@ -191,14 +191,14 @@ def no_object(values: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> dict:
 
 def _unlike(model: CollectiveModel, features: np.ndarray) -> bool:
     """Whether a model says that an image is unlike those that it was fitted on."""
-    return float(scoring.distance(model.evidence, jnp.asarray(features))) > model.unlike
+    return float(scoring.distance(model.scorer, jnp.asarray(features))) > model.unlike
 
 
 def measure(sets: dict[str, Set], seeds: tuple[int, ...], say: Callable[[str], None]) -> dict:
     """Every row of the tables."""
     result: dict = {"library": {}, "probe": {}, "unlike": {}}
     result |= {"edges": {label: {} for label in EDGES}, "sizes": {str(size): {} for size in SIZES}}
-    values, ready = {}, load_ready()
+    values, ready = {}, load_shipped()
     for name, one in sets.items():
         scorers = [fit(one, seed) for seed in seeds]
         values[name] = [
@@ -215,7 +215,7 @@ def measure(sets: dict[str, Set], seeds: tuple[int, ...], say: Callable[[str], N
             result["sizes"][str(size)][name] = _row(one, fewer)
         labelled = [probe(one, seed).mean() for seed in seeds]
         result["probe"][name] = {"miou": round(float(np.mean(labelled)), 4)}
-        if one.fine.shape[-1] == len(ready.evidence.mean):
+        if one.fine.shape[-1] == len(ready.scorer.mean):
             said = [_unlike(ready, image) for image in one.fine]
             result["unlike"][name] = round(float(np.mean(said)), 4)
         say(f"{name}: {result['library'][name]}")

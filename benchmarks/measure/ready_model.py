@@ -2,8 +2,8 @@
 
     python -m benchmarks ready_model
 
-It writes unseg_jax/collective/ready.safetensors and prints the hash that
-unseg_jax/collective/ready.py records. The photographs are free to use; no mask is read.
+It writes unseg_jax/collective/shipped.safetensors and prints the hash that
+unseg_jax/collective/shipped.py records. The photographs are free to use; no mask is read.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from pathlib import Path
 import skimage
 
 from unseg_jax.collective.fitting import fit
-from unseg_jax.collective.ready import READY_MODEL
+from unseg_jax.collective.shipped import SHIPPED_MODEL
 from unseg_jax.registry import resolve
 
 PHOTOGRAPHS = (
@@ -38,9 +38,9 @@ def main() -> None:
     model = fit(images, method="collective", steps=0, resize="stretch")
     if model.skipped:
         raise SystemExit("; ".join(model.skipped))
-    dataclasses.replace(model, method=resolve("collective")).save(READY_MODEL)
-    content = READY_MODEL.read_bytes()
-    print(f"{READY_MODEL.name}: {len(content)} bytes, {hashlib.sha256(content).hexdigest()}")
+    dataclasses.replace(model, method=resolve("collective")).save(SHIPPED_MODEL)
+    content = SHIPPED_MODEL.read_bytes()
+    print(f"{SHIPPED_MODEL.name}: {len(content)} bytes, {hashlib.sha256(content).hexdigest()}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from PIL import Image
 
 import unseg_jax
 from unseg_jax.cli import main
-from unseg_jax.collective.sharing import model_path
+from unseg_jax.collective.hub import model_path
 from unseg_jax.runs.locking import LOCK
 from unseg_jax.terminal.segmenting import Segment
 

@@ -10,7 +10,7 @@ import unseg_jax as us
 from unseg_jax.cache import compile_clock
 from unseg_jax.collective import choosing, fitting, scoring
 from unseg_jax.collective.choosing import choose, load
-from unseg_jax.collective.ready import READY_MODEL, load_ready
+from unseg_jax.collective.shipped import SHIPPED_MODEL, load_shipped
 from unseg_jax.data.reading import Reading
 from unseg_jax.errors import WeightsError
 
@@ -35,18 +35,18 @@ def square(seed: int) -> np.ndarray:
 
 
 def test_the_ready_model_is_small_and_whole(backbone, monkeypatch, tmp_path):
-    assert READY_MODEL.stat().st_size < 300_000
-    model = load_ready(backbone=backbone)
+    assert SHIPPED_MODEL.stat().st_size < 300_000
+    model = load_shipped(backbone=backbone)
     assert model.method.name == "collective"
     assert model.images == 11
     assert model.head is None
-    copy = tmp_path / "ready.safetensors"
-    content = bytearray(READY_MODEL.read_bytes())
+    copy = tmp_path / "shipped.safetensors"
+    content = bytearray(SHIPPED_MODEL.read_bytes())
     content[-1] ^= 1
     copy.write_bytes(content)
-    monkeypatch.setattr("unseg_jax.collective.ready.READY_MODEL", copy)
+    monkeypatch.setattr("unseg_jax.collective.shipped.SHIPPED_MODEL", copy)
     with pytest.raises(WeightsError, match="SHA-256"):
-        load_ready(backbone=backbone)
+        load_shipped(backbone=backbone)
 
 
 @pytest.mark.parametrize(("count", "fitted"), [(2, False), (choosing.SET_SIZE, True)])
@@ -74,13 +74,13 @@ def test_settings_of_published_methods_take_deepcut(backbone):
 
 
 def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(backbone):
-    model = dataclasses.replace(load_ready(backbone=backbone), unlike=None)
+    model = dataclasses.replace(load_shipped(backbone=backbone), unlike=None)
     image = square(0)
     features = backbone.features(backbone.params, image[None, :56, :70].astype(np.float32) / 255)
     rows = np.asarray(features[0])
     mean = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).mean(0)
-    by_hand = np.linalg.norm(mean - np.asarray(model.evidence.mean))
-    ours = float(scoring.distance(model.evidence, rows))
+    by_hand = np.linalg.norm(mean - np.asarray(model.scorer.mean))
+    ours = float(scoring.distance(model.scorer, rows))
     assert ours == pytest.approx(by_hand, rel=1e-4)
     trusted = model.segment(image)[0]
     assert trusted.notes == ()
@@ -123,7 +123,7 @@ def test_each_choice_says_why(method, count, overrides, name, fits, why):
     assert (chosen.method.name, chosen.fits) == (name, fits)
     assert chosen.why.startswith(why) if why else chosen.why == ""
     assert chosen.closer == (method == "auto" and name == "collective" and "tile" not in overrides)
-    assert (chosen.model == READY_MODEL) == ("ships" in why)
+    assert (chosen.model == SHIPPED_MODEL) == ("ships" in why)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_each_choice_says_why(method, count, overrides, name, fits, why):
 )
 def test_what_does_not_go_together_is_said(method, overrides, model, message):
     with pytest.raises(ValueError, match=message):
-        choose(method, 3, overrides, model and READY_MODEL.with_name(model))
+        choose(method, 3, overrides, model and SHIPPED_MODEL.with_name(model))
 
 
 OPTIONS = {"image_size": 56, "steps": 0, "max_images": 4}

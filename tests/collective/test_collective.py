@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 
 import unseg_jax as us
 from unseg_jax.clustering.loop import cluster, dropout_seeds
-from unseg_jax.collective import evidence, scoring, shared_head
+from unseg_jax.collective import cues, scoring, shared_head
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import CollectiveModel, load_model
 from unseg_jax.errors import WeightsError
@@ -80,7 +80,7 @@ def test_partition_is_the_second_eigenvector():
     features, _ = _squares(1, noise=0.05)
     rows = features[0] / np.linalg.norm(features[0], axis=1, keepdims=True)
     valid = np.ones(100, bool)
-    ours = np.asarray(evidence.image_evidence(jnp.asarray(rows), jnp.asarray(valid), GRID))
+    ours = np.asarray(cues.image_evidence(jnp.asarray(rows), jnp.asarray(valid), GRID))
     weights = rows @ rows.T
     weights = np.where(weights < 0.2, 1e-5, weights).astype(np.float64)
     degrees = np.diag(weights.sum(1))
@@ -96,24 +96,24 @@ def test_partition_is_the_second_eigenvector():
 def test_nearest_mean_takes_what_there_is():
     cosines = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)
     among = np.array([True, False, True, False, False, False])
-    nearest = evidence.nearest_mean(cosines, jnp.asarray(among), 5)
+    nearest = cues.nearest_mean(cosines, jnp.asarray(among), 5)
     np.testing.assert_allclose(nearest, np.asarray(cosines)[:, among].mean(1), rtol=1e-6)
-    nothing = evidence.nearest_mean(cosines, jnp.zeros(6, bool), 5)
+    nothing = cues.nearest_mean(cosines, jnp.zeros(6, bool), 5)
     np.testing.assert_array_equal(nothing, np.zeros(6))
 
 
 def test_evidence_with_frame_equals_that_of_the_rest():
     """Whatever stands in invalid patches changes nothing."""
     features, _ = _squares(1)
-    _, whole = evidence.project(
+    _, whole = cues.project(
         jnp.asarray(features[0]),
-        evidence.fit_projection(features, 20, np.random.default_rng(0)),
+        cues.fit_projection(features, 20, np.random.default_rng(0)),
     )
     valid = np.ones(GRID, bool)
     valid[0] = valid[:, -1] = False
     other = jnp.where(valid.ravel()[:, None], whole, jnp.roll(whole, 1, 1))
     first, second = (
-        np.asarray(evidence.image_evidence(rows, jnp.asarray(valid.ravel()), GRID))
+        np.asarray(cues.image_evidence(rows, jnp.asarray(valid.ravel()), GRID))
         for rows in (whole, other)
     )
     np.testing.assert_allclose(first, second, atol=1e-5)
@@ -127,14 +127,14 @@ def test_otsu_against_scikit_image():
     for share in (0.1, 0.3, 0.7):
         values = np.where(rng.random(4000) < share, rng.normal(3, 0.5, 4000), rng.normal(size=4000))
         values = values.astype(np.float32)
-        ours = float(evidence.otsu(jnp.asarray(values), jnp.ones(4000, bool)))
+        ours = float(cues.otsu(jnp.asarray(values), jnp.ones(4000, bool)))
         bin_width = np.ptp(values) / 64
         assert abs(ours - threshold_otsu(values, 64)) <= bin_width
         padded = jnp.concatenate([jnp.asarray(values), jnp.full(50, 99.0)])
-        masked = float(evidence.otsu(padded, jnp.arange(4050) < 4000))
+        masked = float(cues.otsu(padded, jnp.arange(4050) < 4000))
         assert masked == ours
-    assert np.isinf(evidence.otsu(jnp.zeros(3), jnp.zeros(3, bool)))
-    assert np.isfinite(evidence.otsu(jnp.ones(3), jnp.ones(3, bool)))
+    assert np.isinf(cues.otsu(jnp.zeros(3), jnp.zeros(3, bool)))
+    assert np.isfinite(cues.otsu(jnp.ones(3), jnp.ones(3, bool)))
 
 
 @pytest.mark.parametrize("case", ["equal", "one_image", "one_colour_each"])
@@ -233,8 +233,9 @@ def test_file_is_safetensors_with_json(model, tmp_path):
     assert json.loads(facts["foreground"]) == list(model.foreground)
     begin, end = header["evidence/weights"]["data_offsets"]
     stored = np.frombuffer(content[8 + length :][begin:end], np.float32)
-    assert model.evidence is not None
-    np.testing.assert_array_equal(stored, model.evidence.weights)
+    assert model.scorer is not None
+    assert model.evidence is model.scorer  # the earlier name
+    np.testing.assert_array_equal(stored, model.scorer.weights)
 
 
 def test_loading_something_else(tmp_path):
@@ -263,7 +264,7 @@ def test_shared_passes_of_a_published_method(tiny_weights, tmp_path, foreground)
         foreground=foreground,
         **settings,
     )
-    assert model.evidence is None
+    assert model.scorer is None
     assert model.method.collective_epochs == 2
     path = tmp_path / "model.safetensors"
     model.save(path)

@@ -13,7 +13,7 @@ from unseg_jax.cli import main
 from unseg_jax.collective import steering
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import load_model
-from unseg_jax.collective.ready import is_of_ready, load_ready
+from unseg_jax.collective.shipped import is_of_shipped, load_shipped
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.truths import Truth
 from unseg_jax.export.folder import segment_files
@@ -112,8 +112,8 @@ def test_one_example_steers_the_other_images(models, photos):
 def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     """The model's own margins are sure; what it found is marked in one image."""
     plain, features = models[0], np.random.default_rng(0).normal(size=(2, 16, 48))
-    scorer = plain.evidence._replace(
-        **{name: 50 * getattr(plain.evidence, name) for name in ("weights", "offset")}
+    scorer = plain.scorer._replace(
+        **{name: 50 * getattr(plain.scorer, name) for name in ("weights", "offset")}
     )
     prior = steering._columns_of(scorer, jnp.asarray(features), grid=(4, 4))[0]
     assert (np.abs(prior) == 1).mean() > 0.8
@@ -208,8 +208,8 @@ def test_an_image_may_hold_nothing(photos, tiny_weights):
 
 def test_only_its_own_features_take_the_ready_model(models):
     real = dataclasses.replace(models[0].backbone, name=resolve("collective").backbone)
-    assert is_of_ready(resolve("collective", tile=64), real)
-    assert not is_of_ready(resolve("collective"), models[0].backbone)
-    assert not is_of_ready(resolve("collective", facet="query"), real)
+    assert is_of_shipped(resolve("collective", tile=64), real)
+    assert not is_of_shipped(resolve("collective"), models[0].backbone)
+    assert not is_of_shipped(resolve("collective", facet="query"), real)
     with pytest.raises(ValueError, match="width 384"):
-        load_ready(backbone=models[0].backbone)
+        load_shipped(backbone=models[0].backbone)

@@ -107,13 +107,15 @@ def choose(
             "sets; choose method='deepcut' for each by itself."
         )
     else:
-        from unseg_jax.collective.ready import READY_MODEL
+        from unseg_jax.collective.shipped import SHIPPED_MODEL
 
         why = (
             f"auto: fewer than {SET_SIZE} images get the model that ships with unseg-jax; fit your "
             "own with unseg-jax fit on images of the same kind."
         )
-        return dataclasses.replace(chosen, model=READY_MODEL, options=asked, closer=closer, why=why)
+        return dataclasses.replace(
+            chosen, model=SHIPPED_MODEL, options=asked, closer=closer, why=why
+        )
     return dataclasses.replace(chosen, closer=closer, why=why)
 
 
@@ -191,10 +193,10 @@ def load(
 
 def _read(path: Path, shown: Mapping[str, Any], *, backbone: Any, dtype: str) -> CollectiveModel:
     from unseg_jax.collective.model import load_model
-    from unseg_jax.collective.ready import READY_MODEL, load_ready
+    from unseg_jax.collective.shipped import SHIPPED_MODEL, load_shipped
 
-    if path == READY_MODEL:
-        model = load_ready(backbone=backbone, dtype=dtype)
+    if path == SHIPPED_MODEL:
+        model = load_shipped(backbone=backbone, dtype=dtype)
     else:
         named = None if backbone == "auto" else backbone
         model = load_model(path, backbone=named, dtype=dtype)

@@ -19,10 +19,10 @@ import numpy as np
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
-from unseg_jax.collective.evidence import project
+from unseg_jax.collective.cues import project
 from unseg_jax.collective.model import CollectiveModel
-from unseg_jax.collective.ready import is_of_ready, load_ready
 from unseg_jax.collective.scoring import fit_scorer, score
+from unseg_jax.collective.shipped import is_of_shipped, load_shipped
 from unseg_jax.collective.steering import fit_steering, read_examples
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.folders import find_images
@@ -197,9 +197,9 @@ def fit_set(
     tiles = max(1, max_images // len(sources))
     reader = Reader(segmenter, sources, on_image, tiles)
     steering = None
-    if marks and is_of_ready(method, loaded):
-        ready = load_ready(backbone=loaded)
-        parts = ready.evidence, None, ready.foreground
+    if marks and is_of_shipped(method, loaded):
+        ready = load_shipped(backbone=loaded)
+        parts = ready.scorer, None, ready.foreground
     elif by_evidence:
         parts = fit_evidence(
             reader,

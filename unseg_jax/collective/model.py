@@ -34,10 +34,10 @@ from flax.traverse_util import flatten_dict
 
 from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.callables import CALLABLE
+from unseg_jax.collective.hub import model_path, push
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.scoring import Scorer
 from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, Fitted
-from unseg_jax.collective.sharing import model_path, push
 from unseg_jax.collective.steering import Steering
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.images import as_iterable
@@ -62,7 +62,7 @@ class CollectiveModel:
     Attributes:
         method: what was fitted; `method.epochs` is T1, used where `epochs` is not given.
         backbone: that features come from.
-        evidence: the scorer; None for models of shared passes alone.
+        scorer: None for models of shared passes alone.
         head: parameters of the graph neural network that per-image epochs start from; None if
             it was not trained (`steps=0`).
         foreground: for each cluster, what the vote over the set saw and what the cluster was
@@ -79,7 +79,7 @@ class CollectiveModel:
 
     method: Method
     backbone: Backbone
-    evidence: Scorer | None
+    scorer: Scorer | None
     head: Any
     foreground: tuple[dict[str, Any], ...]
     images: int = 0
@@ -89,6 +89,11 @@ class CollectiveModel:
     unlike: float | None = None
     reading: Reading | None = None
     steering: Steering | None = None
+
+    @property
+    def evidence(self) -> Scorer | None:
+        """The earlier name of `scorer`, for one release."""
+        return self.scorer
 
     def segmenter(
         self,
@@ -122,7 +127,7 @@ class CollectiveModel:
                 f"epochs={method.epochs} needs a graph head, and this model has none: fit it again "
                 "with steps and without examples, or segment with epochs=0."
             )
-        scored = self.evidence is not None
+        scored = self.scorer is not None
         if method.tile and self.steering is not None:
             raise ValueError(
                 f"tile={method.tile} is not for a model that was steered by examples: leave it out."
@@ -150,7 +155,7 @@ class CollectiveModel:
             map,
             (reading or PLAIN).agreeing(self.reading),
             work,
-            Fitted(self.evidence, self.head, numbers, unlike, self.steering),
+            Fitted(self.scorer, self.head, numbers, unlike, self.steering),
         )
 
     def segment(
@@ -213,8 +218,8 @@ class CollectiveModel:
         if self.reading is not None:
             facts["reading"] = json.dumps(self.reading.to_json())
         tensors = {}
-        if self.evidence is not None:
-            tensors |= {f"evidence/{k}": single(v) for k, v in self.evidence._asdict().items()}
+        if self.scorer is not None:
+            tensors |= {f"evidence/{k}": single(v) for k, v in self.scorer._asdict().items()}
         if self.steering is not None:
             facts["examples"] = str(self.steering.examples)
             tensors["steering"] = single(self.steering.coefficients)

@@ -1,6 +1,6 @@
 """What the images of a set have in common with being foreground: one scorer, no ground truth.
 
-`fit_scorer` regresses the evidence of all images (`unseg_jax.collective.evidence`) on their patch
+`fit_scorer` regresses the evidence of all images (`unseg_jax.collective.cues`) on their patch
 features, and what is left learns from its own labels. What that linear scorer is sure of teaches a
 small convolution (`unseg_jax.collective.convolution`). `score` is the mean of both on a new image,
 with the image's own Otsu threshold.
@@ -17,7 +17,7 @@ import numpy as np
 
 from unseg_jax.clustering.graphs import normalise_rows
 from unseg_jax.collective.convolution import Convolution, convolve, scores_of, train
-from unseg_jax.collective.evidence import (
+from unseg_jax.collective.cues import (
     Projection,
     fit_centres,
     fit_projection,

@@ -16,7 +16,7 @@ import numpy as np
 from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.collective import scoring
-from unseg_jax.collective.evidence import project
+from unseg_jax.collective.cues import project
 from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
 from unseg_jax.parallel import map_batch

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.collective import scoring
-from unseg_jax.collective.evidence import otsu
+from unseg_jax.collective.cues import otsu
 from unseg_jax.collective.segmenter import SCORED, unlike_note
 from unseg_jax.data.images import as_iterable
 from unseg_jax.data.loader import batches

@@ -124,7 +124,7 @@ class Segment(Images):
             return None
         if not self.model.startswith("hf:"):
             return Path(self.model).expanduser()  # without importing JAX
-        from unseg_jax.collective.sharing import model_path
+        from unseg_jax.collective.hub import model_path
 
         return model_path(self.model)
 
@@ -182,11 +182,11 @@ def _digest(path: Path) -> str:
 def model_key(asked: Segment, chosen: Choice, images: Sequence[ImageFile]) -> str:
     """Tells a model that is fitted on a set of images from those of other sets; "" where the
     settings leave nothing open."""
-    from unseg_jax.collective.ready import READY_MODEL
+    from unseg_jax.collective.shipped import SHIPPED_MODEL
 
     if not chosen.fits:
-        shipped = chosen.model is not None and chosen.model == READY_MODEL
-        return f"ready-{_digest(READY_MODEL)}" if shipped else ""
+        shipped = chosen.model is not None and chosen.model == SHIPPED_MODEL
+        return f"ready-{_digest(SHIPPED_MODEL)}" if shipped else ""
     paths = []
     for image in images:
         state = os.stat(image.path) if image.path.is_file() else None

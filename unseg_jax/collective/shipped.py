@@ -15,8 +15,8 @@ from unseg_jax.collective.model import CollectiveModel, load_model
 from unseg_jax.method import Method
 from unseg_jax.registry import METHODS
 
-READY_MODEL = Path(__file__).with_name("ready.safetensors")
-READY_SHA256 = "99052ba88fdded2e27a0f396e8e487294001f0ce521dd3826bb2a0aaa234027f"
+SHIPPED_MODEL = Path(__file__).with_name("shipped.safetensors")
+SHIPPED_SHA256 = "99052ba88fdded2e27a0f396e8e487294001f0ce521dd3826bb2a0aaa234027f"
 
 _OF_FEATURES = ("facet", "block", "log_bin")
 UNLIKE = 0.54
@@ -24,21 +24,21 @@ UNLIKE = 0.54
 photographs of everyday things, lies beyond. `python -m benchmarks quality` measures this."""
 
 
-def is_of_ready(method: Method, backbone: Backbone) -> bool:
+def is_of_shipped(method: Method, backbone: Backbone) -> bool:
     """Whether a method takes the features from a backbone that the ready model was fitted on."""
-    of_ready = METHODS["collective"]
-    same = all(getattr(method, name) == getattr(of_ready, name) for name in _OF_FEATURES)
-    return same and backbone.name == of_ready.backbone
+    of_shipped = METHODS["collective"]
+    same = all(getattr(method, name) == getattr(of_shipped, name) for name in _OF_FEATURES)
+    return same and backbone.name == of_shipped.backbone
 
 
-def load_ready(
+def load_shipped(
     *,
     backbone: str | Path | Backbone = "auto",
     batch_size: int = 8,
     seed: int = 0,
     dtype: str = "auto",
 ) -> CollectiveModel:
-    """The ready model.
+    """The model that ships.
 
     Args:
         backbone: "auto" takes the one that the model was fitted with.
@@ -50,6 +50,8 @@ def load_ready(
         WeightsError: the shipped file is damaged, or the backbone cannot be loaded.
         ValueError: a backbone with features of another width.
     """
-    check_sha256(READY_MODEL, READY_SHA256)
-    model = load_model(READY_MODEL, backbone=None if backbone == "auto" else backbone, dtype=dtype)
+    check_sha256(SHIPPED_MODEL, SHIPPED_SHA256)
+    model = load_model(
+        SHIPPED_MODEL, backbone=None if backbone == "auto" else backbone, dtype=dtype
+    )
     return dataclasses.replace(model, batch_size=batch_size, seed=seed, unlike=UNLIKE)

@@ -57,7 +57,7 @@ def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, caps
     assert "steered by masks of 1 of the images" in card
     assert "No labels" not in card
     again = us.load_model("hf:me/moths", backbone=tiny_weights)
-    for ours, theirs in zip(again.evidence, model.evidence, strict=True):
+    for ours, theirs in zip(again.scorer, model.scorer, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     photo = store / "photo.png"
     Image.fromarray(images[0]).save(photo)
