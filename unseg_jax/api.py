@@ -78,7 +78,7 @@ class Segmenter(BatchSegmenter):
             >>> [found.mask.shape for found in segmenter([photograph, photograph[:40]])]
             [(48, 64), (40, 64)]
         """
-        choice, reading = choose(method, 0, overrides), Reading(value_range, workers=workers)
+        choice, reading = choose(method, overrides=overrides), Reading(value_range, workers=workers)
         settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "map": map}
         if choice.fits:
             explicit = choice.explicit
@@ -107,7 +107,7 @@ class Segmenter(BatchSegmenter):
             return
         waiting = iter(as_iterable(images))
         sources = list(itertools.islice(waiting, MAX_FITTED if self.asked == "auto" else None))
-        choice = choose(self.asked, len(sources), self.overrides)
+        choice = choose(self.asked, sources, self.overrides)
         if choice.why:
             _log.info("%s", choice.why)
         segmenter: BatchSegmenter = self.but(reading=self.reading.measured(sources))

@@ -34,6 +34,14 @@ def square(seed: int) -> np.ndarray:
     return image.astype(np.uint8)
 
 
+def framed(seed: int, thickness: int = 6) -> np.ndarray:
+    """The same behind a black frame, in which values are not quite 0."""
+    image = square(seed)
+    opening = np.zeros((56, 70, 1), bool)
+    opening[thickness : 56 - thickness, thickness : 70 - thickness] = True
+    return np.where(opening, image + 40, seed % 9).astype(np.uint8)
+
+
 def test_the_ready_model_is_small_and_whole(backbone, monkeypatch, tmp_path):
     assert SHIPPED_MODEL.stat().st_size < 300_000
     model = load_shipped(backbone=backbone)
@@ -49,14 +57,17 @@ def test_the_ready_model_is_small_and_whole(backbone, monkeypatch, tmp_path):
         load_shipped(backbone=backbone)
 
 
-@pytest.mark.parametrize(("count", "fitted"), [(2, False), (choosing.SET_SIZE, True)])
-def test_the_number_of_images_decides(backbone, monkeypatch, caplog, count, fitted):
+@pytest.mark.parametrize(
+    ("draw", "count", "fitted"),
+    [(framed, 7, False), (framed, choosing.SET_SIZE, True), (square, choosing.SET_SIZE, False)],
+)
+def test_a_set_behind_a_black_frame_is_fitted(backbone, monkeypatch, caplog, draw, count, fitted):
     calls = []
     real = fitting.fit_set
     record = lambda *a, **k: calls.append(len(a[0])) or real(*a, **k)  # noqa: E731
     monkeypatch.setattr(fitting, "fit_set", record)
     segmenter = us.Segmenter(backbone=backbone, batch_size=4)
-    images = [square(seed) for seed in range(count)]
+    images = [draw(seed) for seed in range(count)]
     with caplog.at_level(logging.INFO, logger="unseg_jax"):
         results = segmenter(images)
     assert calls == ([count] if fitted else [])
@@ -64,7 +75,23 @@ def test_the_number_of_images_decides(backbone, monkeypatch, caplog, count, fitt
     assert all(result.mask.shape == (56, 70) for result in results)
     said = [message for message in caplog.messages if message.startswith("auto: ")]
     assert len(said) == 1
-    assert ("enough to fit" in said[0]) == fitted
+    assert ("black frame" in said[0]) == fitted
+
+
+def test_a_frame_is_black_at_one_place_in_most_images(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = [framed(seed) for seed in range(40)]
+    assert choosing.has_black_frame(frame)
+    assert choosing.has_black_frame([*frame[:36], *map(square, range(4))])
+    assert not choosing.has_black_frame([*frame[:28], *map(square, range(12))])
+    assert not choosing.has_black_frame([framed(seed, 1) for seed in range(8)])  # too thin
+    assert not choosing.has_black_frame([framed(seed, 16) for seed in range(8)])  # dark fields
+    assert not choosing.has_black_frame([image + np.uint8(60) for image in frame])  # grey frames
+    moving = [np.roll(image, rng.integers(10, 50, 2), (0, 1)) for image in frame]
+    assert not choosing.has_black_frame(moving)
+    assert choosing.has_black_frame([tmp_path / "missing.png", *frame[:4]])
+    assert not choosing.has_black_frame([tmp_path / "missing.png"])
+    assert not choosing.has_black_frame([])
 
 
 def test_settings_of_published_methods_take_deepcut(backbone):
@@ -96,8 +123,8 @@ def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(backbone):
 @pytest.mark.parametrize(
     ("method", "count", "overrides", "name", "fits", "why"),
     [
-        ("auto", 7, {}, "collective", False, "auto: fewer than 8 images get the model that ships"),
-        ("auto", 8, {"resize": "stretch"}, "collective", True, "auto: 8 images are enough to fit"),
+        ("auto", 7, {}, "collective", False, "auto: takes the model that ships"),
+        ("auto", 8, {"resize": "stretch"}, "collective", True, "auto: these 8 images have a black"),
         (
             "auto",
             1,
@@ -119,7 +146,7 @@ def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(backbone):
     ],
 )
 def test_each_choice_says_why(method, count, overrides, name, fits, why):
-    chosen = choose(method, count, overrides)
+    chosen = choose(method, [framed(seed) for seed in range(count)], overrides)
     assert (chosen.method.name, chosen.fits) == (name, fits)
     assert chosen.why.startswith(why) if why else chosen.why == ""
     assert chosen.closer == (method == "auto" and name == "collective" and "tile" not in overrides)
@@ -139,7 +166,7 @@ def test_each_choice_says_why(method, count, overrides, name, fits, why):
 )
 def test_what_does_not_go_together_is_said(method, overrides, model, message):
     with pytest.raises(ValueError, match=message):
-        choose(method, 3, overrides, model and SHIPPED_MODEL.with_name(model))
+        choose(method, [], overrides, model and SHIPPED_MODEL.with_name(model))
 
 
 OPTIONS = {"image_size": 56, "steps": 0, "max_images": 4}
@@ -205,13 +232,13 @@ def test_a_model_is_fitted_and_applied_with_one_range(backbone, tmp_path):
 def test_a_kept_model_is_read_and_a_fitted_one_is_given(backbone, tmp_path):
     images = [square(seed) for seed in range(2)]
     path, given = tmp_path / "kept.safetensors", []
-    choice = choose("collective", 2, OPTIONS)
+    choice = choose("collective", images, OPTIONS)
     options = {"backbone": backbone, "kept": path, "keep": given.append, "batch_size": 2}
     first = load(choice, images, **options)
     given[0].save(path)
     second = load(choice, images, **options)
     assert len(given) == 1
-    applied = choose("auto", 1, {"epochs": 0, "resize": "stretch", "tile": 64}, path)
+    applied = choose("auto", images, {"epochs": 0, "resize": "stretch", "tile": 64}, path)
     segmenter = load(applied, backbone=backbone, batch_size=3, seed=7)
     assert (segmenter.batch_size, segmenter.seed) == (3, 7)
     method = segmenter.method

@@ -247,7 +247,7 @@ class Worker:
             job.message = job.message or f"{job.method} was fitted on {model.images} images."
             model.save(job.out / MODEL)
 
-        choice = choose_for(job.settings, len(job.images))
+        choice = choose_for(job.settings, [image.source for image in job.images])
         job.message, job.method = choice.why, choice.method.name
         return self.load(
             choice,
@@ -273,11 +273,11 @@ class Worker:
         return load_backbone(self.backbones.get(name, name))
 
 
-def choose_for(settings: Settings, count: int) -> Choice:
-    """What the user's settings are for so many images."""
+def choose_for(settings: Settings, images: Sequence[Source]) -> Choice:
+    """What the user's settings are for these images."""
     from unseg_jax.collective.choosing import choose
 
-    return choose(settings.method, count, {"num_clusters": settings.clusters})
+    return choose(settings.method, images, {"num_clusters": settings.clusters})
 
 
 def check(settings: Settings, backbones: Mapping[str, str]) -> None:

@@ -128,8 +128,8 @@ class Segment(Images):
 
         return model_path(self.model)
 
-    def choose(self, count: int) -> Choice:
-        """What segments so many images.
+    def choose(self, images: Sequence[Source] = ()) -> Choice:
+        """What segments these images.
 
         Raises:
             ValueError: an unknown method or field.
@@ -138,7 +138,7 @@ class Segment(Images):
         from unseg_jax.collective.choosing import choose
 
         try:
-            return choose(self.method, count, self.overrides, self.model_path)
+            return choose(self.method, images, self.overrides, self.model_path)
         except ValueError as error:
             if self.model is None:
                 raise
@@ -150,7 +150,7 @@ class Segment(Images):
             raise typer.BadParameter(f"--json {self.json} is not known: the only format is coco.")
         if self.show not in (None, "json"):
             raise typer.BadParameter(f"--print {self.show} is not known: the only form is json.")
-        self.choose(0)
+        self.choose()
         self.output  # noqa: B018
         self.reading  # noqa: B018
 
@@ -163,7 +163,7 @@ class Segment(Images):
         settings |= {"backbone": self.backbone, "range": self.reading.value_range}
         if self.model_path is not None:
             return {**settings, "model": _digest(self.model_path), **self.overrides}
-        chosen = self.choose(0)
+        chosen = self.choose()
         if chosen.closer:
             settings["tiles where little is found"] = True
         fields = {**dataclasses.asdict(chosen.method), **chosen.options}
@@ -251,7 +251,7 @@ def segment_images(asked: Segment) -> int:
     images = find_images(expand(asked.paths), recursive=asked.recursive, out=out, page=page)
     for message in images.left_out:
         say(message)
-    chosen = asked.choose(len(images))
+    chosen = asked.choose([image.source for image in images])
     if chosen.why and not asked.quiet:
         say(chosen.why)
     model = model_key(asked, chosen, images)
