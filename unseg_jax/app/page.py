@@ -16,8 +16,8 @@ ASSETS = {name: _TEMPLATES / name for name in ("page.css", "page.js")}
 """Name → file of what the page loads, all of it from the same server."""
 
 AUTO_WORDS = (
-    "Fewer than 8 images get the model that ships with the library; 8 or more are fitted together, "
-    "without labels."
+    "The model that ships with the library; 8 images or more that have a black frame in common are "
+    "fitted together, without labels."
 )
 
 

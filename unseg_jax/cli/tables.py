@@ -62,7 +62,7 @@ def list_methods_as_text() -> str:
     rows = method_rows()
     # What `auto` is for a set.
     auto = {**rows[0], "name": "auto"}
-    auto["source"] = "collective for eight images or more, else a model fitted beforehand"
+    auto["source"] = "collective, fitted beforehand, or on a set with a black frame"
     head, *lines = format_table([_without_group(row) for row in (auto, *rows)]).split("\n")
     # `auto` stands with the first group.
     groups = [rows[0]["group"], *(row["group"] for row in rows)]
