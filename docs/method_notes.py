@@ -120,8 +120,8 @@ NOTES = {
     ),
     "deepcut-cc": "As `deepcut`, but the number of clusters is found: up to ten parts.",
     "collective": (
-        "This library's own method for a set of images of one kind, and what `auto` takes for"
-        " eight images or more. It is fitted once on the whole set, without any mask, and "
+        "This library's own method for a set of images of one kind. It is fitted once on the "
+        "whole set, without any mask, and "
         "then segments a new image in one pass of the transformer. No graph network is "
         "optimised per image."
     ),

@@ -163,8 +163,8 @@ def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):
 def test_the_default_model_is_kept_where_only_the_shape_is_chosen():
     asked = Segment(paths=[], overrides={"resize": "stretch"})
     asked.check()
-    assert asked.choose(3).model is not None
-    assert asked.choose(8).method.name == "collective"
+    assert asked.choose().model is not None
+    assert asked.choose().method.name == "collective"
     assert us.Segmenter(resize="stretch").method.name == "collective"
 
 

@@ -61,7 +61,7 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
     segment(page, clusters="3")
     # Called as from Python, without the page; compiled already.
     settings = Settings("deepcut", 3, "tiny")
-    segmenter = server.app.state.worker.load(choose_for(settings, 1), settings)
+    segmenter = server.app.state.worker.load(choose_for(settings, [path]), settings)
     assert segmenter.method == us.Method(**{**vars(METHODS["deepcut"]), "num_clusters": 3})
     assert segmenter.backbone.source == str(tiny_weights)
     expected = segmenter(path)[0]

@@ -7,8 +7,8 @@ import pytest
 import unseg_jax as us
 from unseg_jax.bench import run
 from unseg_jax.bench.run import engine
-from unseg_jax.collective import fitting
-from unseg_jax.registry import METHODS
+from unseg_jax.collective import choosing, fitting
+from unseg_jax.registry import METHODS, resolve
 
 
 @pytest.fixture
@@ -60,3 +60,21 @@ def test_a_set_is_learnt_once_and_resumed(
     again = run(settings(tmp_path / "run", resume=True, **changes), quiet=True)
     assert records(tmp_path / "run") == whole
     assert again["methods"][method]["miou"] == summary["methods"][method]["miou"]
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_auto_is_decided_by_the_images(settings, tmp_path, monkeypatch, framed):
+    chosen, saved = [], {}
+    monkeypatch.setattr(choosing, "has_black_frame", lambda images: framed)
+    monkeypatch.setattr(choosing, "load", lambda choice, *_, **__: chosen.append(choice))
+    asked = settings(tmp_path, methods=("auto",), overrides={"resize": "stretch"})
+    made = engine.Engine(asked)
+    assert made.methods["auto"] == dataclasses.replace(made.methods["auto"], resize="stretch")
+    made.fit([None] * 8, tmp_path, saved.__setitem__)
+    (choice,) = chosen
+    assert choice.fits == framed
+    assert choice.explicit == ("resize",)
+    assert saved == ({} if framed else {"auto.safetensors": choice.model.read_bytes()})
+    deepcut = settings(tmp_path, methods=("auto",), overrides={"epochs": 1})
+    (method,) = deepcut.resolve_methods()
+    assert method == dataclasses.replace(resolve("deepcut", epochs=1), name="auto")

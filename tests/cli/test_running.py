@@ -203,7 +203,7 @@ def test_only_auto_looks_closer_and_a_run_knows_it():
     def asked(method, **overrides):
         return Segment(paths=[], method=method, overrides=overrides)
 
-    assert asked("auto").choose(9).closer
-    assert not asked("auto", tile=0).choose(9).closer
-    assert not asked("collective").choose(9).closer
+    assert asked("auto").choose().closer
+    assert not asked("auto", tile=0).choose().closer
+    assert not asked("collective").choose().closer
     assert asked("auto").settings() != asked("collective").settings()

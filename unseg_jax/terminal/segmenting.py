@@ -23,6 +23,7 @@ from unseg_jax.terminal.options import Images, expand_home, parse_page
 if TYPE_CHECKING:
     from unseg_jax.collective.choosing import Choice
     from unseg_jax.data.folders import ImageFile
+    from unseg_jax.data.images import Source
     from unseg_jax.export.folder import Output, Plan
     from unseg_jax.export.records import Entry, Run
 

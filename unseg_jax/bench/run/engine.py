@@ -94,6 +94,7 @@ class Engine:
         self.backbone = _load(methods, settings.backbone, settings.dtype)
         # Fields that are not fitted to the backbone.
         self._explicit = tuple(field for field in settings.overrides if field == "stride")
+        self._overrides = settings.overrides
         self._options: dict[str, Any] = {"batch_size": self.batch_size, "seed": settings.seed}
         self._unfitted = {method.name: method for method in methods if method.learns_from_set}
         self.segmenters: dict[str, BatchSegmenter] = {}
@@ -168,9 +169,15 @@ class Engine:
 
             if not (folder / file).exists():
                 progress(name)
-            chosen = {field: getattr(method, field) for field in self._explicit}
+            explicit = {field: getattr(method, field) for field in self._explicit}
+            asked = (
+                ("auto", images, self._overrides) if name == "auto" else (method, images, explicit)
+            )
+            choice = choose(*asked)
+            if choice.model is not None and not (folder / file).exists():
+                save(file, choice.model.read_bytes())  # the run says what segmented it
             self.segmenters[name] = load(
-                choose(method, len(images), chosen),
+                choice,
                 images,
                 reading,
                 backbone=self.backbone or "auto",

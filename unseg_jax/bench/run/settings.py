@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
-from unseg_jax.collective.choosing import SET_SIZE, choose
+from unseg_jax.collective.choosing import choose
 from unseg_jax.data.reading import Reading
 from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.devices import resolve_dtype
@@ -17,7 +17,7 @@ from unseg_jax.method import Method, check_writable, plain_fields
 from unseg_jax.registry import GROUPS, METHODS, resolve
 from unseg_jax.terminal.options import method_parameters, overrides_from, parse_range
 
-_ALIASES = {"all": tuple(METHODS), **GROUPS, "auto": (choose("auto", SET_SIZE).method.name,)}
+_ALIASES = {"all": tuple(METHODS), **GROUPS}
 
 _RUN = "The run"
 _METHOD = "Settings of all methods (default: each method's own)"
@@ -202,13 +202,19 @@ class Settings:
         if not names:
             raise ValueError("no method is named: give --method, such as --method deepcut.")
         for name in names:
-            if name not in METHODS:
-                raise ValueError(f"unknown method '{name}'; {nearest(name, [*METHODS, *_ALIASES])}")
+            if name not in METHODS and name != "auto":
+                raise ValueError(
+                    f"unknown method '{name}'; {nearest(name, ['auto', *METHODS, *_ALIASES])}"
+                )
         return [_resolve(name, self.overrides) for name in dict.fromkeys(names)]
 
 
 def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
-    method = resolve(name, **overrides)
+    if name == "auto":
+        # What it becomes is decided by the images; see `Engine.fit`.
+        method = dataclasses.replace(choose(overrides=overrides).method, name=name)
+    else:
+        method = resolve(name, **overrides)
     plain_fields(method)  # refuses what a resumed run could not know again
     if method.learns_from_set:
         check_writable(method)
