@@ -56,9 +56,9 @@ def soft_alpha(image: np.ndarray, mask: np.ndarray, *, band: int | None = None) 
     if mask.all() or not mask.any():
         return mask.astype(np.float32)
     band = _band(mask.shape) if band is None else band
-    distance = np.where(mask, distance_transform_edt(mask), -distance_transform_edt(~mask))
+    inside, outside = (np.asarray(distance_transform_edt(side)) for side in (mask, ~mask))
     filtered = guided_filter(image, mask.astype(np.float32), radius=band, epsilon=_EPSILON)
-    alpha = np.select([distance > band, distance < -band], [1.0, 0.0], np.clip(filtered, 0, 1))
+    alpha = np.select([inside > band, outside > band], [1.0, 0.0], np.clip(filtered, 0, 1))
     return alpha.astype(np.float32)
 
 
