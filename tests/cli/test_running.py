@@ -207,3 +207,31 @@ def test_only_auto_looks_closer_and_a_run_knows_it():
     assert not asked("auto", tile=0).choose().closer
     assert not asked("collective").choose().closer
     assert asked("auto").settings() != asked("collective").settings()
+
+
+def test_cut_outs_are_laid_on_a_canvas(tmp_path, tiny_weights):
+    photo = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(photo)
+    options = ["--format", "cutout", "--crop", "--canvas", "50x30", "--background", "white"]
+    common = ["--method", "vit-kmeans", "--backbone", tiny_weights, "--image-size", "32"]
+    arguments = [photo, "--out", tmp_path / "found", *common, *options]
+    assert main.main(["segment", *map(str, arguments)]) == 0
+    with Image.open(tmp_path / "found" / "a_cutout.png") as picture:
+        assert (picture.size, picture.mode) == ((50, 30), "RGB")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "cutout", "--canvas", "50"], "--canvas 50 is no size: give it as --canvas"),
+        (["--format", "cutout", "--canvas", "0x9"], "--canvas 0,9 must be at least 1 by 1"),
+        (["--format", "cutout", "--background", "wite"], "--background wite is no colour"),
+        (["--format", "cutout", "--edges", "round"], "--edges round is not known: choose"),
+        (["--crop"], "are for cut-outs: add --format cutout"),
+    ],
+)
+def test_cut_outs_that_cannot_be_are_one_sentence(tmp_path, capsys, options, said):
+    (tmp_path / "a.png").touch()
+    assert main.main(["segment", str(tmp_path), "--out", str(tmp_path / "out"), *options]) != 0
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

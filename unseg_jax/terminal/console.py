@@ -25,7 +25,21 @@ _OPTIONS = {
     name: name.replace("_", "-")
     for name in (
         *("backbone", "batch_size", "dtype", "epochs", "foreground", "image_size", "method"),
-        *("min_area", "out", "overwrite", "page", "recursive", "resize", "seed", "stride", "tile"),
+        *(
+            "background",
+            "canvas",
+            "edges",
+            "margin",
+            "min_area",
+            "out",
+            "overwrite",
+            "page",
+            "recursive",
+            "resize",
+            "seed",
+            "stride",
+            "tile",
+        ),
         "void",
     )
 } | {"num_clusters": "k", "value_range": "range", "workers": "jobs"}

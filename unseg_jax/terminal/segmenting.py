@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from unseg_jax.data.folders import ImageFile
     from unseg_jax.data.images import Source
     from unseg_jax.export.folder import Output, Plan
+    from unseg_jax.export.formats import Cutout
     from unseg_jax.export.records import Entry, Run
+
+_CUTOUTS = "Cut-outs (--format cutout)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,34 @@ class Segment(Images):
             "--full-overlay", help="Draw overlays at full size, not at most 1,600 pixels wide."
         ),
     ] = False
+    edges: Annotated[
+        str, typer.Option("--edges", help="soft or hard.", rich_help_panel=_CUTOUTS)
+    ] = "soft"
+    crop: Annotated[
+        bool,
+        typer.Option("--crop", help="Crop to the objects.", rich_help_panel=_CUTOUTS),
+    ] = False
+    margin: Annotated[
+        int,
+        typer.Option("--margin", help="Pixels around the crop.", rich_help_panel=_CUTOUTS),
+    ] = 0
+    background: Annotated[
+        str,
+        typer.Option(
+            "--background",
+            help="A colour such as white or #f0f0f0; transparent if not given.",
+            rich_help_panel=_CUTOUTS,
+        ),
+    ] = ""
+    canvas: Annotated[
+        str | None,
+        typer.Option(
+            "--canvas",
+            metavar="WIDTHxHEIGHT",
+            help="Centre on a canvas of this size, and shrink what is larger.",
+            rich_help_panel=_CUTOUTS,
+        ),
+    ] = None
     model: Annotated[
         str | None,
         typer.Option(
@@ -116,7 +148,34 @@ class Segment(Images):
             self.objects,
             self.full_overlay,
             recursive=self.recursive,
+            cutout=self.cutout,
         )
+
+    @property
+    def cutout(self) -> Cutout:
+        """How objects are cut out.
+
+        Raises:
+            typer.BadParameter: nothing is cut out, or a canvas that is no size.
+            ValueError: see `Cutout`.
+        """
+        from unseg_jax.export.formats import CUTOUT, Cutout
+
+        canvas = None
+        if self.canvas is not None:
+            found = re.fullmatch(r"([0-9]{1,5})[x×]([0-9]{1,5})", self.canvas)
+            if found is None:
+                raise typer.BadParameter(
+                    f"--canvas {self.canvas} is no size: give it as --canvas 1000x1000."
+                )
+            canvas = int(found[1]), int(found[2])
+        asked = Cutout(self.edges, self.crop, self.margin, self.background, canvas)
+        if asked != CUTOUT and "cutout" not in (self.formats or ()):
+            raise typer.BadParameter(
+                "--edges, --crop, --margin, --background and --canvas are for cut-outs: add "
+                "--format cutout."
+            )
+        return asked
 
     @functools.cached_property
     def model_path(self) -> Path | None:
