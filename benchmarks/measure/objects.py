@@ -238,12 +238,17 @@ class Rows:
     def _scorer(self, made, features, segmenter):
         import jax
 
-        run = jax.jit(segmenter._run_evidence, static_argnames="grid")
-        grid = self.segmenters["collective"].grid
+        from unseg_jax.collective.segmenter import score_features
+
+        grid, key = self.segmenters["collective"].grid, jax.random.key(0)
+
+        @jax.jit
+        def run(fitted, shown):
+            return score_features(segmenter.method, None, key, fitted, shown, grid)
 
         def find(index: int) -> list[Found]:
             shown = features["collective"][index : index + 1]
-            result = run(segmenter.evidence, shown, grid=grid)
+            result = run(segmenter.fitted, shown)
             return _objects(segmenter.finish(jax.device_get(result), 0, made[index].image))
 
         return find

@@ -119,11 +119,16 @@ def run_shared(backbone, method, how, shared, pixels, record_every) -> PatchResu
 
 
 def run_scorer(backbone, method, how, shared, pixels, record_every) -> MarginResult:
-    """The scorer of the set, and where there are epochs the graph of the image."""
+    """Features and `score_features` of them."""
     params, key, fitted = shared
-    scorer = fitted.scorer
     features = extract_features(backbone, method, params, pixels)
     grid = backbone.grid(pixels.shape[1:3], method.stride)
+    return score_features(method, how, key, fitted, features, grid)
+
+
+def score_features(method, how, key, fitted, features, grid) -> MarginResult:
+    """The scorer of the set, and where there are epochs the graph of the image."""
+    scorer = fitted.scorer
 
     def margins_of(one):
         if fitted.steering is not None:
