@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from unseg_jax.export.formats import Cutout
     from unseg_jax.export.records import Entry, Run
 
-_CUTOUTS = "Cut-outs (--format cutout)"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment(Images):
@@ -69,22 +67,17 @@ class Segment(Images):
         ),
     ] = False
     edges: Annotated[
-        str, typer.Option("--edges", help="soft or hard.", rich_help_panel=_CUTOUTS)
+        str, typer.Option("--edges", help="Of cut-outs (--format cutout): soft or hard.")
     ] = "soft"
-    crop: Annotated[
-        bool,
-        typer.Option("--crop", help="Crop to the objects.", rich_help_panel=_CUTOUTS),
-    ] = False
+    crop: Annotated[bool, typer.Option("--crop", help="Crop cut-outs to their objects.")] = False
     margin: Annotated[
-        int,
-        typer.Option("--margin", help="Pixels around the crop.", rich_help_panel=_CUTOUTS),
+        int, typer.Option("--margin", help="Pixels around the objects of a cropped cut-out.")
     ] = 0
     background: Annotated[
         str,
         typer.Option(
             "--background",
-            help="A colour such as white or #f0f0f0; transparent if not given.",
-            rich_help_panel=_CUTOUTS,
+            help="Colour behind cut-outs, such as white or #f0f0f0 (default: transparent).",
         ),
     ] = ""
     canvas: Annotated[
@@ -92,8 +85,7 @@ class Segment(Images):
         typer.Option(
             "--canvas",
             metavar="WIDTHxHEIGHT",
-            help="Centre on a canvas of this size, and shrink what is larger.",
-            rich_help_panel=_CUTOUTS,
+            help="Centre cut-outs on a canvas of this size, and shrink those that are larger.",
         ),
     ] = None
     model: Annotated[
