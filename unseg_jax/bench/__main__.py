@@ -79,7 +79,8 @@ bench.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 app.command(
     "run",
     epilog="Other commands: `merge DIR` joins the shards of a run, `report DIR` writes its summary "
-    "and report again, `rescore DIR` scores its masks under another protocol.",
+    "and report again, `rescore DIR` scores its masks under another protocol, `table DIR...` and "
+    "`compare DIR DIR` print what several runs say.",
 )(bench)
 
 
@@ -161,6 +162,28 @@ def rescore_masks(
     from unseg_jax.bench.run.rescore import rescore
 
     _print(rescore(folder, out, protocol, data), out)
+
+
+@app.command("table")
+def make_table(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    form: Annotated[str, typer.Option("--format", help="markdown, latex or csv.")] = "markdown",
+) -> None:
+    """Print one table of several runs: methods by data sets, over seeds, the best in bold."""
+    from unseg_jax.bench.report.tables import table
+
+    print(table(folders, form))
+
+
+@app.command("compare")
+def compare_runs(
+    first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    second: Annotated[Path, typer.Argument(help="Another, over the same images.")],
+) -> None:
+    """Print how much better each method of the second run is, image by image."""
+    from unseg_jax.bench.report.tables import compare
+
+    _say(compare(first, second))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
