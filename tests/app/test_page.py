@@ -75,10 +75,10 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
         mask = np.asarray(Image.open(archive.open("coffee_mask.png"))) > 0
         labels = np.asarray(Image.open(archive.open("coffee_labels.png")))
         coco = json.loads(archive.read("coco.json"))
-        alpha = np.asarray(Image.open(archive.open("coffee_cutout.png")))[..., 3] > 127
+        alpha = np.asarray(Image.open(archive.open("coffee_cutout.png")))[..., 3]
     np.testing.assert_array_equal(mask, expected.mask)
     np.testing.assert_array_equal(labels, expected.labels)
-    np.testing.assert_array_equal(alpha, expected.mask)
+    np.testing.assert_array_equal(alpha, expected.cutout()[..., 3])
     assert coco["images"][0]["file_name"] == "coffee.png"
     assert len(coco["annotations"]) == len(expected.objects) > 0
 
@@ -146,7 +146,8 @@ def test_two_users_at_once_see_their_own(open_page, photographs, server):
     assert any(path.name == "chelsea.png" for path in server.kept)
 
 
-def test_eight_images_are_fitted_by_auto(open_page, photographs):
+def test_eight_images_behind_a_frame_are_fitted_by_auto(open_page, photographs, monkeypatch):
+    monkeypatch.setattr("unseg_jax.collective.choosing.has_black_frame", lambda images: True)
     page = open_page()
     # Names may be given twice.
     drop(page, *photographs.values())
@@ -154,7 +155,7 @@ def test_eight_images_are_fitted_by_auto(open_page, photographs):
     page.wait_for_selector("#list li:nth-child(8)")
     page.wait_for_selector("#start:not([disabled])")
     segment(page, "auto")
-    assert "auto: 8 images are enough to fit" in page.inner_text("#how")
+    assert "auto: these 8 images have a black frame" in page.inner_text("#how")
     names = page.locator("#cards .name").all_inner_texts()
     assert len(set(names)) == 8
     assert "coffee (2).png" in names
