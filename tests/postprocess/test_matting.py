@@ -41,11 +41,15 @@ def test_colours_of_the_background_are_taken_out(disc):
 
 
 def test_a_cut_out_of_a_part_is_that_of_the_whole(disc):
-    image, _, mask = disc
+    # Large enough that a part of it is looked at.
+    image = np.pad(disc[0], ((160, 20), (0, 170), (0, 0)), mode="reflect")
+    mask = np.pad(disc[2], ((160, 20), (0, 170)))
     found = cut_out(image, mask)
-    alpha = soft_alpha(image, mask)
-    np.testing.assert_array_equal(found[..., 3], np.rint(alpha * 255))
-    np.testing.assert_array_equal(found[..., :3], estimate_foreground(image, alpha))
+    alpha = soft_alpha(image, mask, band=3)
+    # The filters' running sums round differently.
+    np.testing.assert_allclose(found[..., 3], np.rint(alpha * 255), atol=1)
+    np.testing.assert_allclose(found[..., :3], estimate_foreground(image, alpha), atol=1)
+    assert np.count_nonzero((found[..., 3] > 0) & (found[..., 3] < 255)) > 100
     for value in (0, 1):
         found = cut_out(image, np.full(mask.shape, bool(value)))
         np.testing.assert_array_equal(found[..., 3], 255 * value)

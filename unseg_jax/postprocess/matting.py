@@ -26,10 +26,10 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if mask.any():
         band = _band(mask.shape)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        # Nothing changes further away than the larger window reaches.
+        # The second pass reads what the first found, so both windows reach out from the band.
+        reach = band + sum(side // 2 for side in _WINDOWS) + 1
         place = tuple(
-            slice(max(0, used[0] - band - _WINDOWS[0] // 2), used[-1] + band + _WINDOWS[0] // 2)
-            for used in (rows, columns)
+            slice(max(0, used[0] - reach), used[-1] + 1 + reach) for used in (rows, columns)
         )
         alpha[place] = soft_alpha(image[place], mask[place], band=band)
         colours[place] = estimate_foreground(image[place], alpha[place])
