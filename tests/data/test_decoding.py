@@ -15,7 +15,8 @@ from PIL import Image
 
 from unseg_jax.data import decoding
 from unseg_jax.data.decoding import Page, page_numbers
-from unseg_jax.data.images import as_iterable, load_image, load_mask, read_image
+from unseg_jax.data.images import as_iterable, load_image, read_image
+from unseg_jax.data.masks import load_mask
 from unseg_jax.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)

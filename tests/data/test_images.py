@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from unseg_jax.data.images import (
-    load_image,
-    load_mask,
-    read_image,
-    resize_image,
-)
+from unseg_jax.data import load_image, load_mask, read_image, resize_image
 from unseg_jax.errors import ImageError
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from unseg_jax.data import loader
-from unseg_jax.data.loader import batches
-from unseg_jax.data.writer import Writer
+from unseg_jax.data.loader import Writer, batches
 from unseg_jax.errors import WriteError
 from unseg_jax.files import write_text
 

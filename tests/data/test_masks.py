@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unseg_jax.data.images import fit_mask, load_mask, read_mask
+from unseg_jax.data import fit_mask, load_mask, read_mask
 from unseg_jax.data.truths import NONZERO, MaskRule, Truth, parse_values, parse_void
 from unseg_jax.errors import ImageError
 

@@ -51,8 +51,7 @@ from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter
 
 if TYPE_CHECKING:
-    from unseg_jax.data.bit_depth import Range
-    from unseg_jax.data.images import Source
+    from unseg_jax.data.images import Range, Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

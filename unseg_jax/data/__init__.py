@@ -1,25 +1,12 @@
 """Images and masks from disk to arrays, ahead of the device; results to disk, behind it."""
 
-from unseg_jax.data.dataset import Dataset, Item
-from unseg_jax.data.images import (
-    MaskRule,
-    Page,
-    Picture,
-    Source,
-    Truth,
-    describe,
-    fit_mask,
-    load_image,
-    load_mask,
-    measure_range,
-    read_image,
-    read_mask,
-    resize_image,
-)
-from unseg_jax.data.layouts import LAYOUTS
-from unseg_jax.data.loader import Outcome, batches, default_workers
+from unseg_jax.data.dataset import LAYOUTS, Dataset, Item
+from unseg_jax.data.decoding import Page, Source, describe
+from unseg_jax.data.images import Picture, load_image, measure_range, read_image, resize_image
+from unseg_jax.data.loader import Outcome, Writer, batches, default_workers
+from unseg_jax.data.masks import fit_mask, load_mask, read_mask
 from unseg_jax.data.sources import folder_pairs, list_file, open_dataset
-from unseg_jax.data.writer import Writer
+from unseg_jax.data.truths import MaskRule, Truth
 from unseg_jax.errors import DatasetError, ImageError
 
 __all__ = [

@@ -8,9 +8,9 @@ the source and says what to do.
 import contextlib
 import dataclasses
 import errno
+import functools
 import os
 import stat
-import struct
 import zlib
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -33,12 +33,16 @@ FORMATS = (
     "ICO",
 )
 """Pillow's names of the formats that are opened; none of them runs another program."""
-
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 _PAGED_SUFFIXES = (".tif", ".tiff", ".gif", ".webp", ".png", ".apng", ".avif")
+_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _REDUCED_PAGE = 254  # TIFF's NewSubfileType: a set lowest bit marks a smaller copy
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SCHEMES = ("http", "https", "ftp", "s3", "gs", "gcs", "az", "hf", "data", "file")
+UNREADABLE = (
+    "of type {} cannot be read: give a path, a PIL image, bytes, an open file, or an array "
+    "(H, W, 3) or (H, W)."
+)
 
 _OPENING = {
     errno.ENOENT: "was not found: check the path",
@@ -224,21 +228,28 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def has_pages(image: Image.Image) -> bool:
+    """Whether an open image has further pages that are images of their own."""
+    return image.format in _PAGED and bool(getattr(image, "is_animated", False))
+
+
 def page_numbers(path: str | os.PathLike) -> tuple[int, ...]:
     """The pages of an image file, from 1; empty if it is a single image or cannot be read.
 
     Smaller copies of a TIFF's pages are left out, and so are the previews in a camera's JPEG.
     """
-    if Path(path).suffix.lower() not in _PAGED_SUFFIXES:
+    suffix = Path(path).suffix.lower()
+    if suffix not in _PAGED_SUFFIXES:
         return ()
     try:
-        if Path(path).suffix.lower() == ".png" and not _may_move(path):
-            return ()
-        with _open(path) as file, Image.open(file, formats=_formats()) as image:
-            if image.format not in _PAGED or not getattr(image, "is_animated", False):
+        with _open(path) as file:
+            if suffix == ".png" and not _may_move(file):
+                return ()
+            image = Image.open(file, formats=_formats())
+            if not has_pages(image):
                 return ()
             pages = []
-            for index in range(getattr(image, "n_frames", 1)):
+            for index in range(image.n_frames):  # type: ignore[attr-defined]
                 if image.format == "TIFF":
                     image.seek(index)
                     if int(image.tag_v2.get(_REDUCED_PAGE, 0)) & 1:  # type: ignore[attr-defined]
@@ -249,17 +260,11 @@ def page_numbers(path: str | os.PathLike) -> tuple[int, ...]:
         return ()
 
 
-def _may_move(path: str | os.PathLike) -> bool:
-    """Whether a PNG may be an animation, by a look at its first chunks: data sets hold many."""
-    with _open(path) as file:
-        head = file.read(1024)
-    before, data, _ = head.partition(b"IDAT")
+def _may_move(file: IO[bytes]) -> bool:
+    """Whether a PNG may be an animation, by its first chunks: data sets hold many PNGs."""
+    before, data, _ = file.read(1024).partition(b"IDAT")
+    file.seek(0)
     return not data or b"acTL" in before
-
-
-def has_pages(image: Image.Image) -> bool:
-    """Whether an open image has further pages that are images of their own."""
-    return image.format in _PAGED and bool(getattr(image, "is_animated", False))
 
 
 def check_png(file: IO[bytes]) -> None:
@@ -268,61 +273,49 @@ def check_png(file: IO[bytes]) -> None:
     Raises:
         ImageError: a checksum differs, or the file ends before its last chunk.
     """
-    if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
-        file.seek(0)
-        return
-    while True:
+    kind = b""
+    is_png = file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+    while is_png and kind != b"IEND":
         head = file.read(8)
-        length = struct.unpack(">I", head[:4])[0] if len(head) == 8 else 0
-        body = file.read(length) if len(head) == 8 else b""
-        end = file.read(4)
-        if len(head) < 8 or len(body) < length or len(end) < 4:
+        length = int.from_bytes(head[:4], "big")
+        body, end, kind = file.read(length), file.read(4), head[4:]
+        if len(body) < length or len(end) < 4:
             raise ImageError("is truncated: copy or download it again.")
-        if zlib.crc32(body, zlib.crc32(head[4:])) != struct.unpack(">I", end)[0]:
+        if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(end, "big"):
             raise ImageError(
                 "is damaged, because a checksum in it does not match: copy or download it again."
             )
-        if head[4:] == b"IEND":
-            break
     file.seek(0)
 
 
 def _open(source: Any) -> IO[bytes]:
     """The source as a file of bytes, without ever waiting for a FIFO or a device."""
     if isinstance(source, bytes | bytearray | memoryview):
-        if not len(source):
-            raise ImageError("is empty (0 bytes): copy or download it again.")
-        return BytesIO(source)
-    if not isinstance(source, str | os.PathLike):
-        raise ImageError(
-            f"of type {type(source).__name__} cannot be read: give a path, a PIL image, bytes, an "
-            f"open file, or an array (H, W, 3) or (H, W)."
-        )
-    path = os.path.expanduser(source)
-    scheme, colon, _ = path.partition(":")
-    if colon and "://" in path and scheme.lower() in _SCHEMES:
-        raise ImageError("is a URL: download it first, and give the path of the file.")
-    try:
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        handle = os.open(path, flags)
-    except ValueError:
-        raise ImageError("has a NUL character in its name: rename it.") from None
-    except OSError as error:
+        file, size = BytesIO(source), len(source)
+    elif isinstance(source, str | os.PathLike):
+        path = os.path.expanduser(source)
+        scheme, separator, _ = path.partition("://")
+        if separator and scheme.lower() in _SCHEMES:
+            raise ImageError("is a URL: download it first, and give the path of the file.")
         if os.path.isdir(path):
-            raise ImageError("is a folder, not an image: name the files in it.") from None
-        raise ImageError(_system(error)) from None
-    try:
-        status = os.fstat(handle)
-        if stat.S_ISDIR(status.st_mode):
             raise ImageError("is a folder, not an image: name the files in it.")
+        try:
+            handle = os.open(path, _AT_ONCE)
+        except ValueError:
+            raise ImageError("has a NUL character in its name: rename it.") from None
+        except OSError as error:
+            raise ImageError(_system(error)) from None
+        file, status = os.fdopen(handle, "rb"), os.fstat(handle)
+        size = status.st_size
         if not stat.S_ISREG(status.st_mode):
+            file.close()
             raise ImageError("is not a regular file: leave it out.")
-        if not status.st_size:
-            raise ImageError("is empty (0 bytes): copy or download it again.")
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
+    else:
+        raise ImageError(UNREADABLE.format(type(source).__name__))
+    if not size:
+        file.close()
+        raise ImageError("is empty (0 bytes): copy or download it again.")
+    return file
 
 
 def _turn_to(image: Image.Image, page: int) -> None:
@@ -334,10 +327,11 @@ def _turn_to(image: Image.Image, page: int) -> None:
         raise ImageError(f"has no page {page}: name one that it has, from 1 on.") from None
 
 
-def _formats() -> list[str]:
+@functools.cache
+def _formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow was built with."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _check_size(image: Image.Image) -> None:

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 from unseg_jax.data.decoding import Page, page_numbers
 from unseg_jax.errors import InputError, printable, why
@@ -89,13 +89,7 @@ class FoundImages(Sequence[ImageFile]):
     def __len__(self) -> int:
         return len(self.images)
 
-    @overload
-    def __getitem__(self, index: int) -> ImageFile: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ImageFile]: ...
-
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return self.images[index]
 
 
@@ -127,7 +121,7 @@ def list_images(
     while waiting:
         current = waiting.pop()
         identity = _identity(current)
-        if identity is not None and identity in visited and current is not root:
+        if identity in visited and current is not root:
             continue
         visited.add(identity)
         try:
@@ -143,18 +137,20 @@ def list_images(
         manifest = _manifest_of(current, names)
         folders = []
         for entry in entries:
+            path = current / entry.name
             if entry.name.startswith("."):
                 continue
-            if _is_folder(entry):
-                folders.append(current / entry.name)
-            elif Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES:
+            # A link may lead back to itself: opening it says so.
+            if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
+                folders.append(path)
+            elif path.suffix.lower() not in IMAGE_SUFFIXES:
                 # A report is no image that someone may miss.
                 if entry.name not in _REPORTS and json.dumps(entry.name) not in manifest:
-                    suffixes[Path(entry.name).suffix or "no suffix"] += 1
+                    suffixes[path.suffix or "no suffix"] += 1
             elif _is_output(entry.name, names, manifest):
                 own += 1
             else:
-                files.append(current / entry.name)
+                files.append(path)
         if recursive:
             waiting.extend(reversed(folders))
         else:
@@ -188,14 +184,13 @@ def find_images(
     files: dict[str, Path] = {}
     left_out: list[str] = []
     for path in map(Path, paths):
-        inside: tuple[Path, ...] = (path,)
-        if _is_dir(path):
+        listing = Listing((path,))
+        if os.path.isdir(path):
             listing = list_images(path, recursive=recursive, skip=out)
             if not listing.files:
                 raise InputError(_no_images(path, listing, recursive))
-            inside = listing.files
             left_out += listing.left_out
-        for file in inside:
+        for file in listing.files:
             files.setdefault(os.path.realpath(file), file)
     images = []
     for path, name in _name(list(files.values())):
@@ -204,18 +199,13 @@ def find_images(
             pages = (page,)
         images += [ImageFile(path, page_name(name, number), number) for number in pages]
         images += [] if pages else [ImageFile(path, name)]
-    if out is not None:
-        targets = {
-            os.path.realpath(Path(out, image.name + suffix))
-            for image in images
-            for suffix in OUTPUT_SUFFIXES
-        }
-        for file, path in files.items():
-            if file in targets:
-                raise InputError(
-                    f"{printable(str(path))} would be overwritten by an output of that name: "
-                    "choose another folder with out=."
-                )
+    for image, suffix in itertools.product(images if out is not None else (), OUTPUT_SUFFIXES):
+        path = files.get(os.path.realpath(Path(out or "", image.name + suffix)))
+        if path is not None:
+            raise InputError(
+                f"{printable(str(path))} would be overwritten by an output of that name: "
+                "choose another folder with out=."
+            )
     return FoundImages(tuple(images), tuple(left_out))
 
 
@@ -246,50 +236,28 @@ def safe_name(text: str) -> str:
     return f"{encoded[: _LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
-def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
+def _identity(path: str | os.PathLike) -> tuple[Any, ...]:
+    """What two paths of one folder have in common."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return None
+        return (path,)
     return status.st_dev, status.st_ino
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads back to itself: opening it says so
-        return False
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
 def _is_output(name: str, names: set[str], manifest: str) -> bool:
-    """Whether a file is what an earlier run wrote: its manifest lists it, or all kinds are there
-    and so is the report.
-
-    Args:
-        name: of the file.
-        names: of all files beside it.
-        manifest: text of the run's manifest; "" if there is none.
-    """
+    """Whether an earlier run wrote a file: its manifest lists it, or beside it (`names`) are files
+    of all kinds and the report."""
     match = _OUTPUT.fullmatch(name)
-    if match is None:
-        return False
-    if json.dumps(name) in manifest:
-        return True
-    stem = match["stem"]
-    complete = f"{stem}_mask.png" in names and f"{stem}_labels.png" in names
-    return complete and not names.isdisjoint(_REPORTS)
+    if match is None or json.dumps(name) in manifest:
+        return match is not None
+    kinds = {f"{match['stem']}_mask.png", f"{match['stem']}_labels.png"}
+    return kinds <= names and not names.isdisjoint(_REPORTS)
 
 
 def _manifest_of(folder: Path, names: set[str]) -> str:
+    """Its text, and that of the journal which a run that was killed has left."""
     text = ""
-    # A run that was killed has left a journal of what it wrote.
     for name in names.intersection((_MANIFEST, _JOURNAL)):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             text += (folder / name).read_text("utf-8")
@@ -297,19 +265,15 @@ def _manifest_of(folder: Path, names: set[str]) -> str:
 
 
 def _left_out(folder: Path, suffixes: collections.Counter[str], own: int) -> Iterator[str]:
-    where = printable(str(folder))
-    total = suffixes.total()
-    if total:
-        listed = [f"{count} {suffix}" for suffix, count in suffixes.most_common(_LISTED)]
-        rest = total - sum(count for _, count in suffixes.most_common(_LISTED))
-        listed += [f"{rest} others"] if rest else []
-        yield printable(f"{_files(total)} in {where} left out by suffix: {', '.join(listed)}.")
-    if own:
-        yield f"{_files(own)} in {where} left out as outputs of an earlier run."
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+    listed = [f"{count} {suffix}" for suffix, count in suffixes.most_common(_LISTED)]
+    rest = suffixes.total() - sum(count for _, count in suffixes.most_common(_LISTED))
+    listed += [f"{rest} others"] if rest else []
+    reasons = {f"by suffix: {', '.join(listed)}": suffixes.total()}
+    reasons["as outputs of an earlier run"] = own
+    for reason, count in reasons.items():
+        files = "1 file" if count == 1 else f"{count} files"
+        if count:
+            yield printable(f"{files} in {folder} left out {reason}.")
 
 
 def _no_images(folder: Path, listing: Listing, recursive: bool) -> str:

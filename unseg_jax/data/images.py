@@ -1,7 +1,7 @@
-"""Images from any source to upright RGB of 8 bits: decoding, grey ranges, resizing.
+"""Images from any source to upright RGB of 8 bits: decoding, bit depth, resizing.
 
 Every image becomes RGB uint8 (H, W, 3) the way it is meant to be looked at: EXIF orientation
-applied, transparency composited on white, more than 8 bits brought to 8 (see `data.grey`).
+applied, transparency composited on white, more than 8 bits brought to 8 by one rule for all types.
 Whatever goes wrong becomes one `ImageError` that names the image and says what to do.
 """
 
@@ -15,47 +15,31 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.bit_depth import Range, spread_of, to_eight_bits
 from unseg_jax.data.decoding import (
+    UNREADABLE,
     Page,
     Source,
     as_array,
     decode,
-    describe,
     has_pages,
     is_single,
     page_numbers,
     upright,
 )
-from unseg_jax.data.masks import fit_mask, load_mask, read_mask
-from unseg_jax.data.truths import DEFAULT_RULE, MaskRule, Truth
 from unseg_jax.errors import ImageError
 
-__all__ = [
-    "DEFAULT_RULE",
-    "MaskRule",
-    "Page",
-    "Picture",
-    "Source",
-    "Truth",
-    "as_iterable",
-    "describe",
-    "fit_mask",
-    "load_image",
-    "load_mask",
-    "measure_range",
-    "read_image",
-    "read_mask",
-    "resize_image",
-]
+Range = tuple[float, float]
+"""(low, high): the values that become black and white."""
 
+# Between these percentiles of its values an image is stretched, unless they span at least this
+# share of what its type holds.
+_PERCENTILES, _FULL = (0.1, 99.9), 0.5
+# An image with a larger share of values that are not finite is refused.
+_MOST_MISSING = 0.5
 _ORIENTATION_TAG = 0x0112
 # A JPEG is decoded at no less than this multiple of the size that is asked for, so that what
 # the decoder averages is well below what the LANCZOS filter averages afterwards.
 _DRAFT_MARGIN = 2
-# Images that `measure_range` looks at.
-_SAMPLE = 64
-_CHANNELS = (1, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +78,9 @@ def read_image(
             is several times faster. Other images are decoded in full.
         page: of a file with several, from 1; None is the first, with a note.
         value_range: (low, high) that become 0 and 255; None takes those of the image's type, or
-            stretches the image where it uses less than half of them (see `data.grey`).
+            stretches the image, between its percentiles .1 and 99.9, where those span less than
+            half of it. That range is 0..65535 for integers within it, and 0..1 or else 0..255
+            for floats within them; uint8 is never stretched.
 
     Raises:
         ImageError: not found, not an image, damaged, empty, wholly transparent, or larger than
@@ -115,10 +101,7 @@ def read_image(
         picture = _upright_rgb(image, at_least, value_range)
         return dataclasses.replace(picture, notes=notes + picture.notes)
 
-    def from_array(array: np.ndarray) -> Picture:
-        return _of_array(array, value_range)
-
-    return decode(source, "image", from_image, from_array, page)
+    return decode(source, "image", from_image, lambda array: _of_array(array, value_range), page)
 
 
 def load_image(
@@ -136,7 +119,7 @@ def load_image(
     return read_image(source, at_least, page=page, value_range=value_range).pixels
 
 
-def measure_range(sources: Sequence[Source], sample: int = _SAMPLE) -> Range | None:
+def measure_range(sources: Sequence[Source], sample: int = 64) -> Range | None:
     """The range of a whole set, so that equal values are equally bright in all its images.
 
     Args:
@@ -150,16 +133,12 @@ def measure_range(sources: Sequence[Source], sample: int = _SAMPLE) -> Range | N
     spreads = []
     for index in np.unique(np.linspace(0, len(sources) - 1, min(sample, len(sources))).astype(int)):
         try:
-            spread = decode(
-                sources[index], "image", lambda image: spread_of(_deep(image)), spread_of
-            )
+            spread = decode(sources[index], "image", _spread_of_image, _spread_of)
         except ImageError:
             continue
-        if spread is not None:
-            spreads.append(spread)
-    if not spreads:
-        return None
-    low, high = min(low for low, _ in spreads), max(high for _, high in spreads)
+        spreads += [] if spread is None else [spread]
+    low = min((low for low, _ in spreads), default=0.0)
+    high = max((high for _, high in spreads), default=0.0)
     return (low, high) if low < high and math.isfinite(high - low) else None
 
 
@@ -198,14 +177,11 @@ def as_iterable(images: Source | Iterable[Source]) -> Iterable[Source]:
     array = as_array(images)
     if array is not None:
         return [array] if array.ndim <= 3 else array
-    if not isinstance(images, Iterable) and hasattr(images, "__getitem__"):
+    if isinstance(images, Iterable):
+        return images
+    if hasattr(images, "__getitem__"):
         return (images[index] for index in range(len(images)))  # a data set of PyTorch
-    if not isinstance(images, Iterable):
-        raise ImageError(
-            f"an image of type {type(images).__name__} cannot be read: give a path, a PIL image, "
-            f"bytes, an open file, or an array (H, W, 3) or (H, W)."
-        )
-    return images
+    raise ImageError(f"an image {UNREADABLE.format(type(images).__name__)}")
 
 
 def _upright_rgb(
@@ -259,13 +235,6 @@ def _low_bytes(image: Image.Image) -> Image.Image | None:
     return again
 
 
-def _deep(image: Image.Image) -> np.ndarray:
-    """The values of an image where they are deeper than 8 bits; else something of 8 bits."""
-    if image.mode.startswith(("I", "F")):
-        return np.asarray(image)
-    return np.zeros(1, np.uint8)
-
-
 def _channels(image: Image.Image) -> np.ndarray:
     """An image as (H, W) levels of any type, or uint8 (H, W, 3) or (H, W, 4)."""
     if image.mode.startswith(("I", "F")):
@@ -282,22 +251,20 @@ def _of_array(array: np.ndarray, value_range: Range | None) -> Picture:
         raise ImageError(f"is of type {array.dtype}: give bool, integers or floats.")
     array = _channels_last(array)
     colours, alpha = array[..., :3], array[..., 3:]
-    levels = to_eight_bits(colours, value_range)
-    pixels = levels.values
+    pixels, stretched, notes = _to_eight_bits(colours, value_range)
     if alpha.shape[2]:
-        pixels = _on_white(pixels, to_eight_bits(alpha, _alpha_range(alpha)).values)
+        pixels = _on_white(pixels, _to_eight_bits(alpha, _alpha_range(alpha))[0])
     pixels = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-    return Picture(pixels, pixels.shape[:2], levels.stretched, levels.notes)
+    return Picture(pixels, pixels.shape[:2], stretched, notes)
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:
     """(H, W) and (C, H, W) as (H, W, C), with C of 1, 3 or 4."""
     if array.ndim == 2:
         return array[..., None]
-    if array.ndim == 3 and array.shape[2] in _CHANNELS:
-        return array
-    if array.ndim == 3 and array.shape[0] in _CHANNELS:
-        return np.moveaxis(array, 0, 2)
+    for axis in (2, 0):
+        if array.ndim == 3 and array.shape[axis] in (1, 3, 4):
+            return np.moveaxis(array, axis, 2)
     raise ImageError(
         "must have the shape (H, W), (H, W, 3) or (H, W, 4): transpose it so that its channels "
         "come last, as in image.transpose(1, 2, 0)."
@@ -318,3 +285,74 @@ def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     image = Image.fromarray(np.concatenate([pixels, alpha], axis=2))
     white = Image.new("RGBA", image.size, "white")
     return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+
+
+def _to_eight_bits(
+    values: np.ndarray, value_range: Range | None
+) -> tuple[np.ndarray, Range | None, tuple[str, ...]]:
+    """uint8 of any values, (low, high) that became 0 and 255 if they were chosen, and notes."""
+    if values.dtype == bool:
+        return values.astype(np.uint8) * np.uint8(255), None, ()
+    if values.dtype == np.uint8 and value_range is None:
+        return values, None, ()
+    values, notes = _filled(values)
+    if value_range is None:
+        full, (low, high) = _full_range(values), _spread(values)
+        if high - low >= _FULL * (full[1] - full[0]) or low == high:
+            return _scaled(values, full), None, notes
+        value_range = low, high
+        notes = (*notes, f"values from {low:g} to {high:g} were stretched to 0..255.")
+    return _scaled(values, value_range), value_range, notes
+
+
+def _spread_of(values: np.ndarray) -> Range | None:
+    """The percentiles that an image would be stretched between; None for 8 bits."""
+    return None if values.dtype in (bool, np.uint8) else _spread(_filled(values)[0])
+
+
+def _spread_of_image(image: Image.Image) -> Range | None:
+    return _spread_of(np.asarray(image)) if image.mode.startswith(("I", "F")) else None
+
+
+def _filled(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Values that are not finite replaced by the median of the others."""
+    if values.dtype.kind != "f":
+        return values, ()
+    finite = np.isfinite(values)
+    missing = values.size - int(np.count_nonzero(finite))
+    if not missing:
+        return values, ()
+    if missing == values.size:
+        raise ImageError("holds no finite value: check how it was made.")
+    if missing > _MOST_MISSING * values.size:
+        raise ImageError(
+            f"holds {missing} of {values.size} values that are not finite: fill them first."
+        )
+    filled = np.where(finite, values, np.median(values[finite]))
+    said = f"{missing} values that are not finite were filled with the median of the others."
+    return filled, (said,)
+
+
+def _spread(values: np.ndarray) -> Range:
+    low, high = (float(value) for value in np.percentile(values, _PERCENTILES))
+    if low == high:  # fewer than one pixel in a thousand differs: all of them count then
+        low, high = float(values.min()), float(values.max())
+    return low, high
+
+
+def _full_range(values: np.ndarray) -> Range:
+    low, high = float(values.min()), float(values.max())
+    floats = values.dtype.kind == "f"
+    for top in (1.0, 255.0) if floats else (65535.0,):
+        if low >= 0 and high <= top:
+            return 0.0, top
+    if floats:
+        return low, float(np.finfo(np.float64).max)
+    limits = np.iinfo(values.dtype)
+    return float(limits.min), float(limits.max)
+
+
+def _scaled(values: np.ndarray, limits: Range) -> np.ndarray:
+    low, high = limits
+    levels = (values.astype(np.float64) - low) * (255 / (high - low))
+    return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Feeding the device: a bounded queue of decoded images ahead of it.
+"""Feeding the device and clearing up behind it: bounded pools whose errors are not lost.
 
 Pillow lets go of Python's lock while it decodes and resizes, so threads are enough.
 """
@@ -6,14 +6,13 @@ Pillow lets go of Python's lock while it decodes and resizes, so threads are eno
 import collections
 import dataclasses
 import itertools
+import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-from unseg_jax.data.writer import Writer
 from unseg_jax.devices import core_count
-
-__all__ = ["Outcome", "Writer", "batches", "default_workers"]
+from unseg_jax.errors import DISK_FULL, WriteError
 
 MAX_BYTES = 512 * 2**20
 """Bytes of decoded images that wait for the device, unless one batch alone is larger."""
@@ -86,36 +85,36 @@ def _batches(
     items, prepare, batch_size, workers, ahead, max_bytes
 ) -> Generator[list[Outcome], None, None]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
-    waiting: collections.deque[tuple[Any, Future]] = collections.deque()
-    largest = None
+    waiting: collections.deque[Future] = collections.deque()
+    largest = -1
 
-    def measured(item: Any) -> tuple[Any, int]:
-        value = prepare(item)
-        return value, nbytes(value)
+    def outcome(item: Any) -> tuple[Outcome, int]:
+        try:
+            value = prepare(item)
+            return Outcome(item, value), nbytes(value)
+        except Exception as error:
+            return Outcome(item, error=error), 0
 
     def fits(known: list[int]) -> bool:
         """Whether a further item may be held beside a batch of these sizes; what is under way
         counts as the largest so far."""
         nonlocal largest
-        sizes = [_size(future) for _, future in waiting]
-        largest = max((largest, *known, *sizes), key=lambda size: -1 if size is None else size)
-        if largest is None:
+        sizes = [future.result()[1] for future in waiting if future.done()]
+        largest = max([largest, *known, *sizes])
+        if largest < 0:
             return False  # until the first is prepared, one batch is enough
-        under_way = sizes.count(None) + 1
-        held = sum(known) + sum(size for size in sizes if size is not None)
-        return held + under_way * largest <= max_bytes
+        under_way = len(waiting) - len(sizes) + 1
+        return sum(known) + sum(sizes) + under_way * largest <= max_bytes
 
     def refill(known: list[int]) -> None:
-        while len(waiting) < ahead * batch_size:
-            # What the batch under way lacks is begun whatever its size.
-            needed = len(waiting) < batch_size - len(known)
-            if not (needed or fits(known)):
+        # What the batch under way lacks is begun whatever its size.
+        while len(waiting) < ahead * batch_size and (
+            len(waiting) < batch_size - len(known) or fits(known)
+        ):
+            item = list(itertools.islice(items, 1))
+            if not item:
                 return
-            for item in itertools.islice(items, 1):
-                waiting.append((item, pool.submit(measured, item)))
-                break
-            else:
-                return
+            waiting.append(pool.submit(outcome, *item))
 
     try:
         refill([])
@@ -123,9 +122,9 @@ def _batches(
             batch: list[Outcome] = []
             known: list[int] = []
             while waiting and len(batch) < batch_size:
-                item, future = waiting.popleft()
-                batch.append(_outcome(item, future))
-                known.append(_size(future) or 0)
+                found, size = waiting.popleft().result()
+                batch.append(found)
+                known.append(size)
                 refill(known)
             yield batch
             refill([])
@@ -149,15 +148,68 @@ def nbytes(value: Any) -> int:
     return int(getattr(value, "nbytes", 0))
 
 
-def _size(future: Future) -> int | None:
-    """Bytes of what a thread has prepared; None while it is under way."""
-    if not future.done() or future.cancelled():
-        return None
-    return 0 if future.exception() else future.result()[1]
+class Writer:
+    """A pool that does work behind the caller's back, but not without its knowledge.
 
+    Use it as a context manager: leaving it waits for all work. At most `ahead` jobs wait, so
+    memory stays flat; `submit` then blocks until one is done. The first error of a job is
+    raised by the next `submit` or on leaving; jobs that still wait are dropped then.
 
-def _outcome(item: Any, future: Future) -> Outcome:
-    try:
-        return Outcome(item, future.result()[0])
-    except Exception as error:
-        return Outcome(item, error=error)
+    ```python
+    with Writer() as writer:
+        for name, mask in masks:
+            writer.submit(write_png, f"{name}.png", mask)
+    ```
+    """
+
+    def __init__(self, workers: int = 2, ahead: int = 64):
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="writer")
+        self._room = threading.BoundedSemaphore(ahead)
+        self._error: BaseException | None = None
+
+    def submit(self, function: Callable, *args: Any, **kwargs: Any) -> Future:
+        """Has `function(*args, **kwargs)` called by the pool.
+
+        Raises:
+            BaseException: the first error of an earlier job; `WriteError` for no space.
+        """
+        self._raise()
+        while not self._room.acquire(timeout=0.1):  # a time-out lets Ctrl-C through
+            self._raise()
+        try:
+            future = self._pool.submit(function, *args, **kwargs)
+        except BaseException:
+            self._room.release()
+            raise
+        future.add_done_callback(self._done)
+        return future
+
+    def close(self) -> None:
+        """Waits for all jobs; raises the first error of one."""
+        self._pool.shutdown(wait=True, cancel_futures=self._error is not None)
+        self._raise()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is None:
+            self.close()
+        else:  # what is already under way is finished; the caller's own error goes on
+            self._pool.shutdown(wait=True)
+
+    def _done(self, future: Future) -> None:
+        self._room.release()
+        if not future.cancelled() and self._error is None:
+            self._error = future.exception()
+
+    def _raise(self) -> None:
+        error = self._error
+        if (
+            isinstance(error, OSError)
+            and error.errno in DISK_FULL
+            and type(error) is not WriteError
+        ):
+            raise WriteError(error.filename or "a file", error) from error
+        if error is not None:
+            raise error

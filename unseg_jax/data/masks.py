@@ -12,20 +12,11 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.data.decoding import Source, decode, upright
-from unseg_jax.data.truths import (
-    DEFAULT_RULE,
-    NONZERO,
-    VOID,
-    MaskRule,
-    Truth,
-    Value,
-    check_known,
-)
+from unseg_jax.data.truths import DEFAULT_RULE, NONZERO, VOID, MaskRule, Truth, Value, check_known
 from unseg_jax.errors import ImageError
 
-LARGEST_CLASS = 33
-"""Up to this, values beside 255 are taken for class numbers (Pascal VOC 20, Cityscapes 33)."""
-
+# Up to this, values beside 255 are taken for class numbers (Pascal VOC 20, Cityscapes 33).
+_LARGEST_CLASS = 33
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 _TRANSPARENT = -1  # beside the colour codes 0xRRGGBB
 _LISTED = 8  # values that an error lists
@@ -61,10 +52,9 @@ def read_mask(
         return _judge(_stored(image, rule), rule)
 
     def from_array(array: np.ndarray) -> Truth:
-        if array.ndim == 3 and array.shape[0] == 1:
-            array = array[0]
-        if array.ndim == 3 and array.shape[2] == 1:
-            array = array[..., 0]
+        for axis in (0, 2):
+            if array.ndim == 3 and array.shape[axis] == 1:
+                array = array.squeeze(axis)
         if array.dtype == bool and array.ndim == 2:
             return Truth(array)
         if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
@@ -112,15 +102,13 @@ def fit_mask(truth: Truth, size: tuple[int, int]) -> tuple[Truth, bool]:
     """
     if truth.shape == tuple(size):
         return truth, False
-    valid = None if truth.valid is None else _resized(truth.valid, size)
-    return check_known(
-        dataclasses.replace(truth, mask=_resized(truth.mask, size), valid=valid)
-    ), True
 
+    def resized(mask: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(mask.astype(np.uint8))
+        return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(bool)
 
-def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    image = Image.fromarray(mask.astype(np.uint8))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(bool)
+    valid = None if truth.valid is None else resized(truth.valid)
+    return check_known(dataclasses.replace(truth, mask=resized(truth.mask), valid=valid)), True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,9 +144,7 @@ def _stored(image: Image.Image, rule: MaskRule) -> _Stored:
         # One bit is 0 and 1 to some and 0 and 255 to others.
         bright = 255 if isinstance(rule.values, tuple) and 255 in rule.values else 1
         return _Stored(np.where(np.asarray(image), np.uint8(bright), np.uint8(0)))
-    if image.mode == "L" and transparency is None:
-        return _Stored(np.asarray(image), lossy=lossy)
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or (image.mode == "L" and transparency is None):
         return _Stored(np.asarray(image), lossy=lossy)
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
@@ -184,11 +170,9 @@ def _dark_indices(image: Image.Image, transparency: Any) -> tuple[int, ...]:
         return (transparency,)
     if isinstance(transparency, bytes) and 0 in transparency:
         return tuple(index for index, alpha in enumerate(transparency) if alpha == 0)
-    used = np.flatnonzero(np.bincount(np.asarray(image).ravel(), minlength=256))
-    palette = np.zeros((256, 3), np.uint8)
+    used = np.unique(np.asarray(image))
     colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-    palette[: len(colours)] = colours
-    black = [int(index) for index in used if index < len(colours) and not palette[index].any()]
+    black = [int(index) for index in used if index < len(colours) and not colours[index].any()]
     # Where all or none of the colours in use is black, the palette says nothing.
     return tuple(black) if 0 < len(black) < len(used) and 0 not in black else (0,)
 
@@ -201,21 +185,18 @@ def _judge(stored: _Stored, rule: MaskRule) -> Truth:
         return _two_heaps(stored, rule)
     values, counts = _count(stored.values)
     names = [stored.name(value) for value in values]
-    void = [value for value, name in zip(values, names, strict=True) if _is_void(name, names, rule)]
-    valid = None if not void else ~np.isin(stored.values, void)
-    kept = np.isin(values, void, invert=True)
-    voids = tuple(stored.name(value) for value in void)
+    is_void = np.array([_is_void(name, names, rule) for name in names])
+    valid = ~np.isin(stored.values, values[is_void]) if is_void.any() else None
+    known = values[~is_void]
     if rule.values is not None:
-        object_values = [
-            value
-            for value, name, keep in zip(values, names, kept, strict=True)
-            if keep and _is_named(name, value, stored, rule)
-        ]
-        mask = np.isin(stored.values, object_values)
+        chosen = [value for value in known if _is_named(value, stored, rule)]
+        mask = np.isin(stored.values, chosen)
     else:
-        object_values, mask = _of_two(stored, values[kept], counts[kept])
+        chosen, mask = _of_two(stored, known, counts[~is_void])
         mask = mask if valid is None else mask & valid
-    return Truth(mask, valid, tuple(stored.name(value) for value in object_values), voids)
+    return Truth(
+        mask, valid, *(tuple(map(stored.name, part)) for part in (chosen, values[is_void]))
+    )
 
 
 def _is_void(name: Value, names: Sequence[Value], rule: MaskRule) -> bool:
@@ -230,13 +211,14 @@ def _is_void(name: Value, names: Sequence[Value], rule: MaskRule) -> bool:
 
 
 def _is_class(value: Value) -> bool:
-    return isinstance(value, int) and 0 <= value <= LARGEST_CLASS
+    return isinstance(value, int) and 0 <= value <= _LARGEST_CLASS
 
 
-def _is_named(name: Value, value: Any, stored: _Stored, rule: MaskRule) -> bool:
+def _is_named(value: Any, stored: _Stored, rule: MaskRule) -> bool:
     if rule.values == NONZERO:
         return value not in stored.black
     assert isinstance(rule.values, tuple)
+    name = stored.name(value)
     if stored.colour and not any(isinstance(value, str) for value in rule.values):
         raise ImageError(
             f"holds colours: name those of the object, as in foreground=({name!r},), or use "
@@ -256,30 +238,20 @@ def _of_two(
             return list(bright), np.isin(stored.values, bright)
         low, high = values
         # Grey levels need not reach black and white; 255 beside a class number may be void.
-        classes = high == VOID and low <= LARGEST_CLASS
+        classes = high == VOID and low <= _LARGEST_CLASS
         if not stored.colour and not classes and low < 64 and 192 <= high <= 255:
             return [high], stored.values == high
     else:
         levels = _single_channel(stored)
         edges = None if levels is None else _soft_edges(levels)
         if levels is not None and edges is not None:
-            low, high = edges
-            middle = (float(low) + float(high)) / 2
-            return [high], levels > middle
-    raise ImageError(_several(stored, values, counts))
-
-
-def _several(stored: _Stored, values: np.ndarray, counts: np.ndarray) -> str:
-    total = counts.sum()
+            return [edges[1]], levels > (float(edges[0]) + float(edges[1])) / 2
     order = np.argsort(-counts, kind="stable")
-    shown = [
-        f"{stored.name(values[index])} ({100 * counts[index] / total:.3g} %)"
-        for index in order[:_LISTED]
-    ]
+    shares = 100 * counts / counts.sum()
+    shown = [f"{stored.name(values[at])} ({shares[at]:.3g} %)" for at in order[:_LISTED]]
     more = f" and {len(values) - _LISTED} more" if len(values) > _LISTED else ""
-    bright = [index for index in order if values[index] not in stored.black]
-    example = stored.name(values[bright[0]])
-    return (
+    example = stored.name(values[order][~dark[order]][0])
+    raise ImageError(
         f"holds {len(values)} values, {', '.join(shown)}{more}, and does not say which are the "
         f"object: name them, as in foreground=({example!r},), use foreground='nonzero' if it "
         f"numbers the objects, and name values to leave out with void=."
@@ -323,30 +295,28 @@ def _two_heaps(stored: _Stored, rule: MaskRule) -> Truth:
     """The foreground of a lossy mask: its levels must gather around two, dark and bright."""
     levels = stored.values
     low, high = float(levels.min()), float(levels.max())
+    span, middle = high - low, (low + high) / 2
     if rule.values not in (None, NONZERO) or rule.void:
         raise ImageError(
             "is stored with loss, so its values are not exact and cannot be named: leave out "
             "foreground= and void=, or save it as PNG."
         )
-    if low == high:
+    if not span:
         if 64 <= low < 192:
             raise ImageError(f"is grey ({low:g}) all over: check how it was made.")
         return Truth(levels > 127, None, (int(high),) if high > 127 else ())
-    span = high - low
     if span < 32:
         raise ImageError(
             f"holds levels from {low:g} to {high:g} only, and a format with loss keeps no class "
             f"numbers: save it as PNG."
         )
-    middle = 127.0 if low < 64 and high >= 192 else (low + high) / 2
-    halfway = np.abs(levels - (low + high) / 2) < span / 4
-    share = float(halfway.mean())
+    share = float((np.abs(levels - middle) < span / 4).mean())
     if share > _HALFWAY:
         raise ImageError(
             f"is stored with loss and its levels do not gather around two ({100 * share:.0f} % "
             f"lie halfway): save it as PNG, and name the object's values with foreground=."
         )
-    return Truth(levels > middle, None, (int(high),))
+    return Truth(levels > (127 if low < 64 and high >= 192 else middle), None, (int(high),))
 
 
 def _count(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -373,8 +343,7 @@ def _by_threshold(image: Image.Image, rule: MaskRule) -> Truth:
         white = Image.new("RGBA", image.size, "white")
         levels = np.asarray(Image.alpha_composite(white, rgba).convert("L"))
     _check_levels(levels, 0 if lossy else (255 if palette else _LARGEST_LABEL), rule)
-    mask = rule(levels)
-    return Truth(mask)
+    return Truth(rule(levels))
 
 
 def _check_levels(levels: np.ndarray, largest_label: int, rule: MaskRule) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.data.dataset import Dataset, Item
+from unseg_jax.data.dataset import LAYOUTS, Dataset, Item, Layout, Part
 from unseg_jax.data.decoding import Page, page_numbers
-from unseg_jax.data.folders import IMAGE_SUFFIXES, Listing, list_images, page_name, safe_name
-from unseg_jax.data.layouts import LAYOUTS, Layout, Part
+from unseg_jax.data.folders import IMAGE_SUFFIXES, list_images, page_name, safe_name
 from unseg_jax.data.truths import MaskRule, Value
 from unseg_jax.errors import DatasetError, closest, nearest, printable
 
@@ -41,7 +40,7 @@ def open_dataset(
             a list file `.csv` or `.tsv` (columns image, and optionally mask, split, id, separated
             by comma, semicolon, tab or bar; UTF-8 or UTF-16) or `.jsonl` (the same keys, an object
             a line), paths relative to the file's folder;
-            `NAME:DIR` for a data set of `unseg_jax.data.layouts.LAYOUTS`;
+            `NAME:DIR` for a data set of `unseg_jax.data.LAYOUTS`;
             `tfds:NAME[/CONFIG][:VERSION][:SPLIT]` for a TensorFlow Datasets one (extra `tfds`).
         image_key, mask_key: names of the features of a TFDS data set; "a/b" for nested ones.
         foreground: mask values that are foreground, instead of the data set's own rule, or
@@ -69,18 +68,17 @@ def open_dataset(
             "image_key and mask_key name features of a TFDS data set: leave them out."
         )
     elif name in LAYOUTS and rest:
-        dataset = open_layout(name, Path(rest).expanduser(), split=split, strict=strict)
+        dataset = _open_layout(name, Path(rest).expanduser(), split, strict)
     else:
         dataset = _only(_open_path(text), split)
     if not dataset.items:
         raise DatasetError(f"{text} holds no images: check the path.")
-    items = dataset.items if limit is None else dataset.items[:limit]
     rule = dataset.rule
     if foreground is not None:
         rule = MaskRule(values=foreground if isinstance(foreground, str) else tuple(foreground))
     if void is not None:
         rule = dataclasses.replace(rule, void=tuple(void))
-    return dataclasses.replace(dataset, items=items, rule=rule)
+    return dataclasses.replace(dataset, items=dataset.items[:limit], rule=rule)
 
 
 def folder_pairs(folder: str | Path) -> Dataset:
@@ -93,26 +91,23 @@ def folder_pairs(folder: str | Path) -> Dataset:
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder: check the path.")
-    inner = folder / "images"
+    inner, masks_in = folder / "images", folder / "masks"
     place = inner if inner.is_dir() else folder
-    listing = list_images(place)
-    images = _by_stem(place, listing)
+    images, left_out = _by_stem(place)
     if not images:
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise DatasetError(f"{place} holds no images: put files with a suffix of {suffixes} there.")
-    name = folder.resolve().name
-    if not (inner.is_dir() and (folder / "masks").is_dir()):
-        note = f"{folder} has no masks: its images are segmented and not scored."
-        items = (Item(safe_name(stem), path) for stem, path in images.items())
-        return Dataset(name, _by_page(items), notes=(note, *listing.left_out))
-    mask_listing = list_images(folder / "masks")
-    masks = _by_stem(folder / "masks", mask_listing)
-    _check_pairs(folder / "masks", images, masks)
-    items = (Item(safe_name(stem), path, masks[stem]) for stem, path in images.items())
-    notes = [*listing.left_out, *mask_listing.left_out]
-    if spare := len(masks.keys() - images.keys()):
-        notes.append(f"{spare} masks in {folder / 'masks'} have no image.")
-    return Dataset(name, _by_page(items), notes=tuple(notes))
+    masks: dict[str, Path] = {}
+    if place is folder or not masks_in.is_dir():
+        notes = [f"{folder} has no masks: its images are segmented and not scored.", *left_out]
+    else:
+        masks, masks_left_out = _by_stem(masks_in)
+        _check_pairs(masks_in, images, masks)
+        notes = [*left_out, *masks_left_out]
+        if spare := len(masks.keys() - images.keys()):
+            notes.append(f"{spare} masks in {masks_in} have no image.")
+    items = (Item(safe_name(stem), path, masks.get(stem)) for stem, path in images.items())
+    return Dataset(folder.resolve().name, _by_page(items), notes=tuple(notes))
 
 
 def masks_by_stem(folder: Path, images: Iterable[Path | Page]) -> dict[Path | Page, Path]:
@@ -121,7 +116,7 @@ def masks_by_stem(folder: Path, images: Iterable[Path | Page]) -> dict[Path | Pa
     Raises:
         DatasetError: no masks, a mask without an image, or images of one stem.
     """
-    masks = _by_stem(folder, list_images(folder))
+    masks, _ = _by_stem(folder)
     if not masks:
         raise DatasetError(f"{folder} holds no masks: put one there, named as its image is.")
     pairs: dict[str, Path | Page] = {}
@@ -157,30 +152,23 @@ def list_file(path: str | Path) -> Dataset:
             "as UTF-8."
         ) from None
     rows = _jsonl_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
-    entries = []
+    items = []
     for line, row in rows:
         image, mask = row.get("image"), row.get("mask") or None
         if not isinstance(image, str) or not image or not isinstance(mask, str | None):
             raise DatasetError(f"line {line} of {path} names no image: give every line a path.")
         image, mask = (name and path.parent / Path(name).expanduser() for name in (image, mask))
-        entries.append((row.get("id"), image, mask, row))
-    ids = _unique_ids([Path(image) for _, image, _, _ in entries])
-    items = _by_page(
-        Item(safe_name(str(named)) if named else made, image, mask, row.get("split") or None)
-        for made, (named, image, mask, row) in zip(ids, entries, strict=True)
+        items.append(Item(str(row.get("id") or ""), image, mask, row.get("split") or None))
+    ids = _unique_ids([item.image for item in items])
+    named = (
+        dataclasses.replace(item, id=safe_name(item.id) or made)
+        for made, item in zip(ids, items, strict=True)
     )
-    _check_unique(path, (item.id for item in items))
-    return Dataset(path.stem, items)
+    return Dataset(path.stem, _unique(path, _by_page(named)))
 
 
-def open_layout(
-    name: str, folder: Path, *, split: str | None = None, strict: bool = False
-) -> Dataset:
-    """A data set of `LAYOUTS` from the folder it was unpacked to.
-
-    Raises:
-        DatasetError: as `open_dataset`.
-    """
+def _open_layout(name: str, folder: Path, split: str | None, strict: bool) -> Dataset:
+    """A data set of `LAYOUTS` from the folder it was unpacked to."""
     layout = LAYOUTS[name]
     if not folder.is_dir():
         raise DatasetError(
@@ -218,13 +206,10 @@ def _open_path(text: str) -> Dataset:
 
 
 def _only(dataset: Dataset, split: str | None) -> Dataset:
-    if split is None:
-        return dataset
-    items = tuple(item for item in dataset.items if item.split == split)
-    if not items:
-        known = sorted({item.split for item in dataset.items if item.split})
-        has = "it has " + ", ".join(known) if known else "it has none"
-        raise DatasetError(f"{dataset.name} has no split '{split}': {has}.")
+    items = tuple(item for item in dataset.items if split in (None, item.split))
+    if split is not None and not items:
+        known = ", ".join(sorted({item.split for item in dataset.items if item.split})) or "none"
+        raise DatasetError(f"{dataset.name} has no split '{split}': it has {known}.")
     return dataclasses.replace(dataset, items=items)
 
 
@@ -233,36 +218,32 @@ def _by_page(items: Iterable[Item]) -> tuple[Item, ...]:
     expanded = []
     for item in items:
         pages = page_numbers(item.image)
-        masks = () if item.mask is None else page_numbers(item.mask)
-        if item.mask is not None and len(pages) != len(masks):
+        masks = pages if item.mask is None else page_numbers(item.mask)
+        if len(pages) != len(masks):
             raise DatasetError(
                 f"{item.image} has {len(pages) or 1} pages and its mask {item.mask} has "
                 f"{len(masks) or 1}: masks pair with images page by page."
             )
-        for index, number in enumerate(pages):
-            page = dataclasses.replace(
-                item,
-                id=page_name(item.id, number),
-                image=Page(item.image, number),
-                mask=None if item.mask is None else Page(item.mask, masks[index]),
-                page=number,
-            )
-            expanded.append(page)
+        for number, other in zip(pages, masks, strict=True):
+            mask = None if item.mask is None else Page(item.mask, other)
+            name, image = page_name(item.id, number), Page(item.image, number)
+            expanded.append(Item(name, image, mask, item.split, number))
         expanded += [] if pages else [item]
     return tuple(expanded)
 
 
-def _by_stem(folder: Path, listing: Listing) -> dict[str, Path]:
-    """Image files by stem, in the order of their stems."""
+def _by_stem(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The image files of a folder by stem, in the order of their stems; and what is left out."""
     paths: dict[str, Path] = {}
+    listing = list_images(folder)
     for path in listing.files:
-        if path.stem in paths:
+        other = paths.setdefault(path.stem, path)
+        if other is not path:
             raise DatasetError(
-                f"{folder} holds both {paths[path.stem].name} and {path.name}: files pair by "
-                f"stem, so keep one of them."
+                f"{folder} holds both {other.name} and {path.name}: files pair by stem, so keep "
+                "one of them."
             )
-        paths[path.stem] = path
-    return dict(sorted(paths.items()))
+    return dict(sorted(paths.items())), listing.left_out
 
 
 def _check_pairs(folder: Path, images: dict[str, Path], masks: dict[str, Path]) -> None:
@@ -271,27 +252,29 @@ def _check_pairs(folder: Path, images: dict[str, Path], masks: dict[str, Path]) 
         return
     shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
     endings = ("_segmentation", "_Segmentation", "-GTM", "_mask")
-    ending = next((e for e in endings if any(stem.endswith(e) for stem in masks)), None)
-    hint = (
-        f"rename the masks, which end in {ending}, to their images' stems"
-        if ending
-        else "add masks of the same stem, or take these images away"
-    )
+    ending = next((end for end in endings if any(stem.endswith(end) for stem in masks)), None)
+    hint = "add masks of the same stem, or take these images away"
+    if ending is not None:
+        hint = f"rename the masks, which end in {ending}, to their images' stems"
     raise DatasetError(
         f"{len(missing)} of {len(images)} images have no mask in {folder} ({shown}): {hint}."
     )
 
 
-def _layout_items(layout: Layout, folder: Path) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    ways = (*layout.alternatives, (Part("images", "masks"),))
+def _layout_items(layout: Layout, folder: Path) -> tuple[tuple[Item, ...], list[str]]:
+    """The items of the first way that is there, and what its folders hold beside them."""
+    ways = (*layout.ways, (Part("images", "masks"),))
     for way in ways:
-        present = [part for part in way if (folder / part.images).is_dir()]
-        present = [part for part in present if (folder / part.masks).is_dir()]
+        items: list[Item] = []
+        left_out: list[str] = []
+        roots = [(folder / part.images, folder / part.masks, part) for part in way]
+        present = [root for root in roots if root[0].is_dir() and root[1].is_dir()]
+        for images_in, masks_in, part in present:
+            images, masks = (list_images(root, recursive=True) for root in (images_in, masks_in))
+            left_out += [*images.left_out, *masks.left_out]
+            items += _part_items(part, images_in, masks_in, sorted(images.files), masks.files)
         if present:
-            parts = [_part_items(folder, part) for part in present]
-            items = _by_page(item for items, _ in parts for item in items)
-            _check_unique(folder, (item.id for item in items))
-            return items, tuple(message for _, left_out in parts for message in left_out)
+            return _unique(folder, _by_page(items)), left_out
     folders = "; or ".join(
         ", ".join(f"{part.images} with {part.masks}" for part in way) for way in ways
     )
@@ -301,41 +284,39 @@ def _layout_items(layout: Layout, folder: Path) -> tuple[tuple[Item, ...], tuple
     )
 
 
-def _part_items(folder: Path, part: Part) -> tuple[list[Item], tuple[str, ...]]:
+def _part_items(
+    part: Part, images_in: Path, masks_in: Path, images: Sequence[Path], masks: Sequence[Path]
+) -> list[Item]:
     """Pairs by the path below the part's folders, its stem with the part's suffix."""
-    roots = folder / part.images, folder / part.masks
-    listings = [list_images(root, recursive=True) for root in roots]
-    images = sorted(listings[0].files)
-    masks = {path.relative_to(roots[1]).with_suffix(""): path for path in listings[1].files}
-    keys = [path.relative_to(roots[0]).with_suffix("") for path in images]
+    keys = [path.relative_to(images_in).with_suffix("") for path in images]
+    by_path = {path.relative_to(masks_in).with_suffix(""): path for path in masks}
     # Masks may also carry their image's bare stem, as in copies that people hand on.
-    paired = [masks.get(key.with_name(key.name + part.suffix)) or masks.get(key) for key in keys]
+    paired = [by_path.get(key.with_name(key.name + part.suffix), by_path.get(key)) for key in keys]
     _check_pairs(
-        roots[1],
+        masks_in,
         {str(key): path for key, path in zip(keys, images, strict=True)},
         {str(key): path for key, path in zip(keys, paired, strict=True) if path is not None},
     )
-    items = [
-        Item(id, image, mask, part.split)
-        for id, image, mask in zip(_unique_ids(images), images, paired, strict=True)
-    ]
-    return items, (*listings[0].left_out, *listings[1].left_out)
+    named = zip(_unique_ids(images), images, paired, strict=True)
+    return [Item(id, image, mask, part.split) for id, image, mask in named]
 
 
-def _with_splits(items: Iterable[Item], folder: Path, name: str) -> tuple[Item, ...]:
-    items = tuple(items)
+def _with_splits(items: tuple[Item, ...], folder: Path, name: str) -> tuple[Item, ...]:
+    """The items with the splits of CUB's two files, of which each line begins with a number."""
     split_file = next((path for path in sorted(folder.rglob(name)) if path.is_file()), None)
     names = split_file and split_file.with_name("images.txt")
     if split_file is None or names is None or not names.is_file():
         return items
-    flags = dict(
-        line.split() for line in split_file.read_text("utf-8").splitlines() if line.strip()
+    flags, images = (
+        dict(
+            line.split(maxsplit=1) for line in path.read_text("utf-8").splitlines() if line.strip()
+        )
+        for path in (split_file, names)
     )
-    by_stem = {}
-    for line in names.read_text("utf-8").splitlines():
-        if line.strip():
-            number, image = line.split(maxsplit=1)
-            by_stem[Path(image).stem] = "train" if flags.get(number) == "1" else "test"
+    by_stem = {
+        Path(image).stem: "train" if flags.get(number, "").strip() == "1" else "test"
+        for number, image in images.items()
+    }
     return tuple(
         dataclasses.replace(item, split=by_stem.get(Path(item.image).stem)) for item in items
     )
@@ -390,9 +371,13 @@ def _unique_ids(paths: Sequence[Path]) -> list[str]:
     return [safe_name("__".join(path.parts)) for path in paths]
 
 
-def _check_unique(where: Path, ids: Iterable[str]) -> None:
+def _unique(where: Path, items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """The items themselves; raises DatasetError if two of them have one id."""
     seen: set[str] = set()
-    for id in ids:
-        if id in seen:
-            raise DatasetError(f"{where} names '{id}' twice: keep one, or give each its own id.")
-        seen.add(id)
+    for item in items:
+        if item.id in seen:
+            raise DatasetError(
+                f"{where} names '{item.id}' twice: keep one, or give each its own id."
+            )
+        seen.add(item.id)
+    return items

@@ -7,20 +7,19 @@ import re
 from typing import Any
 
 from unseg_jax.data.dataset import Dataset, Item
-from unseg_jax.data.images import DEFAULT_RULE, MaskRule
-from unseg_jax.errors import DatasetError, nearest
+from unseg_jax.data.truths import DEFAULT_RULE, MaskRule
+from unseg_jax.errors import DatasetError, nearest, why
 
 _SPEC = re.compile(
     r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<version>\d+\.[\d*]+\.[\d*]+))?(?::(?P<split>.+))?"
 )
+_IMAGE, _MASK = "image", "segmentation_mask"
 _KNOWN = {
     "caltech_birds2011": (
-        "segmentation_mask",
         MaskRule(threshold=199),
         "birds are mask values of at least 200, where most annotators agree",
     ),
     "oxford_iiit_pet": (
-        "segmentation_mask",
         MaskRule(values=(1, 3)),
         "pets are the trimap's values 1 (pet) and 3 (boundary, counted as foreground)",
     ),
@@ -86,36 +85,31 @@ def open_tfds(
     split = match["split"] or split
     builder = _builder(builder_name, data_dir)
     features = _flat(builder.info.features)
-    mask_default, rule, words = _KNOWN.get(
-        name.split("/")[0], ("segmentation_mask", DEFAULT_RULE, "")
-    )
-    image_key = image_key or "image"
-    _check_feature(spec, image_key, features)
-    if mask_key is not None:
-        _check_feature(spec, mask_key, features)
-    elif mask_default in features:
-        mask_key = mask_default
+    rule, words = _KNOWN.get(name.split("/")[0], (DEFAULT_RULE, ""))
+    image_key = image_key or _IMAGE
+    mask_key = mask_key or (_MASK if _MASK in features else None)
+    for key in filter(None, (image_key, mask_key)):
+        if key not in features:
+            known = ", ".join(sorted(features))
+            raise DatasetError(f"tfds:{spec} has no feature '{key}': name one of {known}.")
     items: list[Item] = []
     for part in [split] if split else sorted(builder.info.splits):
-        size = _split_size(builder, spec, part)
-        room = size if limit is None else min(size, limit - len(items))
-        for index in range(room):
+        try:
+            size = builder.info.splits[part].num_examples
+        except Exception:  # TFDS parses splits such as train[:10%] and complains in many ways
+            known = ", ".join(builder.info.splits)
+            raise DatasetError(f"tfds:{spec} has no split '{part}': it has {known}.") from None
+        label = re.sub(r"[^A-Za-z0-9]+", "-", part).strip("-")
+        for index in range(size if limit is None else min(size, limit - len(items))):
             where = builder_name, data_dir, part, index
             mask = Record(*where, mask_key) if mask_key else None
-            items.append(Item(_id(part, index), Record(*where, image_key), mask, part))
+            items.append(Item(f"{label}-{index:06d}", Record(*where, image_key), mask, part))
     if items:
         _try_reading(items[0].image)
-    notes = []
-    if words:
-        notes.append(f"{name}: {words}.")
+    notes = [f"{name}: {words}."] if words else []
     if mask_key is None:
         notes.append(f"tfds:{name} has no mask feature: its images are segmented and not scored.")
     return Dataset(name.replace("/", "-"), tuple(items), rule, tuple(notes))
-
-
-def _id(split: str, index: int) -> str:
-    words = re.sub(r"[^A-Za-z0-9]+", "-", split).strip("-")
-    return f"{words}-{index:06d}"
 
 
 def _tfds():
@@ -154,14 +148,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
         raise DatasetError(message) from None
     except Exception as error:  # a builder's own code, a download: anything can be raised
         raise DatasetError(
-            f"TFDS cannot open or prepare '{name}' ({_reason(error)}): prepare it on a machine "
+            f"TFDS cannot open or prepare '{name}' ({why(error)}): prepare it on a machine "
             f"with network as array_record files, and set TFDS_DATA_DIR to their folder."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _try_reading(record: Record) -> None:
@@ -177,7 +166,7 @@ def _try_reading(record: Record) -> None:
         raise
     except Exception as error:
         raise DatasetError(
-            f"{record.name} cannot be read ({_reason(error)}): prepare the data set again."
+            f"{record.name} cannot be read ({why(error)}): prepare the data set again."
         ) from error
 
 
@@ -192,23 +181,9 @@ def _flat(features: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_feature(spec: str, key: str, features: dict[str, Any]) -> None:
-    if key not in features:
-        raise DatasetError(
-            f"tfds:{spec} has no feature '{key}': name one of {', '.join(sorted(features))}."
-        )
-
-
-def _split_size(builder: Any, spec: str, split: str) -> int:
-    try:
-        return builder.info.splits[split].num_examples
-    except Exception:  # TFDS parses splits such as train[:10%] and complains in many ways
-        known = ", ".join(builder.info.splits)
-        raise DatasetError(f"tfds:{spec} has no split '{split}': it has {known}.") from None
-
-
 @functools.lru_cache(maxsize=8)
 def _source(name: str, data_dir: str | None, split: str) -> Any:
+    """Random access to the records of a split, with their images still encoded."""
     tfds = _tfds()
     builder = _builder(name, data_dir)
     skip: dict[str, Any] = {}

@@ -1,6 +1,8 @@
 """What a mask's values mean: the rule that tells the object, and the truth that comes of it."""
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +16,7 @@ NONZERO = "nonzero"
 """As `foreground='nonzero'`: everything but 0, as in masks that number the objects."""
 VOID = 255
 """The value that class masks give to pixels that no class is known of."""
+_VALUE = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?|(?P<word>transparent|#[0-9a-f]{6})", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +122,18 @@ def parse_values(text: str) -> tuple[Value, ...] | str | None:
     if text == NONZERO:
         return NONZERO
     values: list[Value] = []
-    for part in (part.strip() for part in text.split(",")):
-        first, dash, last = part.partition("-")
-        if part.isdigit():
-            values.append(int(part))
-        elif dash and first.isdigit() and last.isdigit() and int(first) <= int(last) < 2**16:
-            values.extend(range(int(first), int(last) + 1))
-        elif part == "transparent" or (part[:1] == "#" and len(part) == 7 and _is_hex(part[1:])):
-            values.append(part)
-        else:
+    for part in text.split(","):
+        match = _VALUE.fullmatch(part.strip())
+        if match is None:
             return None
+        if match["word"]:
+            values.append(match["word"])
+            continue
+        first = int(match["first"])
+        last = int(match["last"] or first)
+        if not (first <= last < 2**16 or match["last"] is None):
+            return None
+        values += range(first, last + 1)
     return tuple(values)
 
 
@@ -151,24 +156,10 @@ def check_known(truth: Truth) -> Truth:
     return truth
 
 
-def _is_hex(text: str) -> bool:
-    return all(letter in "0123456789abcdef" for letter in text)
-
-
 def _runs(values: Sequence[Value]) -> Iterator[str]:
     """Values as text, with neighbours of three and more as "first-last"."""
-    index = 0
-    while index < len(values):
-        stop = index + 1
-        while (
-            stop < len(values)
-            and isinstance(values[index], int)
-            and values[stop] == values[index] + stop - index  # type: ignore[operator]
-        ):
-            stop += 1
-        if stop - index > 2:
-            yield f"{values[index]}-{values[stop - 1]}"
-            index = stop
-        else:
-            yield str(values[index])
-            index += 1
+    # Numbers that follow one another have the same distance to their places.
+    distances = (value - at if isinstance(value, int) else value for at, value in enumerate(values))
+    for _, run in itertools.groupby(zip(distances, values, strict=True), lambda pair: pair[0]):
+        names = [str(value) for _, value in run]
+        yield from (f"{names[0]}-{names[-1]}",) if len(names) > 2 else names

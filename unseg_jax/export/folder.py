@@ -24,9 +24,8 @@ from PIL import Image
 from unseg_jax.cache import compile_clock
 from unseg_jax.data.folders import FoundImages, ImageFile
 from unseg_jax.data.images import read_image
-from unseg_jax.data.loader import default_workers
+from unseg_jax.data.loader import Writer, default_workers
 from unseg_jax.data.pixel_size import pixel_size
-from unseg_jax.data.writer import Writer
 from unseg_jax.errors import DISK_FULL, ImageError, InputError, WriteError, printable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
