@@ -229,7 +229,7 @@ def test_what_cannot_be_hashed_cannot_be_a_loss():
 def config(**overrides):
     settings = Settings("data", "out", methods=("deepcut",), overrides=overrides)
     settings.check()
-    facts = {"dataset": "x", "notes": (), "backbone": "", "weights": "", "shard": (0, 1)}
+    facts = {"dataset": "x", "notes": (), "backbone": "", "weights": ""}
     return make_config(settings, settings.resolve_methods(), ["a"], **facts)
 
 

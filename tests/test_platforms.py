@@ -40,7 +40,7 @@ def test_every_module_can_be_imported_without_unix():
         "modules = pkgutil.walk_packages(unseg_jax.__path__, 'unseg_jax.')\n"
         "names = [m.name for m in modules if not m.name.endswith('__main__')]\n"
         "for name in names: importlib.import_module(name)\n"
-        "from unseg_jax.bench.run.job import Timing\n"
+        "from unseg_jax.bench.run.runner import Timing\n"
         "assert Timing().as_json()['peak_memory_mb'] is None\n"
         "print(len(names))\n"
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unseg_jax.bench import Settings, run
+from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.run import runner
 from unseg_jax.bench.run.engine import Engine
 
@@ -47,8 +47,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory):
-    """Sixty image and mask pairs: enough that a run has far to go when its first records appear."""
-    return _draw(tmp_path_factory.mktemp("data") / "many", 60)
+    """Forty image and mask pairs: enough that a run has far to go when its first records appear."""
+    return _draw(tmp_path_factory.mktemp("data") / "many", 40)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,7 +58,7 @@ def compiled_once():
 
     def engine_of(settings):
         methods = settings.resolve_methods()
-        if any(method.learns_from_set or method.fit != "stretch" for method in methods):
+        if any(method.learns_from_set or method.resize != "stretch" for method in methods):
             return Engine(settings)
         names = ("methods", "backbone", "seed", "dtype", "record_every", "overrides")
         key = repr([getattr(settings, name) for name in names])
@@ -83,6 +83,14 @@ def compiled_once():
         patch.setattr(runner, "Engine", engine_of)
         patch.setattr(Engine, "compile", compile_once)
         yield
+
+
+@pytest.fixture
+def no_device(monkeypatch):
+    """What the device finds is beside the point."""
+    error = BenchError("got as far as the device.")
+    monkeypatch.setattr(Engine, "compile", lambda *_: None)
+    monkeypatch.setattr(Engine, "run", lambda *_: (_ for _ in ()).throw(error))
 
 
 @pytest.fixture(scope="session")

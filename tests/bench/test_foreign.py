@@ -10,15 +10,11 @@ from pathlib import Path
 import pytest
 
 from unseg_jax.bench import BenchError, run
-from unseg_jax.bench.folder import file_stem, open_store
-from unseg_jax.bench.records import FILES, FOLDERS
-from unseg_jax.bench.run.engine import Engine
+from unseg_jax.bench.folder import FILES, file_stem, open_store
 from unseg_jax.bench.run.rescore import rescore
 from unseg_jax.bench.scale import merge, report
 from unseg_jax.runs.locking import LOCK
 from unseg_jax.runs.store import JOURNAL, MANIFEST
-
-fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
 
 PICTURES = (
     "masks/deepcut/000.png",
@@ -60,14 +56,6 @@ def made(chosen, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def no_device(monkeypatch):
-    """What the device finds is beside the point."""
-    error = BenchError("got as far as the device.")
-    monkeypatch.setattr(Engine, "compile", lambda *_: None)
-    monkeypatch.setattr(Engine, "run", lambda *_: (_ for _ in ()).throw(error))
-
-
 def put(folder, name, how, elsewhere):
     """A file of somebody else by a name of ours: plain, or reached through a link."""
     path = folder / name
@@ -98,12 +86,6 @@ COMMANDS = {
     "merge": lambda _, out: merge(out),
     "report": lambda _, out: report(out),
     "rescore": lambda _, out: rescore(out.with_name("source"), out, "published"),
-    "remote overwrite": lambda chosen, out: run(
-        chosen(f"file://{out}", overwrite=True, seed=1), quiet=True
-    ),
-    "remote resume": lambda chosen, out: run(chosen(f"file://{out}", resume=True), quiet=True),
-    "remote merge": lambda _, out: merge(f"file://{out}"),
-    "remote report": lambda _, out: report(f"file://{out}"),
 }
 
 
@@ -165,9 +147,8 @@ def test_a_copied_run_is_still_our_own(made, tmp_path, chosen):
     assert not (out / "masks").exists()
 
 
-@pytest.mark.parametrize("scheme", ["", "file://"])
 @pytest.mark.parametrize("place", [".", "images", "masks", "runs", ".."])
-def test_a_run_in_its_data_is_refused(data, tmp_path, scheme, place, chosen):
+def test_a_run_in_its_data_is_refused(data, tmp_path, place, chosen):
     folder = tmp_path / "above" / "data"
     shutil.copytree(data, folder)
     link = tmp_path / "link"
@@ -177,14 +158,14 @@ def test_a_run_in_its_data_is_refused(data, tmp_path, scheme, place, chosen):
     lists.write_text("image,mask\n" + f"{folder}/images/000.png,{folder}/masks/000.png\n")
     for spec in (folder, link, f"kvasir-seg:{folder}"):
         for base in (folder, link):
-            out = f"{scheme}{os.path.join(base, place)}"
+            out = os.path.join(base, place)
             if place == ".." and base == link:
                 continue
             with pytest.raises(BenchError, match=r"is, contains, or lies in .*choose a folder"):
                 run(chosen(out, overwrite=True, data=spec), quiet=True)
     if place in ("images", "masks", ".", ".."):
         with pytest.raises(BenchError, match="is, contains, or lies in"):
-            run(chosen(f"{scheme}{folder / place}", limit=1, data=lists), quiet=True)
+            run(chosen(folder / place, limit=1, data=lists), quiet=True)
     assert digests(folder) == before
 
 
@@ -237,38 +218,6 @@ def test_a_merge_does_not_replace_another_run(made, tmp_path, chosen):
     with pytest.raises(BenchError, match="seed is 1 there and 0 here"):
         merge(out)
     assert digests(out) == before
-
-
-def test_a_place_in_memory_keeps_what_is_not_ours(chosen, no_device):
-    system = fsspec.filesystem("memory")
-    for number, name in enumerate((*FILES, MANIFEST, JOURNAL, *PICTURES)):
-        url = f"memory://foreign/{number}"
-        system.pipe_file(f"/foreign/{number}/{name}", b"precious")
-        with pytest.raises(BenchError, match=r"was not written by this run|is not a manifest"):
-            run(chosen(url, overwrite=True), quiet=True)
-        with contextlib.suppress(BenchError):
-            run(chosen(url, resume=True, limit=1), quiet=True)
-        assert system.cat_file(f"/foreign/{number}/{name}") == b"precious"
-    assert set(FOLDERS) == {name.partition("/")[0] for name in PICTURES}
-
-
-def test_a_place_elsewhere_is_written_by_one_process(chosen):
-    import json
-    import time
-
-    system = fsspec.filesystem("memory")
-    lock = {"token": "x", "host": "another", "process": 7, "time": time.time()}
-    path = "/foreign/locked/.unseg_jax.lock.json"
-    system.pipe_file(path, json.dumps({"unseg_jax": lock}).encode())
-    with pytest.raises(BenchError, match="another process, 7 on another, was writing"):
-        run(chosen("memory://foreign/locked"), quiet=True)
-    system.pipe_file(path, json.dumps({"unseg_jax": lock | {"time": 0}}).encode())
-    run(chosen("memory://foreign/locked", limit=1), quiet=True)
-    assert not system.exists(path)
-    system.pipe_file(path, b"precious")
-    with pytest.raises(BenchError, match="was not written by this run"):
-        run(chosen("memory://foreign/locked", resume=True), quiet=True)
-    assert system.cat_file(path) == b"precious"
 
 
 @pytest.mark.parametrize("name", ["masks/deepcut/001.png", "thumbnails/truth/001.png"])

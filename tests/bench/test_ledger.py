@@ -5,9 +5,8 @@ import threading
 
 import pytest
 
-from unseg_jax.bench.folder import RunFolder
-from unseg_jax.bench.records import read_records
-from unseg_jax.bench.run.job import Ledger
+from unseg_jax.bench.folder import RunFolder, read_records
+from unseg_jax.bench.run.runner import Ledger
 from unseg_jax.data import Item
 from unseg_jax.errors import BenchError
 

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from unseg_jax.bench.folder import RunFolder, shard_folder
-from unseg_jax.bench.records import read_records
+from unseg_jax.bench.folder import RunFolder, read_records, shard_folder
 from unseg_jax.errors import BenchError, WriteError
 from unseg_jax.runs.journal import seal
 

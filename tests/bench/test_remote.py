@@ -1,34 +1,59 @@
 """Runs whose folder is at a URL: copied out in parts, and gone on with from there."""
 
+import contextlib
 import functools
 import json
-import shutil
+import time
 
 import pytest
 
 from unseg_jax.bench import BenchError, run
-from unseg_jax.bench.folder import open_store
+from unseg_jax.bench.folder import FILES, FOLDERS, open_store
 from unseg_jax.bench.scale import merge, report
 from unseg_jax.bench.scale.remote import Remote
 from unseg_jax.runs.journal import seal
+from unseg_jax.runs.store import JOURNAL, MANIFEST
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
+PARTS = "per_image.jsonl.parts"
 
 
 def lines(*ids):
     return "".join(map(seal, ({"id": id, "method": "deepcut", "error": None} for id in ids)))
 
 
-def ids(out):
-    return [json.loads(line)["id"] for line in (out / "per_image.jsonl").read_text().splitlines()]
+def ids(text):
+    return [json.loads(line)["id"] for line in text.splitlines()]
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+class Place:
+    """A folder in memory, as an object store is."""
 
+    def __init__(self, name):
+        self.url, self.root = f"memory://{name}", f"/{name}"
+        self.system = fsspec.filesystem("memory")
 
-def pictures(page):
-    return page.count('id="picture-')
+    def read(self, name):
+        return self.system.cat_file(f"{self.root}/{name}").decode()
+
+    def write(self, name, text):
+        self.system.pipe_file(f"{self.root}/{name}", text.encode())
+
+    def contents(self, below=""):
+        """What the files hold, by name, without those that know when they were written."""
+        top = f"{self.root}/{below}".rstrip("/")
+        found = {path.removeprefix(f"{top}/"): path for path in self.system.find(top)}
+        return {
+            name: self.system.cat_file(path)
+            for name, path in found.items()
+            if not name.endswith((MANIFEST, JOURNAL))
+        }
+
+    def lose_half(self):
+        """As if the machine had been lost with half of the records."""
+        part = f"shard-1-of-2/{PARTS}/000000.jsonl"
+        self.write(part, self.read(part).splitlines(keepends=True)[0])
+        self.system.rm(f"{self.root}/shard-1-of-2/per_image.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -36,149 +61,123 @@ def given(settings):
     return functools.partial(settings, limit=4)
 
 
-def lose_half(out):
-    """As if the machine had been lost with half of the records."""
-    part = out / "per_image.jsonl.parts" / "000000.jsonl"
-    kept = part.read_text().splitlines(keepends=True)[:1]
-    shutil.rmtree(part.parent)
-    part.parent.mkdir()
-    part.write_text("".join(kept))
-    (out / "per_image.jsonl").unlink()
-
-
 @pytest.fixture(scope="module")
-def made(given, tmp_path_factory):
-    out = tmp_path_factory.mktemp("made") / "run"
+def made(given):
     for index in range(2):
-        run(given(f"file://{out}", shard=(index, 2), save_masks=True), quiet=True)
-    return out
+        run(given("memory://made", shard=(index, 2), save_masks=True), quiet=True)
 
 
 @pytest.fixture
-def there(made, tmp_path):
+def place():
+    place = Place("there")
+    yield place
+    if place.system.exists(place.root):
+        place.system.rm(place.root, recursive=True)
+
+
+@pytest.fixture
+def there(made, place):
     """A run at a URL in two shards, of images 0 and 2 and of 1 and 3."""
-    return shutil.copytree(made, tmp_path / "there")
+    place.system.copy("/made", place.root, recursive=True)
+    return place
 
 
-def test_records_go_out_in_parts_and_come_back(tmp_path):
-    url = f"file://{tmp_path}/there"
-    (tmp_path / "here").mkdir()
-    records = tmp_path / "here" / "per_image.jsonl"
-    remote = Remote(url, tmp_path / "here")
+def test_records_go_out_in_parts_and_come_back(tmp_path, place):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    remote = Remote(place.url, here)
     remote.pull()
-    with open_store(tmp_path / "here") as store:
+    with open_store(here) as store:
         store.open_journal("per_image.jsonl").close()
         store.write({"config.json": b"{}"})
-    records.write_text(lines("a", "b") + '{"id": "to')
-    remote.push()
-    records.write_text(lines("a", "b", "c"))
-    remote.push()
-    remote.push()
-    parts = sorted((tmp_path / "there" / "per_image.jsonl.parts").iterdir())
-    assert [part.read_text() for part in parts] == [lines("a", "b"), lines("c")]
-    (tmp_path / "elsewhere").mkdir()
-    other = Remote(url, tmp_path / "elsewhere")
+    for text in (lines("a", "b") + '{"id": "to', lines("a", "b", "c"), lines("a", "b", "c")):
+        (here / "per_image.jsonl").write_text(text)
+        remote.push()
+    parts = place.contents(PARTS)
+    assert [part.decode() for part in parts.values()] == [lines("a", "b"), lines("c")]
+    other = Remote(place.url, elsewhere)
     other.pull()
-    assert (tmp_path / "elsewhere" / "per_image.jsonl").read_text() == lines("a", "b", "c")
-    assert (tmp_path / "elsewhere" / "config.json").read_text() == "{}"
-    with open(tmp_path / "elsewhere" / "per_image.jsonl", "a") as file:
+    assert (elsewhere / "per_image.jsonl").read_text() == lines("a", "b", "c")
+    assert (elsewhere / "config.json").read_text() == "{}"
+    with open(elsewhere / "per_image.jsonl", "a") as file:
         file.write(lines("d"))
     other.push(last=True)
-    assert (tmp_path / "there" / "per_image.jsonl").read_text() == lines("a", "b", "c", "d")
-    assert len(list((tmp_path / "there" / "per_image.jsonl.parts").iterdir())) == 3
+    assert place.read("per_image.jsonl") == lines("a", "b", "c", "d")
+    assert len(place.contents(PARTS)) == 3
     other.clear()
-    assert not list((tmp_path / "there").iterdir())
+    assert not place.system.find(place.root)
 
 
-def test_a_run_is_written_and_resumed_at_a_url(given):
-    url = "memory://bench/run"
-    summary = run(given(url), quiet=True)
-    system = fsspec.filesystem("memory")
-    assert json.loads(system.cat_file("/bench/run/summary.json")) == summary
-    assert system.cat_file("/bench/run/per_image.jsonl").count(b"\n") == 4
-    assert system.exists("/bench/run/thumbnails/image/000.jpg")
-    with pytest.raises(BenchError, match=r"^memory://bench/run holds a run already"):
-        run(given(url), quiet=True)
-    with pytest.raises(BenchError, match=r"^the run in memory://bench/run has another config"):
-        run(given(url, seed=1, resume=True), quiet=True)
-    # Half of the records are lost with the machine.
-    part = system.cat_file("/bench/run/per_image.jsonl.parts/000000.jsonl")
-    half = b"".join(part.splitlines(keepends=True)[:2])
-    system.pipe_file("/bench/run/per_image.jsonl.parts/000000.jsonl", half)
-    again = run(given(url, resume=True), quiet=True)
+def test_a_run_is_written_and_resumed_at_a_url(given, place):
+    summary = run(given(place.url), quiet=True)
+    assert json.loads(place.read("summary.json")) == summary
+    assert place.read("per_image.jsonl").count("\n") == 4
+    assert "thumbnails/image/000.jpg" in place.contents()
+    with pytest.raises(BenchError, match=r"^memory://there holds a run already"):
+        run(given(place.url), quiet=True)
+    with pytest.raises(BenchError, match=r"^the run in memory://there has another config"):
+        run(given(place.url, seed=1, resume=True), quiet=True)
+    part = f"{PARTS}/000000.jsonl"
+    place.write(part, "".join(place.read(part).splitlines(keepends=True)[:2]))
+    again = run(given(place.url, resume=True), quiet=True)
     assert again["methods"]["deepcut"]["miou"] == summary["methods"]["deepcut"]["miou"]
-    assert system.cat_file("/bench/run/per_image.jsonl").count(b"\n") == 4
+    assert place.read("per_image.jsonl").count("\n") == 4
     # The report shows the pictures of both sessions.
-    assert pictures(system.cat_file("/bench/run/report.html").decode()) == 4
+    assert place.read("report.html").count('id="picture-') == 4
 
 
-def test_overwriting_a_shard_leaves_its_siblings(there, given):
-    (there / "shard-0-of-2" / "per_image.jsonl").write_text("")
-    before = contents(there / "shard-1-of-2")
-    run(given(f"file://{there}", shard=(0, 2), overwrite=True), quiet=True)
-    assert contents(there / "shard-1-of-2") == before
-    assert sorted(ids(there / "shard-0-of-2")) == ["000", "002"]
-    assert not (there / "shard-0-of-2" / "masks").exists()
-
-
-def test_overwriting_a_run_leaves_what_is_not_its_own(there, given):
-    run(given(f"file://{there}", seed=1), quiet=True)
-    (there / "notes.txt").write_text("mine")
-    before = contents(there / "shard-1-of-2")
-    run(given(f"file://{there}", overwrite=True), quiet=True)
-    assert contents(there / "shard-1-of-2") == before
-    assert (there / "notes.txt").read_text() == "mine"
-    assert sorted(ids(there)) == ["000", "001", "002", "003"]
+def test_overwriting_leaves_the_siblings_and_what_is_not_its_own(there, given):
+    there.write("shard-0-of-2/per_image.jsonl", "")
+    there.write("notes.txt", "mine")
+    before = there.contents("shard-1-of-2")
+    run(given(there.url, shard=(0, 2), overwrite=True), quiet=True)
+    assert sorted(ids(there.read("shard-0-of-2/per_image.jsonl"))) == ["000", "002"]
+    assert not [name for name in there.contents("shard-0-of-2") if name.startswith("masks")]
+    for seed in (1, 0):
+        run(given(there.url, seed=seed, overwrite=not seed), quiet=True)
+    assert sorted(ids(there.read("per_image.jsonl"))) == ["000", "001", "002", "003"]
+    assert there.contents("shard-1-of-2") == before
+    assert there.read("notes.txt") == "mine"
 
 
 def test_shards_do_not_write_each_others_folders(there, monkeypatch, given):
-    lose_half(there / "shard-1-of-2")
-    url, pull, pulled = f"file://{there}", Remote.pull, []
+    there.lose_half()
+    pull, pulled = Remote.pull, []
 
     def pull_and_let_the_sibling_finish(self):
         pull(self)
         monkeypatch.setattr(Remote, "pull", pull)
-        settings = given(url, shard=(1, 2), save_masks=True, resume=True)
-        run(settings, quiet=True)
-        pulled.extend(path.name for path in self.folder.parent.glob("*-of-*"))
+        run(given(there.url, shard=(1, 2), save_masks=True, resume=True), quiet=True)
+        pulled.extend(path.name for path in self.root.glob("*-of-*"))
 
     monkeypatch.setattr(Remote, "pull", pull_and_let_the_sibling_finish)
-    settings = given(url, shard=(0, 2), save_masks=True, resume=True)
-    run(settings, quiet=True)
-    assert ids(there / "shard-1-of-2") == ["001", "003"]
+    run(given(there.url, shard=(0, 2), save_masks=True, resume=True), quiet=True)
+    assert ids(there.read("shard-1-of-2/per_image.jsonl")) == ["001", "003"]
     assert pulled == ["shard-0-of-2"]
 
 
-def test_shards_are_merged_and_reported_at_a_url(there, data, given):
-    url = f"file://{there}"
-    lose_half(there / "shard-1-of-2")
-    with pytest.raises(BenchError, match=f"{url}/shard-1-of-2 is not finished"):
-        merge(url)
-    assert not (there / "per_image.jsonl").exists()
-    run(given(url, shard=(1, 2), save_masks=True, resume=True), quiet=True)
+def test_shards_are_merged_and_reported_at_a_url(there, given):
+    there.lose_half()
+    with pytest.raises(BenchError, match=f"{there.url}/shard-1-of-2 is not finished"):
+        merge(there.url)
+    assert "per_image.jsonl" not in there.contents()
+    run(given(there.url, shard=(1, 2), save_masks=True, resume=True), quiet=True)
     for _ in range(2):  # as often as wanted
-        merge(url)
-        assert ids(there) == ["000", "002", "001", "003"]
-        assert json.loads((there / "summary.json").read_text())["complete"]
-        assert pictures((there / "report.html").read_text()) == 4
-        masks = contents(there / "masks")
-        assert [path.stem for path in masks] == ["000", "001", "002", "003"]
-        for shard, id in enumerate(("000", "001")):
-            own = there / f"shard-{shard}-of-2" / "masks" / "deepcut" / f"{id}.png"
-            assert masks[there / "masks" / "deepcut" / f"{id}.png"] == own.read_bytes()
-
-    def written():
-        return {path: data for path, data in contents(there).items() if path.stem != "unseg_jax"}
-
-    before = written()
+        merge(there.url)
+        assert ids(there.read("per_image.jsonl")) == ["000", "002", "001", "003"]
+        assert json.loads(there.read("summary.json"))["complete"]
+        assert there.read("report.html").count('id="picture-') == 4
+        masks = there.contents("masks/deepcut")
+        own = there.contents("shard-0-of-2/masks/deepcut")
+        assert masks == own | there.contents("shard-1-of-2/masks/deepcut")
+        assert len(masks) == 4
+    before = there.contents()
     for name in ("summary.json", "report.html"):
-        (there / name).unlink()
-    report(url)
-    assert written() == before
-
+        there.system.rm(f"{there.root}/{name}")
+    report(there.url)
+    assert there.contents() == before
     # The merged run can be gone on with: its records are there in parts as well.
-    run(given(url, save_masks=True, resume=True), quiet=True)
-    assert ids(there) == ["000", "002", "001", "003"]
+    run(given(there.url, save_masks=True, resume=True), quiet=True)
+    assert ids(there.read("per_image.jsonl")) == ["000", "002", "001", "003"]
 
 
 @pytest.mark.parametrize("command", [merge, report])
@@ -187,25 +186,63 @@ def test_a_url_without_a_run_is_named(command):
         command("memory://bench/none")
 
 
-def test_records_that_are_there_whole_only_are_read(tmp_path):
+def test_records_that_are_there_whole_only_are_read(tmp_path, place):
     """As in a run that was copied there by hand."""
-    with open_store(tmp_path / "there") as store:
+    with open_store(tmp_path / "run") as store:
         store.rewrite_journal("per_image.jsonl", [lines("a", "b")])
-    (tmp_path / "here").mkdir()
-    remote = Remote(f"file://{tmp_path}/there", tmp_path / "here")
+    place.system.put(str(tmp_path / "run"), place.root, recursive=True)
+    here = tmp_path / "here"
+    remote = Remote(place.url, here)
     remote.pull()
-    assert ids(tmp_path / "here") == ["a", "b"]
+    assert ids((here / "per_image.jsonl").read_text()) == ["a", "b"]
     remote.push()
-    part = tmp_path / "there" / "per_image.jsonl.parts" / "000000.jsonl"
-    assert part.read_text() == lines("a", "b")
-    # Once lines are taken out, all are sent anew.
-    with open_store(tmp_path / "here") as store:
+    assert place.read(f"{PARTS}/000000.jsonl") == lines("a", "b")
+    # Once lines are taken out, all are sent again.
+    with open_store(here) as store:
         store.rewrite_journal("per_image.jsonl", [lines("b")])
     remote.push()
-    assert part.read_text() == lines("b")
-    assert ids(tmp_path / "there") == ["b"]
+    assert place.read(f"{PARTS}/000000.jsonl") == lines("b")
+    assert ids(place.read("per_image.jsonl")) == ["b"]
 
 
 def test_unknown_places_are_one_sentence(given):
     with pytest.raises(BenchError, match=r"nowhere://x cannot be opened.*or choose a folder"):
         run(given("nowhere://x"), quiet=True)
+
+
+def test_a_file_url_is_a_folder_of_this_machine(given, tmp_path):
+    summary = run(given(f"file://{tmp_path}/run", limit=1), quiet=True)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert not (tmp_path / "run" / PARTS).exists()
+
+
+PICTURES = ("masks/mine.png", "thumbnails/image/000.jpg", "models/deepcut.safetensors")
+
+
+def test_what_is_not_ours_is_kept(given, place, no_device):
+    names = (*FILES, MANIFEST, JOURNAL, *PICTURES, f"{PARTS}/000000.jsonl")
+    for number, name in enumerate(names):
+        own = Place(f"there/{number}")
+        own.write(name, "precious")
+        with pytest.raises(BenchError, match=r"was not written by this run|is not a manifest"):
+            run(given(own.url, overwrite=True), quiet=True)
+        for command in (lambda url: run(given(url, resume=True), quiet=True), report, merge):
+            with contextlib.suppress(BenchError):
+                command(own.url)
+        assert own.read(name) == "precious"
+    assert set(FOLDERS) == {name.partition("/")[0] for name in PICTURES}
+
+
+def test_a_place_elsewhere_is_written_by_one_process(given, place):
+    lock = {"token": "x", "host": "another", "process": 7, "time": time.time()}
+    path = ".unseg_jax.lock.json"
+    place.write(path, json.dumps({"unseg_jax": lock}))
+    with pytest.raises(BenchError, match="another process, 7 on another, was writing"):
+        run(given(place.url), quiet=True)
+    place.write(path, json.dumps({"unseg_jax": lock | {"time": 0}}))
+    run(given(place.url, limit=1), quiet=True)
+    assert path not in place.contents()
+    place.write(path, "precious")
+    with pytest.raises(BenchError, match="was not written by this run"):
+        run(given(place.url, resume=True), quiet=True)
+    assert place.read(path) == "precious"

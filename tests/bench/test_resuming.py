@@ -11,8 +11,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from unseg_jax.bench import BenchError, Settings, run, summarise, write_summary
-from unseg_jax.bench.folder import file_stem, identity
-from unseg_jax.bench.records import read_config, read_records, read_sessions
+from unseg_jax.bench.folder import (
+    check_same,
+    file_stem,
+    identity,
+    read_config,
+    read_records,
+    read_sessions,
+)
 from unseg_jax.bench.run.items import Preparer
 from unseg_jax.bench.run.settings import make_config
 from unseg_jax.bench.scale import merge
@@ -94,10 +100,8 @@ def test_strict_sees_a_change_that_size_and_time_hide(copy, prepared, records):
 def test_another_feature_of_the_data_is_another_run(tmp_path):
     def config(**keys):
         chosen = Settings("tfds:x", "out", **keys)
-        facts = {"dataset": "x", "notes": (), "backbone": "", "weights": "", "shard": (0, 1)}
+        facts = {"dataset": "x", "notes": (), "backbone": "", "weights": ""}
         return make_config(chosen, [], ["a"], **facts)
-
-    from unseg_jax.bench.folder import check_same
 
     for key in ("image_key", "mask_key"):
         with pytest.raises(BenchError, match=f"{key} is null there and .*other.* here"):

@@ -10,7 +10,12 @@ import typer
 from typer.core import TyperGroup
 
 from unseg_jax.bench import BenchError, format_table, run
-from unseg_jax.bench.run.settings import command_parameters, settings_from
+from unseg_jax.bench.run.settings import (
+    Option,
+    command_parameter,
+    command_parameters,
+    settings_from,
+)
 from unseg_jax.bench.scale import merge, report
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.data.truths import parse_values
@@ -56,24 +61,20 @@ def bench(*, distributed: bool, quiet: bool, **options: Any) -> None:
         raise typer.Exit(1)
 
 
-def _flag(name: str, help: str) -> inspect.Parameter:
-    option = typer.Option(f"--{name}", help=help, rich_help_panel="The run")
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
-    )
-
-
+_FLAGS = {
+    "distributed": "Join the other processes of this job (SLURM, MPI, Kubernetes) and take one "
+    "shard each, by jax.distributed.",
+    "quiet": "No progress bar.",
+}
 # Typer makes the options from the signature, and the signature comes from `Settings`.
 bench.__annotations__ = {}
 bench.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *command_parameters(),
-        _flag(
-            "distributed",
-            "Join the other processes of this job (SLURM, MPI, Kubernetes) and take one shard "
-            "each, by jax.distributed.",
+        *(
+            command_parameter(name, Option(help, (f"--{name}",), panel="The run"), bool, False)
+            for name, help in _FLAGS.items()
         ),
-        _flag("quiet", "No progress bar."),
     ]
 )
 app.command(

@@ -17,35 +17,36 @@ DIR/config.json       what the run is; a run with another config may not go on w
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.records import (
-    CONFIG,
-    FILES,
-    FOLDERS,
-    RECORDS,
-    SESSIONS,
-    load_config,
-    read_config,
-    read_records,
-)
+from unseg_jax.bench.score.protocols import Protocol
+from unseg_jax.bench.score.scoring import are_truth_fields
 from unseg_jax.errors import BenchError
-from unseg_jax.runs.journal import seal_lines
+from unseg_jax.runs.journal import damaged, read_lines, seal_lines
 from unseg_jax.runs.locking import RunLock
 from unseg_jax.runs.store import Store
 
+CONFIG, RECORDS, SESSIONS, SUMMARY, REPORT = FILES = (
+    "config.json",
+    "per_image.jsonl",
+    "sessions.jsonl",
+    "summary.json",
+    "report.html",
+)
+FOLDERS = ("masks", "thumbnails", "models")
 # These change how fast a run goes, or where its data lie and what that place is called; the
 # images themselves are compared one by one.
 _FREE = ("data", "dataset", "notes", "batch_size")
 _LONGEST = 120
 _FORBIDDEN = frozenset('<>:"/\\|?*')
-_SHARD = re.compile(r"shard-(\d+)-of-(\d+)")
 
 
 def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
@@ -56,7 +57,7 @@ def shard_folder(folder: Path, shard: tuple[int, int]) -> Path:
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON as it is written to `config.json` and `summary.json`."""
+    """JSON as `config.json` and `summary.json` hold it."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -93,8 +94,7 @@ def identity(config: Mapping[str, Any]) -> str:
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:
     """Raises BenchError that says in what two configs differ, if they do."""
-    differences = list(_differences(old, new))
-    if differences:
+    if differences := list(_differences(old, new)):
         shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
         raise BenchError(
             f"the run in {where} has another config ({shown}): resume it with its own options, "
@@ -109,30 +109,152 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
                 inner = f"{name}.{key}" if name else key
                 yield from _differences(old.get(key), new.get(key), inner)
     elif old != new:
-        yield f"{name} is {_short(old)} there and {_short(new)} here"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+        there, here = (
+            text if len(text) <= 40 else text[:37] + "..." for text in map(json.dumps, (old, new))
+        )
+        yield f"{name} is {there} there and {here} here"
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The folders of the shards in a run's folder, in order.
-
-    Raises:
-        BenchError: a folder is named as a shard and holds a run, but is not that shard.
-    """
+    """The folders of the shards in a run's folder, in order. Raises BenchError for copies."""
     folders = sorted(folder for folder in path.glob("shard-*-of-*") if (folder / CONFIG).exists())
     for folder in folders:
-        match = _SHARD.fullmatch(folder.name)
-        shard = read_config(folder)["shard"]
-        if match is None or [int(match[1]), int(match[2])] != shard:
+        index, count = shard = read_config(folder)["shard"]
+        if not re.fullmatch(rf"shard-0*{index}-of-0*{count}", folder.name):
             raise BenchError(
                 f"{folder} holds shard {shard[0]} of {shard[1]} under another name, as a copy "
                 f"does: move it away, or give it its own name."
             )
     return folders
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a run's `config.json`. Raises BenchError if there is none."""
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BenchError(
+            f"{path / CONFIG} cannot be read ({error}): name a run's folder."
+        ) from None
+    if not isinstance(config, dict):
+        raise BenchError(f"{path / CONFIG} is no run's config: it must hold a JSON object.")
+    return config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`load_config` with all that summaries and reports read of it. Raises BenchError."""
+    config = load_config(path)
+    for key, is_right in _CONFIG.items():
+        if not is_right(config.get(key)):
+            raise BenchError(
+                f"{path / CONFIG} is no run's config ({key} is missing or of another kind): "
+                f"put the original file back."
+            )
+    return config
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(value: Any, is_right: Callable[[Any], bool], *lengths: int) -> bool:
+    is_long = isinstance(value, list) and (not lengths or len(value) in lengths)
+    return is_long and all(map(is_right, value))
+
+
+def _is_protocol(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {field.name for field in dataclasses.fields(Protocol)}
+        and value["family"] in ("honest", "published")
+        and _is_string(value["name"])
+        and (value["crop"] is None or _is_count(value["crop"]))
+    )
+
+
+# What summaries and reports read of a config, and what it must be.
+_CONFIG: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("data", "dataset", "backbone"), _is_string),
+    **dict.fromkeys(("images", "seed", "every"), _is_count),
+    "notes": lambda value: _is_list(value, _is_string),
+    "protocol": _is_protocol,
+    "methods": lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(one, dict) and _is_count(one.get("epochs")) for one in value.values())
+    ),
+    "shard": lambda value: _is_list(value, _is_count, 2) and value[0] < value[1],
+}
+
+
+def read_records(path: Path, run: str | None = None) -> Iterator[dict[str, Any]]:
+    """The records in a run's folder, in the order of writing; a torn last line is left out.
+
+    Raises:
+        BenchError: a line is damaged, holds what no record can, or is of another run than the one
+            whose `identity` is given.
+    """
+    file = path / RECORDS
+    for number, record in enumerate(read_lines(file), start=1):
+        problem = _record_problem(record)
+        if problem is not None:
+            raise damaged(file, number, problem)
+        if run is not None and record.get("run", run) != run:
+            raise BenchError(
+                f"line {number} of {file} was made with another config: remove that line, and "
+                f"--resume, or choose another --out."
+            )
+        yield record
+
+
+# Scores lie between 0 and 1 but for those that compare with chance or with a mean.
+_RANGES = {
+    **dict.fromkeys(("iou", "dice", "pixel_accuracy", "mae", "corloc"), (0.0, 1.0)),
+    **dict.fromkeys(("ari", "s_measure", "e_measure", "f_measure", "f_everything"), (-1.0, 1.0)),
+    **dict.fromkeys(("seconds", "shared_seconds", "confidence"), (-math.inf, math.inf)),
+    "nmi": (-1.0, 1.0),
+}
+
+
+def _record_problem(record: Mapping[str, Any]) -> str | None:
+    """What is wrong with a record, in a few words."""
+    for name in ("id", "method", "error"):
+        value = record.get(name)
+        if not (_is_string(value) or (name == "error" and value is None)):
+            return f"{name} is no string"
+    for name, (low, high) in _RANGES.items():
+        value = record.get(name)
+        if value is not None and not _within(value, low, high):
+            return f"{name} is {value!r}"
+    if not _is_list(record.get("iou_by_epoch", []), lambda value: _within(value, 0.0, 1.0)):
+        return "iou_by_epoch is no list of scores"
+    box = record.get("box")
+    if box is not None and not _is_list(box, lambda side: type(side) is int, 4):
+        return "box is no box"
+    return None if are_truth_fields(record.get("truth")) else "truth is none"
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and low - 1e-6 <= value <= high + 1e-6
+
+
+def read_sessions(path: Path) -> list[dict[str, Any]]:
+    """The sessions in a run's folder, oldest first. Raises BenchError for damaged lines."""
+    file = path / SESSIONS
+    sessions = list(read_lines(file))
+    for number, session in enumerate(sessions, start=1):
+        tables = [session.get(name, {}) for name in ("timing", "compile_seconds", "versions")]
+        if not all(isinstance(table, dict) for table in tables):
+            raise damaged(file, number, "it is no session")
+        timing, compile_seconds, _ = tables
+        numbers = [*timing.values(), *compile_seconds.values()]
+        if not all(value is None or _within(value, -math.inf, math.inf) for value in numbers):
+            raise damaged(file, number, "its timing is no number")
+    return sessions
 
 
 class RunFolder:
@@ -155,15 +277,7 @@ class RunFolder:
         retry_failed: bool = False,
         is_unchanged: Callable[[Mapping[str, Any]], bool] = lambda record: True,
     ):
-        """Begins a run, or goes on with one.
-
-        Args:
-            path: made if missing.
-            config: see `make_config`.
-            resume: go on with what is there, if anything is.
-            overwrite: remove the run that is there, and nothing else.
-            retry_failed: forget the failures that are there.
-            is_unchanged: called with a record; false if its image or mask is another now.
+        """Begins a run, or goes on with one; `is_unchanged` says that a record's data are as were.
 
         Raises:
             BenchError: a run is there that must not be resumed, another process writes it, or
@@ -171,20 +285,24 @@ class RunFolder:
             WriteError: the folder cannot be written.
         """
         self.path = path
-        # Owned before anything is changed: another process may be at work here.
+        # Locked before anything is changed: another process may be at work here.
         self._lock = RunLock(path)
         try:
             self.store = open_store(path)
             self.store.check_free(FILES)
-            if not (path / CONFIG).exists():
-                _check_no_records(path, overwrite)
-            elif not (resume or overwrite):
+            records, is_new = path / RECORDS, not (path / CONFIG).exists()
+            if is_new and records.exists() and records.stat().st_size and not overwrite:
+                raise BenchError(
+                    f"{records} has no {CONFIG} beside it, so its settings are unknown: "
+                    f"put that file back, or start again with --overwrite."
+                )
+            if not (is_new or resume or overwrite):
                 raise BenchError(
                     f"{path} holds a run already: continue it with --resume, replace it with "
                     f"--overwrite, or choose another --out."
                 )
-            if overwrite or not (path / CONFIG).exists():
-                clear(self.store)
+            if overwrite or is_new:
+                _clear(self.store)
                 self.store.write({CONFIG: json_bytes(config)})
             check_same(load_config(path), config, str(path))
             self.store.sweep()
@@ -207,10 +325,6 @@ class RunFolder:
         self, records: Sequence[Mapping[str, Any]], files: Mapping[str, bytes] | None = None
     ) -> None:
         """Adds records, and before them the files that belong to them; both are on the disk then.
-
-        Args:
-            records: of a batch.
-            files: name in the folder → content.
 
         Raises:
             BenchError: a file that the run did not write is in the way.
@@ -269,12 +383,8 @@ def open_store(folder: Path) -> Store:
     return Store(folder, "run", sync=True)
 
 
-def clear(store: Store) -> None:
-    """Removes a run, that is the files that it wrote itself.
-
-    Raises:
-        FolderError: a file that the run did not write is in the way; nothing is removed then.
-    """
+def _clear(store: Store) -> None:
+    """Removes the files that a run wrote itself; nothing if foreign ones are in the way."""
     store.check_free(FILES)
     store.check_folders(FOLDERS)
     store.sweep()
@@ -283,11 +393,3 @@ def clear(store: Store) -> None:
     store.remove([RECORDS, *(name for name in names if name not in (RECORDS, CONFIG))])
     store.remove([CONFIG])
     store.forget()
-
-
-def _check_no_records(path: Path, overwrite: bool) -> None:
-    if (path / RECORDS).exists() and (path / RECORDS).stat().st_size and not overwrite:
-        raise BenchError(
-            f"{path / RECORDS} has no {CONFIG} beside it, so its settings are unknown: "
-            f"put that file back, or start again with --overwrite."
-        )

@@ -6,7 +6,10 @@ import numpy as np
 _DIRECT = 4096
 
 
-def _contingency(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+def contingency(
+    labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None
+) -> np.ndarray:
+    """How many pixels have each pair of labels: (K, C), in the order of the labels that occur."""
     labels, truth = np.asarray(labels), np.asarray(truth)
     if labels.shape != truth.shape:
         raise ValueError(
@@ -46,7 +49,7 @@ def nmi(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
         labels, truth: integer labels of the same shape.
         mask: bool of that shape, False at pixels to leave out.
     """
-    return _nmi(_contingency(labels, truth, mask))
+    return _nmi(contingency(labels, truth, mask))
 
 
 def _nmi(counts: np.ndarray) -> float:
@@ -73,7 +76,7 @@ def ari(labels: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -
         labels, truth: integer labels of the same shape.
         mask: bool of that shape, False at pixels to leave out.
     """
-    return _ari(_contingency(labels, truth, mask))
+    return _ari(contingency(labels, truth, mask))
 
 
 def _ari(counts: np.ndarray) -> float:
@@ -102,5 +105,5 @@ def nmi_and_ari(
         >>> nmi_and_ari(np.array([0, 0, 1, 1]), np.array([5, 5, 2, 2]))
         (1.0, 1.0)
     """
-    counts = _contingency(labels, truth, mask)
+    counts = contingency(labels, truth, mask)
     return _nmi(counts), _ari(counts)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unseg_jax.bench.records import CONFIG, RECORDS, SESSIONS
+from unseg_jax.bench.folder import CONFIG, RECORDS, SESSIONS
 from unseg_jax.bench.run.settings import Settings, make_config
 from unseg_jax.bench.score.scoring import SCORES, failure_record
 from unseg_jax.data import Item
@@ -66,7 +66,6 @@ def _make_folder(
         notes=notes,
         backbone="dino_vits8",
         weights="0123456789abcdef",
-        shard=(0, 1),
     )
     records = _make_records(ids, ious, epochs=epochs, failed=failed)
     session = {

@@ -7,7 +7,7 @@ import pytest
 
 from unseg_jax.bench.report.page import write_summary
 
-COUNT = 1000
+COUNT = 400
 IDS = [f"photo-{index:04d}" for index in range(COUNT)]
 METHODS = ("deepcut", "vit-kmeans", "ncut-gcn")
 
@@ -51,12 +51,12 @@ def test_pictures_are_made_only_near_the_screen(open_page):
     )
     after = page.locator("#cards img").count()
     assert before <= after
-    assert 0 < after < 0.1 * COUNT * 9
-    page.locator("#cards li").nth(700).scroll_into_view_if_needed()
+    assert 0 < after < 0.2 * COUNT * 9
+    page.locator("#cards li").nth(300).scroll_into_view_if_needed()
     page.wait_for_function(
-        "document.querySelectorAll('#cards li')[700].querySelectorAll('img').length > 0"
+        "document.querySelectorAll('#cards li')[300].querySelectorAll('img').length > 0"
     )
-    assert page.locator("#cards img").count() < 0.2 * COUNT * 9
+    assert page.locator("#cards img").count() < 0.4 * COUNT * 9
 
 
 def test_the_gallery_sorts_worst_and_best_first_by_any_method(open_page, ious):
@@ -90,6 +90,10 @@ def test_images_are_found_by_name_and_methods_can_be_hidden(open_page):
     page.wait_for_function("document.querySelectorAll('#cards li:first-child .tile').length === 5")
     page.locator("#shown label", has_text="ncut-gcn").click()
     page.wait_for_function("document.querySelectorAll('#cards li:first-child .tile').length === 4")
+    # A failure is shown in place of its mask.
+    page.fill("#find", IDS[5])
+    page.locator("#cards button").first.click()
+    assert "is truncated" in page.locator("#viewer-tiles .missing").inner_text()
 
 
 def test_tables_sort_by_mouse_and_by_keyboard(open_page, ious):
@@ -162,23 +166,15 @@ def test_a_point_of_the_scatter_opens_its_image(open_page, ious):
     assert page.locator("#viewer-title").inner_text() == IDS[17]
 
 
-def test_a_failure_is_shown_in_place_of_its_mask(open_page):
+def test_nothing_is_wider_than_the_screen(open_page):
     page = open_page()
-    page.fill("#find", IDS[5])
-    page.locator("#cards button").first.click()
-    assert "is truncated" in page.locator("#viewer-tiles .missing").inner_text()
-
-
-@pytest.mark.parametrize(
-    ("width", "height"), [(360, 740), (400, 800), (820, 1180), (1280, 900), (1600, 900)]
-)
-def test_nothing_is_wider_than_the_screen(open_page, width, height):
-    page = open_page(width, height)
-    page.locator("#cards li").first.scroll_into_view_if_needed()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    # Wide tables scroll in boxes of their own.
-    boxes = page.locator(".scroll")
-    assert all(box.bounding_box()["width"] <= width for box in boxes.all())
+    for width, height in ((360, 740), (400, 800), (820, 1180), (1280, 900), (1600, 900)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.locator("#cards li").first.scroll_into_view_if_needed()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        # Wide tables scroll in boxes of their own.
+        boxes = page.locator(".scroll")
+        assert all(box.bounding_box()["width"] <= width for box in boxes.all())
 
 
 def luminance(page, variable):

@@ -13,8 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from unseg_jax.bench.folder import file_stem, identity, json_bytes, open_store
-from unseg_jax.bench.records import REPORT, SUMMARY, read_config, read_records, read_sessions
+from unseg_jax.bench.folder import (
+    REPORT,
+    SUMMARY,
+    file_stem,
+    identity,
+    json_bytes,
+    open_store,
+    read_config,
+    read_records,
+    read_sessions,
+)
 from unseg_jax.bench.report.summary import summarise
 from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.bench.score.published import published_scores

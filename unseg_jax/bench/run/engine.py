@@ -38,13 +38,8 @@ _AXIS = "images"
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """Results of one method on a batch.
-
-    Attributes:
-        result: host arrays, without the batch's padding; what the method's segmenter finishes.
-        seconds: of the device, for the method itself.
-        shared_seconds: of the device, for the features that it shares with others.
-    """
+    """What a method's segmenter finishes, host arrays without a batch's padding; seconds of the
+    device for the method itself; and those for the features that it shares with others."""
 
     result: Any
     seconds: float
@@ -73,10 +68,7 @@ class Engine:
     """
 
     def __init__(self, settings: Settings, devices: Sequence[Any] | None = None):
-        """
-        Args:
-            settings: of the run.
-            devices: None takes all local ones.
+        """Takes all local devices by default.
 
         Raises:
             ValueError: unknown methods or fields (also `WeightsError`).
@@ -106,7 +98,8 @@ class Engine:
             self.segmenters[method.name] = BatchSegmenter(fitted, loaded, **self._options)
         self.compile_seconds = dict.fromkeys(self.segmenters, 0.0)
         self._mesh = Mesh(np.array(self.devices), (_AXIS,)) if count > 1 else None
-        self._params = None if self.backbone is None else self._replicate(self.backbone.params)
+        place = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else self.devices[0]
+        self._params = self.backbone and jax.device_put(self.backbone.params, place)
         self._groups = self._group()
         self._assign: dict[str, Callable] = {}
 
@@ -114,11 +107,6 @@ class Engine:
     def methods(self) -> dict[str, Method]:
         """The methods, fitted to the backbone."""
         return {name: segmenter.method for name, segmenter in self.segmenters.items()}
-
-    @property
-    def backbone_name(self) -> str:
-        """Name of the backbone in use; "" where none is."""
-        return "" if self.backbone is None else self.backbone.name
 
     @property
     def framings(self) -> list[Framing]:
@@ -150,12 +138,8 @@ class Engine:
     ) -> None:
         """Fits the models of methods that learn from the whole set, or reads them again.
 
-        Args:
-            images: of the whole set.
-            folder: where models are kept, so that a resumed run has the same.
-            save: called with the file name and the content of a new model for that folder.
-            progress: called with the name of each method before its turn.
-            reading: how the images are read.
+        Models are kept in `folder`, so that a resumed run has the same. `save` is called with the
+        file name and the content of a new one, `progress` with the name of each method.
         """
         from unseg_jax.collective.choosing import choose, load
 
@@ -187,17 +171,12 @@ class Engine:
             )
 
     def shrink(self, count: int) -> None:
-        """Makes batches no larger than `count` images, before `compile`: a small set is not
-        padded far."""
+        """Makes batches no larger than `count` images, so that a small set is not padded far."""
         devices = len(self.devices)
         self.batch_size = min(self.batch_size, -(-count // devices) * devices)
 
     def compile(self, progress: Callable[[str], Any] = lambda name: None) -> None:
-        """Compiles all programs for one batch shape.
-
-        Args:
-            progress: called with the name of each method before its turn.
-        """
+        """Compiles all programs for one batch shape; `progress` is told the name of each method."""
         for group in self._groups:
             progress(group.names[0])
             if group.shares:
@@ -211,8 +190,7 @@ class Engine:
         """Runs every method on a batch; `compile` comes first.
 
         Args:
-            pixels: for each of `framings`, uint8 (height, width, 3) of at most `batch_size`
-                images.
+            pixels: for each of `framings`, uint8 (height, width, 3) of at most `batch_size` images.
 
         Raises:
             BenchError: the device has no memory left.
@@ -235,8 +213,6 @@ class Engine:
             ) from error
         return {name: outcomes[name] for name in self.segmenters}
 
-    # ------------------------------------------------------------ inner works
-
     def _group(self) -> list[_Group]:
         groups: dict[tuple, _Group] = {}
         for name, segmenter in self.segmenters.items():
@@ -246,11 +222,6 @@ class Engine:
             key = segmenter.method.feature_key if shares else (name,)
             groups.setdefault(key, _Group([], shares)).names.append(name)
         return list(groups.values())
-
-    def _replicate(self, params: Any) -> Any:
-        if self._mesh is None:
-            return jax.device_put(params, self.devices[0])
-        return jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
 
     def _build(self, function: Callable, params: Any, batch: Any) -> tuple[Callable, float]:
         """Compiles a function of parameters and of a tree of arrays with a leading batch axis."""
@@ -270,9 +241,7 @@ class Engine:
         return compiled, time.perf_counter() - start
 
     def _shape(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        sharding = None
-        if self._mesh is not None:
-            sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        sharding = self._mesh and NamedSharding(self._mesh, PartitionSpec(_AXIS))
         return jax.ShapeDtypeStruct((self._lead, *shape), dtype, sharding=sharding)
 
     @property
@@ -301,12 +270,11 @@ class Engine:
         segmenter = self.segmenters[name]
         method = segmenter.method
         blank = [np.zeros((*method.size, 3), np.uint8)] * self.batch_size
+        start = time.perf_counter()
         if method.nodes != "patches":
-            start = time.perf_counter()
             segmenter.compile_regions(blank, record_every=self.record_every)
             return time.perf_counter() - start
         if not group.shares:
-            start = time.perf_counter()
             jax.block_until_ready(segmenter.run(blank, record_every=self.record_every))
             first = time.perf_counter()
             jax.block_until_ready(segmenter.run(blank, record_every=self.record_every))
@@ -356,9 +324,8 @@ class Engine:
         for name in group.names:
             start = time.perf_counter()
             output = map_images(self._assign[name], None, (features, attention))
-            result = jax.device_get(output)
-            seconds = time.perf_counter() - start
-            outcomes[name] = Timed(_cut(result, count), seconds, shared)
+            result = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(output))
+            outcomes[name] = Timed(result, time.perf_counter() - start, shared)
 
 
 def _load(methods: Sequence[Method], backbone: str, dtype: str) -> Backbone | None:
@@ -380,7 +347,3 @@ def _load(methods: Sequence[Method], backbone: str, dtype: str) -> Backbone | No
 
 def _reads_attention(method: Method) -> bool:
     return method.foreground in ("attention", "auto")
-
-
-def _cut(result: Any, count: int) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from unseg_jax.bench.folder import file_stem
 from unseg_jax.bench.run.engine import Timed
-from unseg_jax.bench.score.protocols import Box, Protocol, crop_box
+from unseg_jax.bench.run.settings import Settings
+from unseg_jax.bench.score.protocols import Box, crop_box
 from unseg_jax.bench.score.scoring import (
     failure_record,
     iou_by_epoch,
@@ -34,22 +35,17 @@ from unseg_jax.data import (
     resize_image,
 )
 from unseg_jax.data.framing import Framing
-from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.errors import DISK_FULL, BenchError, WriteError, readable
 from unseg_jax.files import encode_png
 from unseg_jax.runs.stamps import stamp_source
-from unseg_jax.segmenter import BatchSegmenter, Segmentation
+from unseg_jax.segmenter import BatchSegmenter
 
 ITEM_ERRORS = (OSError, MemoryError, ValueError, ArithmeticError, LookupError, RecursionError)
 """What reading or scoring a damaged file may raise: `ImageError` is a ValueError."""
 
 
 def failure_reason(error: Exception | None) -> str:
-    """A failure in words; errors that no image can be blamed for are raised.
-
-    Raises:
-        Exception: the error itself, if it is of another kind, or says that the disk is full.
-    """
+    """A failure in words; errors that no image can be blamed for are raised."""
     assert error is not None
     full = isinstance(error, OSError) and error.errno in DISK_FULL
     if full or isinstance(error, WriteError) or not isinstance(error, ITEM_ERRORS):
@@ -73,22 +69,17 @@ def plain_errors() -> Iterator[None]:
 
 
 def open_data(chosen: Mapping[str, Any]) -> Dataset:
-    """The data set of a run, with ids that any file and terminal can hold.
-
-    Args:
-        chosen: fields of `Settings`, or a run's config, by name.
+    """The data set that `Settings` or a config name, with ids that files and terminals can hold.
 
     Raises:
         DatasetError: see `open_dataset`.
     """
+    plain = {key: chosen.get(key) for key in ("image_key", "mask_key", "limit", "split")}
     dataset = open_dataset(
         chosen["data"],
-        image_key=chosen.get("image_key"),
-        mask_key=chosen.get("mask_key"),
         foreground=chosen.get("foreground_values"),
         void=chosen.get("void_values"),
-        limit=chosen.get("limit"),
-        split=chosen.get("split"),
+        **plain,  # type: ignore[arg-type]
     )
     items = tuple(dataclasses.replace(item, id=readable(item.id)) for item in dataset.items)
     notes = tuple(map(readable, dataset.notes))
@@ -96,18 +87,9 @@ def open_data(chosen: Mapping[str, Any]) -> Dataset:
 
 
 def check_out(out: Path, data: str, items: Iterable[Item]) -> None:
-    """Checks that a run's folder and its data lie apart, links followed.
-
-    Args:
-        out: the run's folder; may be missing.
-        data: as after `--data`.
-        items: of the data set.
-
-    Raises:
-        BenchError: `out` is, contains or lies in a folder that holds data.
-    """
+    """Raises BenchError if a run's folder is, contains or lies in a folder that holds data."""
     place = Path(os.path.realpath(out))
-    for folder in sorted(data_folders(data, items)):
+    for folder in sorted(_data_folders(data, items)):
         if place == folder or place in folder.parents or folder in place.parents:
             raise BenchError(
                 f"--out {out} is, contains, or lies in {folder}, which holds the data: choose a "
@@ -115,7 +97,7 @@ def check_out(out: Path, data: str, items: Iterable[Item]) -> None:
             )
 
 
-def data_folders(data: str, items: Iterable[Item]) -> set[Path]:
+def _data_folders(data: str, items: Iterable[Item]) -> set[Path]:
     """The real folders that hold an image or mask, and the one that `--data` names."""
     parents: set[str] = set()
     for item in items:
@@ -166,46 +148,38 @@ class Preparer:
 
     Attributes:
         framings: sizes that the methods want.
-        protocol: whether to crop.
-        rule: which mask values are foreground.
         keep_image: whether a method needs the image at its own size afterwards.
-        draft: whether large JPEGs may be decoded at a reduced size.
-        reading: how images are read.
+        settings: of the run.
+        rule: which mask values are foreground.
     """
 
     framings: Sequence[Framing]
-    protocol: Protocol
+    keep_image: bool
+    settings: Settings
     rule: MaskRule
-    keep_image: bool = False
-    draft: bool = True
-    reading: Reading = PLAIN
 
     def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
-        """Prepares one item.
-
-        Raises:
-            ImageError: the image, or the mask that the crop needs, cannot be read.
-        """
-        crops = self.protocol.crop is not None and item.mask is not None
+        """Raises ImageError if the image, or the mask that a crop needs, cannot be read."""
+        margin = None if item.mask is None else self.settings.resolve_protocol().crop
         at_least = None
-        if self.draft and not crops and not self.keep_image:
-            sizes = [framing.at_least for framing in self.framings]
-            at_least = (max(size[0] for size in sizes), max(size[1] for size in sizes))
+        if self.settings.draft and margin is None and not self.keep_image:
+            heights, widths = zip(*(framing.at_least for framing in self.framings), strict=True)
+            at_least = (max(heights), max(widths))
         stamp = stamp_source(item.image)
-        picture = self.reading.read(item.image, at_least)
+        picture = self.settings.reading.read(item.image, at_least)
         pixels, size, crop = picture.pixels, picture.size, None
-        if crops:
-            crop = crop_box(load_truth(item, self.rule, size)[0].mask, self.protocol.crop or 0)
+        if margin is not None:
+            crop = crop_box(load_truth(item, self.rule, size)[0].mask, margin)
             left, top, right, bottom = crop
             pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
-            size = pixels.shape[:2]
+            size = (bottom - top, right - left)
         return Prepared(
-            (size[0], size[1]),
+            size,
             {framing: resize_image(pixels, framing.size_for(*size)) for framing in self.framings},
             pixels if self.keep_image else None,
             picture.size,
             crop,
-            encode_thumbnail(pixels) if thumbnail else None,
+            _thumbnail(pixels) if thumbnail else None,
             stamp,
             picture.notes,
         )
@@ -217,12 +191,7 @@ def collect_pixels(prepared: Sequence[Prepared]) -> dict[Framing, list[np.ndarra
 
 
 def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[Truth, bool]:
-    """The true mask of an item, and whether it had to be resized.
-
-    Args:
-        item: with a mask.
-        rule: which mask values are foreground.
-        size: (height, width) of the image.
+    """The true mask of an item at an image's size, and whether it had to be resized for that.
 
     Raises:
         ImageError: it cannot be read.
@@ -230,7 +199,7 @@ def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[Truth
     return fit_mask(read_mask(item.mask, rule), size)
 
 
-def encode_thumbnail(pixels: np.ndarray) -> bytes:
+def _thumbnail(pixels: np.ndarray) -> bytes:
     """An image (H, W, 3) uint8 as a small JPEG."""
     image = Image.fromarray(pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -239,24 +208,11 @@ def encode_thumbnail(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def shrink_mask(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) bool at the size of its image's thumbnail."""
+def _mask_thumbnail(mask: np.ndarray) -> bytes:
+    """A mask (H, W) bool as a PNG of the size of its image's thumbnail."""
     image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST)
-    return np.asarray(image) > 127
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """What a batch left behind.
-
-    Attributes:
-        records: of its images and methods, failures among them.
-        files: pictures: name in the run's folder → content.
-    """
-
-    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    return encode_png(np.asarray(image) > 127)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,17 +221,13 @@ class Finisher:
 
     Attributes:
         segmenters: by method.
-        protocol: how to score.
+        settings: of the run.
         rule: which mask values are foreground.
-        record_every: epochs between recorded labels; 0 if there are none.
-        save_masks: whether to keep masks at full size.
     """
 
     segmenters: Mapping[str, BatchSegmenter]
-    protocol: Protocol
+    settings: Settings
     rule: MaskRule
-    record_every: int
-    save_masks: bool
 
     def __call__(
         self,
@@ -283,99 +235,81 @@ class Finisher:
         prepared: Sequence[Prepared],
         results: Mapping[str, Timed],
         missing: Sequence[frozenset[str]],
-    ) -> Finished:
-        """Records and pictures of a batch. An image that fails costs its own records only.
+    ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+        """Records of the methods that each item of a batch is missing, and pictures by file name.
 
-        Args:
-            items: of the batch.
-            prepared: what the device was given, in the same order.
-            results: by method.
-            missing: methods that each item lacks a record of.
-
-        Raises:
-            OSError: the disk is full.
+        An image that fails costs its own records only. Raises OSError if the disk is full.
         """
-        finished = Finished()
+        records: list[dict[str, Any]] = []
+        files: dict[str, bytes] = {}
         for index, (item, image, names) in enumerate(zip(items, prepared, missing, strict=True)):
-            self._finish(finished, item, image, results, names, index, len(items))
-        return finished
+            mine = {name: timed for name, timed in results.items() if name in names}
+            made = self._finish(item, image, mine, index, len(items), files)
+            stamps = {"image_stamp": image.stamp, "mask_stamp": stamp_source(item.mask)}
+            records += [record | stamps for record in made]
+        return records, files
 
-    def _finish(self, finished, item, image, results, names, index, count) -> None:
-        stamps = {"image_stamp": image.stamp, "mask_stamp": stamp_source(item.mask)}
+    def _finish(
+        self,
+        item: Item,
+        image: Prepared,
+        results: Mapping[str, Timed],
+        index: int,
+        count: int,
+        files: dict[str, bytes],
+    ) -> Iterator[dict[str, Any]]:
         try:
             truth, resized = self._truth(item, image)
         except ITEM_ERRORS as error:
             reason = failure_reason(error)
-            records = [failure_record(item, name, reason) | stamps for name in sorted(names)]
-            finished.records.extend(records)
+            yield from (failure_record(item, name, reason) for name in sorted(results))
             return
-        self._add_thumbnails(finished, item, image, truth)
+        stem = file_stem(item.id)
+        if image.thumbnail is not None:
+            files[f"thumbnails/image/{stem}.jpg"] = image.thumbnail
+            if truth is not None:
+                files[f"thumbnails/truth/{stem}.png"] = _mask_thumbnail(truth.mask)
+        about: dict[str, Any] = {} if truth is None else {"truth": truth_fields(truth)}
+        if image.notes:
+            about["notes"] = list(image.notes)
+        about["mask_resized"] = resized
+        if item.split is not None:
+            about["split"] = item.split
+        if image.crop is not None:
+            about["crop"] = image.crop
         # Only bilateral refinement reads the pixels; the others are told the size.
         pixels = image.image
         if pixels is None:
             pixels = np.broadcast_to(np.uint8(0), (*image.size, 3))
+        protocol, every = self.settings.resolve_protocol(), self.settings.record_every
         for name, timed in results.items():
-            if name not in names:
-                continue
             segmenter = self.segmenters[name]
             try:
                 segmentation = segmenter.finish(timed.result, index, pixels, item.id)
                 # Protocols score every pixel that a method finds, specks as well.
                 segmentation = dataclasses.replace(segmentation, min_area=0.0)
-                record = make_record(segmentation, truth, self.protocol)
+                record = make_record(segmentation, truth, protocol)
                 history = getattr(timed.result, "history", None)
-                if self.record_every and truth is not None and history is not None:
+                if every and truth is not None and history is not None:
                     record["iou_by_epoch"] = iou_by_epoch(
-                        history[index], truth, segmenter.method, self.protocol
+                        history[index], truth, segmenter.method, protocol
                     )
-                files = self._masks(item, image, segmentation, truth)
+                mask, file = segmentation.mask, f"{name}/{stem}.png"
+                pictures = {f"masks/{file}": encode_png(mask)} if self.settings.save_masks else {}
+                if image.thumbnail is not None:
+                    if truth is not None:
+                        mask = orient(mask, truth, protocol.flip)[0]
+                    pictures[f"thumbnails/{file}"] = _mask_thumbnail(mask)
             except ITEM_ERRORS as error:
-                record = failure_record(item, name, failure_reason(error))
-                finished.records.append(record | stamps)
+                yield failure_record(item, name, failure_reason(error))
                 continue
-            if truth is not None:
-                record["truth"] = truth_fields(truth)
-            if image.notes:
-                record["notes"] = list(image.notes)
-            record["mask_resized"] = resized
-            record["seconds"] = round(timed.seconds / count, 6)
-            record["shared_seconds"] = round(timed.shared_seconds / count, 6)
-            if item.split is not None:
-                record["split"] = item.split
-            if image.crop is not None:
-                record["crop"] = image.crop
-            finished.records.append(record | stamps)
-            finished.files.update(files)
+            files |= pictures
+            seconds = {"seconds": timed.seconds, "shared_seconds": timed.shared_seconds}
+            yield record | about | {key: round(value / count, 6) for key, value in seconds.items()}
 
     def _truth(self, item: Item, image: Prepared) -> tuple[Truth | None, bool]:
         if item.mask is None:
             return None, False
-        if image.crop is None:
-            return load_truth(item, self.rule, image.size)
         # A crop was cut from the whole image, which is what the mask belongs to.
-        truth, resized = load_truth(item, self.rule, image.whole)
-        return truth.crop(image.crop), resized
-
-    def _add_thumbnails(
-        self, finished: Finished, item: Item, image: Prepared, truth: Truth | None
-    ) -> None:
-        if image.thumbnail is None:
-            return
-        stem = file_stem(item.id)
-        finished.files[f"thumbnails/image/{stem}.jpg"] = image.thumbnail
-        if truth is not None:
-            content = encode_png(shrink_mask(truth.mask))
-            finished.files[f"thumbnails/truth/{stem}.png"] = content
-
-    def _masks(
-        self, item: Item, image: Prepared, segmentation: Segmentation, truth: Truth | None
-    ) -> dict[str, bytes]:
-        files, name = {}, f"{segmentation.method}/{file_stem(item.id)}.png"
-        mask = segmentation.mask
-        if self.save_masks:
-            files[f"masks/{name}"] = encode_png(mask)
-        if image.thumbnail is not None:
-            if truth is not None:
-                mask = orient(mask, truth, self.protocol.flip)[0]
-            files[f"thumbnails/{name}"] = encode_png(shrink_mask(mask))
-        return files
+        truth, resized = load_truth(item, self.rule, image.whole if image.crop else image.size)
+        return truth.crop(image.crop) if image.crop else truth, resized

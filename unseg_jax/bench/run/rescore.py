@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.bench.folder import file_stem, identity, json_bytes, open_store
-from unseg_jax.bench.records import (
+from unseg_jax.bench.folder import (
     CONFIG,
     FILES,
     RECORDS,
     SESSIONS,
+    file_stem,
+    identity,
+    json_bytes,
+    open_store,
     read_config,
     read_records,
     read_sessions,

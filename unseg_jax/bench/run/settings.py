@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
+import jax
+
 from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
 from unseg_jax.collective.choosing import choose
 from unseg_jax.data.reading import Reading
@@ -25,24 +27,14 @@ _METHOD = "Settings of all methods (default: each method's own)"
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How a field of `Settings` is said on the command line.
-
-    Attributes:
-        help: one sentence.
-        flags: names; none means the field's own.
-        panel: of the help page.
-        kind: type there; None means the field's own.
-        shown: default there; None means the field's own.
-        parse: makes the field's value from the one there.
-        minimum: smallest number.
-    """
+    """How a field of `Settings` is said on the command line; None means as the field itself."""
 
     help: str
     flags: tuple[str, ...] = ()
     panel: str | None = None
     kind: Any = None
-    shown: Any = None
-    parse: Callable[[Any], Any] | None = None
+    shown: Any = None  # the default there
+    parse: Callable[[Any], Any] | None = None  # makes the field's value from the one there
     minimum: int | None = None
 
 
@@ -58,11 +50,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """ "I/N" with 0 ≤ I < N.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """ "I/N" with 0 ≤ I < N. Raises ValueError for anything else."""
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"shard '{text}' must be I/N with I from 0 to N - 1, such as 0/4.")
@@ -182,6 +170,11 @@ class Settings:
             raise ValueError(f"the seed {self.seed} must be from 0 to 2**63 - 1.")
 
     @property
+    def share(self) -> tuple[int, int]:
+        """(I, N): which shard this process takes."""
+        return self.shard or (jax.process_index(), jax.process_count())
+
+    @property
     def reading(self) -> Reading:
         """How images are read, for fitting and for segmenting."""
         limits: Any = self.value_range
@@ -222,68 +215,55 @@ def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
 
 
 _METHOD_FIELDS = (
-    "image_size",
-    "resize",
-    "stride",
-    "facet",
-    "affinity",
-    "tau",
-    "alpha",
-    "layer",
-    "activation",
-    "loss",
-    "num_clusters",
-    "epochs",
-    "learning_rate",
-    "weight_decay",
-    "dropout",
-    "refine",
-    "quirks",
+    *("image_size", "resize", "stride", "facet", "affinity", "tau", "alpha", "layer"),
+    *("activation", "loss", "num_clusters", "epochs", "learning_rate", "weight_decay"),
+    *("dropout", "refine", "quirks"),
 )
 _METHOD_OPTIONS = {
     "foreground": Option(
         "A rule, or the mask values that are foreground: 1,3 or 128-255 or '#ff0000' or nonzero; "
         "repeatable.",
+        panel=_METHOD,
     ),
-    "set_field": Option("FIELD=VALUE: any other field of Method; repeatable.", ("--set",)),
+    "set_field": Option(
+        "FIELD=VALUE: any other field of Method; repeatable.", ("--set",), panel=_METHOD
+    ),
 }
+
+
+def command_parameter(name: str, option: Option, kind: Any, default: Any) -> inspect.Parameter:
+    """A parameter of a Typer command; `MISSING` as the default means that it must be given."""
+    import typer
+
+    info = typer.Option(
+        *option.flags, help=option.help, rich_help_panel=option.panel, min=option.minimum
+    )
+    empty = inspect.Parameter.empty if default is dataclasses.MISSING else default
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, keyword, default=empty, annotation=Annotated[kind, info])
 
 
 def command_parameters() -> list[inspect.Parameter]:
     """The parameters of a Typer command for all of `Settings` and for fields of `Method`."""
-    import typer
-
-    parameters = []
-
-    def add(name: str, option: Option, kind: Any, default: Any) -> None:
-        info = typer.Option(
-            *option.flags, help=option.help, rich_help_panel=option.panel, min=option.minimum
-        )
-        annotation = Annotated[kind, info]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
-
-    for field, option in _options():
-        default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-        add(field.name, option, option.kind or field.type, option.shown or default)
-    parameters += method_parameters(*_METHOD_FIELDS, panel=_METHOD)
-    for name, option in _METHOD_OPTIONS.items():
-        add(name, dataclasses.replace(option, panel=_METHOD), list[str] | None, None)
-    return parameters
+    return [
+        *(
+            command_parameter(
+                field.name, option, option.kind or field.type, option.shown or field.default
+            )
+            for field, option in _options()
+        ),
+        *method_parameters(*_METHOD_FIELDS, panel=_METHOD),
+        *(
+            command_parameter(name, option, list[str] | None, None)
+            for name, option in _METHOD_OPTIONS.items()
+        ),
+    ]
 
 
 def settings_from(
     options: Mapping[str, Any], foreground_values: tuple[Value, ...] | str | None = None
 ) -> Settings:
-    """`Settings` from the values of a command that has `command_parameters`.
-
-    Args:
-        options: by name; fields of `Method` become overrides where they are not None.
-        foreground_values: mask values that are foreground.
-
-    Raises:
-        ValueError: a text that its option cannot read.
-    """
+    """`Settings` from the values of a command that has `command_parameters`; raises ValueError."""
     fields = {}
     for field, option in _options():
         value = options[field.name]
@@ -303,6 +283,13 @@ def _options() -> list[tuple[dataclasses.Field, Option]]:
     ]
 
 
+# Fields of `Settings` that a config holds as they are.
+_KEPT = (
+    *("data", "split", "limit", "image_key", "mask_key", "foreground_values", "void_values"),
+    *("value_range", "seed", "draft", "save_masks", "batch_size"),
+)
+
+
 def make_config(
     settings: Settings,
     methods: Iterable[Method],
@@ -312,44 +299,24 @@ def make_config(
     notes: Iterable[str],
     backbone: str,
     weights: str,
-    shard: tuple[int, int],
 ) -> dict[str, Any]:
     """What a run is, as JSON: two runs with the same config find the same.
 
-    Args:
-        settings: as given.
-        methods: fitted to the backbone.
-        ids: of all images, before sharding.
-        dataset: its name.
-        notes: on the data set.
-        backbone: name of the loaded one.
-        weights: digest of its parameters.
-        shard: (I, N).
+    `methods` are fitted to the backbone, `ids` those of all images before sharding, `notes` on the
+    data set, and `weights` the digest of the backbone's parameters.
     """
     ids = list(ids)
-    config = {
-        "data": settings.data,
+    config = {name: getattr(settings, name) for name in _KEPT} | {
         "dataset": dataset,
         "notes": list(notes),
         "images": len(ids),
         "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
-        "split": settings.split,
-        "limit": settings.limit,
-        "image_key": settings.image_key,
-        "mask_key": settings.mask_key,
-        "foreground_values": settings.foreground_values,
-        "void_values": settings.void_values,
-        "value_range": settings.value_range,
         "protocol": dataclasses.asdict(settings.resolve_protocol()),
         "methods": {method.name: plain_fields(method) for method in methods},
         "backbone": backbone,
         "weights_sha256": weights,
         "dtype": resolve_dtype(settings.dtype),
-        "seed": settings.seed,
         "every": settings.record_every,
-        "draft": settings.draft,
-        "save_masks": settings.save_masks,
-        "shard": list(shard),
-        "batch_size": settings.batch_size,
+        "shard": list(settings.share),
     }
     return json.loads(json.dumps(config))

@@ -18,25 +18,21 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unseg_jax.bench.run.engine import Engine
 from unseg_jax.bench.run.items import (
-    Finished,
     Finisher,
     Preparer,
     collect_pixels,
     failure_reason,
     plain_errors,
 )
-from unseg_jax.bench.run.job import ATTEMPTS, Ledger
+from unseg_jax.bench.run.runner import Job, Ledger, Pass, Timing
 from unseg_jax.bench.run.settings import Settings
 from unseg_jax.bench.score.scoring import failure_record
 from unseg_jax.data import Item, MaskRule
 from unseg_jax.errors import BenchError, why
-
-if TYPE_CHECKING:
-    from unseg_jax.bench.run.job import Job, Timing
 
 # Logical CPUs of a local cluster beyond its actors': decoding tasks starve without.
 _SPARE_CPUS = 4
@@ -44,30 +40,19 @@ _SPARE_CPUS = 4
 _BLOCKS = 2000
 
 
-def work_on_cluster(job: Job, ledger: Ledger, timing: Timing, _: Any = None) -> None:
-    """Does all items of a run on a Ray cluster.
-
-    Args:
-        job: its settings name the cluster: "local", or an address.
-        ledger: that takes the records.
-        timing: filled in; `device` is per actor.
+@contextlib.contextmanager
+def work_on_cluster(job: Job, ledger: Ledger, timing: Timing, _: Any = None) -> Iterator[Pass]:
+    """Does items on the Ray cluster that the settings name; `timing.device` is per actor.
 
     Raises:
         BenchError: Ray is missing or cannot be reached, or a worker reports an error.
     """
     ray = _import_ray()
-    settings = job.settings
-    with _connected(ray, settings):
-        items: Sequence[Item] = job.items
-        while items:
-            start = time.perf_counter()
-            try:
-                _pass(ray, job, items, ledger, timing)
-            except ray.exceptions.RayError as error:  # type: ignore[attr-defined]
-                raise BenchError(_say(error)) from error
-            finally:
-                timing.wall += time.perf_counter() - start
-            items = ledger.next_attempt() if ledger.attempt < ATTEMPTS else ()
+    with _connected(ray, job.settings):
+        try:
+            yield lambda items: _pass(ray, job, items, ledger, timing)
+        except ray.exceptions.RayError as error:  # type: ignore[attr-defined]
+            raise BenchError(_say(error)) from error
 
 
 def _import_ray():
@@ -119,9 +104,7 @@ def _knock(address: str | None) -> None:
 
 
 def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Timing) -> None:
-    settings, engine = job.settings, job.engine
-    thumbnails = job.thumbnails
-    preparer = job.preparer
+    settings, engine, thumbnails = job.settings, job.engine, job.thumbnails
     # Models are fitted by the driver, once.
     paths = (job.folder.path / "models").glob("*.safetensors")
     models = {path.name: path.read_bytes() for path in paths}
@@ -131,7 +114,7 @@ def _pass(ray: Any, job: Job, items: Sequence[Item], ledger: Ledger, timing: Tim
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
     answers = (
         ray.data.from_items(rows, override_num_blocks=blocks)
-        .map(_Prepare(preparer))
+        .map(_Prepare(job.preparer))
         .map_batches(
             SegmentActor,
             fn_constructor_args=(settings, engine.weights_digest(), job.dataset.rule, models),
@@ -174,13 +157,7 @@ class SegmentActor:
     def __init__(
         self, settings: Settings, digest: str, rule: MaskRule, models: Mapping[str, bytes]
     ):
-        """
-        Args:
-            settings: of the run.
-            digest: of the driver's weights, which this worker must have too.
-            rule: which mask values are foreground.
-            models: files of methods that learned from the whole set.
-        """
+        """Takes the digest of the driver's weights, and the models that it fitted, by file name."""
         self.engine = Engine(settings)
         if self.engine.weights_digest() != digest:
             raise BenchError(
@@ -192,13 +169,7 @@ class SegmentActor:
                 (Path(folder) / name).write_bytes(content)
             self.engine.fit([], Path(folder), lambda *_: None, reading=settings.reading)
         self.engine.compile()
-        self.finisher = Finisher(
-            self.engine.segmenters,
-            settings.resolve_protocol(),
-            rule,
-            settings.record_every,
-            settings.save_masks,
-        )
+        self.finisher = Finisher(self.engine.segmenters, settings, rule)
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,30 +183,22 @@ class SegmentActor:
             if isinstance(value, str)
             for name in sorted(names)
         ]
-        good = [
-            (item, value)
-            for item, value in zip(items, prepared, strict=True)
-            if not isinstance(value, str)
-        ]
-        finished, seconds = Finished(), 0.0
+        good = [pair for pair in zip(items, prepared, strict=True) if not isinstance(pair[1], str)]
+        files, seconds = {}, 0.0
         if good:
+            chosen, values = zip(*good, strict=True)
             begin = time.perf_counter()
-            results = self.engine.run(collect_pixels([value for _, value in good]))
+            results = self.engine.run(collect_pixels(values))
             seconds = time.perf_counter() - begin
-            finished = self.finisher(
-                [item for item, _ in good],
-                [value for _, value in good],
-                results,
-                [names] * len(good),
-            )
-        records += finished.records
+            found, files = self.finisher(chosen, values, results, [names] * len(good))
+            records += found
         for record in records:
             record["worker"] = self.worker
         answer = {
             "ids": [item.id for item in items],
             # Through JSON, as the records go to the disk: NumPy's types end here.
             "records": json.loads(json.dumps(records)),
-            "files": finished.files,
+            "files": files,
             "seconds": seconds,
             "compile_seconds": self.engine.compile_seconds,
         }

@@ -9,7 +9,6 @@ Each job copies its own shard's folder alone: its siblings are writing theirs.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import os
 import socket
@@ -18,11 +17,10 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.folder import open_store
-from unseg_jax.bench.records import CONFIG, FILES, FOLDERS, RECORDS
+from unseg_jax.bench.folder import CONFIG, FILES, FOLDERS, RECORDS, open_store
 from unseg_jax.errors import BenchError, FolderError, WriteError, foreign_error, why
 from unseg_jax.runs.journal import is_journal
 from unseg_jax.runs.store import JOURNAL, MANIFEST, Store
@@ -34,17 +32,43 @@ _SECONDS = 30.0
 _STALE_SECONDS = 4 * _SECONDS
 
 
-def is_remote(out: str) -> bool:
-    """Whether a run's folder is named by a URL."""
-    return "://" in out
+def _open(url: str) -> tuple[Any, str]:
+    """The file system and the path there that a URL names, as fsspec takes it."""
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise BenchError(
+            f'{url} cannot be opened ({reason}): pip install "unseg_jax[cluster]" and what '
+            f"fsspec needs for such places, or choose a folder."
+        ) from None
+
+
+def local_folder(out: str | Path) -> Path | None:
+    """The folder of this machine that a path or `file:` URL names; None for a place elsewhere."""
+    if "://" not in str(out):
+        return Path(out)
+    system, root = _open(str(out))
+    from fsspec.implementations.local import LocalFileSystem
+
+    return Path(root) if isinstance(system, LocalFileSystem) else None
 
 
 @contextlib.contextmanager
-def local_copy(url: str) -> Iterator[Path]:
-    """A temporary folder, for which errors name the URL that it stands for."""
+def remote(url: str, shard: str = "") -> Iterator[Remote]:
+    """A run elsewhere, or one shard of it, locked while the block works in its copy here.
+
+    Raises:
+        BenchError: the place cannot be opened, refuses, or another process has the lock. Errors
+            name the URL instead of the copy.
+    """
     with tempfile.TemporaryDirectory(prefix="unseg-jax-") as folder:
         try:
-            yield Path(folder)
+            place = Remote(url, Path(folder), shard)
+            with place.locked():
+                yield place
         except BenchError as error:
             # A full disk is one of this machine.
             if folder not in str(error) or isinstance(error.__cause__, WriteError):
@@ -55,34 +79,15 @@ def local_copy(url: str) -> Iterator[Path]:
 class Remote:
     """What a run, or one shard of it, owns in a folder of this machine, and its copy elsewhere."""
 
-    def __init__(self, url: str, folder: Path, shard: str = ""):
-        """
-        Args:
-            url: of the run, as fsspec takes it.
-            folder: for the run, empty.
-            shard: name of the shard's folder in the run's; of a run in one piece "".
+    def __init__(self, url: str, root: Path, shard: str = ""):
+        """Of `root`, which is empty, a shard's part is the folder of its name."""
+        from fsspec.implementations.dirfs import DirFileSystem
 
-        Raises:
-            BenchError: fsspec, or what it needs for this kind of URL, is missing.
-        """
-        try:
-            from fsspec.core import url_to_fs
-            from fsspec.implementations.dirfs import DirFileSystem
-
-            system, root = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            reason = str(error).rstrip(".")
-            raise BenchError(
-                f'{url} cannot be opened ({reason}): pip install "unseg_jax[cluster]" and what '
-                f"fsspec needs for such places, or choose a folder."
-            ) from None
+        system, path = _open(url)
         system.invalidate_cache()  # other machines write there too
-        self.url, self.folder = url, folder / shard
+        self.url, self.root, self.folder = url, root, root / shard
         self._name = f"{url.rstrip('/')}/{shard}".rstrip("/")
-        root = f"{root}/{shard}" if shard else root
-        self._system: Any = DirFileSystem(root, system)
-        kinds = (system.protocol,) if isinstance(system.protocol, str) else system.protocol
-        self.local_path = Path(root) if "file" in kinds else None
+        self._system: Any = DirFileSystem(f"{path}/{shard}".rstrip("/"), system)
         # What is known to be the run's there, and what this process has put there itself.
         self._known: Store | None = None
         self._mine: set[str] = set()
@@ -96,11 +101,8 @@ class Remote:
     def shards(self) -> list[Remote]:
         """Those of the run's shards that are there."""
         with self._plainly():
-            names = [name for name, is_folder in self._listed() if is_folder]
-        return [
-            Remote(self.url, self.folder, name)
-            for name in sorted(fnmatch.filter(names, "shard-*-of-*"))
-        ]
+            configs = sorted(self._system.glob(f"shard-*-of-*/{CONFIG}"))
+        return [Remote(self.url, self.root, name.partition("/")[0]) for name in configs]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -108,9 +110,6 @@ class Remote:
 
         The lock is a file that names its owner and is renewed with every `push`. Two processes
         that begin in the same moment see each other when they read it back.
-
-        Raises:
-            BenchError: another process has the lock.
         """
         with self._plainly():
             self._check_lock()
@@ -127,20 +126,14 @@ class Remote:
                     self._system.rm_file(_LOCK)
 
     def _renew(self) -> None:
-        lock = {
-            "token": self._token,
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "time": time.time(),
-        }
+        lock = {"token": self._token, "host": socket.gethostname()}
+        lock |= {"process": os.getpid(), "time": time.time()}
         self._pipe(_LOCK, json.dumps({"unseg_jax": lock}).encode())
         self._held = True
 
     def _read_lock(self) -> dict[str, Any]:
         """The lock that is there; {} if there is none."""
         self._system.invalidate_cache()
-        if not self._system.exists(_LOCK):
-            return {}
         try:
             lock = json.loads(self._system.cat_file(_LOCK))["unseg_jax"]
             return {"token": lock["token"], "time": float(lock["time"]), **lock}
@@ -150,7 +143,6 @@ class Remote:
             raise foreign_error(f"{self._name}/{_LOCK}") from None
 
     def _check_lock(self) -> None:
-        self._check_links(_LOCK)
         lock = self._read_lock()
         if not lock or lock["token"] == self._token:
             return
@@ -165,29 +157,18 @@ class Remote:
         )
 
     def check_folders(self) -> None:
-        """Checks that pictures and parts that are there are the run's own.
-
-        Raises:
-            BenchError: the first file that is not.
-        """
+        """Raises BenchError for the first picture or part there that is not the run's own."""
         with self._plainly():
-            self._read_manifest()
-            for name in self._find(*FOLDERS, _PARTS):
-                if not self._is_own(name):
-                    raise foreign_error(f"{self._name}/{name}")
+            self._owned(*FOLDERS, _PARTS)
 
     def clear(self) -> None:
-        """Removes the run that is there, that is the files that it wrote itself.
+        """Removes the files there that the run wrote itself.
 
         Raises:
             BenchError: a file that the run did not write is in the way; nothing is removed then.
         """
-        self.check_folders()
         with self._plainly():
-            names = self._find(*FILES, MANIFEST, JOURNAL, *FOLDERS, _PARTS)
-            for name in names:
-                if not self._is_own(name):
-                    raise foreign_error(f"{self._name}/{name}")
+            names = self._owned(*FILES, MANIFEST, JOURNAL, *FOLDERS, _PARTS)
             # Records first, config and manifest last: what is left of a half-removed run is known.
             order = {CONFIG: 1, MANIFEST: 2, JOURNAL: 2}
             self._remove(sorted(names, key=lambda name: (order.get(name, 0), name)))
@@ -196,41 +177,33 @@ class Remote:
     def replace(self) -> None:
         """Copies a new state of the folder out and removes what the old one had besides."""
         with self._plainly():
-            for name in self._find(*FOLDERS):
-                if not (self.folder / name).exists() and self._is_own(name):
-                    self._remove([name])
+            old = (name for name in self._find(*FOLDERS) if not (self.folder / name).exists())
+            self._remove(list(filter(self._is_own, old)))
         self.push(last=True)
 
     def pull(self, *, masks: bool = False) -> None:
-        """Copies what a run needs to go on into the folder.
-
-        Args:
-            masks: its masks too.
-        """
+        """Copies what a run needs to go on, perhaps its masks too, into the folder."""
         with self._plainly():
             self._read_manifest()
-            tops = [name for name in FILES if name != RECORDS]
-            listed = self._find(*(top for top in FOLDERS if masks or top != "masks"))
             known = set(self._known.names(*FOLDERS) if self._known else ())
-            names = [*self._find(*tops, MANIFEST, JOURNAL), *(n for n in listed if n in known)]
+            listed = self._find(*(top for top in FOLDERS if masks or top != "masks"))
+            tops = [name for name in (*FILES, MANIFEST, JOURNAL) if name != RECORDS]
+            names = [*self._find(*tops), *filter(known.__contains__, listed)]
             targets = [self.folder / name for name in names]
-            for parent in {target.parent for target in targets}:
+            for parent in {self.folder, *(target.parent for target in targets)}:
                 parent.mkdir(parents=True, exist_ok=True)
             # All at once, because object stores take long over each of many small files.
             if names:
-                self._system.get(names, [str(target) for target in targets])
+                self._system.get(names, list(map(str, targets)))
             # A run that was copied there by hand has its records whole only.
             parts = self._find(_PARTS)
-            for path in parts or self._find(RECORDS):
-                content = self._system.cat_file(path)
-                self.folder.mkdir(parents=True, exist_ok=True)
+            contents = [self._system.cat_file(path) for path in parts or self._find(RECORDS)]
+            if contents:
                 with open(self.folder / RECORDS, "ab") as file:
-                    file.write(content)
-                if parts:
-                    self._count += 1
-                    self._offset += len(content)
-            if (self.folder / RECORDS).exists():
-                self._inode = (self.folder / RECORDS).stat().st_ino
+                    file.writelines(contents)
+                    self._inode = os.fstat(file.fileno()).st_ino
+            if parts:
+                self._count, self._offset = len(parts), sum(map(len, contents))
         # Records count as changed: a killed run has left them in parts only.
         self._sent = {name: stamp for name, stamp in self._changed() if name != RECORDS}
 
@@ -272,7 +245,11 @@ class Remote:
         with open(path, "rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if self._inode not in (None, inode):
-                self._forget_parts(path)
+                # All records go out again, because lines among them were taken out. They go out
+                # whole first, for a run that is killed meanwhile.
+                self._put(RECORDS, path.read_bytes())
+                self._remove(list(filter(self._is_own, self._find(_PARTS))))
+                self._offset, self._count = 0, 0
             self._inode = inode
             file.seek(self._offset)
             content = file.read()
@@ -282,19 +259,10 @@ class Remote:
             self._count += 1
             self._offset += len(content)
 
-    def _forget_parts(self, path: Path) -> None:
-        """Has all records sent again, because lines among them were taken out."""
-        self._put(RECORDS, path.read_bytes())  # for a run that is killed before they are
-        self._remove([name for name in self._find(_PARTS) if self._is_own(name)])
-        self._offset, self._count = 0, 0
-
     def _read_manifest(self) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            for name in (MANIFEST, JOURNAL):
-                self._check_links(name)
-                if self._system.exists(name):
-                    content = self._system.cat_file(name)
-                    Path(scratch, name).write_bytes(content)
+            for name in self._find(MANIFEST, JOURNAL):
+                Path(scratch, name).write_bytes(self._system.cat_file(name))
             try:
                 self._known = open_store(Path(scratch))
             except FolderError as error:
@@ -302,7 +270,6 @@ class Remote:
 
     def _is_own(self, name: str) -> bool:
         """Whether a file there was written by this run, and not changed since."""
-        self._check_links(name)
         if name in self._mine:
             return True
         if name in (MANIFEST, JOURNAL):
@@ -312,33 +279,21 @@ class Remote:
             return is_journal(content.splitlines(keepends=True))
         return self._known is not None and self._known.wrote(name, content)
 
-    def _check_links(self, name: str) -> None:
-        """Raises BenchError if a file of this name would be reached through a link."""
-        if self.local_path is None:
-            return
-        for part in (PurePosixPath(name), *PurePosixPath(name).parents):
-            if part.name and (self.local_path / part).is_symlink():
-                raise foreign_error(self.local_path / part)
-
-    def _listed(self, *names: str) -> list[tuple[str, bool]]:
-        """What is there by these names, or by any: (name, whether it is a folder)."""
-        if not self._system.exists(""):
-            return []
-        entries = self._system.ls("", detail=True)
-        found = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
-        return [entry for entry in found if not names or entry[0] in names]
+    def _owned(self, *names: str) -> list[str]:
+        """The files there, as `_find` has them, all of which must be the run's own."""
+        self._read_manifest()
+        found = self._find(*names)
+        for name in found:
+            if not self._is_own(name):
+                raise foreign_error(f"{self._name}/{name}")
+        return found
 
     def _find(self, *names: str) -> list[str]:
         """The files there by these names or in folders of these names, in order."""
-        paths = []
-        for path, is_folder in self._listed(*names):
-            self._check_links(path)
-            paths += self._system.find(path) if is_folder else [path]
-        return sorted(paths)
+        return sorted(path for name in names for path in self._system.find(name))
 
     def _put(self, name: str, content: bytes) -> None:
         """Writes a file there, unless one is in the way that is not the run's own."""
-        self._check_links(name)
         if name not in self._mine:
             if self._system.exists(name) and not self._is_own(name):
                 raise foreign_error(f"{self._name}/{name}")
@@ -350,18 +305,9 @@ class Remote:
         self._system.pipe_file(name, content)
 
     def _remove(self, names: list[str]) -> None:
-        """Removes files, and folders of a local file system that are empty then."""
         for name in names:
             self._system.rm_file(name)
             self._mine.discard(name)
-        if self.local_path is None:
-            return
-        for parent in sorted(
-            {p for name in names for p in PurePosixPath(name).parents}, reverse=True
-        ):
-            if parent.name:
-                with contextlib.suppress(OSError):
-                    (self.local_path / parent).rmdir()
 
     def _changed(self) -> list[tuple[str, tuple[int, int]]]:
         changed = []
@@ -369,13 +315,11 @@ class Remote:
         for own in (MANIFEST, JOURNAL, *sorted(FILES), *FOLDERS):
             top = self.folder / own
             for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-                if not path.is_file():
-                    continue
-                state = path.stat()
-                name = path.relative_to(self.folder).as_posix()
-                stamp = (state.st_size, state.st_mtime_ns)
-                if self._sent.get(name) != stamp:
-                    changed.append((name, stamp))
+                if path.is_file():
+                    state, name = path.stat(), path.relative_to(self.folder).as_posix()
+                    stamp = (state.st_size, state.st_mtime_ns)
+                    if self._sent.get(name) != stamp:
+                        changed.append((name, stamp))
         return changed
 
     @contextlib.contextmanager

@@ -39,13 +39,8 @@ maxF is the larger mean of this and of "f_measure": the two thresholds that a bo
 
 
 def orient(mask: np.ndarray, truth: Truth, flip: bool) -> tuple[np.ndarray, bool]:
-    """The mask that is scored, and whether it is the inverted one.
-
-    Args:
-        mask: (H, W) bool.
-        truth: of that size.
-        flip: take the better of mask and inverted mask, by IoU.
-    """
+    """The mask (H, W) bool that is scored, and whether it is the inverted one, which `flip` takes
+    if its IoU is better."""
     if flip and _iou(~mask, truth) > _iou(mask, truth):
         return ~mask, True
     return mask, False
@@ -56,14 +51,9 @@ def _iou(mask: np.ndarray, truth: Truth) -> float:
 
 
 def score(segmentation: Segmentation, truth: Truth, protocol: Protocol) -> dict[str, Any]:
-    """All of `SCORES`, and whether the mask was inverted for them.
+    """All of `SCORES`, and whether the mask was inverted for them; void pixels are left out.
 
     NMI and ARI compare the predicted parts with the two regions of the truth.
-
-    Args:
-        segmentation: at the truth's size.
-        truth: of that size; its void pixels are left out of every score.
-        protocol: whether to flip.
     """
     # Numbers are counted several times faster than bools.
     regions = truth.mask.view(np.uint8)
@@ -78,14 +68,8 @@ def score(segmentation: Segmentation, truth: Truth, protocol: Protocol) -> dict[
 def score_mask(
     mask: np.ndarray, box: Sequence[int] | None, truth: Truth, protocol: Protocol
 ) -> dict[str, Any]:
-    """Those of `SCORES` that need the mask alone, and whether it was inverted for them.
-
-    Args:
-        mask: (H, W) bool.
-        box: of its object.
-        truth: of that size; its void pixels are left out of every score.
-        protocol: whether to flip.
-    """
+    """Those of `SCORES` that need the mask (H, W) bool and the box of its object alone, and whether
+    it was inverted for them."""
     mask, flipped = orient(mask, truth, protocol.flip)
     true_box = object_box(truth.mask)
     if truth.valid is not None:
@@ -114,14 +98,7 @@ def score_mask(
 def iou_by_epoch(
     history: np.ndarray, truth: Truth, method: Method, protocol: Protocol
 ) -> list[float]:
-    """IoU at each recorded epoch, before any edge refinement.
-
-    Args:
-        history: (records, h, w) voted labels, 0 = background.
-        truth: of the image.
-        method: whether only the largest component counts.
-        protocol: whether to flip.
-    """
+    """IoU at each recorded epoch, before any edge refinement, of voted labels (records, h, w)."""
     values = []
     for labels in history:
         foreground = labels > 0
@@ -136,11 +113,9 @@ def make_record(
     segmentation: Segmentation, truth: Truth | None, protocol: Protocol
 ) -> dict[str, Any]:
     """The record of an image that was segmented; scores are null without a truth."""
-    scores = (
-        dict.fromkeys((*SCORES, F_EVERYTHING, "flipped"))
-        if truth is None
-        else score(segmentation, truth, protocol)
-    )
+    scores = dict.fromkeys((*SCORES, F_EVERYTHING, "flipped"))
+    if truth is not None:
+        scores |= score(segmentation, truth, protocol)
     return {
         "id": segmentation.id,
         "method": segmentation.method,
@@ -156,11 +131,10 @@ def make_record(
 
 def failure_record(item: Item, method: str, error: str) -> dict[str, Any]:
     """The record of an image that failed; `scored` says whether it would have had scores."""
-    scores = dict.fromkeys(SCORES)
     return {
         "id": item.id,
         "method": method,
-        **scores,
+        **dict.fromkeys(SCORES),
         "scored": item.mask is not None,
         "error": error,
         "image_stamp": stamp_source(item.image),
@@ -231,11 +205,7 @@ class TruthTally:
         self.void |= set(truth["void"])
 
     def as_json(self, values: Sequence[Value] | str | None) -> dict[str, Any]:
-        """For `summary.json`, under the key "truths".
-
-        Args:
-            values: as `--foreground` named them, or None.
-        """
+        """For `summary.json`, under the key "truths"; `values` are those of `--foreground`."""
         return {
             "images": self.images,
             "empty": self.empty,
