@@ -56,6 +56,7 @@ class Segmentation:
         evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
             (above 0) or the background; None where the method has no soft result.
         min_area: below which a piece is a speck: below 1 a share of the image, else pixels of it.
+        pixel_size: width and height of a pixel in micrometres, where known.
         look_closer: whether what was found is so small, and the image so large, that tiles of it
             may show more.
 
@@ -82,6 +83,7 @@ class Segmentation:
     notes: tuple[str, ...] = ()
     evidence: np.ndarray | None = None
     min_area: float = MIN_AREA
+    pixel_size: tuple[float, float] | None = None
     look_closer: bool = False
 
     @classmethod
@@ -238,23 +240,35 @@ class Segmentation:
         labels = parts if parts.max(initial=0) > 1 else self.small_mask.astype(np.uint8)
         return labels if size is None else _fitted(labels, size)
 
-    def save(self, folder: str | os.PathLike, formats: Sequence[str] = ("png",)) -> list[Path]:
+    def save(
+        self,
+        folder: str | os.PathLike,
+        formats: Sequence[str] = ("png",),
+        *,
+        pixel_size: float | str | None = None,
+    ) -> list[Path]:
         """Writes the result into a folder, under the stem of its `id`.
 
         Args:
             folder: made if missing; files of the same names are replaced.
             formats: names of `unseg_jax.export.formats.FORMATS`, such as "png", "coco", "csv".
+            pixel_size: side of a pixel in micrometres, or with a unit, such as "320nm"; tables
+                then have physical units as well.
 
         Returns:
             The files written.
 
         Raises:
-            ValueError: an unknown format.
+            ValueError: an unknown format, or a pixel size that is none.
             WriteError: the operating system refused.
         """
+        from unseg_jax.data.pixel_size import parse_pixel_size
         from unseg_jax.export.formats import save
 
-        return save(self, Path(folder), formats)
+        found = self
+        if pixel_size is not None:
+            found = dataclasses.replace(self, pixel_size=parse_pixel_size(pixel_size))
+        return save(found, Path(folder), formats)
 
     def to_coco(self) -> dict[str, Any]:
         """A COCO data set of this image alone, one annotation for each object."""

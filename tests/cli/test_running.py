@@ -1,5 +1,6 @@
 """What a user sees and is spared: patterns, typing errors, dry runs, lines of JSON, going on."""
 
+import csv
 import json
 import logging
 
@@ -117,13 +118,17 @@ def test_paths_of_options_may_begin_with_the_home_folder(photos, tmp_path, monke
 
 def test_formats_and_objects_are_chosen(photos, tiny_weights, tmp_path, capsys):
     arguments = ["--out", tmp_path, "--backbone", tiny_weights, *FAST, "--objects", "largest"]
-    code, _, said = segment(capsys, photos / "0.png", *arguments, "-f", "npz", "-f", "csv")
+    size = ["--pixel-size", "0.5um"]
+    code, _, said = segment(capsys, photos / "0.png", *arguments, "-f", "npz", *size)
     assert code == 0, said
     names = {path.name for path in tmp_path.iterdir()}
     tables = {"objects.csv", "images.csv"}
     assert names - {LOCK} == {"0.npz", "report.html", "unseg_jax.json", *tables}
-    rows = (tmp_path / "objects.csv").read_text().splitlines()
-    assert len(rows) <= 2
+    rows = list(csv.DictReader((tmp_path / "objects.csv").read_text().splitlines()))
+    assert [float(row["area_um2"]) for row in rows] == [int(row["area"]) / 4 for row in rows]
+    assert len(rows) <= 1
+    code, _, said = segment(capsys, photos, "--out", tmp_path, "--pixel-size", "3 inch")
+    assert (code, "--pixel-size '3 inch' is no size" in said) == (1, True)
     assert segment(capsys, photos, "--out", tmp_path, "-f", "pgn")[0] == 1
     assert segment(capsys, photos, "--out", tmp_path, "--objects", "some")[0] == 1
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 import unseg_jax as us
 from unseg_jax.data.folders import ImageFile
+from unseg_jax.data.pixel_size import parse_pixel_size, pixel_size
 from unseg_jax.export import drawing, formats
 from unseg_jax.export.formats import (
     coco,
@@ -118,9 +119,15 @@ def test_coco_of_nothing_is_valid(tmp_path):
 def test_tiff_is_read_by_tifffile(tmp_path, scale):
     import tifffile
 
-    found = scene(scale=scale)
+    sizes = (0.32, 0.25) if scale == 3 else None
+    found = dataclasses.replace(scene(scale=scale), pixel_size=sizes)
     (tmp_path / "a.tif").write_bytes(tiff.encode(found)["_objects.tif"])
-    numbers = tifffile.imread(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        numbers, ours = file.asarray(), file.imagej_metadata
+        assert (ours and ours["unit"]) == (sizes and "micron")
+        resolution = file.pages[0].get_resolution("none") if sizes else ()
+    assert resolution == pytest.approx([1 / size for size in sizes or ()])
+    assert pixel_size(tmp_path / "a.tif") == (sizes and pytest.approx(sizes))
     assert numbers.dtype == np.uint16
     assert numbers.shape == found.size
     for number in range(3):
@@ -266,7 +273,9 @@ def test_specks_are_in_nothing_that_is_written(size):
 
 def test_segmentation_saves_and_shows_itself(tmp_path):
     found = scene()
-    written = found.save(tmp_path / "new", ["csv", "png", "cutout"])
+    written = found.save(tmp_path / "new", ["csv", "png", "cutout"], pixel_size="500 nm/px")
+    rows = pandas.read_csv(tmp_path / "new" / "objects.csv")
+    assert rows.area_um2.tolist() == [item.area / 4 for item in found.objects]
     names = ["a_mask.png", "a_labels.png", "a_overlay.png", "a_cutout.png", *table.FILES]
     assert [path.name for path in written] == names
     assert all(path.is_file() for path in written)
@@ -331,14 +340,15 @@ def read_csv(content):
     return pandas.read_csv(io.BytesIO(content))
 
 
-@pytest.mark.parametrize("scale", [None, (0.5, 0.25)])
+@pytest.mark.parametrize("scale", [None, (0.5, 0.25), (0.5, 0.5)])
 def test_measures_are_those_of_regionprops(scale):
     from skimage.measure import regionprops
 
-    found = scene()
-    content = table.encode_set([record_of(found, measured=True, scale=scale)])
+    found = dataclasses.replace(scene(), pixel_size=scale)
+    content = table.encode_set([record_of(found, measured=True)])
     frame, images = read_csv(content["objects.csv"]), read_csv(content["images.csv"])
-    um2 = np.nan if scale is None else 0.125
+    um2 = np.nan if scale is None else scale[0] * scale[1]
+    um = 0.5 if scale == (0.5, 0.5) else np.nan
     for number, row in frame.iterrows():
         mask = whole(found, number).astype(int)
         (region,) = regionprops(mask, intensity_image=found.pixels)
@@ -361,6 +371,8 @@ def test_measures_are_those_of_regionprops(scale):
         assert row.area_um2 == pytest.approx(region.area * um2, nan_ok=True)
         diameter = 2 * np.sqrt(region.area * um2 / np.pi)
         assert row.equivalent_diameter_um == pytest.approx(diameter, nan_ok=True)
+        for name in ("perimeter", "axis_major", "axis_minor"):
+            assert row[f"{name}_um"] == pytest.approx(um * row[name], nan_ok=True)
     (image,) = images.itertuples()
     height, width = found.size
     assert (image.width, image.height, image.objects) == (width, height, len(frame))
@@ -369,6 +381,25 @@ def test_measures_are_those_of_regionprops(scale):
     assert image.objects_per_megapixel == pytest.approx(len(frame) / width / height * 1e6)
     per_mm2 = len(frame) / (width * height * um2 * 1e-6)
     assert image.objects_per_mm2 == pytest.approx(per_mm2, nan_ok=True)
+    assert image.mean_area_um2 == pytest.approx(frame.area.mean() * um2, abs=1e-4, nan_ok=True)
+    nothing = Record("a", "a.png", (60, 80), 0.0, 0.0, 0, (), pixel_size=scale)
+    (image,) = read_csv(table.encode_set([nothing])["images.csv"]).itertuples()
+    density = np.nan if scale is None else 0.0
+    assert image.objects_per_mm2 == pytest.approx(density, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "side"),
+    [(0.32, 0.32), ("0.32um", 0.32), ("0.32 µm/px", 0.32), ("320nm", 0.32), ("3.2e-4 mm", 0.32)],
+)
+def test_sizes_of_pixels_are_read_with_their_unit(text, side):
+    assert parse_pixel_size(text) == pytest.approx((side, side))
+
+
+@pytest.mark.parametrize("text", ["um", "3 inch", "0um", "-1", "1e999", float("nan"), "0.3um/cm"])
+def test_what_is_no_size_of_a_pixel_is_refused(text):
+    with pytest.raises(ValueError, match=r"is no size: give a number and a unit, such as 0\.32um"):
+        parse_pixel_size(text)
 
 
 def test_what_is_not_measured_is_left_empty():
@@ -398,7 +429,7 @@ def test_every_format_says_which_files_it_writes():
 
 
 def test_qupath_gets_classes_colours_and_measurements():
-    found = scene()
+    found = dataclasses.replace(scene(), pixel_size=(2.0, 2.0))
     properties = [
         feature["properties"]
         for feature in json.loads(geojson.encode(found)[".geojson"])["features"]
@@ -410,9 +441,9 @@ def test_qupath_gets_classes_colours_and_measurements():
         assert colour == drawing.palette(item.label + 1)[item.label].tolist()
         measured = entry["measurements"]
         assert all(isinstance(value, (int, float)) for value in measured.values())
-        for name in ("area", "solidity", "intensity", "x"):
+        for name in ("area", "solidity", "intensity", "x", "area_um2"):
             assert measured[name] == pytest.approx(getattr(row, name))
-        assert "area_um2" not in measured
+        assert measured["area_um2"] == 4 * item.area
 
 
 def test_the_configuration_of_label_studio_fits_its_predictions():

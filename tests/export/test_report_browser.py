@@ -1,6 +1,8 @@
 """The report of `unseg-jax segment` in a real browser: sorting, keep or reject, a phone."""
 
 import io
+import re
+from datetime import date
 
 import numpy as np
 import pytest
@@ -33,18 +35,21 @@ def _picture(value):
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     one = {"box": [0, 0, 2, 2], "area": 4, "score": 0.5, "label": 1, "counts": "04"}
+    measured = {"circularity": 0.8, "intensity": 99.0, "equivalent_diameter_um": 1.1}
+    one |= {**measured, "area_um2": 1.0}
     entries = []
     for name, coverage, confidence, count in IMAGES:
         notes = ("it was stretched to 8 bits.",) if name == "b" else ()
-        record = Record(
-            name, name, (240, 320), coverage, confidence, 1, (one,) * count, notes=notes
+        objects = tuple(
+            {**one, "area_um2": float(area), "area": area} for area in range(9, 9 + count)
         )
+        record = Record(name, name, (240, 320), coverage, confidence, 1, objects, notes=notes)
         pictures = {"photograph": _picture(40), "overlay": _picture(200)}
         entries.append(Entry(ImageFile(folder / "x.png", name), record, pictures=pictures))
     entries.append(Entry(ImageFile(folder / "bad.png", "bad"), error="bad.png is empty: drop it."))
     run = Run(tuple(entries), 1.0, 0.0, ("2 files in photos left out by suffix: 2 .dcm.",))
     path = folder / "report.html"
-    path.write_text(render_report(run, None), encoding="utf-8")
+    path.write_text(render_report(run, None, folder="nuclei"), encoding="utf-8")
     return path
 
 
@@ -56,7 +61,8 @@ def shown(page):
 
 def test_it_says_what_was_left_out_changed_and_failed(open_file, report):
     page = open_file(report)
-    assert page.title() == "5 images, 7 objects, 3 to check, 1 failed"
+    title = rf"nuclei · {date.today().year}-\d\d-\d\d · 5 images, 7 objects, 3 to check, 1 failed"
+    assert re.fullmatch(title, page.title())
     page.click("#left-out summary")
     assert page.locator("#left-out li").inner_text().startswith("2 files in photos left out")
     page.click("#changed summary")
@@ -64,6 +70,26 @@ def test_it_says_what_was_left_out_changed_and_failed(open_file, report):
     page.click("#failed summary")
     assert "bad.png is empty: drop it." in page.locator("#failed table").inner_text()
     assert page.locator("img").count() == 2 * len(IMAGES)  # none that a name brought in
+
+
+def test_objects_are_in_histograms_and_a_table_that_is_sorted(open_file, report):
+    page = open_file(report, 400)
+    page.click("#measured summary")
+    captions = page.locator(".plots figcaption").all_inner_texts()
+    assert captions[0] == "Area (µm²): median 9.00"
+    assert [text.partition(":")[0] for text in captions[1:]] == ["Circularity", "Intensity"]
+    bars = page.locator(".plots figure >> nth=0").locator("rect title").all_text_contents()
+    assert sum(int(text.rpartition(" ")[2]) for text in bars) == 7
+    area = "cells => cells.map(cell => Number(cell.textContent))"
+    cells = page.locator(".sortable tbody td:nth-child(3)")
+    areas = [9, 10, 9, 9, 9, 10, 11]
+    assert cells.evaluate_all(area) == sorted(areas, reverse=True)
+    page.click(".sortable th:nth-child(3) button")
+    assert cells.evaluate_all(area) == sorted(areas, reverse=True)
+    page.click(".sortable th:nth-child(3) button")
+    assert cells.evaluate_all(area) == sorted(areas)
+    assert page.get_attribute(".sortable th:nth-child(3)", "aria-sort") == "ascending"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def test_sorting_and_filtering(open_file, report):

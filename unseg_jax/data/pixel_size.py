@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-_RESOLUTION_X, _RESOLUTION_Y, _UNIT, _DESCRIPTION = 282, 283, 296, 270
+RESOLUTION_X, RESOLUTION_Y, UNIT, DESCRIPTION = 282, 283, 296, 270
 # Micrometres in the units that TIFF, ImageJ and OME write.
 _CENTIMETRE = 10_000.0
 _MICROMETRES = {
@@ -18,6 +18,31 @@ _MICROMETRES = {
     "cm": _CENTIMETRE,
     "m": 1e6,
 }
+
+
+def parse_pixel_size(size: float | str) -> tuple[float, float]:
+    """Width and height of a pixel in micrometres, as a user gives them.
+
+    Args:
+        size: of a side: a number of micrometres, or a string with a unit, such as "0.32um",
+            "0.32 um/px", "320nm" or "0.00032 mm".
+
+    Raises:
+        ValueError: anything else.
+
+    >>> parse_pixel_size("500 nm/px")
+    (0.5, 0.5)
+    """
+    found = re.fullmatch(r"\s*([-+.\deE]+)\s*([^\W\d]*)(?:/px)?\s*", str(size))
+    try:
+        side = float(found[1]) * _MICROMETRES[found[2] or "um"] if found else 0.0
+    except (KeyError, ValueError):
+        side = 0.0
+    if not 0 < side < float("inf"):
+        raise ValueError(
+            f"pixel_size='{size}' is no size: give a number and a unit, such as 0.32um or 320nm."
+        )
+    return side, side
 
 
 def pixel_size(path: str | os.PathLike) -> tuple[float, float] | None:
@@ -31,11 +56,11 @@ def pixel_size(path: str | os.PathLike) -> tuple[float, float] | None:
             tags = dict(image.tag_v2)  # type: ignore[attr-defined]
     except (OSError, SyntaxError, ValueError):
         return None
-    description = str(tags.get(_DESCRIPTION, ""))
+    description = str(tags.get(DESCRIPTION, ""))
     if "<OME" in description:
         return _from_ome(description)
     try:
-        across, down = float(tags[_RESOLUTION_X]), float(tags[_RESOLUTION_Y])
+        across, down = float(tags[RESOLUTION_X]), float(tags[RESOLUTION_Y])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     if not (across > 0 and down > 0):
@@ -44,7 +69,7 @@ def pixel_size(path: str | os.PathLike) -> tuple[float, float] | None:
     if description.startswith("ImageJ") and unit:
         micrometres = _MICROMETRES.get(unit[1].strip())
     else:
-        micrometres = _CENTIMETRE if tags.get(_UNIT) == 3 else None
+        micrometres = _CENTIMETRE if tags.get(UNIT) == 3 else None
     return None if micrometres is None else (micrometres / across, micrometres / down)
 
 

@@ -25,7 +25,7 @@ from unseg_jax.cache import compile_clock
 from unseg_jax.data.folders import FoundImages, ImageFile
 from unseg_jax.data.images import read_image
 from unseg_jax.data.loader import Writer, default_workers
-from unseg_jax.data.pixel_size import pixel_size
+from unseg_jax.data.pixel_size import parse_pixel_size, pixel_size
 from unseg_jax.errors import DISK_FULL, ImageError, InputError, WriteError, printable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
@@ -68,6 +68,8 @@ class Output:
         report: whether `report.html` is written.
         recursive: mirror the folders that the images lie in.
         cutout: how objects are cut out.
+        pixel_size: side of a pixel in micrometres, or with a unit, such as "320nm"; None takes
+            what a file says of its own.
     """
 
     formats: tuple[str, ...] = ("png",)
@@ -77,6 +79,7 @@ class Output:
     report: bool = True
     recursive: bool = False
     cutout: Cutout = CUTOUT
+    pixel_size: float | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", check_formats(self.formats))
@@ -84,6 +87,8 @@ class Output:
             raise ValueError(f"objects '{self.objects}' is not known: choose all or largest.")
         if self.min_area is not None:
             check_min_area(self.min_area)
+        if self.pixel_size is not None:
+            object.__setattr__(self, "pixel_size", parse_pixel_size(self.pixel_size)[0])
 
     @property
     def full_pixels(self) -> bool:
@@ -402,7 +407,7 @@ def _write_whole(plan: Plan, run: Run, segmenter: Any) -> None:
             for entry in run.entries
         )
         shown = dataclasses.replace(run, entries=entries)
-        page = render_report(shown, segmenter, plan.settings)
+        page = render_report(shown, segmenter, plan.settings, plan.out.resolve().name)
         content[REPORT] = page.encode("utf-8", "backslashreplace")
     plan.store.write(content)
 
@@ -445,6 +450,8 @@ def _finish(
 
 def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
     output, store = plan.output, plan.store
+    size = pixel_size(image.path) if output.pixel_size is None else (output.pixel_size,) * 2
+    found = dataclasses.replace(found, pixel_size=size)
     if output.min_area is not None:
         found = dataclasses.replace(found, min_area=output.min_area)
     if output.objects == "largest":
@@ -465,9 +472,7 @@ def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
         # The overlay that was written, unless its lines would be too thin when it is reduced.
         drawn = found.overlay() if small is found.pixels else found.overlay(small)
         pictures["overlay"] = _picture(drawn)
-    measured = "csv" in output.formats
-    scale = pixel_size(image.path) if measured else None
-    record = record_of(found, image.name, image.path.name, measured=measured, scale=scale)
+    record = record_of(found, image.name, image.path.name, measured="csv" in output.formats)
     return record, stamps, pictures
 
 

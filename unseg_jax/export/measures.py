@@ -13,8 +13,11 @@ MEASURED = (
     *("x", "y", "perimeter", "equivalent_diameter", "axis_major", "axis_minor"),
     *("eccentricity", "solidity", "circularity", "touches_edge"),
     *("intensity", "intensity_sum", "red", "green", "blue", "area_um2", "equivalent_diameter_um"),
+    *("perimeter_um", "axis_major_um", "axis_minor_um"),
 )
 """What `measure` gives, in the order of the table's columns."""
+# Lengths along no axis are given in micrometres only where pixels are square to this share.
+_SQUARE = 0.01
 
 
 def measure(
@@ -37,9 +40,10 @@ def measure(
         pixels; `eccentricity` of that ellipse, `solidity` (share of the convex hull) and
         `circularity` (4π area / perimeter²; None without a perimeter); `touches_edge`, 0 or 1;
         `intensity` (mean of the channels, 0 to 255), its sum over the object, and the means of
-        `red`, `green` and `blue`, None without pixels; `area_um2` and `equivalent_diameter_um`,
-        None without a scale. Intensities of an image that is kept smaller are those of its nearest
-        pixels.
+        `red`, `green` and `blue`, None without pixels; `area_um2`, `equivalent_diameter_um`,
+        `perimeter_um`, `axis_major_um` and `axis_minor_um`, None without a scale, and the last
+        three also where pixels are not square. Intensities of an image that is kept smaller are
+        those of its nearest pixels.
     """
     from skimage.measure import regionprops
 
@@ -60,9 +64,12 @@ def measure(
         "touches_edge": int(0 in (left, top) or bottom == size[0] or right == size[1]),
         **_intensities(item, pixels, size),
     }
-    area = None if scale is None else item.area * scale[0] * scale[1]
-    values["area_um2"] = area
-    values["equivalent_diameter_um"] = None if area is None else math.sqrt(4 * area / math.pi)
+    across, down = scale or (math.nan, math.nan)
+    side = across if math.isclose(across, down, rel_tol=_SQUARE) else math.nan
+    values["area_um2"] = item.area * across * down
+    values["equivalent_diameter_um"] = region.equivalent_diameter_area * math.sqrt(across * down)
+    for name in ("perimeter", "axis_major", "axis_minor"):
+        values[f"{name}_um"] = values[name] * side
     return {name: _rounded(values[name]) for name in MEASURED}
 
 
@@ -82,4 +89,6 @@ def _intensities(
 
 
 def _rounded(value: Any) -> Any:
-    return round(float(value), 6) if isinstance(value, (float, np.floating)) else value
+    if not isinstance(value, (float, np.floating)):
+        return value
+    return None if math.isnan(value) else round(float(value), 6)

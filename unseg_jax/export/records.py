@@ -33,6 +33,7 @@ class Record:
         losses: of the optimisation; () for baselines.
         notes: what was done to the image while it was read, a sentence each.
         specks: how many pieces were too small to be objects, and were left out.
+        pixel_size: width and height of a pixel in micrometres, where known.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Record:
     losses: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     specks: int = 0
+    pixel_size: tuple[float, float] | None = None
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Record:
@@ -52,6 +54,8 @@ class Record:
         height, width = values["size"]
         losses = tuple(math.nan if loss is None else loss for loss in values["losses"])
         lists = {name: tuple(values[name]) for name in ("objects", "notes")}
+        if values.get("pixel_size"):
+            lists["pixel_size"] = tuple(values["pixel_size"])
         return cls(**{**values, **lists, "size": (height, width), "losses": losses})
 
     def as_plain(self) -> dict[str, Any]:
@@ -78,14 +82,7 @@ def _shape(box: Any) -> tuple[int, int]:
     return bottom - top, right - left
 
 
-def record_of(
-    found: Any,
-    name: str = "",
-    file: str = "",
-    *,
-    measured: bool = False,
-    scale: tuple[float, float] | None = None,
-) -> Record:
+def record_of(found: Any, name: str = "", file: str = "", *, measured: bool = False) -> Record:
     """The record of a `Segmentation`.
 
     Args:
@@ -93,7 +90,6 @@ def record_of(
         name: of its files; "" takes the stem of its id.
         file: path of the image to write down; "" takes the name within its id.
         measured: whether the objects are measured as well; see `unseg_jax.export.measures`.
-        scale: width and height of a pixel in micrometres, for that.
     """
     path = Path(found.id or "image")
     objects = tuple(
@@ -103,7 +99,7 @@ def record_of(
             "score": round(item.score, 6),
             "label": item.label,
             "counts": encode_rle(item.mask)["counts"],
-            **(measure(item, found.pixels, found.size, scale) if measured else {}),
+            **(measure(item, found.pixels, found.size, found.pixel_size) if measured else {}),
         }
         for item in found.objects
     )
@@ -118,6 +114,7 @@ def record_of(
         tuple(round(float(loss), 6) for loss in found.losses),
         tuple(found.notes),
         found.specks,
+        found.pixel_size,
     )
 
 

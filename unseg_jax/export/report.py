@@ -7,6 +7,7 @@ or reject need its script; all else shows without.
 from __future__ import annotations
 
 import base64
+import datetime
 import math
 import os
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import numpy as np
 from unseg_jax.custom import name_of
 from unseg_jax.errors import printable
 from unseg_jax.export.records import Entry, Record, Run
+from unseg_jax.export.statistics import summarise_objects
 
 UNSURE = 0.25
 """Confidence below which an image is to be checked."""
@@ -24,13 +26,16 @@ FULL = 0.9
 """Share of the image from which on a mask is to be checked."""
 
 
-def render_report(run: Run, segmenter: Any, settings: Mapping[str, Any] | None = None) -> str:
+def render_report(
+    run: Run, segmenter: Any, settings: Mapping[str, Any] | None = None, folder: str = ""
+) -> str:
     """The page of a run as HTML.
 
     Args:
         run: from `segment_files`; links are to the files beside the page.
         segmenter: that it was done with; None if every image was done by an earlier run.
         settings: of the run; a method among them names what an earlier run did.
+        folder: its name, for the title.
     """
     from urllib.parse import quote
 
@@ -53,14 +58,18 @@ def render_report(run: Run, segmenter: Any, settings: Mapping[str, Any] | None =
         trim_blocks=True,
     )
     headline = _headline(run)
+    heading = " · ".join(filter(None, (printable(folder), datetime.date.today().isoformat())))
+    records = [entry.record for entry in run.done if entry.record is not None]
     return environment.get_template("segment.html").render(
-        title=headline,
+        title=f"{heading} · {headline}",
         headline=headline,
+        heading=heading,
+        **summarise_objects(records),
         sentence=_sentence(segmenter, settings or {}),
         facts=_facts(run, segmenter),
         failed=run.failed,
         left_out=run.left_out,
-        changed=[entry.record for entry in run.done if entry.record and entry.record.notes],
+        changed=[record for record in records if record.notes],
         shown=[entry for entry in done if entry.pictures],
         others=[entry for entry in done if not entry.pictures],
         encode=lambda data: base64.b64encode(data).decode(),

@@ -34,6 +34,7 @@ _OPTIONS = {
             "out",
             "overwrite",
             "page",
+            "pixel_size",
             "recursive",
             "resize",
             "seed",

@@ -60,6 +60,14 @@ class Segment(Images):
             "if below 1, else pixels (default: .001).",
         ),
     ] = None
+    pixel_size: Annotated[
+        str | None,
+        typer.Option(
+            "--pixel-size",
+            metavar="SIZE",
+            help="Side of a pixel, such as 0.32um or 320nm; adds --format csv, in physical units.",
+        ),
+    ] = None
     full_overlay: Annotated[
         bool,
         typer.Option(
@@ -134,13 +142,15 @@ class Segment(Images):
         """What is written."""
         from unseg_jax.export.folder import Output
 
+        more = [*([self.json] if self.json else []), *(["csv"] if self.pixel_size else [])]
         return Output(
-            (*(self.formats or ["png"]), *([self.json] if self.json else [])),
+            (*(self.formats or ["png"]), *more),
             self.min_area,
             self.objects,
             self.full_overlay,
             recursive=self.recursive,
             cutout=self.cutout,
+            pixel_size=self.pixel_size,
         )
 
     @property

@@ -45,6 +45,6 @@ def encode(found: Any) -> dict[str, bytes]:
 
 
 def _measurements(found: Any, item: Object) -> dict[str, float]:
-    measured = measure(item, found.pixels, found.size)
+    measured = measure(item, found.pixels, found.size, found.pixel_size)
     values = {"score": round(item.score, 4), "area": item.area, **measured}
     return {name: value for name, value in values.items() if value is not None}

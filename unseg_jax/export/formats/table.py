@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 
 from unseg_jax.export.measures import MEASURED
@@ -14,14 +15,14 @@ COLUMNS = (
 )
 IMAGE_COLUMNS = (
     *("file", "width", "height", "objects", "specks", "coverage", "confidence"),
-    *("mean_area", "objects_per_megapixel", "objects_per_mm2"),
+    *("mean_area", "objects_per_megapixel", "mean_area_um2", "objects_per_mm2"),
 )
 
 
 def encode_set(records: Sequence[Record]) -> dict[str, bytes]:
     """Name → table of a run; `id` counts the objects of an image from 1, the largest first.
 
-    What was not measured, as the area in µm² of an image without a scale, is left empty.
+    What is not known, as the area in µm² of an image whose pixels have no size, is left empty.
     """
     objects = [row for record in records for row in _object_rows(record)]
     tables = ((COLUMNS, objects), (IMAGE_COLUMNS, map(_image_row, records)))
@@ -39,11 +40,11 @@ def _image_row(record: Record) -> tuple:
     (height, width), count = record.size, len(record.objects)
     areas = [item["area"] for item in record.objects]
     row = (record.file, width, height, count, record.specks, record.coverage, record.confidence)
-    mean = round(sum(areas) / count, 2) if count else None
-    per_mm2 = None
-    if count and (scaled := record.objects[0].get("area_um2")):
-        per_mm2 = round(count / (width * height * scaled / areas[0]) * 1e6, 4)
-    return (*row, mean, round(count / (width * height) * 1e6, 4), per_mm2)
+    mean = sum(areas) / count if count else math.nan
+    across, down = record.pixel_size or (math.nan, math.nan)
+    density = count / (width * height) * 1e6
+    values = (mean, density, mean * across * down, density / (across * down))
+    return (*row, *(None if math.isnan(value) else round(value, 4) for value in values))
 
 
 def _csv(columns: Iterable[str], rows: Iterable[tuple]) -> bytes:
