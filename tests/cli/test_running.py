@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import unseg_jax
 from unseg_jax.cli import main
 from unseg_jax.collective.hub import model_path
 from unseg_jax.runs.locking import LOCK
+from unseg_jax.terminal.console import progress
 from unseg_jax.terminal.segmenting import Segment
 
 FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
@@ -223,6 +225,35 @@ def test_cut_outs_are_laid_on_a_canvas(tmp_path, tiny_weights):
     assert main.main(["segment", *map(str, arguments)]) == 0
     with Image.open(tmp_path / "found" / "a_cutout.png") as picture:
         assert (picture.size, picture.mode) == ((50, 30), "RGB")
+
+
+@pytest.mark.parametrize(
+    ("options", "cost"),
+    [
+        (
+            ["--tile", "16"],
+            "slow: --tile 16 cuts an image into 12 tiles on average, so expect about 12",
+        ),
+        (["--tile", "48"], ""),
+        (["--method", "deepcut", "--image-size", "1120"], "about 16 times as many patches"),
+        (["--method", "unseggnet", "--stride", "2"], "about 4 times as many patches"),
+        (["--method", "deepcut", "--image-size", "400"], ""),
+    ],
+)
+def test_slow_choices_say_what_they_cost_before_they_start(photos, tmp_path, capsys, options, cost):
+    code, _, said = segment(capsys, photos, "--out", tmp_path / "out", *options, "--dry-run")
+    assert code == 0
+    assert cost in said
+    assert ("slow" in said) == bool(cost)
+
+
+def test_a_bar_is_redrawn_while_one_step_takes_long(monkeypatch):
+    from tqdm import tqdm
+
+    drawn = threading.Event()
+    monkeypatch.setattr(tqdm, "refresh", lambda *_, **__: drawn.set())
+    with progress(3, quiet=False):
+        assert drawn.wait(60)
 
 
 @pytest.mark.parametrize(

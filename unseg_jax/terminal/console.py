@@ -97,7 +97,7 @@ def expand(paths: Sequence[str]) -> list[str]:
 def progress(
     total: int, quiet: bool, unit: str = "image", *, doing: str = "", leave: bool = True
 ) -> Iterator[Any]:
-    """A progress bar on standard error; nothing is shown if quiet.
+    """A progress bar on standard error, redrawn each second; nothing is shown if quiet.
 
     Args:
         total: how many there are.
@@ -117,7 +117,22 @@ def progress(
         dynamic_ncols=True,
         disable=quiet,
     ) as bar:
-        yield bar
+        ended = threading.Event()
+
+        def tick() -> None:
+            while not ended.wait(1):
+                bar.refresh()
+
+        # The clock goes on where one step takes long.
+        clock = threading.Thread(target=tick, daemon=True)
+        if not quiet:
+            clock.start()
+        try:
+            yield bar
+        finally:
+            ended.set()
+            if not quiet:
+                clock.join()
 
 
 class _Spoken(logging.Handler):

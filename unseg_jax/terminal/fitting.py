@@ -144,6 +144,6 @@ def fitting_bar(
 
         def show(count: int, total: int) -> None:
             bar.total, bar.n = total, count
-            bar.refresh() if count == total else bar.update(0)
+            bar.set_description("fitting: learning" if count == total else "fitting: reading")
 
         yield show

@@ -9,15 +9,18 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from unseg_jax.cache import compile_clock
 from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import printable
 from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
+from unseg_jax.terminal.costs import expected_cost
 from unseg_jax.terminal.fitting import fitting_bar
 from unseg_jax.terminal.options import Images, expand_home, parse_page
 
@@ -314,8 +317,9 @@ def segment_images(asked: Segment) -> int:
     for message in images.left_out:
         say(message)
     chosen = asked.choose([image.source for image in images])
-    if chosen.why and not asked.quiet:
-        say(chosen.why)
+    if not asked.quiet:
+        for sentence in filter(None, (chosen.why, expected_cost(chosen, images))):
+            say(sentence)
     model = model_key(asked, chosen, images)
     only = None if asked.only is None else read_decisions(asked.only)
 
@@ -337,10 +341,22 @@ def segment_images(asked: Segment) -> int:
             with store.writing(name) as path:
                 fitted.save(path)
 
-        if planned.todo:
-            known = out / name if not asked.refit and store.is_ours(name) else None
-            segmenter = load_segmenter(asked, chosen, images, known, keep)
-        return _run(asked, segmenter, planned)
+        start, fits = time.perf_counter(), chosen.fits
+        with compile_clock() as clock:
+            if planned.todo:
+                known = out / name if not asked.refit and store.is_ours(name) else None
+                fits = fits and known is None
+                segmenter = load_segmenter(asked, chosen, images, known, keep)
+        took = Took("fitted" if fits else "loaded", time.perf_counter() - start, clock.seconds)
+        return _run(asked, segmenter, planned, took)
+
+
+class Took(NamedTuple):
+    """How long it took to get a segmenter: what was done, all of it, and what compiling took."""
+
+    done: str
+    seconds: float
+    compile_seconds: float
 
 
 def _say_waiting(out: Path) -> Callable[[], None]:
@@ -383,19 +399,18 @@ def _print_plan(plan: Plan, chosen: Choice, models: Sequence[str]) -> int:
     return 1 if plan.refused else 0
 
 
-def _run(asked: Segment, segmenter: Any, plan: Plan) -> int:
+def _run(asked: Segment, segmenter: Any, plan: Plan, took: Took) -> int:
     """Does what is planned with a progress bar, says what failed and where the results are."""
     from unseg_jax.export import folder
 
     with progress(len(plan.images), asked.quiet, doing="segmenting") as bar:
 
         def show(entry: Entry) -> None:
-            if entry.error:
-                bar.clear()
-                say(entry.error)
-            if asked.show:
-                bar.clear()
-                print(json.dumps(_line(entry, plan)), flush=True)
+            with bar.external_write_mode():
+                if entry.error:
+                    say(entry.error)
+                if asked.show:
+                    print(json.dumps(_line(entry, plan)), flush=True)
             bar.update()
 
         try:
@@ -420,7 +435,7 @@ def _run(asked: Segment, segmenter: Any, plan: Plan) -> int:
     if not asked.quiet:
         # Standard output is for the lines of JSON alone.
         stream = sys.stderr if asked.show else sys.stdout
-        print(f"{len(run.done)} of {len(run.entries)} images {_speed(run)}", file=stream)
+        print(f"{len(run.done)} of {len(run.entries)} images {_speed(run, took)}", file=stream)
         if run.specks:
             print(with_options(f"specks left out: {run.specks}"), file=stream)
         print(f"look at {plan.out / folder.REPORT}", file=stream)
@@ -430,12 +445,14 @@ def _run(asked: Segment, segmenter: Any, plan: Plan) -> int:
     return 1 if run.failed else 0
 
 
-def _speed(run: Run) -> str:
+def _speed(run: Run, took: Took) -> str:
     if all(entry.reused for entry in run.done):
         return "are done"
+    seconds = run.seconds + run.compile_seconds
     return (
-        f"in {run.seconds:.1f} s, {run.images_per_second:.2f} images a second "
-        f"(and {run.compile_seconds:.1f} s compiling)"
+        f"done: {took.done} in {took.seconds:.0f} s, segmented in {seconds:.0f} s "
+        f"({took.compile_seconds + run.compile_seconds:.0f} s compiling), "
+        f"{run.images_per_second:.2f} images a second"
     )
 
 

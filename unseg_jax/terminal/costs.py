@@ -1,0 +1,69 @@
+"""What a slow choice will cost, said before it is paid."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from unseg_jax.collective.choosing import Choice
+    from unseg_jax.data.folders import ImageFile
+    from unseg_jax.method import Method
+
+_SLOW = 4
+_LOOKED_AT = 32
+
+
+def expected_cost(chosen: Choice, images: Sequence[ImageFile]) -> str:
+    """What a choice costs if that is four times the usual or more, as one sentence; else "".
+
+    Args:
+        chosen: from `choose`.
+        images: all of them; the sizes of at most 32 are read.
+    """
+    tile = chosen.options.get("tile", chosen.method.tile)
+    if tile and (count := _tiles(images, tile)) >= _SLOW:
+        return (
+            f"slow: tile={tile} cuts an image into {count:.0f} tiles on average, so expect about "
+            f"{count:.0f} passes of the backbone per image instead of 1."
+        )
+    if chosen.model is None and (ratio := _grid_ratio(chosen.method)) >= _SLOW:
+        return (
+            f"slow: this size and stride give about {ratio:.0f} times as many patches per image as "
+            f"{chosen.method.name} has by default, so expect {ratio:.0f} times the time or more."
+        )
+    return ""
+
+
+def _tiles(images: Sequence[ImageFile], side: int) -> float:
+    from unseg_jax.collective.tiling import tile_boxes
+
+    counts = []
+    for image in images[:: -(-len(images) // _LOOKED_AT) or 1]:
+        unreadable = contextlib.suppress(OSError, Image.DecompressionBombError)
+        with unreadable, Image.open(image.path) as file:
+            counts.append(len(tile_boxes(file.height, file.width, side)))
+    return float(np.mean(counts)) if counts else 0.0
+
+
+def _grid_ratio(method: Method) -> float:
+    """How many times as many patches an image has as with the method's own settings."""
+    from unseg_jax.registry import METHODS
+
+    usual = METHODS.get(method.name)
+    if usual is None or method.nodes != "patches":
+        return 1.0
+    return _patches(method) / _patches(usual)
+
+
+def _patches(method: Method) -> float:
+    from unseg_jax.backbones.weights import SOURCES
+
+    source = SOURCES.get(method.backbone)
+    stride = method.stride or (source.config.patch_size if source else 14)
+    height, width = method.size
+    return height * width / stride**2
