@@ -4,29 +4,16 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from unseg_jax.data import DatasetError, load_image, open_dataset, read_mask
+from unseg_jax.data import load_image, open_dataset
 from unseg_jax.data.folders import find_images, list_images, safe_name
 from unseg_jax.errors import InputError
 from unseg_jax.video.frames import open_frames
 
+from .conftest import draw, put
+
 pytestmark = pytest.mark.quick
-
-
-def draw(path: Path, value=9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((4, 6), value, np.uint8)).save(path)
-    return path
-
-
-def pages(path: Path, *values) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first, *others = [Image.fromarray(np.full((4, 6), value, np.uint8)) for value in values]
-    first.save(path, save_all=True, append_images=others)
-    return path
 
 
 def relative(root: Path, files) -> list[str]:
@@ -34,9 +21,7 @@ def relative(root: Path, files) -> list[str]:
 
 
 def test_files_come_before_folders_each_sorted(tmp_path):
-    for name in ("b.png", "a.JPG", "z/1.jfif", "c/2.png", "c/d/3.png", ".hidden/4.png", ".5.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    put(tmp_path, "b.png", "a.JPG", "z/1.jfif", "c/2.png", "c/d/3.png", ".hidden/4.png", ".5.png")
     deep = list_images(tmp_path, recursive=True)
     assert relative(tmp_path, deep.files) == ["a.JPG", "b.png", "c/2.png", "c/d/3.png", "z/1.jfif"]
     flat = list_images(tmp_path)
@@ -75,16 +60,12 @@ def test_depth_has_no_limit(tmp_path):
     (found,) = list_images(tmp_path, recursive=True).files
     assert len(found.relative_to(tmp_path).parts) == depth + 1
     # shutil.rmtree, with which pytest cleans up, gives up before that depth.
-    folder = found.parent
     found.unlink()
-    while folder != tmp_path:
-        folder.rmdir()
-        folder = folder.parent
+    os.removedirs(found.parent)
 
 
 def test_a_folder_that_cannot_be_read_costs_only_itself(tmp_path, monkeypatch):
-    for name in ("a/1.png", "locked/2.png", "z/3.png"):
-        draw(tmp_path / name)
+    put(tmp_path, "a/1.png", "locked/2.png", "z/3.png")
     scandir = os.scandir
 
     def guarded(path):
@@ -95,10 +76,8 @@ def test_a_folder_that_cannot_be_read_costs_only_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", guarded)
     found = list_images(tmp_path, recursive=True)
     assert relative(tmp_path, found.files) == ["a/1.png", "z/3.png"]
-    (message,) = found.left_out
-    assert message == (
-        f"the folder {tmp_path / 'locked'} cannot be read (permission denied) and was left out."
-    )
+    said = f"the folder {tmp_path / 'locked'} cannot be read (permission denied) and was left out."
+    assert found.left_out == (said,)
     with pytest.raises(InputError, match="locked cannot be read"):
         list_images(tmp_path / "locked")
 
@@ -114,12 +93,13 @@ def test_what_is_left_out_is_counted_by_suffix(tmp_path):
     (tmp_path / "a.png").unlink()
     with pytest.raises(InputError, match=r"holds no images \(4 files .* 2 .HEIC"):
         find_images([tmp_path])
+    draw(tmp_path / "inner" / "a.png")
+    with pytest.raises(InputError, match=r"name a folder within it, such as .*inner, or use rec"):
+        find_images([tmp_path])
 
 
 def test_own_outputs_are_never_images_again(tmp_path):
-    draw(tmp_path / "a.png")
-    outputs = [draw(tmp_path / f"a_{kind}.png") for kind in ("mask", "labels", "overlay")]
-    draw(tmp_path / "b_mask.png")
+    put(tmp_path, "a.png", "a_mask.png", "a_labels.png", "a_overlay.png", "b_mask.png")
     # Without a report they may well be the user's.
     assert len(find_images([tmp_path])) == 5
     (tmp_path / "report.html").touch()
@@ -127,22 +107,28 @@ def test_own_outputs_are_never_images_again(tmp_path):
     assert [image.path.name for image in found] == ["a.png", "b_mask.png"]
     assert found.left_out == (f"3 files in {tmp_path} left out as outputs of an earlier run.",)
     # Named one by one, they are taken as anything else.
-    assert len(find_images(outputs)) == 3
+    assert len(find_images(tmp_path.glob("a_*.png"))) == 3
+    # Masks that a run wrote alone are known by its manifest, unless that cannot be read.
+    put(tmp_path / "alone", "a.png", "a_mask.png", "b_mask.png")
+    manifest = tmp_path / "alone" / "unseg_jax.json"
+    for content, number in (
+        (b'{"images": {"a": {"files": {"a_mask.png": [1, 2]}}}}', 2),
+        (b"\xff", 3),
+    ):
+        manifest.write_bytes(content)
+        assert len(find_images([tmp_path / "alone"])) == number
 
 
-def test_masks_that_a_run_wrote_alone_are_known_by_its_manifest(tmp_path):
-    for name in ("a.png", "a_mask.png", "b_mask.png"):
-        draw(tmp_path / name)
-    (tmp_path / "unseg_jax.json").write_text('{"images": {"a": {"files": {"a_mask.png": [1, 2]}}}}')
-    found = find_images([tmp_path])
-    assert [image.path.name for image in found] == ["a.png", "b_mask.png"]
-    (tmp_path / "unseg_jax.json").write_bytes(b"\xff")  # unreadable: nothing is taken for ours
-    assert len(find_images([tmp_path])) == 3
+def test_an_image_that_an_output_would_overwrite_is_refused(tmp_path):
+    put(tmp_path, "a.png", "a_mask.png")
+    with pytest.raises(InputError, match=r"a_mask.png would be overwritten.*another folder"):
+        find_images([tmp_path], out=tmp_path)
+    assert len(find_images([tmp_path], out=tmp_path / "out")) == 2
 
 
 def test_every_page_gets_its_name(tmp_path):
-    pages(tmp_path / "stack.tif", 10, 200, 90)
-    draw(tmp_path / "one.png")
+    draw(tmp_path / "stack.tif", 10, 200, 90)
+    draw(tmp_path / "one.png", 9)
     found = find_images([tmp_path])
     assert [image.name for image in found] == ["one", "stack_p001", "stack_p002", "stack_p003"]
     assert [load_image(image.source)[0, 0, 0] for image in found] == [9, 10, 200, 90]
@@ -150,29 +136,11 @@ def test_every_page_gets_its_name(tmp_path):
     assert [(image.name, image.page) for image in second] == [("one", None), ("stack_p002", 2)]
 
 
-def test_masks_pair_page_by_page(tmp_path):
-    pages(tmp_path / "images" / "s.tif", 10, 20, 30)
-    pages(tmp_path / "masks" / "s.tif", 0, 255, 0)
-    draw(tmp_path / "images" / "t.png")
-    draw(tmp_path / "masks" / "t.png", 255)
-    dataset = open_dataset(tmp_path)
-    assert [item.id for item in dataset.items] == ["s_p001", "s_p002", "s_p003", "t"]
-    assert [item.page for item in dataset.items] == [1, 2, 3, None]
-    shares = [read_mask(item.mask, dataset.rule).share for item in dataset.items]
-    assert shares == [0, 1, 0, 1]
-    assert [load_image(item.image)[0, 0, 0] for item in dataset.items] == [10, 20, 30, 9]
-    draw(tmp_path / "masks" / "s.tif")
-    with pytest.raises(DatasetError, match=r"has 3 pages and its mask .* has 1"):
-        open_dataset(tmp_path)
-
-
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has UTF-8 names only")
 def test_names_that_are_not_utf8_are_kept_and_named_safely(tmp_path):
-    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/images/caf\xe9\x1b[1m.png"))
-    draw(path)
+    path = draw(Path(os.fsdecode(os.fsencode(tmp_path) + b"/images/caf\xe9\x1b[1m.png")))
     (image,) = find_images([path.parent])
-    assert image.path == path
-    assert image.name == "caf%udce9%x1b[1m"
+    assert (image.path, image.name) == (path, "caf%udce9%x1b[1m")
     (item,) = open_dataset(path.parent).items
     assert item.id == image.name
     load_image(item.image)
@@ -189,8 +157,8 @@ def test_names_are_short_enough_for_their_outputs():
 
 def test_layouts_and_films_search_as_all_others(tmp_path):
     for kind, folder in (("i", "CUB_200_2011/images"), ("s", "segmentations")):
-        draw(tmp_path / "store" / kind / "1.png", 255)
-        draw(tmp_path / "cub" / folder / "002.B" / "2.png", 255)
+        draw(tmp_path / "store" / kind / "1.png")
+        draw(tmp_path / "cub" / folder / "002.B" / "2.png")
         (tmp_path / "cub" / folder / "001.A").symlink_to(tmp_path / "store" / kind)
     assert [item.id for item in open_dataset(f"cub:{tmp_path / 'cub'}").items] == ["1", "2"]
     for number in (10, 9):

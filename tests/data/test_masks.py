@@ -10,21 +10,13 @@ from unseg_jax.data import fit_mask, load_mask, read_mask
 from unseg_jax.data.truths import NONZERO, MaskRule, Truth, parse_values, parse_void
 from unseg_jax.errors import ImageError
 
+from .conftest import encoded
+
 pytestmark = pytest.mark.quick
 
 ROWS, COLUMNS = np.mgrid[:80, :100]
 DISC = (ROWS - 40) ** 2 + (COLUMNS - 45) ** 2 < 25**2
 RIM = ((ROWS - 40) ** 2 + (COLUMNS - 45) ** 2 < 29**2) & ~DISC
-
-
-def painted(background, foreground, dtype=np.uint8) -> np.ndarray:
-    return np.where(DISC if np.ndim(foreground) == 0 else DISC[..., None], foreground, background)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def grey(low, high, dtype=np.uint8) -> np.ndarray:
@@ -42,31 +34,30 @@ def palette(indices: np.ndarray, *colours) -> Image.Image:
 
 
 TWO_VALUES = {
-    "0/255": encoded(Image.fromarray(grey(0, 255))),
-    "0/1": encoded(Image.fromarray(grey(0, 1))),
-    "0/38": encoded(Image.fromarray(grey(0, 38))),
-    "0/100": encoded(Image.fromarray(grey(0, 100))),
-    "16/235": encoded(Image.fromarray(grey(16, 235))),
-    "one bit": encoded(Image.fromarray(DISC)),
-    "16 bits 0/255": encoded(Image.fromarray(grey(0, 255, np.uint16))),
-    "16 bits 0/65535": encoded(Image.fromarray(grey(0, 65535, np.uint16))),
-    "16 bits 0/1": encoded(Image.fromarray(grey(0, 1, np.uint16))),
-    "32 bits": encoded(Image.fromarray(grey(0, 70_000, np.int32)), "TIFF"),
-    "float": encoded(Image.fromarray(grey(0, 0.25, np.float32)), "TIFF"),
-    "red on black": encoded(Image.fromarray(colour((0, 0, 0), (255, 0, 0)))),
-    "blue on black": encoded(Image.fromarray(colour((0, 0, 0), (0, 0, 255)))),
-    "dark blue on black": encoded(Image.fromarray(colour((0, 0, 0), (0, 0, 9)))),
-    "white on transparent": encoded(Image.fromarray(colour((255,) * 3 + (0,), (255,) * 4))),
-    "black on transparent": encoded(Image.fromarray(colour((0, 0, 0, 0), (0, 0, 0, 255)))),
-    "opaque alpha": encoded(Image.fromarray(colour((0, 0, 0, 255), (99, 99, 99, 255)))),
+    **{
+        f"{low}/{high}": encoded(grey(low, high))
+        for low, high in ((0, 255), (0, 1), (0, 38), (0, 100), (16, 235))
+    },
+    "one bit": encoded(DISC),
+    "16 bits 0/255": encoded(grey(0, 255, np.uint16)),
+    "16 bits 0/65535": encoded(grey(0, 65535, np.uint16)),
+    "16 bits 0/1": encoded(grey(0, 1, np.uint16)),
+    "32 bits": encoded(grey(0, 70_000, np.int32), "TIFF"),
+    "float": encoded(grey(0, 0.25, np.float32), "TIFF"),
+    "red on black": encoded(colour((0, 0, 0), (255, 0, 0))),
+    "blue on black": encoded(colour((0, 0, 0), (0, 0, 255))),
+    "dark blue on black": encoded(colour((0, 0, 0), (0, 0, 9))),
+    "white on transparent": encoded(colour((255,) * 3 + (0,), (255,) * 4)),
+    "black on transparent": encoded(colour((0, 0, 0, 0), (0, 0, 0, 255))),
+    "opaque alpha": encoded(colour((0, 0, 0, 255), (99, 99, 99, 255))),
     "grey with alpha": encoded(Image.fromarray(colour((9, 9, 9, 0), (9, 9, 9, 255))).convert("LA")),
     "palette": encoded(palette(grey(0, 1), (0, 0, 0), (128, 0, 0))),
     "palette, black last": encoded(palette(grey(1, 0), (255, 255, 255), (0, 0, 0))),
     "palette, clear index": encoded(palette(grey(1, 0), (9, 9, 9), (7, 7, 7)), transparency=1),
-    "JPEG": encoded(Image.fromarray(grey(0, 255)), "JPEG"),
-    "JPEG, colours": encoded(Image.fromarray(colour((0, 0, 0), (0, 0, 255))), "JPEG", quality=95),
-    "JPEG 0/100": encoded(Image.fromarray(grey(0, 100)), "JPEG", quality=95),
-    "GIF": encoded(Image.fromarray(grey(0, 255)), "GIF"),
+    "JPEG": encoded(grey(0, 255), "JPEG"),
+    "JPEG, colours": encoded(colour((0, 0, 0), (0, 0, 255)), "JPEG", quality=95),
+    "JPEG 0/100": encoded(grey(0, 100), "JPEG", quality=95),
+    "GIF": encoded(grey(0, 255), "GIF"),
 }
 
 
@@ -92,7 +83,7 @@ def test_two_values_are_a_mask_however_they_are_stored(name):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_other_values_must_be_named(values, says, dtype):
     stored = values[(COLUMNS // 9) % len(values)].astype(dtype)
-    for source in (stored, encoded(Image.fromarray(stored))):
+    for source in (stored, encoded(stored)):
         with pytest.raises(ImageError, match=says) as caught:
             load_mask(source)
         assert " %)" in str(caught.value)
@@ -109,8 +100,8 @@ def test_instance_numbers_are_refused_and_taken_as_nonzero(count, dtype):
     )
     cells = np.where(cells <= count, cells, 0).astype(dtype)
     assert len(np.unique(cells)) == count + 1
-    kinds = [cells, encoded(Image.fromarray(cells))]
-    kinds.append(encoded(Image.fromarray(cells.astype(np.int32)), "TIFF"))
+    kinds = [cells, encoded(cells)]
+    kinds.append(encoded(cells.astype(np.int32), "TIFF"))
     for source in kinds:
         with pytest.raises(ImageError, match=f"holds {count + 1} values.*foreground='nonzero'"):
             load_mask(source)
@@ -181,16 +172,16 @@ def test_a_ramp_is_no_mask():
     with pytest.raises(ImageError, match="holds 256 values"):
         load_mask(ramp)
     with pytest.raises(ImageError, match="do not gather around two"):
-        load_mask(encoded(Image.fromarray(np.kron(ramp, np.ones((8, 8), np.uint8))), "JPEG"))
+        load_mask(encoded(np.kron(ramp, np.ones((8, 8), np.uint8)), "JPEG"))
 
 
 def test_a_jpeg_holds_no_class_numbers():
-    tiny = encoded(Image.fromarray(grey(0, 3)), "JPEG", quality=95)
+    tiny = encoded(grey(0, 3), "JPEG", quality=95)
     with pytest.raises(ImageError, match="keeps no class numbers"):
         load_mask(tiny)
     with pytest.raises(ImageError, match="cannot be named"):
         load_mask(TWO_VALUES["JPEG"], MaskRule(values=(255,)))
-    dark = encoded(Image.fromarray(np.full((16, 16), 2, np.uint8)), "JPEG")
+    dark = encoded(np.full((16, 16), 2, np.uint8), "JPEG")
     assert not load_mask(dark).any()
 
 
