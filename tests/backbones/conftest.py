@@ -18,37 +18,50 @@ def random_state_dict(config: ViTConfig, seed: int = 0) -> dict[str, np.ndarray]
     """Weights under their official names; LayerScale as in DINOv2 where the model has it."""
     draw = np.random.default_rng(seed)
     width, hidden, patch = config.width, config.width * config.mlp_ratio, config.patch_size
-
-    def normal(*shape, scale=0.05):
-        return (scale * draw.normal(size=shape)).astype(np.float32)
-
-    weights = {
-        "cls_token": normal(1, 1, width),
-        "pos_embed": normal(1, 1 + config.grid**2, width, scale=0.5),
-        "patch_embed.proj.weight": normal(width, 3, patch, patch),
-        "patch_embed.proj.bias": normal(width),
-        "norm.weight": 1 + normal(width),
-        "norm.bias": normal(width),
-    }
-    for i in range(config.depth):
-        block = {
-            "norm1.weight": 1 + normal(width),
-            "norm1.bias": normal(width),
-            "attn.qkv.weight": normal(3 * width, width),
-            "attn.qkv.bias": normal(3 * width),
-            "attn.proj.weight": normal(width, width),
-            "attn.proj.bias": normal(width),
-            "norm2.weight": 1 + normal(width),
-            "norm2.bias": normal(width),
-            "mlp.fc1.weight": normal(hidden, width),
-            "mlp.fc1.bias": normal(hidden),
-            "mlp.fc2.weight": normal(width, hidden),
-            "mlp.fc2.bias": normal(width),
-        }
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + config.grid**2, width)}
+    layers = {"patch_embed.proj": (width, 3, patch, patch), "norm": (width,)}
+    for block in (f"blocks.{index}." for index in range(config.depth)):
+        layers |= {block + "norm1": (width,), block + "norm2": (width,)}
+        layers |= {block + "attn.qkv": (3 * width, width), block + "attn.proj": (width, width)}
+        layers |= {block + "mlp.fc1": (hidden, width), block + "mlp.fc2": (width, hidden)}
         if config.layer_scale:
-            block |= {"ls1.gamma": 0.5 + normal(width), "ls2.gamma": 0.5 + normal(width)}
-        weights |= {f"blocks.{i}.{name}": value for name, value in block.items()}
-    return weights
+            shapes |= {block + "ls1.gamma": (width,), block + "ls2.gamma": (width,)}
+    for name, shape in layers.items():
+        shapes |= {name + ".weight": shape, name + ".bias": shape[:1]}
+
+    def values(name, shape):
+        centre = 0.5 if "gamma" in name else float("norm" in name and "weight" in name)
+        scale = 0.5 if name == "pos_embed" else 0.05
+        return (centre + scale * draw.normal(size=shape)).astype(np.float32)
+
+    return {name: values(name, shape) for name, shape in shapes.items()}
+
+
+def hugging_face(weights: dict[str, np.ndarray], version2: bool = True) -> dict[str, np.ndarray]:
+    """The names that Hugging Face's DINOv2, or its ViT, gives the official weights."""
+    names = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
+    names |= {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
+    names |= {"attn.proj": "attention.output.dense"}
+    if not version2:
+        names |= {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+        names |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    found = {}
+    for name, value in weights.items():
+        prefix, rest = "", name
+        if name.startswith("blocks."):
+            _, block, rest = name.split(".", 2)
+            prefix = f"encoder.layer.{block}."
+        stem, _, kind = rest.rpartition(".")
+        if stem == "attn.qkv":
+            thirds = zip(("query", "key", "value"), np.split(value, 3), strict=True)
+            found |= {f"{prefix}attention.attention.{part}.{kind}": x for part, x in thirds}
+        elif kind == "gamma":
+            found[f"{prefix}layer_scale{stem[-1]}.lambda1"] = value
+        elif stem:
+            found[f"{prefix}{names.get(stem, stem)}.{kind}"] = value
+        else:
+            found[names[name]] = value
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -106,16 +119,3 @@ def pixels():
         return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def leaves():
-    """All parameters of a state by dotted path."""
-
-    def flatten(state) -> dict[str, np.ndarray]:
-        return {
-            jax.tree_util.keystr(path): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-        }
-
-    return flatten

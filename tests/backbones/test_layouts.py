@@ -1,81 +1,45 @@
 """Every kind of file and every layout fills the same parameters, or says all that is wrong."""
 
 import argparse
+import dataclasses
 import re
+import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 
 from unseg_jax.backbones import ViTConfig, WeightsError, convert_weights, load_backbone
 from unseg_jax.backbones.layouts import build_params, strip_prefixes
 from unseg_jax.backbones.readers import read_tensors
 
+from .conftest import hugging_face
+
 VERSION1 = ViTConfig(patch_size=8, width=128, depth=2, heads=2, grid=3)
-VERSION2 = ViTConfig(
-    patch_size=14,
-    width=128,
-    depth=2,
-    heads=2,
-    grid=3,
-    layer_scale=True,
-    normalised_tokens=True,
-    facet="token",
+VERSION2 = dataclasses.replace(
+    VERSION1, patch_size=14, layer_scale=True, normalised_tokens=True, facet="token"
 )
-
-
-def to_hugging_face(weights, version2):
-    """The names that Hugging Face's ViT and DINOv2 models give the official weights."""
-    out = {}
-    simple = {
-        "cls_token": "embeddings.cls_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-        "norm.weight": "layernorm.weight",
-        "norm.bias": "layernorm.bias",
-    }
-    inner = {"attn.proj": "attention.output.dense"}
-    if version2:
-        inner |= {"norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    else:
-        inner |= {"norm1": "layernorm_before", "norm2": "layernorm_after"}
-        inner |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
-    for name, value in weights.items():
-        if name in simple:
-            out[simple[name]] = value
-            continue
-        _, index, rest = name.split(".", 2)
-        prefix = f"encoder.layer.{index}."
-        stem, kind = rest.rsplit(".", 1)
-        if stem == "attn.qkv":
-            for part, third in zip(("query", "key", "value"), np.split(value, 3), strict=True):
-                out[f"{prefix}attention.attention.{part}.{kind}"] = third
-        elif stem in ("ls1", "ls2"):
-            out[f"{prefix}layer_scale{stem[-1]}.lambda1"] = value
-        else:
-            out[f"{prefix}{inner[stem]}.{kind}"] = value
-    return out
 
 
 def variants(weights, config):
     """The weights under every naming that users hold."""
     version2 = config.layer_scale
-    hugging = to_hugging_face(weights, version2)
-    model = "dinov2." if version2 else "vit."
+    hugging = hugging_face(weights, version2)
+    inner = {("dinov2." if version2 else "vit.") + name: x for name, x in hugging.items()}
     return {
         "official": weights,
         "wrapped": {f"module.backbone.{name}": value for name, value in weights.items()},
-        "with head": weights | {"head.mlp.0.weight": np.ones((3, 3), np.float32)},
-        "mask token": weights | {"mask_token": np.ones((1, config.width), np.float32)},
+        "with head": weights
+        | {"head.mlp.0.weight": np.ones((3, 3)), "mask_token": np.ones((1, config.width))},
         "hugging face": hugging,
-        "hugging face, inner": {model + name: value for name, value in hugging.items()}
-        | {"pooler.dense.bias": np.ones(3, np.float32)},
+        "hugging face, inner": inner | {"pooler.dense.bias": np.ones(3)},
     }
 
 
-KINDS = ["official", "wrapped", "with head", "mask token", "hugging face", "hugging face, inner"]
+KINDS = ["official", "wrapped", "with head", "hugging face", "hugging face, inner"]
 
 
 @pytest.fixture(scope="module", params=[VERSION1, VERSION2], ids=["dino", "dinov2"])
@@ -91,25 +55,16 @@ def weights(config, state_dict):
 @pytest.fixture(scope="module")
 def expected(config, weights):
     """The parameters, written out by hand."""
-    leaves = {
-        "class_token": weights["cls_token"][0, 0],
-        "positions": weights["pos_embed"][0],
-        "patch_embed.kernel": weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-        "patch_embed.bias": weights["patch_embed.proj.bias"],
-        "norm.scale": weights["norm.weight"],
-        "norm.bias": weights["norm.bias"],
-    }
-    names = {"norm1.scale": "norm1.weight", "norm1.bias": "norm1.bias"}
-    names |= {"norm2.scale": "norm2.weight", "norm2.bias": "norm2.bias"}
-    for ours, theirs in (
-        ("qkv", "attn.qkv"),
-        ("proj", "attn.proj"),
-        ("fc1", "mlp.fc1"),
-        ("fc2", "mlp.fc2"),
-    ):
-        names |= {f"{ours}.kernel": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
-    if config.layer_scale:
-        names |= {"scale1": "ls1.gamma", "scale2": "ls2.gamma"}
+    leaves = {"class_token": weights["cls_token"][0, 0], "positions": weights["pos_embed"][0]}
+    leaves["patch_embed.kernel"] = weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    leaves["patch_embed.bias"] = weights["patch_embed.proj.bias"]
+    leaves |= {"norm.scale": weights["norm.weight"], "norm.bias": weights["norm.bias"]}
+    names = {"scale1": "ls1.gamma", "scale2": "ls2.gamma"} if config.layer_scale else {}
+    for norm in ("norm1", "norm2"):
+        names |= {f"{norm}.scale": f"{norm}.weight", f"{norm}.bias": f"{norm}.bias"}
+    for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        ours = layer.partition(".")[2]
+        names |= {f"{ours}.kernel": f"{layer}.weight", f"{ours}.bias": f"{layer}.bias"}
     for ours, theirs in names.items():
         stack = [weights[f"blocks.{i}.{theirs}"] for i in range(config.depth)]
         leaves[f"blocks.{ours}"] = np.stack([x.T if ".kernel" in ours else x for x in stack])
@@ -117,8 +72,6 @@ def expected(config, weights):
 
 
 def assert_params(params, expected):
-    from flax import nnx
-
     got = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(params)}
     assert set(got) == set(expected)
     for name, value in expected.items():
@@ -126,46 +79,23 @@ def assert_params(params, expected):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ending", ["safetensors", "npz"])
-def test_every_naming_loads_from_a_file(config, weights, expected, tmp_path, kind, ending):
-    path = tmp_path / f"mine.{ending}"
-    tensors = variants(weights, config)[kind]
-    if ending == "npz":
-        np.savez(path, **tensors)
-    else:
-        save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, path)
-    backbone = load_backbone(path)
-    assert (backbone.name, backbone.source) == ("mine", str(path))
-    assert_params(backbone.params, expected)
-    found = backbone.config
-    assert (found.patch_size, found.width, found.depth, found.heads, found.grid) == (
-        config.patch_size,
-        128,
-        2,
-        2,
-        3,
-    )
-    assert found.layer_scale == found.normalised_tokens == config.layer_scale
-    assert found.facet == config.facet
-    if not config.layer_scale:
-        assert found.position_offset == 0.1
-    else:
-        assert found.position_offset == (0.0 if "hugging" in kind else 0.1)
+def test_every_naming_loads_from_a_file(config, weights, expected, tmp_path, kind):
+    tensors = {k: np.ascontiguousarray(x) for k, x in variants(weights, config)[kind].items()}
+    np.savez(tmp_path / "mine.npz", **tensors)
+    save_file(tensors, tmp_path / "mine.safetensors")
+    exact = config.layer_scale and "hugging" in kind
+    wanted = dataclasses.replace(config, position_offset=0.0 if exact else 0.1)
+    for path in (tmp_path / "mine.npz", tmp_path / "mine.safetensors"):
+        backbone = load_backbone(path)
+        assert (backbone.name, backbone.source, backbone.config) == ("mine", str(path), wanted)
+        assert_params(backbone.params, expected)
 
 
-@pytest.mark.parametrize(
-    ("form", "ending"),
-    [
-        ("plain", "pth"),
-        ("plain", "pt"),
-        ("plain", "bin"),
-        ("student", "pth"),
-        ("teacher", "pth"),
-        ("state_dict", "pth"),
-        ("model", "pth"),
-        ("full", "pth"),
-    ],
-)
+FORMS = [("plain", "pt"), ("plain", "bin")]
+FORMS += [(form, "pth") for form in ("plain", "student", "teacher", "state_dict", "model", "full")]
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMS)
 def test_checkpoints_of_pytorch(weights, expected, tmp_path, form, ending):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
@@ -215,7 +145,7 @@ def test_every_mapping_error_is_in_one_message(config, weights):
 
 
 def test_a_third_of_a_projection_that_is_missing_is_named(config, weights):
-    broken = to_hugging_face(weights, config.layer_scale)
+    broken = hugging_face(weights, config.layer_scale)
     del broken["encoder.layer.0.attention.attention.key.bias"]
     with pytest.raises(WeightsError, match=re.escape("missing blocks.qkv.bias of block 0 (key)")):
         build_params(broken, config, "here.npz")
@@ -227,26 +157,18 @@ def test_layer_scale_is_refused_where_the_backbone_has_none(state_dict):
 
 
 @pytest.mark.parametrize("half", [np.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
-def test_half_precision_files_load(state_dict, tmp_path, half):
-    weights = state_dict(VERSION1)
+def test_half_precision(state_dict, tmp_path, half):
+    weights = {name: x.astype(half) for name, x in state_dict(VERSION1).items()}
     path = tmp_path / "half.safetensors"
-    save_file({name: np.ascontiguousarray(x.astype(half)) for name, x in weights.items()}, path)
+    save_file(weights, path)
     params = load_backbone(path).params
-    assert params["norm"]["scale"][...].dtype == jnp.float32
-    np.testing.assert_array_equal(
-        params["norm"]["scale"][...], weights["norm.weight"].astype(half).astype(np.float32)
-    )
-
-
-def test_bfloat16_params(state_dict, tmp_path, pixels):
-    np.savez(tmp_path / "mine.npz", **state_dict(VERSION1))
-    backbone = load_backbone(tmp_path / "mine.npz", dtype="bfloat16")
-    import jax
-
-    assert {leaf.dtype for leaf in jax.tree.leaves(backbone.params)} == {jnp.dtype("bfloat16")}
-    assert backbone.features(backbone.params, pixels(1, 24, 24, 3)).dtype == jnp.float32
+    scale = params["norm"]["scale"][...]
+    assert scale.dtype == jnp.float32
+    np.testing.assert_array_equal(scale, weights["norm.weight"].astype(np.float32))
+    halved = load_backbone(path, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(halved.params)} == {jnp.dtype("bfloat16")}
     with pytest.raises(ValueError, match="dtype is 'float64'"):
-        load_backbone(tmp_path / "mine.npz", dtype="float64")  # pyright: ignore
+        load_backbone(path, dtype="float64")  # pyright: ignore
 
 
 def test_converting_keeps_the_weights(config, weights, expected, tmp_path):
@@ -259,30 +181,24 @@ def test_converting_keeps_the_weights(config, weights, expected, tmp_path):
         convert_weights(written, tmp_path / "mine.npz")
 
 
-def test_files_that_are_no_weights(tmp_path):
-    with pytest.raises(WeightsError, match="there is no weights file"):
-        load_backbone(tmp_path / "none.safetensors")
+def test_files_that_are_no_weights(tmp_path, monkeypatch):
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\x00\x00")
-    with pytest.raises(WeightsError, match=r"torn\.safetensors cannot be read"):
-        load_backbone(tmp_path / "torn.safetensors")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(WeightsError, match="of an unknown kind"):
-        load_backbone(tmp_path / "notes.txt")
     np.savez(tmp_path / "other.npz", weight=np.ones(3))
-    with pytest.raises(WeightsError, match="does not hold the weights of a DINO"):
-        load_backbone(tmp_path / "other.npz")
-
-
-def test_prefixes_are_stripped_in_any_order():
-    names = ["module.backbone.norm.bias", "backbone.module.norm.bias", "vit.norm.bias"]
-    for name in names:
-        assert list(strip_prefixes({name: np.ones(1)})) == ["norm.bias"]
-
-
-def test_checkpoints_need_pytorch(tmp_path, monkeypatch):
-    import sys
-
+    for name, says in (
+        ("none.safetensors", "there is no weights file"),
+        ("torn.safetensors", r"torn\.safetensors cannot be read"),
+        ("notes.txt", "of an unknown kind"),
+        ("other.npz", "does not hold the weights of a DINO"),
+    ):
+        with pytest.raises(WeightsError, match=says):
+            load_backbone(tmp_path / name)
     (tmp_path / "mine.pth").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"unseg_jax\[reference\]"):
         load_backbone(tmp_path / "mine.pth")
+
+
+def test_prefixes_are_stripped_in_any_order():
+    for name in ("module.backbone.norm.bias", "backbone.module.norm.bias", "vit.norm.bias"):
+        assert list(strip_prefixes({name: np.ones(1)})) == ["norm.bias"]

@@ -1,30 +1,23 @@
 """The transformer against the published extractor's values, and its contracts."""
 
-import re
+import dataclasses
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from unseg_jax.backbones import Backbone, ViTConfig, vit
-from unseg_jax.backbones.descriptors import log_bin
+from unseg_jax.backbones.backbone import _features
+from unseg_jax.backbones.grids import log_bin
 from unseg_jax.backbones.layouts import build_params
-from unseg_jax.backbones.vit import FACETS, IMAGENET_MEAN, IMAGENET_STD, normalise_pixels
+from unseg_jax.backbones.vit import IMAGENET_MEAN, IMAGENET_STD, normalise_pixels
 
 TINY = ViTConfig(patch_size=8, width=48, depth=3, heads=3, grid=4)
-VERSION2 = ViTConfig(
-    patch_size=14,
-    width=64,
-    depth=2,
-    heads=2,
-    grid=3,
-    layer_scale=True,
-    position_offset=0.0,
-    normalised_tokens=True,
-    facet="token",
-)
+VERSION2 = ViTConfig(14, 64, depth=2, heads=2, grid=3, layer_scale=True, position_offset=0.0)
+VERSION2 = dataclasses.replace(VERSION2, normalised_tokens=True, facet="token")
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +37,32 @@ def golden_pixels(values, size):
     return x * np.array(IMAGENET_STD, np.float32) + np.array(IMAGENET_MEAN, np.float32)
 
 
+EVERY = ("key", "query", "value", "token", "key.logbin")
+
+
+# What the facets are made of at other sizes and strides, the last block's output shows.
 @pytest.mark.parametrize(
-    ("size", "stride"),
-    [("32x32", 8), ("32x32", 2), ("48x48", 4), ("64x40", 8), ("64x40", 2), ("56x72", 4)],
+    ("size", "stride", "names"),
+    [
+        ("64x40", 8, EVERY),
+        ("32x32", 8, ("token",)),
+        ("32x32", 2, ("token", "key.logbin")),
+        ("48x48", 4, ("token",)),
+        ("64x40", 2, ("token",)),
+        ("56x72", 4, ("token",)),
+    ],
 )
-def test_features_equal_the_published_extractor(tiny, values, size, stride):
+def test_features_equal_the_published_extractor(tiny, values, size, stride, names):
     pixels = golden_pixels(values, size)
-    names = [name for name in values if name.startswith(f"{size}.s{stride}.")]
-    assert len(names) >= 4
-
-    def every(params, pixels):
-        out = {}
-        for name in names:
-            facet, binned = re.fullmatch(r".*\.s\d\.(\w+?)(\.logbin)?", name).groups()
-            out[name] = tiny.features(
-                params, pixels, facet=facet, stride=stride, log_bin=binned is not None
-            )
-        return out
-
-    for name, features in jax.jit(every)(tiny.params, pixels).items():
+    for name in names:
+        facet, _, binned = name.partition(".")
+        features = tiny.features(
+            tiny.params, pixels, facet=facet, stride=stride, log_bin=bool(binned)
+        )
+        expected = values[f"{size}.s{stride}.{name}"]
         assert features.dtype == jnp.float32
-        assert features.shape == values[name].shape
-        np.testing.assert_allclose(features, values[name], rtol=0, atol=1e-4, err_msg=name)
+        assert features.shape == expected.shape
+        np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4, err_msg=name)
 
 
 def test_grid_counts_patches(tiny):
@@ -92,14 +89,11 @@ def attention_by_hand(tiny, x, index):
 
 
 def flat(state):
-    from flax import nnx
-
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
 def tokens_before(tiny, pixels, index):
     """All tokens that enter a block, the class token too."""
-    from flax import nnx
 
     @jax.jit
     def tokens(params, pixels):
@@ -125,20 +119,12 @@ def test_attention_facet_is_each_patch_over_all_tokens(tiny, values):
     np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
-def test_blocks_count_from_both_ends(tiny, pixels):
-    image = pixels(1, 32, 32, 3)
-
-    @jax.jit
-    def every(params):
-        return [tiny.features(params, image, facet="token", block=block) for block in range(-3, 3)]
-
-    found = np.asarray(every(tiny.params))
-    np.testing.assert_array_equal(found[:3], found[3:])
-    assert (found[0] != found[1]).any()
-    assert (found[1] != found[2]).any()
+def test_blocks_count_from_both_ends(tiny):
+    model = nnx.merge(tiny.graphdef, tiny.params)
+    assert [model.block_index(block) for block in range(-3, 3)] == [0, 1, 2, 0, 1, 2]
     for block in (3, -4):
         with pytest.raises(ValueError, match="there is no block"):
-            tiny.features(tiny.params, image, block=block)
+            model.block_index(block)
 
 
 def test_settings_that_do_not_exist_are_refused(tiny, pixels):
@@ -149,16 +135,12 @@ def test_settings_that_do_not_exist_are_refused(tiny, pixels):
         tiny.features(tiny.params, image, facet="attn", log_bin=True)
 
 
-def test_bytes_and_fractions_are_the_same_pixels(tiny, pixels):
+def test_bytes_and_fractions_are_the_same_pixels(pixels):
     image = pixels(1, 32, 40, 3)
     fractions = image.astype(np.float32) / 255
-    np.testing.assert_allclose(
-        tiny.features(tiny.params, image),
-        tiny.features(tiny.params, fractions),
-        atol=1e-6,
-    )
     expected = (fractions - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    np.testing.assert_allclose(normalise_pixels(jnp.asarray(image)), expected, atol=1e-6)
+    for given in (image, fractions):
+        np.testing.assert_allclose(normalise_pixels(jnp.asarray(given)), expected, atol=1e-6)
 
 
 def test_an_image_does_not_see_its_batch(tiny, pixels):
@@ -176,22 +158,19 @@ def test_an_image_does_not_see_its_batch(tiny, pixels):
 
 def test_many_tokens_give_the_same_head_by_head(tiny, pixels, monkeypatch):
     image = pixels(2, 40, 32, 3)
-    together = tiny.features(tiny.params, image, facet="token")
+    model = nnx.merge(tiny.graphdef, tiny.params)
+    together = jax.jit(lambda pixels: model.block(0)(model.tokens(pixels)))(image)
     monkeypatch.setattr(vit, "_TOKENS_AT_ONCE", 8)
-    jax.clear_caches()
-    np.testing.assert_allclose(
-        tiny.features(tiny.params, image, facet="token"), together, rtol=1e-5, atol=1e-5
-    )
+    in_turn = jax.jit(lambda pixels: model.block(0)(model.tokens(pixels)))(image)
+    np.testing.assert_allclose(in_turn, together, rtol=1e-5, atol=1e-5)
 
 
 def test_pixels_beyond_the_last_whole_patch_do_not_count(tiny, pixels):
     image = pixels(1, 37, 35, 3)
+    model = nnx.merge(tiny.graphdef, tiny.params)
     # Both have a 4 x 4 grid, but only square images keep the embedding as it is.
-    np.testing.assert_allclose(
-        tiny.features(tiny.params, image),
-        tiny.features(tiny.params, image[:, :36, :35]),
-        atol=1e-6,
-    )
+    tokens = jax.jit(lambda pixels: model.tokens(pixels))
+    np.testing.assert_allclose(tokens(image), tokens(image[:, :36, :35]), atol=1e-6)
 
 
 def test_tokens_of_version_2_end_with_the_final_normalisation(random_backbone, pixels):
@@ -207,14 +186,14 @@ def test_tokens_of_version_2_end_with_the_final_normalisation(random_backbone, p
 
 def test_bfloat16_stays_near_float32(random_backbone, pixels):
     backbone = random_backbone(VERSION2)
-    image = pixels(2, 42, 42, 3)
+    image, facets = pixels(1, 42, 42, 3), ("key", "token", "attn")
 
     @jax.jit
     def every(params):
-        return [backbone.features(params, image, facet=facet, block=1) for facet in FACETS]
+        return [backbone.features(params, image, facet=facet, block=1) for facet in facets]
 
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), backbone.params)
-    for facet, rounded, exact in zip(FACETS, every(half), every(backbone.params), strict=True):
+    for facet, rounded, exact in zip(facets, every(half), every(backbone.params), strict=True):
         assert rounded.dtype == jnp.float32
         # bfloat16 keeps 8 bits: a few roundings of 2^-8 each.
         assert np.abs(rounded - exact).max() <= 0.03 * np.abs(exact).max(), facet
@@ -222,13 +201,13 @@ def test_bfloat16_stays_near_float32(random_backbone, pixels):
 
 def test_keys_need_nothing_that_comes_after_them(tiny, values):
     """What the last block does after its keys is not even read."""
-    from flax import nnx
-
     pixels = golden_pixels(values, "32x32")
     used = {"norm1", "qkv"}
     poisoned = nnx.from_flat_state(
         [
-            (path, leaf if path[0] != "blocks" or path[1] in used else _poison_last(leaf))
+            (path, leaf.replace(leaf[...].at[-1].set(jnp.nan)))
+            if path[0] == "blocks" and path[1] not in used
+            else (path, leaf)
             for path, leaf in nnx.to_flat_state(tiny.params)
         ]
     )
@@ -239,13 +218,7 @@ def test_keys_need_nothing_that_comes_after_them(tiny, values):
     assert np.isnan(np.asarray(tiny.features(poisoned, pixels, facet="token"))).all()
 
 
-def _poison_last(leaf):
-    return leaf.replace(leaf[...].at[-1].set(jnp.nan))
-
-
 def test_settings_compile_once(tiny, pixels):
-    from unseg_jax.backbones.backbone import _features
-
     before = _features._cache_size()
     for seed in range(3):
         tiny.features(tiny.params, pixels(2, 24, 24, 3) + np.uint8(seed), facet="query")

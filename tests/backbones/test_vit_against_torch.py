@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from unseg_jax.backbones import Backbone
+from unseg_jax.backbones.grids import bicubic_matrix, interpolate_positions
 from unseg_jax.backbones.layouts import build_params
-from unseg_jax.backbones.positions import bicubic_matrix, interpolate_positions
 from unseg_jax.backbones.vit import normalise_pixels
 from unseg_jax.backbones.weights import SOURCES
 

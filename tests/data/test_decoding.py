@@ -82,6 +82,8 @@ def test_tensors_and_channels_first_are_taken():
     broken = DeviceTensor(first)
     broken.cpu = broken.detach = lambda: broken
     assert "cannot be made a NumPy array (it is on a device)" in sentence(load_image, broken)
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(load_image(torch.tensor(first / 255, requires_grad=True)), RGB)
 
 
 def test_only_formats_that_pillow_decodes_itself_are_opened(tmp_path, monkeypatch):

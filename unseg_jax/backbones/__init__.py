@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unseg_jax.backbones import hub
 from unseg_jax.backbones.backbone import Backbone
 from unseg_jax.backbones.callables import from_callable
 from unseg_jax.backbones.compare import compare_weights
-from unseg_jax.backbones.layouts import build_params, infer_config
+from unseg_jax.backbones.layouts import build_params
 from unseg_jax.backbones.vit import Facet, VisionTransformer, ViTConfig
 from unseg_jax.backbones.weights import (
     AUTO,
-    REMEDY,
     SOURCES,
-    check_name,
     convert_weights,
-    fetch,
-    fetch_auto,
-    fetch_hub_model,
+    find,
     get_weights,
     list_weights,
-    read_weights,
 )
 from unseg_jax.devices import resolve_dtype, usable_devices
 from unseg_jax.errors import WeightsError
@@ -73,25 +67,6 @@ def load_backbone(name_or_path: str | Path = AUTO, *, dtype: str = "auto") -> Ba
             else "give a name, a path, or a loaded Backbone"
         )
         raise ValueError(f"a {type(name_or_path).__name__} is not a backbone; {remedy}.")
-    name = str(name_or_path)
-    if name == AUTO:
-        name, weights = fetch_auto()
-        source, config = SOURCES[name].label, SOURCES[name].config
-    elif name in SOURCES:
-        try:
-            weights = fetch(name)
-        except WeightsError as error:
-            raise WeightsError(f"{str(error).rstrip('.')}; {REMEDY}") from error
-        source, config = SOURCES[name].label, SOURCES[name].config
-    elif name.startswith(hub.PREFIX):
-        weights, config = fetch_hub_model(name)
-        source = name
-    else:
-        path = Path(name_or_path).expanduser()
-        if not path.suffix and not path.exists():
-            check_name(name)
-        weights = read_weights(path)
-        config = infer_config(weights.tensors, str(path))
-        name, source = path.stem, str(path)
+    name, source, weights, config = find(name_or_path)
     graphdef, params = build_params(weights.tensors, config, str(weights.path), dtype)
     return Backbone(name, source, graphdef, params, config)

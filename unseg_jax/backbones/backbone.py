@@ -57,8 +57,7 @@ class Backbone:
     @property
     def strides(self) -> tuple[int, ...]:
         """Pixels that there may be between patches: the divisors of the patch size, ascending."""
-        patch = self.config.patch_size
-        return tuple(stride for stride in range(1, patch + 1) if patch % stride == 0)
+        return self.config.strides
 
     def grid(self, size: tuple[int, int], stride: int | None = None) -> tuple[int, int]:
         """(h, w) of the patches of a (H, W) image: h = 1 + (H - p) // s, w likewise.

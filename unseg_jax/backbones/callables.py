@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from unseg_jax.backbones import grids
 from unseg_jax.backbones.backbone import Backbone
-from unseg_jax.backbones.descriptors import log_bin as log_bin_descriptors
 from unseg_jax.backbones.vit import Facet, ViTConfig
 from unseg_jax.errors import why
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, UInt8
+    from jaxtyping import Array, Float
 
 CALLABLE = "callable:"
 """What the source of such a backbone begins with."""
@@ -38,7 +38,7 @@ def _features(backbone, params, pixels, *, grid, log_bin):
             "expected: one row per patch, row by row."
         )
     features = features.astype(jnp.float32)
-    return log_bin_descriptors(features, grid) if log_bin else features
+    return grids.log_bin(features, grid) if log_bin else features
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,11 +56,7 @@ class CallableBackbone(Backbone):
         return (self.config.patch_size,)
 
     def grid(self, size: tuple[int, int], stride: int | None = None) -> tuple[int, int]:
-        """(h, w) of the whole patches in a (H, W) image.
-
-        Raises:
-            ValueError: the image is smaller than a patch, or patches would overlap.
-        """
+        """(h, w) of the whole patches in a (H, W) image; raises ValueError as `Backbone.grid`."""
         if stride not in (None, *self.strides):
             raise ValueError(
                 f"the backbone '{self.name}' has patches of {self.config.patch_size} pixels side "
@@ -71,19 +67,14 @@ class CallableBackbone(Backbone):
     def features(
         self,
         params: Any,
-        pixels: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+        pixels: Array,
         *,
         facet: Facet | None = None,
         block: int = -1,
         stride: int | None = None,
         log_bin: bool = False,
     ) -> Float[Array, "b n d"]:
-        """See `Backbone.features`; there is the facet "token" only, and no blocks to choose.
-
-        Raises:
-            ValueError: another facet, block or stride, or features of another shape than
-                (B, h w, D).
-        """
+        """See `Backbone.features`; there is the facet "token" only, and no blocks to choose."""
         if facet not in (None, "token") or block != -1:
             raise ValueError(
                 f"the backbone '{self.name}' is one function; leave out facet and block."
@@ -95,11 +86,7 @@ class CallableBackbone(Backbone):
     def class_attention(
         self, params: Any, pixels: Any, *, stride: int | None = None
     ) -> Float[Array, "b n"]:
-        """There is none.
-
-        Raises:
-            ValueError: always.
-        """
+        """There is none: raises ValueError."""
         raise ValueError(
             f"the backbone '{self.name}' has no class token, which foreground='attention' and "
             "'auto' read; use another foreground."
@@ -149,8 +136,7 @@ def from_callable(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{words}={value!r} must be a whole number of at least 1.")
     name = str(name or getattr(fn, "__name__", type(fn).__name__))
-
-    alone = params is None
+    alone = params is None  # the function must not keep the params themselves
 
     def function(weights: Any, pixels: Array) -> Array:
         return fn(pixels) if alone else fn(weights, pixels)

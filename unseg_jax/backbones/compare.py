@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from unseg_jax.backbones import hub
-from unseg_jax.backbones.layouts import build_params, infer_config
-from unseg_jax.backbones.weights import SOURCES, check_name, fetch, fetch_hub_model, read_weights
+from unseg_jax.backbones.layouts import build_params
+from unseg_jax.backbones.weights import find
 
 # Half precision keeps 11 bits, bfloat16 8.
 _ROUNDING = 2.0**-8
@@ -30,7 +29,7 @@ class TensorDifference:
     """
 
     name: str
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    shapes: tuple[tuple[int, ...], ...]
     max_difference: float
     relative: float
     cosine: float
@@ -72,18 +71,8 @@ def compare_weights(a: str | Path, b: str | Path) -> Comparison:
 
 def _parameters(name_or_path: str | Path) -> dict[str, np.ndarray]:
     """All parameters by name, those of the blocks one by one."""
-    name = str(name_or_path)
-    if name in SOURCES:
-        weights, config = fetch(name), SOURCES[name].config
-    elif name.startswith(hub.PREFIX):
-        weights, config = fetch_hub_model(name)
-    else:
-        path = Path(name_or_path).expanduser()
-        if not path.suffix and not path.exists():
-            check_name(name)
-        weights = read_weights(path)
-        config = infer_config(weights.tensors, name)
-    _, state = build_params(weights.tensors, config, name)
+    _, _, weights, config = find(name_or_path)
+    _, state = build_params(weights.tensors, config, str(name_or_path))
     parameters = {}
     for path, leaf in nnx.to_flat_state(state):
         leaf_name, array = ".".join(map(str, path)), np.asarray(leaf[...])
@@ -95,23 +84,17 @@ def _parameters(name_or_path: str | Path) -> dict[str, np.ndarray]:
     return parameters
 
 
-def _order(name: str) -> tuple:
+def _order(name: str) -> tuple[tuple[int, str], ...]:
     """Blocks in order of their numbers, after what comes before them."""
-    return tuple(
-        (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")
-    )
+    return tuple((int(part) if part.isdigit() else -1, part) for part in name.split("."))
 
 
 def _difference(name: str, first: np.ndarray | None, second: np.ndarray | None) -> TensorDifference:
-    shapes = (
-        np.shape(first) if first is not None else (),
-        np.shape(second) if second is not None else (),
-    )
+    shapes = tuple(() if array is None else array.shape for array in (first, second))
     if first is None or second is None or first.shape != second.shape:
         return TensorDifference(name, shapes, np.nan, np.nan, np.nan)
     x, y = first.astype(np.float64).ravel(), second.astype(np.float64).ravel()
-    largest = float(np.abs(x - y).max())
-    scale = float(np.abs(x).max())
+    largest, scale = float(np.abs(x - y).max()), float(np.abs(x).max())
     lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
     cosine = 1.0 if largest == 0 else float(x @ y) / lengths if lengths else 0.0
     relative = largest / scale if scale else (np.inf if largest else 0.0)

@@ -79,17 +79,11 @@ def unreachable(timeout: float) -> str | None:
 
 
 def download(repository: str, file: str, revision: str | None, timeout: float) -> Path:
-    """A file of a repository, from the hub's cache or from the hub.
-
-    Args:
-        repository: ORG/NAME.
-        file: its path in the repository.
-        revision: a commit, branch or tag; None is the newest.
-        timeout: seconds to wait for an answer.
+    """A file of the repository ORG/NAME from the hub, at a commit, branch or tag.
 
     Raises:
-        WeightsError: the hub does not answer, or has no such file; no full stop, as callers add
-            what was asked for.
+        WeightsError: the hub does not answer within `timeout` seconds, or has no such file; no
+            full stop, as callers add what was asked for.
     """
     from huggingface_hub import constants, hf_hub_download
 
@@ -109,33 +103,30 @@ def download(repository: str, file: str, revision: str | None, timeout: float) -
 def fetch_any(name: str, timeout: float) -> tuple[Path, dict[str, Any]]:
     """The weights file of hf:ORG/NAME, and what its repository says of the model.
 
-    Only safetensors are taken: they hold numbers and nothing that runs.
-
-    Args:
-        name: see `parse_name`.
-        timeout: seconds to wait for an answer.
-
-    Returns:
-        The path of `model.safetensors`, and the contents of `config.json` and
-        `preprocessor_config.json` together, empty if there are none.
+    Only safetensors are taken: they hold numbers and nothing that runs. What the repository says
+    is `config.json` and `preprocessor_config.json` together, as far as it has them.
 
     Raises:
+        ValueError: a name of another form.
         WeightsError: the repository cannot be reached or has no such file.
     """
     repository, revision = parse_name(name)
-    path = cached_file(repository, WEIGHTS, revision)
-    if path is None:
-        try:
-            path = download(repository, WEIGHTS, revision, timeout)
-        except WeightsError as error:
-            raise WeightsError(
-                f"{name} cannot be fetched ({error}); check the name, and that the repository "
-                f"holds {WEIGHTS}."
-            ) from error
+
+    def fetch(file: str) -> Path:
+        cached = cached_file(repository, file, revision)
+        return cached or download(repository, file, revision, timeout)
+
+    try:
+        path = fetch(WEIGHTS)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{name} cannot be fetched ({error}); check the name, and that the repository holds "
+            f"{WEIGHTS}."
+        ) from error
     facts: dict[str, Any] = {}
     for file in ("config.json", "preprocessor_config.json"):
         try:
-            beside = _beside(repository, file, revision, timeout)
+            beside = fetch(file)
         except WeightsError:
             continue  # not every repository has them
         try:
@@ -147,17 +138,8 @@ def fetch_any(name: str, timeout: float) -> tuple[Path, dict[str, Any]]:
     return path, facts
 
 
-def _beside(repository: str, file: str, revision: str | None, timeout: float) -> Path:
-    return cached_file(repository, file, revision) or download(repository, file, revision, timeout)
-
-
 def config_of(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any], where: str) -> ViTConfig:
     """The shape of a model from the hub: from its tensors, and what they do not show from `facts`.
-
-    Args:
-        tensors: name to array, without prefixes.
-        facts: from `fetch_any`.
-        where: the name, for errors.
 
     Raises:
         WeightsError: tensors of another architecture, or facts that this transformer does not

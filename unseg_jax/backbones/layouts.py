@@ -7,10 +7,9 @@ parameter without a tensor) is collected and reported at once, before any array 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -22,98 +21,45 @@ from unseg_jax.errors import WeightsError, printable
 
 Tensors = Mapping[str, np.ndarray]
 
-
-def _as_is(x: np.ndarray) -> np.ndarray:
-    return x
-
-
-def _flat(x: np.ndarray) -> np.ndarray:
-    return x.reshape(-1) if x.shape[:-1] == (1, 1) else x
-
-
-def _drop_batch(x: np.ndarray) -> np.ndarray:
-    return x[0] if x.ndim == 3 and len(x) == 1 else x
-
-
-def _transposed(x: np.ndarray) -> np.ndarray:
-    """PyTorch's linear (out, in) and convolution (out, in, high, wide) weights to ours."""
-    return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One kind of tensor of a layout.
-
-    Attributes:
-        pattern: regular expression for the whole name. A group `block` is the number of the
-            block; a group `part` is "query", "key" or "value" where a file keeps them apart.
-        leaf: dotted path of the parameter, an expansion template of the pattern; None for
-            tensors that the features do not depend on.
-        transform: from the tensor to the parameter's shape.
-    """
-
-    pattern: str
-    leaf: str | None
-    transform: Callable[[np.ndarray], np.ndarray] = _as_is
-
-
 _B = r"blocks\.(?P<block>[0-9]{1,4})\."
 _E = r"encoder\.layer\.(?P<block>[0-9]{1,4})\."
-_PART = r"attention\.attention\.(?P<part>query|key|value)\."
 
-LAYOUTS: dict[str, tuple[Rule, ...]] = {
-    "official": (
-        Rule(r"cls_token", "class_token", _flat),
-        Rule(r"pos_embed", "positions", _drop_batch),
-        Rule(r"register_tokens|reg_token", "registers", _drop_batch),
-        Rule(r"patch_embed\.proj\.weight", "patch_embed.kernel", _transposed),
-        Rule(r"patch_embed\.proj\.bias", "patch_embed.bias"),
-        Rule(_B + r"norm(?P<n>[12])\.weight", r"blocks.norm\g<n>.scale"),
-        Rule(_B + r"norm(?P<n>[12])\.bias", r"blocks.norm\g<n>.bias"),
-        Rule(
-            _B + r"(?:attn|mlp)\.(?P<l>qkv|proj|fc1|fc2)\.weight",
-            r"blocks.\g<l>.kernel",
-            _transposed,
-        ),
-        Rule(_B + r"(?:attn|mlp)\.(?P<l>qkv|proj|fc1|fc2)\.bias", r"blocks.\g<l>.bias"),
-        Rule(_B + r"ls(?P<n>[12])\.gamma", r"blocks.scale\g<n>"),
-        Rule(r"norm\.weight", "norm.scale"),
-        Rule(r"norm\.bias", "norm.bias"),
-        Rule(r"mask_token|(?:\w*head|fc_norm)\..*", None),
-    ),
-    "huggingface": (
-        Rule(r"embeddings\.cls_token", "class_token", _flat),
-        Rule(r"embeddings\.position_embeddings", "positions", _drop_batch),
-        Rule(r"embeddings\.register_tokens", "registers", _drop_batch),
-        Rule(
-            r"embeddings\.patch_embeddings\.projection\.weight", "patch_embed.kernel", _transposed
-        ),
-        Rule(r"embeddings\.patch_embeddings\.projection\.bias", "patch_embed.bias"),
-        Rule(_E + _PART + r"weight", "blocks.qkv.kernel", _transposed),
-        Rule(_E + _PART + r"bias", "blocks.qkv.bias"),
-        Rule(_E + r"attention\.output\.dense\.weight", "blocks.proj.kernel", _transposed),
-        Rule(_E + r"attention\.output\.dense\.bias", "blocks.proj.bias"),
+# Regular expressions for whole names, to the parameter they fill, as an expansion template; a
+# layer's ends with its own ".weight" or ".bias". A group `block` is the number of the block; a
+# group `part` is "query", "key" or "value" where a file keeps them apart. The features do not
+# depend on what fills None.
+_LAYOUTS: dict[str, dict[str, str | None]] = {
+    "official": {
+        r"cls_token": "class_token",
+        r"pos_embed": "positions",
+        r"register_tokens|reg_token": "registers",
+        r"patch_embed\.proj": "patch_embed",
+        r"norm": "norm",
+        _B + r"(?P<l>norm[12])": r"blocks.\g<l>",
+        _B + r"(?:attn|mlp)\.(?P<l>qkv|proj|fc1|fc2)": r"blocks.\g<l>",
+        _B + r"ls(?P<n>[12])\.gamma": r"blocks.scale\g<n>",
+        r"mask_token|(?:\w*head|fc_norm)\..*": None,
+    },
+    "huggingface": {
+        r"embeddings\.cls_token": "class_token",
+        r"embeddings\.position_embeddings": "positions",
+        r"embeddings\.register_tokens": "registers",
+        r"embeddings\.patch_embeddings\.projection": "patch_embed",
+        r"layernorm": "norm",
+        _E + r"attention\.attention\.(?P<part>query|key|value)": "blocks.qkv",
+        _E + r"attention\.output\.dense": "blocks.proj",
         # The ViT of DINO:
-        Rule(_E + r"layernorm_before\.weight", "blocks.norm1.scale"),
-        Rule(_E + r"layernorm_before\.bias", "blocks.norm1.bias"),
-        Rule(_E + r"layernorm_after\.weight", "blocks.norm2.scale"),
-        Rule(_E + r"layernorm_after\.bias", "blocks.norm2.bias"),
-        Rule(_E + r"intermediate\.dense\.weight", "blocks.fc1.kernel", _transposed),
-        Rule(_E + r"intermediate\.dense\.bias", "blocks.fc1.bias"),
-        Rule(_E + r"output\.dense\.weight", "blocks.fc2.kernel", _transposed),
-        Rule(_E + r"output\.dense\.bias", "blocks.fc2.bias"),
+        _E + r"layernorm_before": "blocks.norm1",
+        _E + r"layernorm_after": "blocks.norm2",
+        _E + r"intermediate\.dense": "blocks.fc1",
+        _E + r"output\.dense": "blocks.fc2",
         # DINOv2:
-        Rule(_E + r"norm(?P<n>[12])\.weight", r"blocks.norm\g<n>.scale"),
-        Rule(_E + r"norm(?P<n>[12])\.bias", r"blocks.norm\g<n>.bias"),
-        Rule(_E + r"mlp\.(?P<l>fc1|fc2)\.weight", r"blocks.\g<l>.kernel", _transposed),
-        Rule(_E + r"mlp\.(?P<l>fc1|fc2)\.bias", r"blocks.\g<l>.bias"),
-        Rule(_E + r"layer_scale(?P<n>[12])\.lambda1", r"blocks.scale\g<n>"),
-        Rule(r"layernorm\.weight", "norm.scale"),
-        Rule(r"layernorm\.bias", "norm.bias"),
-        Rule(r"embeddings\.mask_token|(?:pooler|classifier)\..*", None),
-    ),
+        _E + r"(?P<l>norm[12])": r"blocks.\g<l>",
+        _E + r"mlp\.(?P<l>fc[12])": r"blocks.\g<l>",
+        _E + r"layer_scale(?P<n>[12])\.lambda1": r"blocks.scale\g<n>",
+        r"embeddings\.mask_token|(?:pooler|classifier)\..*": None,
+    },
 }
-
 _PREFIXES = re.compile(r"^(?:module\.|backbone\.|vit\.|dinov2\.|dinov2_with_registers\.)+")
 _PARTS = ("query", "key", "value")
 _SHOWN = 12
@@ -158,32 +104,49 @@ def strip_prefixes(tensors: Tensors, where: str = "the file") -> dict[str, np.nd
     return stripped
 
 
-def layout_of(tensors: Tensors) -> str:
-    """The name in `LAYOUTS` of the layout that the tensors are in."""
-    return (
-        "huggingface"
-        if any(n.startswith(("embeddings.", "encoder.")) for n in tensors)
-        else "official"
-    )
+def _layout_of(tensors: Tensors) -> str:
+    hugging = any(name.startswith(("embeddings.", "encoder.")) for name in tensors)
+    return "huggingface" if hugging else "official"
+
+
+def _slot(name: str, layout: str) -> Slot | None:
+    """What a tensor of that name fills; None for nothing. Raises KeyError for an unknown name."""
+    layer, _, kind = name.rpartition(".")
+    for pattern, leaf in _LAYOUTS[layout].items():
+        whole = re.fullmatch(pattern, name)
+        match = whole or (leaf and kind in ("weight", "bias") and re.fullmatch(pattern, layer))
+        if not match:
+            continue
+        if leaf is None:
+            return None
+        leaf, groups = match.expand(leaf), match.groupdict()
+        if not whole:
+            weight = "scale" if "norm" in leaf else "kernel"
+            leaf += "." + (weight if kind == "weight" else "bias")
+        block = groups.get("block")
+        return Slot(leaf, None if block is None else int(block), groups.get("part"))
+    raise KeyError(name)
+
+
+def _transformed(leaf: str, x: np.ndarray) -> np.ndarray:
+    """A tensor as the parameter has it, as far as its shape allows."""
+    if leaf.endswith("kernel"):  # PyTorch's are (out, in), and (out, in, high, wide)
+        return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
+    if leaf == "class_token" and x.shape[:-1] == (1, 1):
+        return x.reshape(-1)
+    return x[0] if leaf in ("positions", "registers") and x.ndim == 3 and len(x) == 1 else x
 
 
 def _matches(tensors: Tensors) -> Iterator[tuple[str, np.ndarray, Slot | None, bool]]:
-    """(name, array for the slot, slot or None, whether a rule knows the name) of each tensor."""
-    rules = LAYOUTS[layout_of(tensors)]
+    """(name, array for the slot, slot or None, whether the layout knows the name) of each."""
+    layout = _layout_of(tensors)
     for name, tensor in tensors.items():
-        for rule in rules:
-            match = re.fullmatch(rule.pattern, name)
-            if match is None:
-                continue
-            slot = None
-            if rule.leaf is not None:
-                groups = match.groupdict()
-                block = None if groups.get("block") is None else int(groups["block"])
-                slot = Slot(match.expand(rule.leaf), block, groups.get("part"))
-            yield name, rule.transform(tensor), slot, True
-            break
-        else:
+        try:
+            slot = _slot(name, layout)
+        except KeyError:
             yield name, tensor, None, False
+            continue
+        yield name, tensor if slot is None else _transformed(slot.leaf, tensor), slot, True
 
 
 def infer_config(tensors: Tensors, where: str) -> ViTConfig:
@@ -192,7 +155,7 @@ def infer_config(tensors: Tensors, where: str) -> ViTConfig:
     Heads are 64 wide, as in every DINO and DINOv2; LayerScale tells DINOv2.
 
     Args:
-        tensors: name to array, in one of `LAYOUTS`, without prefixes.
+        tensors: name to array, without prefixes.
         where: the file or source of the tensors, for errors.
 
     Raises:
@@ -207,12 +170,9 @@ def infer_config(tensors: Tensors, where: str) -> ViTConfig:
             unknown.append(printable(name, 80))
         if slot is not None:
             shapes.setdefault(slot.leaf, array.shape)
-            blocks |= {slot.block} if slot.block is not None else set()
-    needed = {
-        "patch embedding": "patch_embed.kernel",
-        "position embedding": "positions",
-        "blocks": "blocks.fc1.kernel",
-    }
+            blocks |= set() if slot.block is None else {slot.block}
+    needed = {"patch embedding": "patch_embed.kernel", "position embedding": "positions"}
+    needed["blocks"] = "blocks.fc1.kernel"
     missing = [words for words, leaf in needed.items() if leaf not in shapes]
     if missing:
         names = f"; unknown names: {_first(unknown)}" if unknown else ""
@@ -227,35 +187,38 @@ def infer_config(tensors: Tensors, where: str) -> ViTConfig:
             "use a complete file."
         )
     kernel, hidden = shapes["patch_embed.kernel"], shapes["blocks.fc1.kernel"]
-    positions = shapes["positions"]
-    if len(kernel) != 4 or kernel[0] != kernel[1] or kernel[2] != 3 or 0 in kernel:
-        raise WeightsError(
-            f"{where} has a patch embedding of shape {kernel}, where (patch, patch, 3, width) is "
-            "expected; use weights for square patches of RGB."
-        )
-    patch_size, width = kernel[0], kernel[3]
+    positions, registers = shapes["positions"], (*shapes.get("registers", ()), 0)[0]
+    square = len(kernel) == 4 and kernel[0] == kernel[1] and kernel[2] == 3 and 0 not in kernel
+    width = kernel[-1] if square else 1
     # timm leaves the class token's position out where there are registers.
     grid = math.isqrt(positions[0]) if positions else 0
-    if len(positions) != 2 or grid < 1 or positions[0] - grid**2 not in (0, 1):
-        raise WeightsError(
-            f"{where} has a position embedding of shape {positions}, which is not that of a "
-            "square grid; use weights with one learned position per patch."
-        )
-    if len(hidden) != 2 or not hidden[1] or hidden[1] % width:
-        raise WeightsError(
-            f"{where} has a multilayer perceptron of shape {hidden}, where a multiple of the width "
-            f"{width} is expected; use another model."
-        )
-    if width > 64 and width % 64:
-        raise WeightsError(
-            f"{where} has tokens of width {width}, which heads of 64 do not divide; use another "
-            "model."
-        )
-    registers = shapes.get("registers", (0,))[0] if shapes.get("registers", (0,)) else 0
+    for fits, words in (
+        (
+            square,
+            f"a patch embedding of shape {kernel}, where (patch, patch, 3, width) is expected; use "
+            "weights for square patches of RGB.",
+        ),
+        (
+            len(positions) == 2 and grid > 0 and positions[0] - grid**2 in (0, 1),
+            f"a position embedding of shape {positions}, which is not that of a square grid; use "
+            "weights with one learned position per patch.",
+        ),
+        (
+            len(hidden) == 2 and hidden[1] and hidden[1] % width == 0,
+            f"a multilayer perceptron of shape {hidden}, where a multiple of the width {width} is "
+            "expected; use another model.",
+        ),
+        (
+            width <= 64 or width % 64 == 0,
+            f"tokens of width {width}, which heads of 64 do not divide; use another model.",
+        ),
+    ):
+        if not fits:
+            raise WeightsError(f"{where} has {words}")
     version2 = "blocks.scale1" in shapes
-    exact = registers or (version2 and layout_of(tensors) == "huggingface")
+    exact = registers or (version2 and _layout_of(tensors) == "huggingface")
     return ViTConfig(
-        patch_size=patch_size,
+        patch_size=kernel[0],
         width=width,
         depth=len(blocks),
         heads=max(1, width // 64),
@@ -270,12 +233,6 @@ def infer_config(tensors: Tensors, where: str) -> ViTConfig:
     )
 
 
-def abstract_model(config: ViTConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """(graph definition, state of shapes) of a model, without computing anything."""
-    model = nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
-    return nnx.split(model)
-
-
 def build_params(
     tensors: Tensors, config: ViTConfig, where: str, dtype: str = "float32"
 ) -> tuple[nnx.GraphDef, nnx.State]:
@@ -284,7 +241,7 @@ def build_params(
     What is allocated is what the tensors take as float32, and only after all of them fit.
 
     Args:
-        tensors: name to array, in one of `LAYOUTS`, without prefixes.
+        tensors: name to array, without prefixes.
         config: the expected shape.
         where: the file or source of the tensors, for errors.
         dtype: of the parameters, "float32" or "bfloat16".
@@ -293,7 +250,8 @@ def build_params(
         WeightsError: names that are unknown or double, tensors of a wrong shape or dtype, values
             that are not finite, and parameters without a tensor, all in one message.
     """
-    graphdef, state = abstract_model(config)
+    model = nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
     leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     shapes = {name: leaf.get_value().shape for name, leaf in leaves.items()}
     filled, problems = _fill(tensors, config, shapes)
@@ -331,14 +289,14 @@ def _fill(
     filled: dict[Slot, np.ndarray] = {}
     problems = []
     for name, array, slot, known in _matches(tensors):
-        if slot is None:
-            problems += [] if known else [f"unexpected {printable(name, 80)}"]
+        shown = printable(name, 80)
+        if slot is None and known:
             continue
-        if slot.leaf not in shapes or (slot.block or 0) >= config.depth:
-            problems.append(f"unexpected {printable(name, 80)}")
+        if slot is None or slot.leaf not in shapes or (slot.block or 0) >= config.depth:
+            problems.append(f"unexpected {shown}")
             continue
         if slot in filled:
-            problems.append(f"double {printable(name, 80)}")
+            problems.append(f"double {shown}")
             continue
         shape = shapes[slot.leaf] if slot.block is None else shapes[slot.leaf][1:]
         if slot.part is not None:
@@ -346,13 +304,9 @@ def _fill(
         if slot.leaf == "positions" and array.shape == (shape[0] - 1, *shape[1:]):
             array = np.concatenate([np.zeros_like(array[:1]), array])
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            problems.append(
-                f"wrong dtype {printable(name, 80)}: {array.dtype} where float32 is expected"
-            )
+            problems.append(f"wrong dtype {shown}: {array.dtype} where float32 is expected")
         elif array.shape != shape:
-            problems.append(
-                f"wrong shape {printable(name, 80)}: {array.shape} where {shape} is expected"
-            )
+            problems.append(f"wrong shape {shown}: {array.shape} where {shape} is expected")
         filled[slot] = array
     return filled, problems
 

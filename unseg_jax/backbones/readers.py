@@ -1,8 +1,8 @@
 """Weights files: how each kind is read without running code or filling memory, and one written.
 
 Weights come from strangers. Nothing is unpickled with code, no other file is opened on a file's
-word, and what a file claims to hold is checked against its own size before memory is allocated:
-see `unseg_jax.backbones.bounds`.
+word, and what a file claims to hold is checked against its own size before memory is allocated, so
+that reading one takes at most a few copies of `EXPANSION` times its size plus `ALLOWANCE`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import argparse
 import hashlib
 import io
 import math
+import os
+import re
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,13 +21,41 @@ from typing import Any
 
 import numpy as np
 
-from unseg_jax.backbones.bounds import check_archive, check_expansion
+from unseg_jax.backbones import focus
+from unseg_jax.cache import check_sha256
 from unseg_jax.errors import WeightsError, printable, why
-from unseg_jax.files import atomic
+from unseg_jax.files import write_bytes
+
+EXPANSION = 20
+"""A file may hold at most this many times its own size."""
+ALLOWANCE = 2**20
+"""Bytes that any file may hold, however small it is."""
 
 # Wrappers of whole checkpoints, in the order in which they are looked into. DINO's full
 # checkpoints hold a student and a teacher; DeepCut reads the student.
 _WRAPPERS = ("student", "teacher", "state_dict", "model")
+
+
+def _check_expansion(path: Path, size: int) -> None:
+    """Refuses a file that claims to hold far more bytes than it can."""
+    if size > EXPANSION * path.stat().st_size + ALLOWANCE:
+        raise WeightsError(
+            f"{path} claims to hold {size:,} bytes, more than {EXPANSION} times its own size; it "
+            "is damaged or hostile, so use another file."
+        )
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuses a zip archive that unpacks to far more than its size, or in an unusual way."""
+    members = archive.infolist()
+    _check_expansion(path, sum(member.file_size for member in members))
+    # Others need memory that the archive itself chooses.
+    usual = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+    if not usual.issuperset(member.compress_type for member in members):
+        raise WeightsError(
+            f"{path} is compressed in a way that is not read here; write it again without "
+            "compression."
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -32,18 +63,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     import jax.numpy as jnp
     from safetensors import deserialize
 
-    dtypes = {
-        "F64": np.float64,
-        "F32": np.float32,
-        "F16": np.float16,
-        "BF16": jnp.bfloat16,
-        "I64": np.int64,
-        "I32": np.int32,
-        "I16": np.int16,
-        "I8": np.int8,
-        "U8": np.uint8,
-        "BOOL": np.bool_,
-    }
+    dtypes: dict[str, Any] = {"BF16": jnp.bfloat16, "BOOL": np.bool_}
+    dtypes |= {f"F{bits}": f"f{bits // 8}" for bits in (16, 32, 64)}
+    dtypes |= {f"I{bits}": f"i{bits // 8}" for bits in (8, 16, 32, 64)} | {"U8": np.uint8}
     tensors = {}
     for name, stored in deserialize(path.read_bytes()):
         if stored["dtype"] not in dtypes:
@@ -59,7 +81,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     # Not numpy.load: it allocates what an array's header claims before it looks for the data.
     with zipfile.ZipFile(path) as archive:
-        check_archive(path, archive)
+        _check_archive(path, archive)
         return {
             name.removesuffix(".npy"): _read_npy(path, name, archive.read(name))
             for name in archive.namelist()
@@ -67,34 +89,31 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(path: Path, name: str, content: bytes) -> np.ndarray:
+    holds = f"{path} holds '{printable(name, 80)}'"
     stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise WeightsError(
-            f"{path} holds '{printable(name, 80)}' in a format that is not read here."
-        )
-    read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
+    headers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    read_header = headers.get(np.lib.format.read_magic(stream))
+    if read_header is None:
+        raise WeightsError(f"{holds} in a format that is not read here.")
     try:
         shape, fortran_order, dtype = read_header(stream)
     except Exception:  # it parses Python literals, which fail in many ways
         # Not NumPy's own words: they advise to trust the file.
         raise WeightsError(
-            f"{path} holds '{printable(name, 80)}' with a header that is not one of an array; "
-            "fetch or write it again."
+            f"{holds} with a header that is not one of an array; fetch or write it again."
         ) from None
     if dtype.hasobject:
         raise WeightsError(
-            f"{path} holds '{printable(name, 80)}' as pickled Python objects, which may run code; "
-            "save arrays of numbers instead."
+            f"{holds} as pickled Python objects, which may run code; save arrays of numbers "
+            "instead."
         )
     if dtype.kind not in "fiub":
         raise WeightsError(
-            f"{path} holds '{printable(name, 80)}' as {printable(str(dtype), 80)}, which is no "
-            "number; save arrays of float32 instead."
+            f"{holds} as {printable(str(dtype), 80)}, which is no number; save arrays of float32 "
+            "instead."
         )
     count = math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize > len(content) - stream.tell():
@@ -124,7 +143,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from None
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            check_archive(path, archive)
+            _check_archive(path, archive)
     # Full checkpoints of DINO carry their command line, a harmless argparse.Namespace.
     with torch.serialization.safe_globals([argparse.Namespace]):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -133,30 +152,80 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         str(name): tensor for name, tensor in checkpoint.items() if isinstance(tensor, torch.Tensor)
     }
     # A tensor may repeat one number without storing it again.
-    check_expansion(path, sum(4 * tensor.numel() for tensor in tensors.values()))
+    _check_expansion(path, sum(4 * tensor.numel() for tensor in tensors.values()))
     return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
 
 
-def _read_onnx(path: Path) -> dict[str, np.ndarray]:
-    from unseg_jax.backbones import focus
+def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
+    """The backbone's weights in the graph of `focus`, under their Hugging Face names.
 
-    return focus.tensors_from_onnx(path)
+    Export leaves the weights of linear layers and the position embedding without names: they are
+    named here by the nodes that use them, and turned to PyTorch's (out, in).
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        raise ImportError(
+            'reading ONNX weights needs the package onnx; pip install "unseg_jax[onnx]".'
+        ) from None
+    try:
+        # Data outside of the file is not looked for: it could be any file of the user's.
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as error:  # onnx passes the errors of its protobuf on
+        raise WeightsError(
+            f"{path} is not a readable ONNX file ({why(error)}); fetch it again."
+        ) from error
+    for tensor in graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise WeightsError(
+                f"{path} keeps '{printable(tensor.name, 80)}' in another file, which is not read; "
+                "save the graph with its weights inside."
+            )
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+
+    def array(name: str) -> np.ndarray:
+        return numpy_helper.to_array(stored[name])
+
+    named = {name: name.removeprefix("backbone.") for name in stored if name[:9] == "backbone."}
+    tensors = {short: array(name) for name, short in named.items()}
+    positions = {}
+    for node in graph.node:
+        used = [name for name in node.input if name in stored and name not in named]
+        linear = re.fullmatch(r"/backbone/(encoder/layer\.\d+/.*)/MatMul", node.name)
+        if linear and used:
+            tensors[linear[1].replace("/", ".") + ".weight"] = array(used[0]).T
+        elif node.name.startswith("/backbone/embeddings/") and used:
+            positions[node.op_type] = array(used[0])
+    if set(positions) != {"Concat", "Reshape"}:
+        raise WeightsError(f"{path} has no position embedding of a DINOv2 backbone; use another.")
+    tensors["embeddings.position_embeddings"] = np.concatenate(
+        [positions["Concat"], positions["Reshape"]], axis=1
+    )
+    return tensors
 
 
-def _read_wheel(path: Path) -> dict[str, np.ndarray]:
-    from unseg_jax.backbones import focus
-
-    return focus.tensors_from_wheel(path)
+def tensors_from_wheel(path: Path) -> dict[str, np.ndarray]:
+    """The same from the wheel itself."""
+    with tempfile.TemporaryDirectory(prefix="unseg_jax_") as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                _check_archive(path, archive)
+                onnx_path = Path(archive.extract(focus.MEMBER, folder))
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise WeightsError(
+                f"{path} is not the wheel of {focus.REQUIREMENT} ({error}); fetch it again."
+            ) from error
+        check_sha256(onnx_path, focus.ONNX_SHA256)
+        return tensors_from_onnx(onnx_path)
 
 
 _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
-    ".pth": _read_torch,
-    ".pt": _read_torch,
-    ".bin": _read_torch,
-    ".onnx": _read_onnx,
-    ".whl": _read_wheel,
+    **dict.fromkeys((".pth", ".pt", ".bin"), _read_torch),
+    ".onnx": tensors_from_onnx,
+    ".whl": tensors_from_wheel,
 }
 
 
@@ -173,11 +242,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         WeightsError: no such file, an unknown kind, or one that cannot be read.
         ImportError: the kind needs a package that is not installed.
     """
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        is_file = False
-    if not is_file:
+    if not os.path.isfile(path):  # which says no to names that no file can have
         raise WeightsError(f"there is no weights file {path}; check its path.")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -212,19 +277,9 @@ def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
 def write_safetensors(
     tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors whole or not at all.
-
-    Args:
-        tensors: name to array.
-        path: of the file; missing folders are made.
-        metadata: text that is kept with the tensors.
-
-    Raises:
-        WriteError: the operating system refused.
-    """
+    """Writes tensors by name whole or not at all; missing folders are made. Raises WriteError."""
     from safetensors.numpy import save
 
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     content = save(contiguous, metadata=dict(metadata or {}))
-    with atomic(path) as partial:
-        partial.write_bytes(content)
+    write_bytes(path, content)

@@ -8,6 +8,7 @@ for: keys of the last block need that block's first normalisation and a third of
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -16,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unseg_jax.backbones.descriptors import log_bin as log_bin_descriptors
-from unseg_jax.backbones.positions import interpolate_positions
+from unseg_jax.backbones import grids
 from unseg_jax.parallel import take_by_platform
 
 if TYPE_CHECKING:
@@ -68,21 +68,19 @@ class ViTConfig:
     normalised_tokens: bool = False
     facet: Facet = "key"
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels that there may be between patches: the divisors of the patch size, ascending."""
+        patch = self.patch_size
+        return tuple(stride for stride in range(1, patch + 1) if patch % stride == 0)
+
     def stride(self, stride: int | None) -> int:
-        """The stride in pixels; None is the patch size.
-
-        >>> ViTConfig(patch_size=14, width=384, depth=12, heads=6, grid=37).stride(None)
-        14
-
-        Raises:
-            ValueError: a stride that does not divide the patch size.
-        """
+        """The stride in pixels; None is the patch size. Raises ValueError if it is no divisor."""
         stride = self.patch_size if stride is None else stride
-        if stride < 1 or self.patch_size % stride:
-            divisors = [s for s in range(1, self.patch_size + 1) if self.patch_size % s == 0]
+        if stride not in self.strides:
             raise ValueError(
                 f"stride {stride} does not divide the patch size {self.patch_size}; "
-                f"use one of {divisors}."
+                f"use one of {list(self.strides)}."
             )
         return stride
 
@@ -173,13 +171,9 @@ class PatchEmbedding(nnx.Module):
         cells = pixels[:, : cells_high * stride, : cells_wide * stride]
         cells = cells.reshape(batch, cells_high, stride, cells_wide, stride, 3)
         cells = cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, cells_high, cells_wide, -1)
+        shifts = itertools.product(range(ratio), repeat=2)
         patches = jnp.concatenate(
-            [
-                cells[:, row : row + height, column : column + width]
-                for row in range(ratio)
-                for column in range(ratio)
-            ],
-            axis=-1,
+            [cells[:, row : row + height, column : column + width] for row, column in shifts], -1
         )
         matrix = kernel.reshape(ratio, stride, ratio, stride, 3, -1).transpose(0, 2, 1, 3, 4, 5)
         matrix = matrix.reshape(patches.shape[-1], -1)
@@ -208,11 +202,7 @@ class Block(nnx.Module):
         part = slice(which * width, (which + 1) * width)
         assert self.qkv.bias is not None
         y = self.norm1(x) @ self.qkv.kernel[:, part] + self.qkv.bias[part]
-        return self._by_head(y)
-
-    def _by_head(self, x: Float[Array, "b t d"]) -> Float[Array, "b k t c"]:
-        batch, tokens, width = x.shape
-        return x.reshape(batch, tokens, self.heads, width // self.heads).transpose(0, 2, 1, 3)
+        return y.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
 
     def _exponentials(
         self, queries: Float[Array, "b k q c"], keys: Float[Array, "b k t c"]
@@ -242,20 +232,11 @@ class Block(nnx.Module):
             mixed = jnp.moveaxis(mixed[:, :, 0], 0, 1)
         return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
 
-    def _mix(
-        self,
-        queries: Float[Array, "b k t c"],
-        keys: Float[Array, "b k t c"],
-        values: Float[Array, "b k t c"],
-    ) -> Float[Array, "b k t c"]:
+    def _mix(self, queries: Array, keys: Array, values: Array) -> Float[Array, "b k t c"]:
         weights, total = self._exponentials(queries, keys)
+        weights = weights.astype(values.dtype)
+        mixed = jnp.einsum("bkqt,bktc->bkqc", weights, values, preferred_element_type=jnp.float32)
         # Dividing the (T, c) product costs less than dividing the (T, T) weights.
-        mixed = jnp.einsum(
-            "bkqt,bktc->bkqc",
-            weights.astype(values.dtype),
-            values,
-            preferred_element_type=jnp.float32,
-        )
         return (mixed / total).astype(values.dtype)
 
     def mlp(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -298,7 +279,7 @@ class VisionTransformer(nnx.Module):
         native = table[1:].reshape(config.grid, config.grid, config.width)
         # The reference leaves the embedding alone only for square images on the native grid.
         if size[0] != size[1] or grid[0] * grid[1] != config.grid**2:
-            native = interpolate_positions(
+            native = grids.interpolate_positions(
                 native, grid, config.position_offset, config.position_antialias
             )
         positions = native.reshape(-1, config.width)
@@ -325,11 +306,7 @@ class VisionTransformer(nnx.Module):
         return jax.lax.scan(lambda x, i: (self.block(i)(x), None), x, jnp.arange(count))[0]
 
     def block_index(self, block: int) -> int:
-        """`block` counted from 0.
-
-        Raises:
-            ValueError: there is no such block.
-        """
+        """`block` counted from 0; raises ValueError if there is none."""
         depth = self.config.depth
         if not -depth <= block < depth:
             raise ValueError(
@@ -346,7 +323,7 @@ class VisionTransformer(nnx.Module):
         stride: int | None = None,
         log_bin: bool = False,
     ) -> Float[Array, "b n d"]:
-        """Patch features; see `Backbone.features`."""
+        """See `Backbone.features`."""
         facet = self.config.facet if facet is None else facet
         if facet not in FACETS:
             raise ValueError(f"there is no facet '{facet}'; use one of {', '.join(FACETS)}.")
@@ -360,7 +337,7 @@ class VisionTransformer(nnx.Module):
         def extract(pixels: Array) -> Array:
             x = self.facet(self.tokens(pixels, stride=stride), facet, index)
             x = x[:, 1 + self.config.registers :].astype(jnp.float32)
-            return log_bin_descriptors(x, grid) if log_bin else x
+            return grids.log_bin(x, grid) if log_bin else x
 
         return over_images(extract, pixels)
 
@@ -377,7 +354,7 @@ class VisionTransformer(nnx.Module):
         return by_head.transpose(0, 2, 3, 1).reshape(*x.shape[:2], -1)
 
     def class_attention(self, pixels: Array, *, stride: int | None = None) -> Float[Array, "b n"]:
-        """Attention of the class token to the patches; see `Backbone.class_attention`."""
+        """See `Backbone.class_attention`."""
         last = self.config.depth - 1
 
         def extract(pixels: Array) -> Array:

