@@ -1,21 +1,27 @@
 """What the server refuses, keeps apart and deletes; and the command, run as a user runs it."""
 
 import http.client
+import inspect
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import unseg_jax
+from unseg_jax.app.__main__ import serve
 from unseg_jax.app.sessions import Limits, Refused, Session, Sessions
 from unseg_jax.app.work import Settings, Stopped, Worker
 from unseg_jax.cli.main import main
@@ -154,6 +160,51 @@ def test_a_run_deletes_nothing_of_those_before(server, photographs):
     assert said["error"] == "there are no results of run 1: the runs kept are 3, 4."
     assert not [path for path in server.kept if path.parent.name in ("1", "2")]
     server.ask("POST", session + "/close")
+
+
+def test_one_post_of_an_image_gives_a_mask_or_json(server, photographs):
+    photo = photographs["coffee.png"].read_bytes()
+    path = "/segment?method=spectral-ncut"
+    status, content = server.ask("POST", path, photo)
+    assert status == 200, content
+    mask = np.asarray(Image.open(io.BytesIO(content))) > 0
+    assert mask.shape == (72, 96)
+    status, found = server.ask("POST", f"{path}&format=json&name=cup.png", photo)
+    assert (status, found["file"], found["size"]) == (200, "cup.png", [72, 96])
+    assert found["coverage"] == pytest.approx(mask.mean(), abs=1e-6)
+    assert server.ask("POST", f"{path}&format=coco", photo)[1]["annotations"]
+    status, content = server.ask("POST", f"{path}&format=cutout", photo)
+    assert Image.open(io.BytesIO(content)).mode == "RGBA"
+    for query, body, said in (
+        ("&name=a.png", b"no image", "a.png is not an image"),
+        ("&format=gif", photo, "no format 'gif'"),
+        ("&k=two", photo, "k=two is no whole number"),
+        ("&method=x", photo, "no method 'x'"),
+    ):
+        status, answer = server.ask("POST", path + query, body)
+        assert (status, said in answer["error"]) == (400, True), answer
+        assert str(server.folder) not in answer["error"]
+    assert server.kept == []
+
+
+def test_the_dockerfile_serves_what_the_project_has():
+    root = Path(unseg_jax.__file__).parents[1]
+    text = re.sub(r"\s*\\\n\s*", " ", (root / "Dockerfile").read_text())
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line and line[0] != "#"]
+    steps = {word: [rest for key, rest in lines if key == word] for word, _ in lines}
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    copied = [name for rest in steps["COPY"] for name in rest.split()[:-1]]
+    assert all((root / name).exists() for name in copied)
+    assert {f"!{name}" for name in copied} <= {*(root / ".dockerignore").read_text().split()}
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', " ".join(steps["RUN"]))
+    assert {*extras.split(",")} <= project["optional-dependencies"].keys()
+    assert json.loads(steps["ENTRYPOINT"][0])[0] in project["scripts"]
+    assert main([*json.loads(steps["CMD"][0]), "--help"]) == 0
+    assert int(steps["EXPOSE"][0]) == inspect.signature(serve).parameters["port"].default
+    linter = shutil.which("hadolint", path=Path(sys.executable).parent)
+    assert linter, "hadolint is of the extra test"
+    checked = subprocess.run([linter, root / "Dockerfile"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 def make_session(sessions, photographs):

@@ -1,5 +1,6 @@
 """One folder, many runs: waiting, being stopped, dry runs, removing, and models that are kept."""
 
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from unseg_jax.terminal import segmenting
 STAND = """
 from unseg_jax.data.images import load_image
 from unseg_jax.data.reading import PLAIN
+from unseg_jax.errors import ImageError
 from unseg_jax.registry import resolve
 from unseg_jax.segmentation import Segmentation
 
@@ -34,7 +37,11 @@ class Stand:
     def stream(self, images, *, full_pixels=False):
         for index, path in enumerate(images):
             self.happen(index)
-            pixels = load_image(path)
+            try:
+                pixels = load_image(path)
+            except ImageError as error:
+                yield error
+                continue
             mask = pixels[..., 0] > 128
             yield Segmentation.of(mask, mask, confidence=0.5, pixels=pixels, id=str(path))
 """
@@ -205,6 +212,55 @@ def test_a_dry_run_lists_every_file_and_the_last_line_counts(segment, tmp_path):
     assert {name for word, name in listed if word == "remove"} == removed
     segment(photos / "a0.png", *change)
     assert before - names(out) == removed
+
+
+def test_one_image_goes_from_standard_input_to_standard_output(segment, tmp_path, monkeypatch):
+    (photo,) = draw(tmp_path / "a", 1).iterdir()
+    for data, options, code in (
+        (photo.read_bytes(), ["--format", "mask"], 0),
+        (photo.read_bytes(), ["-f", "geojson"], 0),
+        (b"no image", [], 1),
+        (b"", ["-f", "mask", "-f", "npz"], 2),
+    ):
+        out = io.TextIOWrapper(io.BytesIO())
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+            patch.setattr("sys.stdout", out)
+            found, _, said = segment("-", *options)
+        written = out.buffer.getvalue()
+        assert found == code, said
+        assert bool(written) == (code == 0)
+        if "mask" in options and written:
+            mask = np.asarray(Image.open(io.BytesIO(written)))
+            np.testing.assert_array_equal(mask > 0, np.asarray(Image.open(photo))[..., 0] > 128)
+        elif written:
+            assert json.loads(written)["features"][0]["properties"]["area"] == 120
+        elif code == 1:
+            assert "standard input" in said
+            assert "\n" not in said.strip()
+    assert not (tmp_path / "found").exists()
+
+
+def test_images_that_arrive_in_a_watched_folder_are_segmented(segment, tmp_path, monkeypatch):
+    photos, did = draw(tmp_path / "a", 1), []
+
+    def wait(_):
+        did.append(len(us.read_results(tmp_path / "found")["name"]) if len(did) > 1 else 0)
+        if len(did) == 2:
+            draw(tmp_path / "b", 1).joinpath("b0.png").rename(photos / "b0.png")
+        if len(did) == 3:  # it grows while it is written, and is left until it is whole
+            with open(photos / "b0.png", "ab") as file:
+                file.write(bytes(9))
+        if len(did) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("unseg_jax.terminal.feeds.time.sleep", wait)
+    code, printed, _ = segment(photos, "--watch", "-f", "mask")
+    assert (code, did) == (130, [0, 0, 1, 1, 2, 2])
+    assert printed.count("1 of 1 images done") == 2
+    assert {"a0_mask.png", "b0_mask.png"} <= names(tmp_path / "found")
+    for words in ([photos, photos], [photos / "a0.png"], [photos, "--method", "collective"]):
+        assert segment(*words, "--watch")[0] == 2
 
 
 @pytest.mark.parametrize("framed", [True, False])

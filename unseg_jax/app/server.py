@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mimetypes
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -23,9 +24,10 @@ from starlette.routing import Route
 
 from unseg_jax.app.page import ASSETS, render_page
 from unseg_jax.app.results import describe, pack, picture, summarise
-from unseg_jax.app.sessions import Limits, Refused, Session, Sessions
+from unseg_jax.app.sessions import Limits, Refused, Session, Sessions, Upload
 from unseg_jax.app.work import Job, Settings, Worker
 from unseg_jax.errors import WriteError
+from unseg_jax.export.formats import check_formats, files_of
 
 _HEADERS = {
     # Nothing comes from elsewhere and nothing goes there, whatever a name of a file may hold.
@@ -76,6 +78,7 @@ def make_app(
     routes = [
         Route("/", home),
         *(Route(f"/{name}", _asset) for name in ASSETS),
+        Route("/segment", _segment, methods=["POST"]),
         Route("/sessions", _open, methods=["POST"]),
         Route("/sessions/{id}", _state),
         Route("/sessions/{id}/close", _close, methods=["POST"]),
@@ -156,7 +159,15 @@ async def _close(request: Request) -> Response:
 
 
 async def _upload(request: Request) -> Response:
-    session = _session(request)
+    try:
+        upload, size = await _receive(request, _session(request))
+    except ClientDisconnect:
+        return Response(status_code=204)
+    return JSONResponse({"number": upload.number, "name": upload.name, "size": size})
+
+
+async def _receive(request: Request, session: Session) -> tuple[Upload, int]:
+    """Puts the body of a request among the files of a session; gives its size as well."""
     limits: Limits = request.app.state.sessions.limits
     name = request.query_params.get("name", "")
     session.check_room(limits.max_files)
@@ -172,16 +183,53 @@ async def _upload(request: Request) -> Response:
                         413, f"{name or 'the file'} has more than {most}: reduce it first."
                     )
                 file.write(chunk)
-        upload = session.add(name, part, limits.max_files)
-    except ClientDisconnect:
-        return Response(status_code=204)
+        return session.add(name, part, limits.max_files), size
     except OSError as error:
         if session.closed:
             raise Refused(404, "this session has ended: reload the page.") from None
         raise WriteError(name or "the file", error) from error
     finally:
         part.unlink(missing_ok=True)
-    return JSONResponse({"number": upload.number, "name": upload.name, "size": size})
+
+
+async def _segment(request: Request) -> Response:
+    """One image in and one file out, without a page: see `docs/serve.md`."""
+    sessions, worker, query = (
+        request.app.state.sessions,
+        request.app.state.worker,
+        request.query_params,
+    )
+    form, clusters = query.get("format", "mask"), query.get("k")
+    if clusters is not None and not clusters.isdecimal():
+        raise Refused(400, f"k={clusters} is no whole number: give one, or leave it out.")
+    settings = Settings(
+        query.get("method", "auto"), clusters and int(clusters), query.get("backbone", "auto")
+    )
+    formats = check_formats(["mask" if form == "json" else form])
+    session = sessions.open()
+    try:
+        await _receive(request, session)
+        job = await run_in_threadpool(worker.submit, session, settings, formats)
+        while not job.ended:
+            sessions.get(session.id)  # is used, and so kept
+            if await request.is_disconnected():
+                job.stop()
+            await asyncio.sleep(0.02)
+        if job.run is None or job.phase != "done":
+            raise Refused(400, job.message or "the run was stopped.")
+        entry = job.run.entries[0]
+        if entry.error:
+            raise Refused(400, job.shown(entry.error))
+        if form == "json":
+            return JSONResponse(summarise(job)["images"][0])
+        name = (*entry.files, *files_of(formats))[0]
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        content = await run_in_threadpool((job.out / name).read_bytes)
+        return Response(content, media_type="application/json" if "json" in name else kind)
+    except ClientDisconnect:
+        return Response(status_code=204)
+    finally:
+        await run_in_threadpool(sessions.close, session.id)
 
 
 async def _remove(request: Request) -> Response:

@@ -65,8 +65,15 @@ class Job:
         plan, run: of `segment_files`; None before the end.
     """
 
-    def __init__(self, session: Session, settings: Settings, images: Sequence[ImageFile]):
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        images: Sequence[ImageFile],
+        formats: Sequence[str] = FORMATS,
+    ):
         self.session, self.settings, self.images = session, settings, tuple(images)
+        self.formats = tuple(formats)
         self.number = 1 if session.job is None else session.job.number + 1
         self.phase, self.message = "waiting", ""
         self.done, self.total = 0, len(self.images)
@@ -161,8 +168,8 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def submit(self, session: Session, settings: Settings) -> Job:
-        """Puts a run into the queue.
+    def submit(self, session: Session, settings: Settings, formats: Sequence[str] = FORMATS) -> Job:
+        """Puts a run that writes these formats into the queue.
 
         Raises:
             Refused: the session has a run already, or nothing to run on; the queue is full.
@@ -181,7 +188,7 @@ class Worker:
                 f"the files hold {len(images)} images, and {self.limits.max_files} are the most "
                 "that this page takes: remove some.",
             )
-        job = Job(session, settings, images)
+        job = Job(session, settings, images, formats)
         with self._changed:
             self._waiting = collections.deque(job for job in self._waiting if not job.ended)
             if len(self._waiting) >= self.limits.max_waiting:
@@ -237,7 +244,7 @@ class Worker:
             job.step("loading", 0, len(job.images))
             segmenter = self._segmenter_for(job)
             job.step("segmenting", 0, len(job.images))
-            job.plan = plan_run(job.images, job.out, Output(FORMATS, report=False))
+            job.plan = plan_run(job.images, job.out, Output(job.formats, report=False))
             job.run = segment_files(segmenter, job.images, job.out, plan=job.plan, on_entry=show)
         job.compile_seconds = clock.seconds
         job.seconds = max(0.0, time.perf_counter() - start - clock.seconds)

@@ -15,6 +15,7 @@ from unseg_jax.app.__main__ import serve
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.demo import demo
 from unseg_jax.terminal.console import guarded, say
+from unseg_jax.terminal.feeds import segment_stdin, watch_folder
 from unseg_jax.terminal.fitting import Fit, fit_images
 from unseg_jax.terminal.options import STYLE, Common, command, expand_home
 from unseg_jax.terminal.segmenting import Segment, segment_images
@@ -74,10 +75,15 @@ def segment(asked: Segment) -> int:
     """Segment images and write masks, overlays and a report.
 
     Each image gets <stem>_mask.png, <stem>_labels.png and <stem>_overlay.png; report.html shows
-    all of them. Run the command again to continue, or to add images to the folder.
+    all of them. Run the command again to continue, or to add images to the folder. PATH - reads one
+    image from standard input, and writes its mask, or what --format says, to standard output.
     """
     asked.check()
     enable_compilation_cache()
+    if asked.paths == ["-"]:
+        return segment_stdin(asked)
+    if asked.watch:
+        return watch_folder(asked)
     return segment_images(asked)
 
 

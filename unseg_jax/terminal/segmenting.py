@@ -126,6 +126,12 @@ class Segment(Images):
         bool,
         typer.Option("--refit", help="Fit again, even if the folder has a model of these images."),
     ] = False
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Go on with each image that arrives in the folder, until Ctrl-C."
+        ),
+    ] = False
     wait: Annotated[
         bool,
         typer.Option(
@@ -296,8 +302,15 @@ def load_segmenter(
         )
 
 
-def segment_images(asked: Segment) -> int:
+def segment_images(
+    asked: Segment, chosen: Choice | None = None, load: Callable[..., Any] | None = None
+) -> int:
     """Segments images and folders into a folder.
+
+    Args:
+        asked: what is asked for.
+        chosen: what segments them; None chooses by the images.
+        load: in place of `load_segmenter`.
 
     Returns:
         0 if all went well, 1 if some image failed, 130 or 143 if it was stopped.
@@ -316,7 +329,8 @@ def segment_images(asked: Segment) -> int:
     images = find_images(expand(asked.paths), recursive=asked.recursive, out=out, page=page)
     for message in images.left_out:
         say(message)
-    chosen = asked.choose([image.source for image in images])
+    if chosen is None:
+        chosen = asked.choose([image.source for image in images])
     if not asked.quiet:
         for sentence in filter(None, (chosen.why, expected_cost(chosen, images))):
             say(sentence)
@@ -346,7 +360,7 @@ def segment_images(asked: Segment) -> int:
             if planned.todo:
                 known = out / name if not asked.refit and store.is_ours(name) else None
                 fits = fits and known is None
-                segmenter = load_segmenter(asked, chosen, images, known, keep)
+                segmenter = (load or load_segmenter)(asked, chosen, images, known, keep)
         took = Took("fitted" if fits else "loaded", time.perf_counter() - start, clock.seconds)
         return _run(asked, segmenter, planned, took)
 
