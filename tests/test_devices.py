@@ -67,14 +67,8 @@ def test_jax_itself(platforms, said):
         "import logging; logging.basicConfig(level='INFO')\n"
         "from unseg_jax.devices import usable_devices; usable_devices(); usable_devices()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "JAX_PLATFORMS": platforms},
-        capture_output=True,
-        text=True,
-    )
-    lines = [line for line in done.stderr.splitlines() if said in line]
-    assert len(lines) == 1
+    _, lines = run(code, JAX_PLATFORMS=platforms)
+    assert sum(said in line for line in lines) == 1
 
 
 @pytest.fixture
@@ -93,41 +87,38 @@ def test_nothing_is_fetched_for_a_cache_that_cannot_keep_it(unwritable, monkeypa
     assert fetched == []
 
 
-@pytest.mark.parametrize("variable", ["UNSEG_JAX_CACHE", "JAX_COMPILATION_CACHE_DIR"])
-def test_programs_that_cannot_be_kept_are_one_line(unwritable, variable):
-    code = (
-        "import logging; logger = logging.getLogger('unseg_jax'); logger.setLevel('INFO')\n"
-        "logger.addHandler(logging.StreamHandler())\n"
-        "import jax; from unseg_jax.cache import enable_compilation_cache as enable; enable()\n"
-        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
-        "print(jax.jit(lambda x: x * 2 + 1)(1.0))"
-    )
+COMPILE = (
+    "import logging; logger = logging.getLogger('unseg_jax'); logger.setLevel('INFO')\n"
+    "logger.addHandler(logging.StreamHandler())\n"
+    "import jax; from unseg_jax.cache import enable_compilation_cache as enable; enable()\n"
+    "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+    "print(jax.jit(lambda x: x * 2 + 1)(1.0))"
+)
+
+
+def run(code, **variables):
+    """What a process without JAX's own variables prints, and what it says."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**environment, variable: str(unwritable)},
+        env={**environment, **variables},
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "3.0\n"
-    (line,) = done.stderr.splitlines()
+    return done.stdout, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("variable", ["UNSEG_JAX_CACHE", "JAX_COMPILATION_CACHE_DIR"])
+def test_programs_that_cannot_be_kept_are_one_line(unwritable, variable):
+    printed, (line,) = run(COMPILE, **{variable: str(unwritable)})
+    assert printed == "3.0\n"
     assert line.startswith("compiled programs cannot be kept in ")
     assert f"set {variable} to a folder" in line
 
 
 def test_damaged_programs_say_nothing(tmp_path):
-    code = (
-        "import jax; from unseg_jax.cache import enable_compilation_cache as enable; enable()\n"
-        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
-        "print(jax.jit(lambda x: x * 2 + 1)(1.0))"
-    )
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
-    environment["UNSEG_JAX_CACHE"] = str(tmp_path)
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-        )
-        assert (done.stdout, done.stderr) == ("3.0\n", "")
+        assert run(COMPILE, UNSEG_JAX_CACHE=str(tmp_path)) == ("3.0\n", [])
         kept = list((tmp_path / "compiled").glob("*-cache"))
         assert kept
         for path in kept:
@@ -140,44 +131,32 @@ def test_cores_are_at_least_one(monkeypatch):
     assert devices.core_count() == 1
 
 
-@pytest.fixture
-def no_choice(monkeypatch):
-    monkeypatch.delenv(devices.DTYPE_VARIABLE)
-
-
 @pytest.mark.parametrize(
-    ("flags", "version", "expected"),
+    ("platform", "flags", "version", "expected"),
     [
-        ({"avx2", "amx_bf16"}, (0, 12, 0), "bfloat16"),
-        ({"avx512_bf16"}, (0, 11, 0), "bfloat16"),
-        ({"amx_bf16"}, (0, 10, 2), "float32"),
-        ({"avx2", "avx512f"}, (0, 12, 0), "float32"),
-        (set(), (0, 12, 0), "float32"),
+        ("cpu", {"avx2", "amx_bf16"}, (0, 12, 0), "bfloat16"),
+        ("cpu", {"avx512_bf16"}, (0, 11, 0), "bfloat16"),
+        ("cpu", {"amx_bf16"}, (0, 10, 2), "float32"),
+        ("cpu", {"avx2", "avx512f"}, (0, 12, 0), "float32"),
+        ("cpu", set(), (0, 12, 0), "float32"),
+        ("gpu 7.5", set(), (0, 12, 0), "float32"),
+        ("gpu 8.0", set(), (0, 12, 0), "bfloat16"),
+        ("gpu 10.0", set(), (0, 12, 0), "bfloat16"),
+        ("gpu", set(), (0, 12, 0), "float32"),
+        ("tpu", set(), (0, 12, 0), "bfloat16"),
     ],
 )
-def test_the_default_type_of_a_cpu(flags, version, expected, no_choice, monkeypatch):
+def test_the_default_type(platform, flags, version, expected, monkeypatch):
+    name, _, capability = platform.partition(" ")
+    device = types.SimpleNamespace(platform=name)
+    if capability:
+        device.compute_capability = capability
+    monkeypatch.delenv(devices.DTYPE_VARIABLE)
+    monkeypatch.setattr(devices, "usable_devices", lambda: [device])
     monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(jax, "__version_info__", version)
     assert devices.resolve_dtype() == expected
     assert devices.resolve_dtype("float32") == "float32"
-
-
-@pytest.mark.parametrize(
-    ("platform", "capability", "expected"),
-    [
-        ("gpu", "7.5", "float32"),
-        ("gpu", "8.0", "bfloat16"),
-        ("gpu", "10.0", "bfloat16"),
-        ("gpu", None, "float32"),
-        ("tpu", None, "bfloat16"),
-    ],
-)
-def test_the_default_type_of_an_accelerator(platform, capability, expected, no_choice, monkeypatch):
-    device = types.SimpleNamespace(platform=platform)
-    if capability is not None:
-        device.compute_capability = capability
-    monkeypatch.setattr(devices, "usable_devices", lambda: [device])
-    assert devices.resolve_dtype() == expected
 
 
 def test_the_flags_of_this_cpu_are_read():

@@ -34,16 +34,12 @@ def encoded(image, kind, **options):
 
 def _png_of(width, height):
     """A PNG that is whole but for its pixels, so that only its header tells the size."""
-
-    def chunk(kind, data):
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(b"\0" * 64)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b""):
+        content += struct.pack(">I", len(data)) + kind + data
+        content += struct.pack(">I", zlib.crc32(kind + data))
+    return content
 
 
 def _modes():
@@ -95,7 +91,6 @@ def _contents():
     yield "alpha-zero.png", encoded(clear, "PNG"), BAD
     yield "one-pixel.png", encoded(rgb.crop((0, 0, 1, 1)), "PNG"), GOOD
     yield "one-by-5000.png", encoded(rgb.resize((1, 5000)), "PNG"), EITHER
-    yield "5000-by-one.png", encoded(rgb.resize((5000, 1)), "PNG"), EITHER
     for name, colour in (("black", 0), ("white", 255)):
         yield f"{name}.png", encoded(Image.new("RGB", SIZE, (colour,) * 3), "PNG"), GOOD
     values = photograph()[..., 0].astype(np.float32)
@@ -114,11 +109,11 @@ def _contents():
 def _damage():
     rgb = Image.fromarray(photograph())
     jpeg, png = encoded(rgb, "JPEG"), encoded(rgb, "PNG")
-    for tenth in range(10):
+    for tenth in (0, 1, 5, 9):
         yield f"cut-{tenth}.jpg", jpeg[: len(jpeg) * tenth // 10], EITHER if tenth == 9 else BAD
         yield f"cut-{tenth}.png", png[: len(png) * tenth // 10], BAD
     rng = np.random.default_rng(0)
-    for number in range(30):
+    for number in range(8):
         for suffix, data, found in (("jpg", jpeg, EITHER), ("png", png, BAD)):
             flipped = bytearray(data)
             flipped[rng.integers(len(data))] ^= 1 << rng.integers(8)
@@ -171,6 +166,6 @@ def inputs(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     expected["link.png"] = LEFT_OUT  # the same image once more
     (folder / "folder.jpg").mkdir()
     expected["folder.jpg"] = LEFT_OUT
-    assert sum(found != LEFT_OUT for found in expected.values()) >= 150
+    assert sum(found != LEFT_OUT for found in expected.values()) >= 120
     assert sys.platform != "win32"
     return folder, expected

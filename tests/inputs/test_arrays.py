@@ -1,13 +1,11 @@
 """Arrays of any shape, type and layout: a result of the right form, or one sentence."""
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import unseg_jax as us
-from unseg_jax import metrics
 from unseg_jax.data.masks import load_mask
 from unseg_jax.errors import ImageError
 from unseg_jax.postprocess import find_objects, upsample_labels
@@ -90,25 +88,3 @@ def test_objects_are_the_mask_and_lie_apart(mask, height, width):
         painted[top:bottom, left:right] += item.mask
     np.testing.assert_array_equal(painted, upsample_labels(mask, size).astype(int))
     assert [item.area for item in items] == sorted((i.area for i in items), reverse=True)
-
-
-@FAST
-@given(MASKS, st.data())
-def test_scores_lie_in_their_range_and_are_symmetric(mask, data):
-    other = data.draw(hnp.arrays(bool, mask.shape))
-    for name in ("iou", "dice", "pixel_accuracy"):
-        score = getattr(metrics, name)
-        assert 0 <= score(mask, other) <= 1
-        assert score(mask, other) == pytest.approx(score(other, mask))
-        assert score(mask, mask) == 1
-    assert metrics.dice(mask, other) == pytest.approx(
-        2 * metrics.iou(mask, other) / (1 + metrics.iou(mask, other))
-    )
-
-
-@FAST
-@given(MASKS)
-def test_run_lengths_give_the_mask_back(mask):
-    from unseg_jax.export.rle import decode_rle, encode_rle
-
-    np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)

@@ -15,6 +15,8 @@ from benchmarks.reference import pyg_heads
 from unseg_jax import registry
 from unseg_jax.clustering import graphs, head, layers, parts
 
+from .conftest import features
+
 NODES, WIDTH, EPOCHS = 60, 24, 15
 # Name of the PyG head → method and overrides of ours.
 METHODS = {
@@ -29,33 +31,12 @@ METHODS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def features(seed):
-    """Nodes around four centres, in rows that say nothing of the centre."""
-    generator = np.random.default_rng(seed)
-    centres = 2 * generator.standard_normal((4, WIDTH))
-    nodes = centres[generator.integers(0, 4, NODES)] + generator.standard_normal((NODES, WIDTH))
-    return nodes.astype(np.float32)
-
-
-def affinity_of(name, nodes):
-    published = pyg_heads.HEADS[name]
-    return pyg_heads.affinity(nodes, published)
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", METHODS)
 def test_loop(name, seed):
     published = pyg_heads.HEADS[name]
-    nodes = features(seed)
-    weights = affinity_of(name, nodes)
+    nodes = features(seed, NODES, WIDTH)
+    weights = pyg_heads.affinity(nodes, published)
     state = pyg_heads.initial_state(published, WIDTH, seed=seed)
     expected = pyg_heads.run(
         nodes, published, state=state, adjacency=weights, epochs=EPOCHS, dropout=0.0
@@ -84,8 +65,8 @@ def test_loop(name, seed):
 @pytest.mark.parametrize("name", METHODS)
 def test_first_gradients(name):
     published = pyg_heads.HEADS[name]
-    nodes = features(2)
-    weights = affinity_of(name, nodes)
+    nodes = features(2, NODES, WIDTH)
+    weights = pyg_heads.affinity(nodes, published)
     state = pyg_heads.initial_state(published, WIDTH, seed=2)
     # With nearly even assignments the terms of the gradient cancel, and rounding is what is left.
     state["mlp.3.weight"] *= 10
@@ -117,7 +98,7 @@ def graph_with_gaps(seed=0, loops=False):
     weights = np.triu(generator.random((NODES, NODES)), 1)
     weights *= generator.random((NODES, NODES)) < 0.5
     weights = (weights + weights.T + loops * np.eye(NODES)).astype(np.float32)
-    return features(seed), weights
+    return features(seed, NODES, WIDTH), weights
 
 
 @pytest.mark.parametrize("loops", [False, True])

@@ -12,6 +12,8 @@ import torch
 
 from benchmarks.reference import pyg_heads
 
+from .conftest import part
+
 CASES = {
     "deepcut_ncut_k2": ("deepcut", {}),
     "deepcut_ncut_k4": ("deepcut", {}),
@@ -23,23 +25,6 @@ CASES = {
     "unsegmedgat_silu_gat": ("unsegmedgat", {}),
     "unsegmedgat_silu_gat3": ("unsegmedgat-isic", {}),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Graphs this small run faster on one thread, above all beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def part(values, prefix):
-    return {
-        name.removeprefix(prefix): value
-        for name, value in values.items()
-        if name.startswith(prefix)
-    }
 
 
 # Chaotic after its 35th epoch: the published code itself, on another processor or with its edges

@@ -13,22 +13,9 @@ import torch
 from benchmarks.measure.random_weights import random_state
 from benchmarks.reference import pyg_heads, torch_dense, torch_vit
 
+from .conftest import features, part
+
 NODES, WIDTH, EPOCHS = 40, 16, 6
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def features(seed):
-    generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((3, WIDTH))
-    nodes = centres[generator.integers(0, 3, NODES)] + generator.standard_normal((NODES, WIDTH))
-    return nodes.astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +28,7 @@ def features(seed):
 def test_dense_heads_equal_message_passing(name, edge_features):
     head = pyg_heads.HEADS[name]
     head = dataclasses.replace(head, edge_features=edge_features, learning_rate=1e-2)
-    images = [features(seed) for seed in (0, 1)]
+    images = [features(seed, NODES, WIDTH, 3, 1) for seed in (0, 1)]
     states = [pyg_heads.initial_state(head, WIDTH, seed=seed) for seed in (0, 1)]
     weights = np.stack([pyg_heads.affinity(image, head) for image in images])
     dense = torch_dense.run(
@@ -56,7 +43,7 @@ def test_dense_heads_equal_message_passing(name, edge_features):
 def test_two_gcn_layers():
     head = dataclasses.replace(pyg_heads.HEADS["unseggnet"], branches=((8, 8),), tau=0.2)
     state = pyg_heads.initial_state(head, WIDTH)
-    image = features(2)
+    image = features(2, NODES, WIDTH, 3, 1)
     sparse = pyg_heads.run(image, head, state=state, epochs=EPOCHS, dropout=0.0)
     dense = torch_dense.run(
         image[None],
@@ -73,12 +60,9 @@ def test_two_gcn_layers():
 def test_vit_keys(golden, size):
     values = golden("vit_tiny_patch8")
     prefix = f"{size[0]}x{size[1]}"
-    state = {
-        name.removeprefix("param."): value
-        for name, value in values.items()
-        if name.startswith("param.")
-    }
-    model = torch_vit.load(state, patch=8, width=48, depth=3, heads=3, native_grid=4)
+    model = torch_vit.load(
+        part(values, "param."), patch=8, width=48, depth=3, heads=3, native_grid=4
+    )
     with torch.inference_mode():
         keys = model.keys(torch.from_numpy(values[f"{prefix}.input"]))
     np.testing.assert_allclose(keys, values[f"{prefix}.s8.key"], atol=1e-4)

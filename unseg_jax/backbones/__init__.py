@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unseg_jax.backbones.backbone import Backbone
-from unseg_jax.backbones.callables import from_callable
+from unseg_jax.backbones.backbone import Backbone, from_callable
 from unseg_jax.backbones.compare import compare_weights
 from unseg_jax.backbones.layouts import build_params
 from unseg_jax.backbones.vit import Facet, VisionTransformer, ViTConfig

@@ -52,8 +52,8 @@ def cached_file(repository: str, file: str, revision: str | None) -> Path | None
 def unreachable(timeout: float) -> str | None:
     """Why the hub does not answer within `timeout` seconds, or None if it does.
 
-    The hub's client retries for half a minute before it gives up, and no setting of a call
-    shortens that; a name that does not resolve may block past any socket's time-out.
+    The hub's client retries for half a minute, whatever a call sets; a name that does not resolve
+    may block past any socket's time-out.
     """
     from huggingface_hub import constants
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -66,13 +66,8 @@ _SHOWN = 12
 
 
 class Slot(NamedTuple):
-    """A place that one tensor of a file fills.
-
-    Attributes:
-        leaf: dotted path of the parameter.
-        block: index into its leading axis; None outside of the blocks.
-        part: "query", "key" or "value" of the joint projection; None for all of it.
-    """
+    """A place that one tensor of a file fills: a parameter by its dotted path, or of its leading
+    axis a block, or of the joint projection a part."""
 
     leaf: str
     block: int | None = None
@@ -137,40 +132,33 @@ def _transformed(leaf: str, x: np.ndarray) -> np.ndarray:
     return x[0] if leaf in ("positions", "registers") and x.ndim == 3 and len(x) == 1 else x
 
 
-def _matches(tensors: Tensors) -> Iterator[tuple[str, np.ndarray, Slot | None, bool]]:
-    """(name, array for the slot, slot or None, whether the layout knows the name) of each."""
+def _assigned(tensors: Tensors) -> tuple[list[tuple[str, np.ndarray, Slot]], list[str]]:
+    """(name, array for the slot, slot) of each tensor that fills one, and what no pattern knows."""
     layout = _layout_of(tensors)
+    found, unknown = [], []
     for name, tensor in tensors.items():
         try:
             slot = _slot(name, layout)
         except KeyError:
-            yield name, tensor, None, False
+            unknown.append(printable(name, 80))
             continue
-        yield name, tensor if slot is None else _transformed(slot.leaf, tensor), slot, True
+        if slot is not None:
+            found.append((printable(name, 80), _transformed(slot.leaf, tensor), slot))
+    return found, unknown
 
 
 def infer_config(tensors: Tensors, where: str) -> ViTConfig:
-    """The shape of the vision transformer that the tensors belong to.
+    """The shape of the vision transformer that the tensors (without prefixes) of `where` belong to.
 
     Heads are 64 wide, as in every DINO and DINOv2; LayerScale tells DINOv2.
-
-    Args:
-        tensors: name to array, without prefixes.
-        where: the file or source of the tensors, for errors.
 
     Raises:
         WeightsError: the tensors are not those of such a transformer; the message says which are
             missing, unknown or of a wrong shape.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    blocks: set[int] = set()
-    unknown = []
-    for name, array, slot, known in _matches(tensors):
-        if not known:
-            unknown.append(printable(name, 80))
-        if slot is not None:
-            shapes.setdefault(slot.leaf, array.shape)
-            blocks |= set() if slot.block is None else {slot.block}
+    assigned, unknown = _assigned(tensors)
+    shapes = {slot.leaf: array.shape for _, array, slot in reversed(assigned)}
+    blocks = {slot.block for _, _, slot in assigned if slot.block is not None}
     needed = {"patch embedding": "patch_embed.kernel", "position embedding": "positions"}
     needed["blocks"] = "blocks.fc1.kernel"
     missing = [words for words, leaf in needed.items() if leaf not in shapes]
@@ -236,15 +224,9 @@ def infer_config(tensors: Tensors, where: str) -> ViTConfig:
 def build_params(
     tensors: Tensors, config: ViTConfig, where: str, dtype: str = "float32"
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """(graph definition, state) of a model with these weights.
+    """(graph definition, state) of a model with the tensors (without prefixes) of `where`.
 
     What is allocated is what the tensors take as float32, and only after all of them fit.
-
-    Args:
-        tensors: name to array, without prefixes.
-        config: the expected shape.
-        where: the file or source of the tensors, for errors.
-        dtype: of the parameters, "float32" or "bfloat16".
 
     Raises:
         WeightsError: names that are unknown or double, tensors of a wrong shape or dtype, values
@@ -287,16 +269,11 @@ def _fill(
 ) -> tuple[dict[Slot, np.ndarray], list[str]]:
     """The tensor of each slot, and what is wrong with the others."""
     filled: dict[Slot, np.ndarray] = {}
-    problems = []
-    for name, array, slot, known in _matches(tensors):
-        shown = printable(name, 80)
-        if slot is None and known:
-            continue
-        if slot is None or slot.leaf not in shapes or (slot.block or 0) >= config.depth:
-            problems.append(f"unexpected {shown}")
-            continue
-        if slot in filled:
-            problems.append(f"double {shown}")
+    assigned, unknown = _assigned(tensors)
+    problems = [f"unexpected {name}" for name in unknown]
+    for shown, array, slot in assigned:
+        if slot.leaf not in shapes or (slot.block or 0) >= config.depth or slot in filled:
+            problems.append(f"{'double' if slot in filled else 'unexpected'} {shown}")
             continue
         shape = shapes[slot.leaf] if slot.block is None else shapes[slot.leaf][1:]
         if slot.part is not None:

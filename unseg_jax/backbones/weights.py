@@ -116,12 +116,7 @@ _REMEDY = (
 
 
 class Weights(NamedTuple):
-    """Weights on this machine, verified as far as their hash is known.
-
-    Attributes:
-        path: the file.
-        tensors: name to array, without prefixes.
-    """
+    """A file on this machine and its tensors by name, without prefixes."""
 
     path: Path
     tensors: dict[str, np.ndarray]
@@ -169,10 +164,6 @@ def read_weights(path: Path) -> Weights:
 
 def fetch(name: str, *, timeout: float = _TIMEOUT) -> Weights:
     """The weights of a named backbone, fetched if they are not here yet, verified each time.
-
-    Args:
-        name: of `SOURCES`.
-        timeout: seconds to wait for an answer of the hub.
 
     Raises:
         WeightsError: they cannot be fetched, or differ from those whose hash is known.

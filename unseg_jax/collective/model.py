@@ -33,7 +33,7 @@ from flax.serialization import to_state_dict
 from flax.traverse_util import flatten_dict
 
 from unseg_jax.backbones import Backbone, list_backbones
-from unseg_jax.backbones.callables import CALLABLE
+from unseg_jax.backbones.backbone import CALLABLE
 from unseg_jax.collective.hub import model_path, push
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.scoring import Scorer

@@ -54,13 +54,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A folder of images and the folder of their masks, relative to the data set's.
-
-    Attributes:
-        images, masks: the folders, searched with their subfolders.
-        suffix: what a mask's stem has beyond its image's.
-        split: name of the split, if the folder is one.
-    """
+    """A folder of images and that of their masks, whose stems end in `suffix`; maybe one split."""
 
     images: str
     masks: str

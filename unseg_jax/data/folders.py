@@ -61,12 +61,9 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The image files of a folder.
+    """The image files of a folder: its own sorted by name, then those of its folders.
 
-    Attributes:
-        files: in order: those of a folder sorted by name, then those of its folders.
-        left_out: what was not taken, a sentence each.
-        inner: folders directly within, if they were not searched.
+    `left_out` has a sentence for what was not taken, `inner` the folders that were not searched.
     """
 
     files: tuple[Path, ...]
@@ -76,12 +73,7 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class FoundImages(Sequence[ImageFile]):
-    """What `find_images` found; a sequence of its images.
-
-    Attributes:
-        images: in order.
-        left_out: what was not taken, a sentence each.
-    """
+    """What `find_images` found, in order; `left_out` has a sentence for what was not taken."""
 
     images: tuple[ImageFile, ...]
     left_out: tuple[str, ...] = ()
@@ -99,15 +91,10 @@ def list_images(
     recursive: bool = False,
     skip: str | os.PathLike | None = None,
 ) -> Listing:
-    """The image files of a folder, by their suffix; hidden ones do not count.
+    """The image files of a folder, by their suffix; but hidden ones and the folder `skip`.
 
     Links are followed, and each folder is searched once. What cannot be read, files of other
     suffixes, and outputs of an earlier run are left out and counted.
-
-    Args:
-        folder: to search.
-        recursive: whether folders within folders are searched as well.
-        skip: a folder that is not searched, such as the one that outputs go to.
 
     Raises:
         InputError: the folder itself cannot be read.
@@ -219,10 +206,7 @@ def page_name(name: str, page: int) -> str:
 
 
 def safe_name(text: str) -> str:
-    """A name that every file system and every report takes.
-
-    Control characters and bytes that are not UTF-8 are escaped with "%", separators become "__",
-    and names of more than 200 bytes end in a hash instead.
+    """A name that every file system takes: escaped with "%", and of more than 200 bytes hashed.
 
     >>> safe_name("caf\\udce9/1")
     'caf%udce9__1'

@@ -168,11 +168,7 @@ class Writer:
         self._error: BaseException | None = None
 
     def submit(self, function: Callable, *args: Any, **kwargs: Any) -> Future:
-        """Has `function(*args, **kwargs)` called by the pool.
-
-        Raises:
-            BaseException: the first error of an earlier job; `WriteError` for no space.
-        """
+        """Has the pool call it; raises the first error of an earlier job."""
         self._raise()
         while not self._room.acquire(timeout=0.1):  # a time-out lets Ctrl-C through
             self._raise()

@@ -28,16 +28,9 @@ _KNOWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One feature of one record, read when it is asked for; a `Source`.
+    """One feature ("a/b" for nested ones) of one record, read when it is asked for; a `Source`.
 
-    It names the data set instead of holding it, so it travels between processes.
-
-    Attributes:
-        builder: name[/config][:version] as TFDS has it.
-        data_dir: folder of the TFDS data sets, or None for TFDS's own default.
-        split: as TFDS has it.
-        index: position in the split.
-        key: name of the feature, "a/b" for nested ones.
+    It names the data set as TFDS does instead of holding it, so it travels between processes.
     """
 
     builder: str
@@ -71,10 +64,6 @@ def open_tfds(
 
     It is looked for in the folder that TFDS_DATA_DIR names, else in TFDS's default one, and
     downloaded and prepared by TFDS if it is not there. Without a split, all are read.
-
-    Raises:
-        DatasetError: the extra is missing, an unknown data set, split or feature, or files in
-            a format without random access.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
