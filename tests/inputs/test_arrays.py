@@ -11,7 +11,7 @@ from unseg_jax.errors import ImageError
 from unseg_jax.postprocess import find_objects, upsample_labels
 
 FAST = settings(
-    max_examples=150,
+    max_examples=75,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -100,42 +100,43 @@ def download(repository: str, file: str, revision: str | None, timeout: float) -
         raise WeightsError(f"{type(error).__name__}: {why(error)}") from error
 
 
-def fetch_any(name: str, timeout: float) -> tuple[Path, dict[str, Any]]:
-    """The weights file of hf:ORG/NAME, and what its repository says of the model.
-
-    Only safetensors are taken: they hold numbers and nothing that runs. What the repository says
-    is `config.json` and `preprocessor_config.json` together, as far as it has them.
+def fetch_file(name: str, timeout: float, file: str = WEIGHTS) -> Path:
+    """A file of hf:ORG/NAME, from the hub's cache or from the hub within `timeout` seconds.
 
     Raises:
         ValueError: a name of another form.
         WeightsError: the repository cannot be reached or has no such file.
     """
     repository, revision = parse_name(name)
-
-    def fetch(file: str) -> Path:
-        cached = cached_file(repository, file, revision)
-        return cached or download(repository, file, revision, timeout)
-
+    cached = cached_file(repository, file, revision)
     try:
-        path = fetch(WEIGHTS)
+        return cached or download(repository, file, revision, timeout)
     except WeightsError as error:
         raise WeightsError(
             f"{name} cannot be fetched ({error}); check the name, and that the repository holds "
-            f"{WEIGHTS}."
+            f"{file}."
         ) from error
+
+
+def read_facts(name: str, timeout: float) -> dict[str, Any]:
+    """What a repository says of its model: `config.json` and `preprocessor_config.json` together.
+
+    Raises:
+        WeightsError: one of them is no JSON object.
+    """
     facts: dict[str, Any] = {}
     for file in ("config.json", "preprocessor_config.json"):
         try:
-            beside = fetch(file)
+            path = fetch_file(name, timeout, file)
         except WeightsError:
             continue  # not every repository has them
         try:
-            facts.update(json.loads(beside.read_text(encoding="utf-8")))
+            facts.update(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise WeightsError(
                 f"{file} of {name} is not readable as a JSON object; use another model."
             ) from error
-    return path, facts
+    return facts
 
 
 def config_of(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any], where: str) -> ViTConfig:

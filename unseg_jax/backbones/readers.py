@@ -105,16 +105,11 @@ def _read_npy(path: Path, name: str, content: bytes) -> np.ndarray:
         raise WeightsError(
             f"{holds} with a header that is not one of an array; fetch or write it again."
         ) from None
-    if dtype.hasobject:
-        raise WeightsError(
-            f"{holds} as pickled Python objects, which may run code; save arrays of numbers "
-            "instead."
-        )
     if dtype.kind not in "fiub":
-        raise WeightsError(
-            f"{holds} as {printable(str(dtype), 80)}, which is no number; save arrays of float32 "
-            "instead."
-        )
+        what = f"{printable(str(dtype), 80)}, which is no number"
+        if dtype.hasobject:
+            what = "pickled Python objects, which may run code"
+        raise WeightsError(f"{holds} as {what}; save arrays of float32 instead.")
     count = math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize > len(content) - stream.tell():
         raise WeightsError(
@@ -169,13 +164,8 @@ def tensors_from_onnx(path: Path) -> dict[str, np.ndarray]:
         raise ImportError(
             'reading ONNX weights needs the package onnx; pip install "unseg_jax[onnx]".'
         ) from None
-    try:
-        # Data outside of the file is not looked for: it could be any file of the user's.
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # onnx passes the errors of its protobuf on
-        raise WeightsError(
-            f"{path} is not a readable ONNX file ({why(error)}); fetch it again."
-        ) from error
+    # Data outside of the file is not looked for: it could be any file of the user's.
+    graph = onnx.load(str(path), load_external_data=False).graph
     for tensor in graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise WeightsError(
@@ -230,13 +220,7 @@ _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a weights file, by the names that they have in the file.
-
-    Args:
-        path: of a .safetensors, .npz, .pth, .pt, .bin, .onnx or .whl file.
-
-    Returns:
-        Arrays of the shapes and dtypes stored; bfloat16 is `jax.numpy.bfloat16`.
+    """The tensors of a weights file, by the names and with the shapes and dtypes that are stored.
 
     Raises:
         WeightsError: no such file, an unknown kind, or one that cannot be read.
@@ -259,9 +243,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of tensors: of names, dtypes, shapes and values, in the order of the names.
-
-    Unlike that of a file, it does not depend on the format or its version.
+    """SHA-256 of names, dtypes, shapes and values; it does not depend on the format of a file.
 
     >>> tensors_sha256({"bias": np.zeros(3, np.float32)})[:16]
     'f6cbcf25671c0c3c'

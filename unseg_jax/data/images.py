@@ -218,7 +218,7 @@ def _low_bytes(image: Image.Image) -> Image.Image | None:
         return None
     other = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
     arguments = tiles[0].args
-    rawmode = arguments if isinstance(arguments, str) else arguments[0]
+    rawmode, *rest = (arguments,) if isinstance(arguments, str) else arguments
     channels, _, order = rawmode.partition(";")
     if channels not in ("RGB", "RGBA") or order not in other:
         return None
@@ -228,10 +228,8 @@ def _low_bytes(image: Image.Image) -> Image.Image | None:
     again = Image.open(file, formats=[image.format])
     again.seek(page)
     swapped = f"{channels};{other[order]}"
-    again.tile = [  # type: ignore[attr-defined]
-        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *arguments[1:]))
-        for tile in again.tile  # type: ignore[attr-defined]
-    ]
+    arguments = (swapped, *rest) if rest else swapped
+    again.tile = [tile._replace(args=arguments) for tile in again.tile]  # type: ignore[attr-defined]
     return again
 
 

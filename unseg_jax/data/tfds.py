@@ -1,5 +1,6 @@
 """TensorFlow Datasets, read without TensorFlow: random access into ArrayRecord files."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -117,24 +118,22 @@ def _tfds():
 def _builder(name: str, data_dir: str | None) -> Any:
     """The builder of a data set: from its files if they are there, else by preparing it."""
     tfds = _tfds()
+    options = {"data_dir": data_dir}
     try:
-        try:
-            return tfds.core.read_only_builder.builder_from_files(  # type: ignore[attr-defined]
-                name, data_dir=data_dir
-            )
-        except tfds.core.DatasetNotFoundError:
-            builder = tfds.builder(
-                name, data_dir=data_dir, try_gcs=False, file_format="array_record"
-            )
-            builder.download_and_prepare()
-            return builder
+        with contextlib.suppress(tfds.core.DatasetNotFoundError):
+            from_files = tfds.core.read_only_builder.builder_from_files  # type: ignore[attr-defined]
+            return from_files(name, **options)
+        builder = tfds.builder(name, try_gcs=False, file_format="array_record", **options)
+        builder.download_and_prepare()
+        return builder
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         hint = nearest(name.split("/")[0].split(":")[0], known)
         hint = hint if hint.startswith("did") else "name one that TFDS lists"
         place = data_dir or "the default folder of TFDS"
-        message = f"TFDS knows no data set '{name}' and {place} holds none; {hint}"
-        raise DatasetError(message) from None
+        raise DatasetError(
+            f"TFDS knows no data set '{name}' and {place} holds none; {hint}"
+        ) from None
     except Exception as error:  # a builder's own code, a download: anything can be raised
         raise DatasetError(
             f"TFDS cannot open or prepare '{name}' ({why(error)}): prepare it on a machine "
