@@ -51,7 +51,7 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
     segment(page)
     assert page.inner_text("#headline").startswith("1 image, ")
     assert "deepcut: " in page.inner_text("#how")
-    page.click("#cards button")
+    page.click("#cards .open")
     # Ten epochs, and so ten losses; two clusters have no parts to show.
     assert "each of 10 epochs" in page.inner_text("#loss figcaption")
     assert page.locator("#loss .curve").get_attribute("d").count("L") == 9
@@ -91,7 +91,7 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
     page.select_option("#runs", label="2: deepcut, K=3, 1 image")
     page.wait_for_selector("#download[href*='runs/2/']")
 
-    page.click("#cards button")
+    page.click("#cards .open")
     for kind in ("Photograph", "Mask", "Parts", "Cut-out"):
         page.click(f"#kinds button:has-text('{kind}')")
         page.wait_for_selector(f"#large[alt='{kind} of coffee.png']")
@@ -99,6 +99,45 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
     rows = page.locator("#objects tbody tr")
     assert rows.count() == len(expected.objects)
     assert rows.first.locator("td").nth(2).inner_text() == str(expected.objects[0].area)
+
+
+def test_decisions_refit_the_run(open_page, photographs, server):
+    page = open_page()
+    names = ["coffee", "chelsea", "astronaut"]
+    drop(page, *(photographs[f"{name}.png"] for name in names))
+    segment(page, "vit-kmeans")
+    assert page.is_disabled("#refit")
+    cards = page.locator("#cards li")
+    cards.nth(0).locator("text=Keep").click()
+    cards.nth(2).locator("text=Reject").click()
+    page.select_option("#clicking", "thing")
+    cards.nth(1).locator("img").click()  # and does not open it
+    assert page.inner_text("#tally") == "1 kept, 1 rejected, 1 click"
+    decisions = page.evaluate("desk.exported(decidable())")
+    with download(page) as archive:
+        kept = np.asarray(Image.open(archive.open("coffee_mask.png"))) > 0
+    page.click("#refit")
+    page.wait_for_selector("#runs option[value='2']", state="attached", timeout=300_000)
+    assert "steered by what was decided on 2 images" in page.inner_text("#how")
+    # As in Python; all images are done again, also the one that the fit did without.
+    ((x, y, thing),) = decisions["images"][1]["clicks"]
+    assert (x, y, thing) == (pytest.approx(48, abs=1), pytest.approx(36, abs=1), True)
+    model = us.fit(
+        [photographs["coffee.png"], photographs["chelsea.png"]],
+        examples={photographs["coffee.png"]: kept},
+        clicks={photographs["chelsea.png"]: [(x, y, thing)]},
+        backbone=server.app.state.worker._backbone("tiny"),
+        batch_size=4,
+    )
+    with download(page) as archive:
+        assert "model.safetensors" in archive.namelist()
+        for name in names:
+            mask = np.asarray(Image.open(archive.open(f"{name}_mask.png"))) > 0
+            expected = model.segment(photographs[f"{name}.png"])[0].mask
+            np.testing.assert_array_equal(mask, expected)
+    # The verdicts were on masks that are no longer shown; the click stays.
+    assert page.inner_text("#tally") == "0 kept, 0 rejected, 1 click"
+    assert cards.nth(1).locator(".mark").count() == 1
 
 
 def test_a_bad_file_is_named_and_the_others_go_on(open_page, photographs, tmp_path):
@@ -114,7 +153,7 @@ def test_a_bad_file_is_named_and_the_others_go_on(open_page, photographs, tmp_pa
     assert page.inner_text("#headline").endswith("1 failed")
     said = page.locator("#cards li").first.inner_text()
     assert said == "image _img src=x onerror=alert(1)_.png is truncated: copy or download it again."
-    assert page.locator("#cards button").count() == 1
+    assert page.locator("#cards .open").count() == 1
     assert page.locator("img[src='x']").count() == 0
 
 
@@ -133,7 +172,7 @@ def test_two_users_at_once_see_their_own(open_page, photographs, server):
     with download(second) as archive:
         assert not any(name.startswith("coffee") for name in archive.namelist())
     # On a telephone nothing is wider than the screen, in the viewer neither.
-    second.click("#cards button >> nth=1")
+    second.click("#cards .open >> nth=1")
     assert second.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert second.inner_text("#viewer-title") == "astronaut.png"
     second.keyboard.press("ArrowRight")
@@ -160,7 +199,7 @@ def test_eight_images_behind_a_frame_are_fitted_by_auto(open_page, photographs, 
     assert len(set(names)) == 8
     assert "coffee (2).png" in names
     page.select_option("#order", "unsure")
-    page.click("#cards button >> nth=0")
+    page.click("#cards .open >> nth=0")
     assert page.is_hidden("#loss")
     page.keyboard.press("Escape")
     with download(page) as archive:

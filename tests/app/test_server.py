@@ -207,6 +207,22 @@ def test_the_dockerfile_serves_what_the_project_has():
     assert checked.returncode == 0, checked.stdout
 
 
+def test_decisions_that_cannot_be_refitted(server, photographs):
+    session = server.session()
+    server.ask("POST", f"{session}/files?name=a.png", photographs["coffee.png"].read_bytes())
+    assert run_to_end(server, session, method="spectral-ncut")["phase"] == "done"
+    nothing = {"format": "unseg-jax decisions", "images": []}
+    for refit, decisions, status, said in (
+        (9, nothing, 404, "no results of run 9"),
+        ("1", nothing, 400, "reload the page"),
+        (1, nothing, 400, "nothing to learn"),
+        (1, {"images": []}, 400, "no decisions of unseg-jax"),
+    ):
+        found, answer = run(server, session, refit=refit, decisions=decisions)
+        assert (found, said in answer["error"]) == (status, True), answer
+    server.ask("POST", session + "/close")
+
+
 def make_session(sessions, photographs):
     session = sessions.open()
     part = session.folder / "a.part"

@@ -1,7 +1,10 @@
 """A few marked images: against least squares of the stacked system, and on images with squares."""
 
 import dataclasses
+import json
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +20,9 @@ from unseg_jax.collective.shipped import is_of_shipped, load_shipped
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.truths import Truth
 from unseg_jax.export.folder import segment_files
+from unseg_jax.export.rle import encode_rle
 from unseg_jax.registry import resolve
+from unseg_jax.terminal.fitting import parse_clicks
 
 SETTINGS = {"image_size": 64, "num_clusters": 2}
 
@@ -32,31 +37,37 @@ def _set(count=400, marked=90, width=5, seed=0):
     return columns, rng.uniform(-1, 1, marked), rng.uniform(-1, 1, marked), known
 
 
-@pytest.mark.parametrize(
-    ("examples", "lam", "mu"), [(1, 0.5, 0.1), (3, 0.3, 0.03), (40, 0.1, 0.03)]
-)
-def test_solution_is_that_of_least_squares(examples, lam, mu):
-    columns, prior, targets, known = _set()
-    gram = columns.T @ columns / len(columns)
-    found = steering.solve(gram, columns[:90], prior, targets, known, examples)
+@pytest.mark.parametrize(("lam", "mu"), [(0.5, 0.1), (2, 2)])
+def test_solution_is_that_of_least_squares(lam, mu):
+    columns, prior, targets, weights = _set()
+    gram, gaps = columns.T @ columns / len(columns), targets - prior
+    found = steering.solve(gram, columns[:90], gaps, weights, lam, mu)
     scores = columns[:, 5:7]
     standard = 0.2 * (scores - scores.mean(0)) / scores.std(0)
     centred = columns[:, :5] - columns[:, :5].mean(0)
     q = np.concatenate([centred, standard, np.ones((400, 1))], 1)
-    share = np.sum(known * (targets > 0)) / known.sum()
-    v = known * np.where(targets > 0, share**-0.5, (1 - share) ** -0.5)
-    v = np.sqrt(v / v.mean() / 90)
+    v = np.sqrt(weights)
     ridge = np.sqrt([*[lam * np.mean(np.sum(centred**2, 1)) / 5] * 7, 1e-3])
     stacked = np.concatenate([v[:, None] * q[:90], np.sqrt(mu / 400) * q, np.diag(ridge)])
-    aims = np.concatenate([v * (targets - prior), np.zeros(400 + 8)])
-    c = np.linalg.lstsq(stacked, aims)[0]
+    c = np.linalg.lstsq(stacked, np.concatenate([v * gaps, np.zeros(400 + 8)]))[0]
     np.testing.assert_allclose(columns @ found, q @ c, atol=1e-6)
+    nothing = steering.solve(gram, columns[:90], 0 * gaps, weights, lam, mu)
+    np.testing.assert_array_equal(nothing, 0)
 
 
-def test_what_agrees_changes_nothing():
-    columns, _, targets, known = _set()
-    found = steering.solve(columns.T @ columns / 400, columns[:90], targets, targets, known, 1)
-    np.testing.assert_array_equal(found, 0)
+@hypothesis.given(
+    st.floats(0, 1, exclude_max=True),
+    st.floats(0, 1, exclude_max=True),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+def test_a_click_marks_its_patch_most(x, y, grid):
+    size = 300, 200
+    shares = steering.click_shares(x * size[1], y * size[0], size, grid).reshape(grid)
+    assert shares.sum() == pytest.approx(1)
+    at = int(y * grid[0]), int(x * grid[1])
+    assert shares[at] == pytest.approx(shares.max(), rel=1e-6)
+    far = np.abs(np.arange(grid[0])[:, None] - at[0]) > 2
+    assert not shares[np.broadcast_to(far, grid)].any()
 
 
 def test_targets_are_shares_of_patches():
@@ -117,8 +128,8 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     )
     prior = steering._columns_of(scorer, jnp.asarray(features), grid=(4, 4))[0]
     assert (np.abs(prior) == 1).mean() > 0.8
-    truth = Truth(np.asarray(prior[0] > 0).reshape(4, 4))
-    found = steering.fit_steering(scorer, [(features, (4, 4))], [(features[:1], (4, 4), truth)])
+    marks = steering.Marks((4, 4), Truth(np.asarray(prior[0] > 0).reshape(4, 4)))
+    found = steering.fit_steering(scorer, [(features, (4, 4))], [(features[:1], (4, 4), marks)])
     after = jax.vmap(lambda one: steering.steer(scorer, found, one, (4, 4)))(features)
     np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(prior) > 0)
 
@@ -136,6 +147,30 @@ def test_steered_models_are_saved_and_loaded(models, photos, tmp_path):
     tiled = dataclasses.replace(again, method=resolve(again.method, tile=64))
     with pytest.raises(ValueError, match=r"tile=64 .* steered"):
         tiled.segment(photos / "0.png")
+
+
+CLICKS = [(36, 44, True), (40, 52, True), (20, 24, False), (24, 20, False)]
+
+
+def test_clicks_steer_and_refine_a_model_that_stays_as_it_is(models, photos, tiny_weights):
+    plain, sources = models[0], [photos / f"{index}.png" for index in range(4)]
+    refined = plain.refine(sources, clicks={photos / "1.png": CLICKS})
+    before, after = (
+        [model.segment(path)[0].evidence[192, 192 - 32 * at] for at, path in enumerate(sources)]
+        for model in (plain, refined)
+    )
+    assert np.mean(after) > np.mean(before)  # on blue squares
+    assert (plain.steering, refined.steering.examples) == (None, 1)
+    fitted = fit(
+        photos, backbone=plain.backbone, clicks={str(photos / "1.png"): CLICKS}, **SETTINGS
+    )
+    np.testing.assert_allclose(
+        fitted.steering.coefficients, refined.steering.coefficients, atol=2e-3
+    )
+    again = refined.refine(examples={sources[0]: _blue(0)})  # which starts from the first
+    assert again.steering.examples == 2
+    with pytest.raises(ValueError, match="only a model of 'collective' without"):
+        dataclasses.replace(plain, method=resolve(plain.method, tile=64)).refine(sources)
 
 
 @pytest.mark.parametrize("change", ["short", "missing", "uncounted"])
@@ -172,9 +207,38 @@ def test_command_line_reads_masks_by_stem(photos, tiny_weights, models, tmp_path
     assert "fitted on 4 images, steered by 1 of them" in capsys.readouterr().out
     found = load_model(out, backbone=models[1].backbone).steering.coefficients
     np.testing.assert_array_equal(found, models[1].steering.coefficients)
+    # Decisions that keep the same mask teach the same; clicks beside it change it.
+    objects = [{"box": [32, 40, 48, 56], "counts": encode_rle(np.ones((16, 16), bool))["counts"]}]
+    image = {"name": "1", "decision": "keep", "size": [64, 64], "objects": objects}
+    decided = {"format": "unseg-jax decisions", "images": [image]}
+    (tmp_path / "decisions.json").write_text(json.dumps(decided))
+    command[-1] = str(tmp_path / "decisions.json")
+    for clicks in ([], ["--click", "0.png:16,24,+", "--click", f"{photos / '1.png'}:0,0,+"]):
+        assert main.main([*command, "--overwrite", *clicks]) == 0
+        said = f"steered by {1 + bool(clicks)} of them"
+        assert said in capsys.readouterr().out
+        again = load_model(out, backbone=models[1].backbone).steering.coefficients
+        assert np.array_equal(found, again) != bool(clicks)
+    command[-1] = str(masks)
     (masks / "1.bmp").rename(masks / "1_mask.bmp")
     assert main.main([*command, "--overwrite"]) == 1
     assert "has no image of the stem '1_mask'" in capsys.readouterr().err
+
+
+def test_clicks_are_read_from_texts(tmp_path):
+    sources = [tmp_path / "a:1,2.jpg", tmp_path / "x" / "b.jpg", tmp_path / "y" / "b.jpg"]
+    texts = ["a:1,2.jpg:3,4.5,-", f"{tmp_path}/x/b.jpg:0,0,+", f"{tmp_path}/x/b.jpg:1,2,-"]
+    assert parse_clicks(texts, sources) == {
+        sources[0]: [(3, 4.5, False)],
+        sources[1]: [(0, 0, True), (1, 2, False)],
+    }
+    for text, message in {
+        "b.jpg:1,2": "not of the form",
+        "b.jpg:1,2,+": "2 of the images are called so; give its path",
+        "c.jpg:1,2,+": "0 of the images",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            parse_clicks([text], sources)
 
 
 _NONE, _ALL = np.zeros((64, 64), bool), np.ones((64, 64), bool)
@@ -188,6 +252,12 @@ _NONE, _ALL = np.zeros((64, 64), bool), np.ones((64, 64), bool)
         ({"1.png": _NONE}, {}, "no example marks any foreground"),
         ({"1.png": _ALL, "2.png": _ALL}, {}, "foreground all over"),
         ({}, {}, "no example marks"),
+        (
+            {"1.png": _blue(1)},
+            {"clicks": {"0.png": [(1, 64, True)]}},
+            "64 lies outside",
+        ),
+        ({"1.png": _NONE}, {"clicks": {"1.png": []}}, "no example marks any"),
         ({"1.png": _blue(1)}, {"method": "unsegmedgat-c"}, "examples steer 'collective' alone"),
         ({"1.png": _blue(1)}, {"tile": 64}, "tile=64 is not for fitting with examples"),
         ({"1.png": _blue(1)}, {"steps": 5}, "steps=5 is not for fitting with examples"),
@@ -195,6 +265,9 @@ _NONE, _ALL = np.zeros((64, 64), bool), np.ones((64, 64), bool)
 )
 def test_what_cannot_steer(photos, tiny_weights, examples, options, message):
     marked = {str(photos / name): mask for name, mask in examples.items()}
+    if "clicks" in options:
+        points = {photos / name: clicks for name, clicks in options["clicks"].items()}
+        options = {**options, "clicks": points}
     with pytest.raises(ValueError, match=message) as caught:
         fit(photos, backbone=tiny_weights, examples=marked, **SETTINGS, **options)
     assert str(caught.value).endswith(("?", "."))

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from unseg_jax.data.folders import ImageFile
-from unseg_jax.errors import InputError
+from unseg_jax.export.decisions import kept_names, marks_from, read_decisions
 from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.report import render_report
-from unseg_jax.export.results import read_decisions
 
 HOSTILE = '<img src=x onerror=alert(1)>",\n.png'
 # name, coverage, confidence, objects
@@ -106,26 +105,69 @@ def test_sorting_and_filtering(open_file, report):
     assert set(shown(page)) == {HOSTILE, "a", "c"}
 
 
+def export(page, path):
+    with page.expect_download() as download:
+        page.click("#export")
+    download.value.save_as(path)
+    return {one.name: one for one in read_decisions(path)}
+
+
 def test_decisions_by_keyboard_are_exported_and_read_back(open_file, report, tmp_path):
     page = open_file(report, accept_downloads=True)
     for key in ("j", "y", "n", "y"):  # from one card to the next
         page.keyboard.press(key)
     page.locator(".card").nth(4).locator("text=Reject").click()
     assert page.locator("#tally").inner_text() == "5 shown, 2 kept, 2 rejected"
+    # The click made that card the current one, and from there the keys go on.
     page.keyboard.press("k")
     page.keyboard.press("u")
-    with page.expect_download() as download:
-        page.click("#export")
-    path = tmp_path / "keep.csv"
-    download.value.save_as(path)
-    kept = read_decisions(path)
-    assert HOSTILE in kept
-    assert kept <= {HOSTILE, "c"}
+    page.keyboard.press("j")
+    page.keyboard.press("1")
+    page.locator(".card").nth(4).locator("[data-reason]").select_option("too much")
+    found = export(page, tmp_path / "decisions.json")
+    verdicts = {name: (one.verdict, one.reason) for name, one in found.items()}
+    assert verdicts == {
+        HOSTILE: ("keep", ""),
+        "a": ("reject", ""),
+        "c": ("keep", ""),
+        "d": ("reject", "too much"),
+    }
+    kept = kept_names(found.values())
     page.select_option("#filter", "keep")
-    assert set(shown(page)) == kept
+    assert set(shown(page)) == kept == {HOSTILE, "c"}
     page.reload()  # decisions outlive the page
     page.select_option("#filter", "keep")
     assert set(shown(page)) == kept
+
+
+def test_clicks_on_pictures_are_marks_in_pixels_of_the_image(open_file, report, tmp_path):
+    page = open_file(report, accept_downloads=True)
+    cards = page.locator(".card")
+    page.keyboard.press("+")
+    picture = cards.nth(0).locator(".photograph img")
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] / 4, "y": box["height"] / 2})
+    page.select_option("#clicking", "background")
+    cards.nth(0).locator(".overlay img").click(position={"x": 30, "y": 20})
+    cards.nth(1).locator(".overlay img").click()
+    assert cards.nth(0).locator(".mark").count() == 4  # two, in both pictures
+    page.keyboard.press("y")  # the mask of the second, which was clicked last
+    page.keyboard.press("1")  # and the inverted one of the third
+    cards.nth(1).locator(".overlay .mark").click()  # goes again
+    assert page.locator("#tally").inner_text() == "5 shown, 1 kept, 1 rejected, 2 clicks"
+    decisions = export(page, tmp_path / "decisions.json")
+    assert set(decisions) == {HOSTILE, "a", "c"}
+    assert (decisions[HOSTILE].verdict, decisions["a"].clicks) == ("undecided", ())
+    (x, y, thing), (*_, other) = decisions[HOSTILE].clicks
+    # The picture may be smaller than its element, above and below which there is then nothing.
+    assert (x, y, thing) == (pytest.approx(80, abs=2), pytest.approx(120, abs=2), True)
+    assert not other
+    images = [ImageFile(tmp_path / f"{at}.png", one[0]) for at, one in enumerate(IMAGES)]
+    sources, examples, clicks = marks_from(decisions.values(), images)
+    assert len(sources) == len(IMAGES)
+    assert clicks == {images[1].path: decisions[HOSTILE].clicks}
+    masks = {path.name: np.argwhere(mask).max(0).tolist() for path, mask in examples.items()}
+    assert masks == {"2.png": [1, 1], "3.png": [239, 319]}
 
 
 def test_holding_shows_the_photograph(open_file, report):
@@ -160,19 +202,3 @@ def test_without_scripts_everything_is_shown(open_file, report):
     assert page.locator(".card").count() == len(IMAGES)
     assert not page.locator("#bar").is_visible()
     assert not page.locator("text=Reject").first.is_visible()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a,b\n1,2\n", "no columns name and decision"),
-        ("name,file,decision\nx,x,reject\n", "keeps no image"),
-        ("", "keeps no image"),
-        ("\xff", "cannot be read"),
-    ],
-)
-def test_a_file_without_decisions_is_refused(tmp_path, text, message):
-    path = tmp_path / "keep.csv"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=message):
-        read_decisions(path)

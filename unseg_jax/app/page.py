@@ -8,11 +8,13 @@ from typing import Any
 
 from unseg_jax.app.sessions import Limits
 from unseg_jax.app.work import MAX_CLUSTERS
+from unseg_jax.export import report
 from unseg_jax.method import Method
 from unseg_jax.registry import GROUPS, METHODS, TITLES
 
 _TEMPLATES = Path(__file__).with_name("templates")
 ASSETS = {name: _TEMPLATES / name for name in ("page.css", "page.js")}
+ASSETS["decisions.js"] = Path(report.__file__).with_name("templates") / "decisions.js"
 """Name → file of what the page loads, all of it from the same server."""
 
 AUTO_WORDS = (

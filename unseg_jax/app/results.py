@@ -71,7 +71,7 @@ def _image(job: Job, entry: Entry) -> dict[str, Any]:
     kept = ("size", "coverage", "confidence", "labels", "notes")
     # JSON has no word for what is not finite.
     losses = [loss if math.isfinite(loss) else None for loss in record["losses"]]
-    kept = {field: record[field] for field in kept}
+    kept = {field: record[field] for field in ("name", *kept)}
     return {**name, **kept, "losses": losses, "objects": objects}
 
 

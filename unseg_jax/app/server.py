@@ -251,7 +251,12 @@ async def _run(request: Request) -> Response:
     settings = Settings(
         str(asked.get("method", "auto")), clusters, str(asked.get("backbone", "auto"))
     )
-    job = await run_in_threadpool(worker.submit, session, settings)
+    decided = None
+    if "refit" in asked:
+        if not isinstance(asked["refit"], int):
+            raise Refused(400, "which run was decided on is missing: reload the page.")
+        decided = asked["refit"], asked.get("decisions")
+    job = await run_in_threadpool(worker.submit, session, settings, decided=decided)
     return JSONResponse(describe(job, worker.before(job)))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unseg_jax.app.sessions import Limits, Refused, Session
 from unseg_jax.data.folders import find_images
+from unseg_jax.registry import resolve
 from unseg_jax.terminal.console import explain
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Job:
         fitted: images that a model was fitted on, 0 for none.
         seconds, compile_seconds: from the start of the run to its end, and what compiling took.
         plan, run: of `segment_files`; None before the end.
+        marks: images, examples and clicks that a model is fitted with; None where nothing was
+            decided.
     """
 
     def __init__(
@@ -71,9 +74,10 @@ class Job:
         settings: Settings,
         images: Sequence[ImageFile],
         formats: Sequence[str] = FORMATS,
+        marks: tuple[Any, Any, Any] | None = None,
     ):
         self.session, self.settings, self.images = session, settings, tuple(images)
-        self.formats = tuple(formats)
+        self.formats, self.marks = tuple(formats), marks
         self.number = 1 if session.job is None else session.job.number + 1
         self.phase, self.message = "waiting", ""
         self.done, self.total = 0, len(self.images)
@@ -168,8 +172,19 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def submit(self, session: Session, settings: Settings, formats: Sequence[str] = FORMATS) -> Job:
+    def submit(
+        self,
+        session: Session,
+        settings: Settings,
+        formats: Sequence[str] = FORMATS,
+        decided: tuple[int, Any] | None = None,
+    ) -> Job:
         """Puts a run that writes these formats into the queue.
+
+        Args:
+            session, settings: of whom, and with what.
+            decided: number of an earlier run, and the decisions on it as `parse_decisions` takes
+                them: its images are done again by a model that they steer.
 
         Raises:
             Refused: the session has a run already, or nothing to run on; the queue is full.
@@ -188,7 +203,10 @@ class Worker:
                 f"the files hold {len(images)} images, and {self.limits.max_files} are the most "
                 "that this page takes: remove some.",
             )
-        job = Job(session, settings, images, formats)
+        marks = None
+        if decided is not None:
+            images, marks = _marks(session.run(decided[0]), decided[1])
+        job = Job(session, settings, images, formats, marks)
         with self._changed:
             self._waiting = collections.deque(job for job in self._waiting if not job.ended)
             if len(self._waiting) >= self.limits.max_waiting:
@@ -255,6 +273,27 @@ class Worker:
             job.message = job.message or f"{job.method} was fitted on {model.images} images."
             model.save(job.out / MODEL)
 
+        def show(done: int, total: int) -> None:
+            job.step("fitting", done, total)
+
+        if job.marks is not None:
+            from unseg_jax.collective.fitting import fit
+
+            sources, examples, clicks = job.marks
+            job.method = "collective"
+            method = resolve(job.method)
+            marked = len(examples.keys() | clicks.keys())
+            job.message = f"{job.method}, steered by what was decided on {marked} images."
+            model = fit(
+                sources,
+                examples=examples,
+                clicks=clicks,
+                backbone=self._backbone_for(method.backbone, job.settings),
+                batch_size=_BATCH,
+                on_image=show,
+            )
+            keep(model)
+            return model.segmenter()
         choice = choose_for(job.settings, [image.source for image in job.images])
         job.message, job.method = choice.why, choice.method.name
         return self.load(
@@ -262,7 +301,7 @@ class Worker:
             job.settings,
             [image.source for image in job.images],
             keep=keep,
-            on_image=lambda done, total: job.step("fitting", done, total),
+            on_image=show,
         )
 
     def load(self, choice: Choice, settings: Settings, *arguments: Any, **options: Any) -> Any:
@@ -271,14 +310,37 @@ class Worker:
 
         backbone: Any = "auto"
         if choice.method.nodes == "patches":
-            asked = settings.backbone
-            backbone = self._backbone(choice.method.backbone if asked == "auto" else asked)
+            backbone = self._backbone_for(choice.method.backbone, settings)
         return load(choice, *arguments, backbone=backbone, batch_size=_BATCH, **options)
+
+    def _backbone_for(self, own: str, settings: Settings) -> Any:
+        return self._backbone(own if settings.backbone == "auto" else settings.backbone)
 
     def _load_backbone(self, name: str) -> Any:
         from unseg_jax.backbones import load_backbone
 
         return load_backbone(self.backbones.get(name, name))
+
+
+def _marks(job: Job, content: Any) -> tuple[list[ImageFile], tuple[Any, Any, Any]]:
+    """The images of a run that are still there, and what was decided on them.
+
+    Raises:
+        ValueError: no such decisions.
+        InputError: nothing to learn.
+    """
+    from unseg_jax.export.decisions import marks_from, mask_of, parse_decisions
+
+    assert job.run is not None
+    done = {e.image.name: e for e in job.run.done if e.record and e.image.path.is_file()}
+    decisions = []
+    for one in parse_decisions(content):
+        if one.name in done:
+            record = done[one.name].record
+            mask = mask_of(record.size, record.objects) if record else None
+            decisions.append(dataclasses.replace(one, mask=mask))
+    images = [entry.image for entry in done.values()]
+    return images, marks_from(decisions, images)
 
 
 def choose_for(settings: Settings, images: Sequence[Source]) -> Choice:

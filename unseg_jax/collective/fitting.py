@@ -23,7 +23,7 @@ from unseg_jax.collective.cues import project
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.scoring import fit_scorer, score
 from unseg_jax.collective.shipped import is_of_shipped, load_shipped
-from unseg_jax.collective.steering import fit_steering, read_examples
+from unseg_jax.collective.steering import fit_steering, read_marks
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.images import as_iterable
@@ -39,6 +39,7 @@ from unseg_jax.segmenter import BatchSegmenter, load_for
 if TYPE_CHECKING:
     from jaxtyping import Array
 
+    from unseg_jax.collective.steering import Click
     from unseg_jax.data.images import Source
 
 _NO_IMAGES = "there are no images to fit; pass a folder or a list that has some."
@@ -66,6 +67,7 @@ def fit(
     value_range: tuple[float, float] | Literal["set"] | None = None,
     workers: int | None = None,
     examples: Mapping[Any, Source] | None = None,
+    clicks: Mapping[Any, Iterable[Click]] | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
     """Fits one model on a set of unlabelled images.
@@ -94,6 +96,9 @@ def fit(
             mask, (H, W) bool or whatever `unseg_jax.data.read_mask` reads. The model that ships is
             steered, or with other features than its own what is fitted on the set. Such a model
             has no `tile` and no epochs. A mask may be empty: there is nothing in this image.
+        clicks: path of an image of the set to its clicks, which steer as `examples` do and weigh
+            less: (x, y, True) on a thing and (x, y, False) on background, in pixels from the top
+            left of the image.
         **overrides: fields of `Method`.
 
     Returns:
@@ -129,6 +134,7 @@ def fit(
         explicit=overrides,
         on_image=on_image,
         examples=examples,
+        clicks=clicks,
     )
 
 
@@ -150,6 +156,7 @@ def fit_set(
     explicit: Iterable[str] = (),
     on_image: Callable[[int, int], Any] | None = None,
     examples: Mapping[Any, Source] | None = None,
+    clicks: Mapping[Any, Iterable[Click]] | None = None,
 ) -> CollectiveModel:
     """`fit` with a resolved method.
 
@@ -173,7 +180,7 @@ def fit_set(
         raise ValueError(_NO_IMAGES)
     by_evidence = method.foreground == "set" and not method.collective_epochs
     marks = {}
-    if examples is not None:
+    if examples is not None or clicks is not None:
         if not by_evidence:
             raise ValueError(
                 f"examples steer 'collective' alone: leave them out, or fit it instead of "
@@ -182,7 +189,7 @@ def fit_set(
         for name, value in (("tile", method.tile), ("epochs", method.epochs), ("steps", steps)):
             if value:
                 raise ValueError(f"{name}={value} is not for fitting with examples: leave it out.")
-        marks, steps = read_examples(examples, sources, reading), 0
+        marks, steps = read_marks(sources, reading, examples, clicks), 0
     if not by_evidence:
         method = override(
             method,
@@ -213,7 +220,7 @@ def fit_set(
         parts = fit_shared(reader, method, key)
     scorer, params, foreground = parts
     if marks and scorer is not None:
-        marked = [(*next(reader([index])), truth) for index, truth in marks.items()]
+        marked = [(*next(reader([index])), one) for index, one in marks.items()]
         steering = fit_steering(scorer, reader(_draw(len(sources), max_images, key)[0]), marked)
     return CollectiveModel(
         method,

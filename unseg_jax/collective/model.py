@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +38,7 @@ from unseg_jax.collective.hub import model_path, push
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.scoring import Scorer
 from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, Fitted
-from unseg_jax.collective.steering import Steering
+from unseg_jax.collective.steering import Steering, fit_steering, read_marks
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.images import as_iterable
 from unseg_jax.data.reading import PLAIN, Reading
@@ -51,6 +51,7 @@ from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter
 
 if TYPE_CHECKING:
+    from unseg_jax.collective.steering import Click
     from unseg_jax.data.images import Range, Source
 
 
@@ -194,6 +195,42 @@ class CollectiveModel:
     ) -> Iterator[Segmentation | ImageError]:
         """As `segment`, without holding all results; failures are yielded, not raised."""
         return self.segmenter(epochs).stream(images)
+
+    def refine(
+        self,
+        images: Iterable[Source] | None = None,
+        *,
+        examples: Mapping[Any, Source] | None = None,
+        clicks: Mapping[Any, Iterable[Click]] | None = None,
+    ) -> CollectiveModel:
+        """Another model, which a few marks steer; this one stays as it is, and is the prior.
+
+        Args:
+            images: paths of images of the set, the marked ones among them; where they look unlike
+                what is marked they are held to what this model finds. None takes those that are
+                marked alone.
+            examples, clicks: see `unseg_jax.fit`. What steered this model goes on doing so: give
+                new marks alone.
+
+        Raises:
+            ValueError: see `unseg_jax.fit`; also a model of shared passes, tiles or epochs.
+            ImageError: an image that cannot be read.
+        """
+        if self.scorer is None or self.method.tile or self.method.epochs:
+            raise ValueError("only a model of 'collective' without tile and epochs can be refined.")
+        if images is None:
+            images = dict.fromkeys([*(examples or ()), *(clicks or ())])
+        sources, segmenter = list(images), self.segmenter()
+        marks = read_marks(sources, segmenter.reading, examples, clicks)
+
+        def features(chosen: Iterable[int]) -> Iterator[tuple[Any, tuple[int, int]]]:
+            for index in chosen:
+                view = segmenter.prepare(segmenter.reading.read(sources[index]).pixels)
+                yield segmenter.features(view[None]), segmenter.grid_of(view.shape)
+
+        marked = [(*one, marks[at]) for at, one in zip(marks, features(marks), strict=True)]
+        steering = fit_steering(self.scorer, features(range(len(sources))), marked, self.steering)
+        return dataclasses.replace(self, steering=steering)
 
     def save(self, path: str | Path) -> None:
         """Writes the model as safetensors with JSON in its metadata; the backbone by name only.

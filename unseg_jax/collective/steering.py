@@ -1,4 +1,4 @@
-"""A few marked images steer the scorer of a set.
+"""A few marked images, or clicks on them, steer the scorer of a set.
 
 With P the scorer's margins, clipped to ±1, and Q the centred features of patches, beside them the
 scorer's two scores and 1, the steered margins are P + Qc, where c minimises
@@ -6,8 +6,11 @@ scorer's two scores and 1, the steered margins are P + Qc, where c minimises
     mean over marked patches of v (y - P - Qc)² + μ · mean over all patches of (Qc)² + λτ|c|².
 
 y goes from -1 to 1 with the share of a patch that is marked. The second term holds the images to
-what was found without examples, so that a single one does no harm. v lets foreground and background
-count alike; τ is the mean variance of a feature.
+what was found without examples, so that a single one does no harm. v lets foreground and
+background count alike; τ is the mean variance of a feature.
+
+Clicks correct what masks have taught, in a second step of the same form with larger λ and μ. Each
+marks the patches around it, where the margin is to be at least .5, or at most -.5.
 """
 
 from __future__ import annotations
@@ -40,6 +43,23 @@ _EXAMPLES, _LAMBDA, _MU = (1, 3, 10), (0.5, 0.3, 0.1), (0.1, 0.03, 0.03)
 _SCORES = 0.2  # standard deviation of the two scores in Q
 _OFFSET = 1e-3  # what stands for λτ in the column of ones
 _RAREST = 0.02  # least share of the marked patches that v allows for
+# Clicks: on 13 data sets, 1, 3 and 10 clicks on errors in one image raised the mean IoU of the
+# others by .003, .007 and .009, and clicks on random places by .000, .001 and .001.
+_CLICK, _CLICKS = 0.1, 0.3  # what one weighs, and all of an image, where a mask weighs 1
+_RADIUS = 0.7  # standard deviation of what a click marks, in patches
+_SURE = 0.5  # margin that a click asks for
+_HELD = 2.0  # λ and μ of clicks
+
+Click = tuple[float, float, bool]
+"""x and y in pixels of the image, from its left and its top, and whether a thing is there."""
+
+
+class Marks(NamedTuple):
+    """What is marked in one image: a mask, clicks, or both."""
+
+    size: tuple[int, int]
+    truth: Truth | None = None
+    clicks: tuple[Click, ...] = ()
 
 
 class Steering(NamedTuple):
@@ -77,32 +97,72 @@ def prior_and_columns(
 def fit_steering(
     scorer: Scorer,
     batches: Iterable[tuple[Float[Array, "b n d"], tuple[int, int]]],
-    marked: Sequence[tuple[Float[Array, "1 n d"], tuple[int, int], Truth]],
+    marked: Sequence[tuple[Float[Array, "1 n d"], tuple[int, int], Marks]],
+    earlier: Steering | None = None,
 ) -> Steering:
     """Learns from marked images.
 
     Args:
         scorer: that is steered.
         batches: features and grids of all images of the set.
-        marked: features, grid and mask of each example.
+        marked: features, grid and marks of each marked image.
+        earlier: what steers the scorer already, which is kept as part of its margins.
     """
     gram, count = np.zeros(()), 0
     for features, grid in batches:
         for one in _columns_of(scorer, features, grid=grid)[1]:
             columns = np.asarray(one, np.float64)
             gram, count = gram + columns.T @ columns, count + len(columns)
-    rows = []
-    for features, grid, truth in marked:
+    gram = gram / count
+    found = np.zeros(len(gram)) if earlier is None else np.asarray(earlier.coefficients)
+    priors = []
+    for features, grid, _ in marked:
         prior, columns = (np.asarray(part[0]) for part in _columns_of(scorer, features, grid=grid))
-        rows.append((columns, prior, *patch_targets(truth, grid)))
-    columns, prior, targets, known = map(np.concatenate, zip(*rows, strict=True))
-    coefficients = solve(gram / count, columns, prior, targets, known, len(rows))
-    return Steering(jnp.asarray(coefficients, jnp.float32), jnp.int32(len(rows)))
+        priors.append((columns, prior))
+    masked, clicked = [], []
+    for (columns, prior), (_, grid, marks) in zip(priors, marked, strict=True):
+        if marks.truth is not None:
+            targets, known = patch_targets(marks.truth, grid)
+            masked.append((columns, targets - prior - columns @ found, targets > 0, known))
+    if masked:
+        lam, mu = (
+            np.exp(np.interp(np.log(len(masked)), np.log(_EXAMPLES), np.log(values)))
+            for values in (_LAMBDA, _MU)
+        )
+        columns, gaps, inside, known = map(np.concatenate, zip(*masked, strict=True))
+        share = np.clip(np.average(inside, weights=known), _RAREST, 1 - _RAREST)
+        weights = known * np.where(inside, share, 1 - share) ** -0.5
+        found = found + solve(gram, columns, gaps, weights / weights.sum(), lam, mu)
+    for (columns, prior), (_, grid, marks) in zip(priors, marked, strict=True):
+        margins = prior + columns @ found
+        for x, y, thing in marks.clicks:
+            gaps = np.maximum(_SURE - margins, 0) if thing else np.minimum(-_SURE - margins, 0)
+            weight = min(_CLICK, _CLICKS / len(marks.clicks))
+            clicked.append((columns, gaps, weight * click_shares(x, y, marks.size, grid)))
+    if clicked:
+        columns, gaps, weights = map(np.concatenate, zip(*clicked, strict=True))
+        found = found + solve(gram, columns, gaps, weights / max(1, weights.sum()), _HELD, _HELD)
+    examples = len(marked) + (0 if earlier is None else int(earlier.examples))
+    return Steering(jnp.asarray(found, jnp.float32), jnp.int32(examples))
 
 
 @functools.partial(jax.jit, static_argnames="grid")
 def _columns_of(scorer, features, *, grid):
     return jax.vmap(lambda one: prior_and_columns(scorer, one, grid))(features)
+
+
+def click_shares(
+    x: float, y: float, size: tuple[int, int], grid: tuple[int, int]
+) -> Float[np.ndarray, " n"]:
+    """(N,) how much of a click falls to each patch, 1 in all: a Gaussian of patches around it."""
+    places = [(np.arange(count) + 0.5) for count in grid]
+    rows, columns = (
+        np.exp(-(((place - at * count / length) / _RADIUS) ** 2) / 2)
+        for place, at, count, length in zip(places, (y, x), grid, size, strict=True)
+    )
+    shares = np.outer(rows, columns).ravel()
+    shares[shares < 0.1 * shares.max()] = 0
+    return shares / shares.sum()
 
 
 def patch_targets(truth: Truth, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -124,68 +184,86 @@ def _overlaps(length: int, count: int) -> np.ndarray:
 def solve(
     gram: np.ndarray,
     columns: np.ndarray,
-    prior: np.ndarray,
-    targets: np.ndarray,
-    known: np.ndarray,
-    examples: int,
+    gaps: np.ndarray,
+    weights: np.ndarray,
+    lam: float,
+    mu: float,
 ) -> np.ndarray:
     """The coefficients (D + 3,), of columns as they are.
 
     Args:
         gram: (D + 3, D + 3) mean over all patches of the products of columns.
-        columns, prior: (M, D + 3) and (M,) of the marked patches.
-        targets, known: (M,) see `patch_targets`.
-        examples: number of marked images.
+        columns: (M, D + 3) of the marked patches.
+        gaps, weights: (M,) y - P, and what each counts.
+        lam, mu: λ and μ.
     """
-    lam, mu = (
-        np.interp(np.log(examples), np.log(_EXAMPLES), np.log(values)) for values in (_LAMBDA, _MU)
-    )
     width = len(gram) - 3
     scale, mean = np.ones(width + 3), gram[-1]
     scale[width:-1] = _SCORES / np.sqrt(np.diag(gram) - mean**2 + 1e-9)[width:-1]
     change = np.diag(scale)  # Q = columns @ change
     change[-1, :-1] = -mean[:-1] * scale[:-1]
     everywhere = change.T @ gram @ change
-    ridge = np.full(width + 3, np.exp(lam) * np.trace(everywhere[:width, :width]) / width)
+    ridge = np.full(width + 3, lam * np.trace(everywhere[:width, :width]) / width)
     ridge[-1] = _OFFSET
-    share = np.clip(np.average(targets > 0, weights=known), _RAREST, 1 - _RAREST)
-    weights = known * np.where(targets > 0, share, 1 - share) ** -0.5
-    weights /= weights.sum()
     columns = columns @ change
-    system = columns.T @ (weights[:, None] * columns) + np.exp(mu) * everywhere + np.diag(ridge)
-    return change @ np.linalg.solve(system, columns.T @ (weights * (targets - prior)))
+    system = columns.T @ (weights[:, None] * columns) + mu * everywhere + np.diag(ridge)
+    return change @ np.linalg.solve(system, columns.T @ (weights * gaps))
 
 
-def read_examples(
-    examples: Mapping[Any, Source], sources: Sequence[Source], reading: Reading
-) -> dict[int, Truth]:
-    """The masks of examples, by the index of their image in `sources`.
+def read_marks(
+    sources: Sequence[Source],
+    reading: Reading,
+    examples: Mapping[Any, Source] | None = None,
+    clicks: Mapping[Any, Iterable[Click]] | None = None,
+) -> dict[int, Marks]:
+    """The marks of images, by the index of their image in `sources`.
 
     Raises:
-        ValueError: no examples, one that is no image of the set or has another size, or nothing
-            but foreground or background in all of them.
+        ValueError: no marks, one of an image that is none of the set, a mask of another size, a
+            click outside of its image, or nothing but foreground or background in all masks.
         ImageError: an image or a mask that cannot be read.
     """
     places = {_place(source): index for index, source in enumerate(sources)}
-    truths = {}
-    for path, mask in examples.items():
-        index = None if _place(path) is None else places.get(_place(path))
-        if index is None:
-            match = closest(str(path), [str(source) for source in sources if _place(source)])
-            hint = f"did you mean {match}?" if match else "give the path of one that is fitted."
-            raise ValueError(f"the example {path} is not among the images: {hint}")
+    marks: dict[int, Marks] = {}
+    for path, mask in (examples or {}).items():
+        index = _index_of(path, places, sources)
         truth, size = read_mask(mask), reading.read(sources[index]).size
         if truth.shape != tuple(size):
             raise ValueError(
                 f"the mask of {path} has {truth.shape[1]} × {truth.shape[0]} pixels and the image "
                 f"{size[1]} × {size[0]}: give one of the image's size."
             )
-        truths[index] = truth
-    if not any(truth.mask.any() for truth in truths.values()):
+        marks[index] = Marks(size, truth)
+    clicked = False
+    for path, points in (clicks or {}).items():
+        index = _index_of(path, places, sources)
+        points = tuple((float(x), float(y), bool(thing)) for x, y, thing in points)
+        if not points:
+            continue
+        clicked = True
+        known = marks.get(index) or Marks(reading.read(sources[index]).size)
+        for x, y, _ in points:
+            if not (0 <= x < known.size[1] and 0 <= y < known.size[0]):
+                raise ValueError(
+                    f"the click at {x:g}, {y:g} lies outside of {path}, which has "
+                    f"{known.size[1]} × {known.size[0]} pixels: give x and y from its top left."
+                )
+        marks[index] = known._replace(clicks=known.clicks + points)
+    truths = [one.truth for one in marks.values() if one.truth is not None]
+    if not clicked and not any(truth.mask.any() for truth in truths):
         raise ValueError("no example marks any foreground: mark an object in at least one image.")
-    if all(truth.known(truth.mask).all() for truth in truths.values()):
+    if not clicked and all(truth.known(truth.mask).all() for truth in truths):
         raise ValueError("all examples are foreground all over: leave some background unmarked.")
-    return truths
+    return marks
+
+
+def _index_of(path: Any, places: Mapping[Any, int], sources: Sequence[Source]) -> int:
+    index = None if _place(path) is None else places.get(_place(path))
+    if index is None:
+        match = closest(str(path), [str(source) for source in sources if _place(source)])
+        hint = f"did you mean {match}?" if match else "give the path of one that is fitted."
+        raise ValueError(f"the example {path} is not among the images: {hint}")
+    return index
 
 
 def _place(source: Any) -> tuple[Path, int | None] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -76,6 +77,7 @@ def render_report(
         links=links,
         target=target,
         reason=_reason,
+        pieces=_pieces,
         count=_count,
         printable=lambda path: printable(str(path)),
         unsure=UNSURE,
@@ -86,6 +88,12 @@ def render_report(
 def _link_word(suffix: str) -> str:
     """What a link to a file is called: mask for _mask.png, geojson for .geojson."""
     return suffix.lstrip("_.").partition(".")[0]
+
+
+def _pieces(record: Record) -> str:
+    """The mask as JSON, for whoever exports decisions: see `unseg_jax.export.decisions`."""
+    pieces = [{name: item[name] for name in ("box", "counts")} for item in record.objects]
+    return json.dumps(pieces, separators=(",", ":"))
 
 
 def _reason(record: Record | None) -> str:

@@ -1,8 +1,7 @@
-"""Reading back what `unseg-jax segment` wrote, and what was decided on its report."""
+"""Reading back what `unseg-jax segment` wrote."""
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import Any
@@ -60,30 +59,6 @@ def read_results(folder: str | os.PathLike, *, objects: bool = False) -> dict[st
             rows.append({"path": done.source, "id": number, **sides, **numbers})
     names = _OBJECT if objects else _IMAGE
     return {name: [row[name] for row in rows] for name in names}
-
-
-def read_decisions(path: str | os.PathLike) -> frozenset[str]:
-    """Names of the images to keep, from the CSV that the report exports.
-
-    Args:
-        path: a CSV with the columns name and decision; rows whose decision is "keep" count.
-
-    Raises:
-        InputError: the file cannot be read, lacks a column, or keeps nothing.
-    """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV ({error}): export it again.") from None
-    if rows and not {"name", "decision"} <= rows[0].keys():
-        raise InputError(
-            f"{path} has no columns name and decision: export it from the report of a run."
-        )
-    kept = frozenset(row["name"] for row in rows if row["decision"] == "keep")
-    if not kept:
-        raise InputError(f"{path} keeps no image: press Keep on some before exporting it.")
-    return kept
 
 
 _IMAGE = (

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unseg_jax.errors import InputError
+from unseg_jax.errors import InputError, nearest
 from unseg_jax.terminal.console import expand, progress, say
 from unseg_jax.terminal.options import Images, expand_home, parse_page, parse_range
+
+if TYPE_CHECKING:
+    from unseg_jax.collective.steering import Click
+    from unseg_jax.data.images import Page
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +36,18 @@ class Fit(Images):
         Path | None,
         typer.Option(
             "--examples",
-            metavar="MASKS",
-            help="Folder with masks of a few of the images, which steer the model.",
+            metavar="MASKS|DECISIONS",
+            callback=expand_home,
+            help="What steers the model: a folder with masks of a few of the images, or the "
+            "decisions that were exported from a report.",
+        ),
+    ] = None
+    click: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--click",
+            metavar="IMAGE:X,Y,+|-",
+            help="A pixel of an image that is on a thing (+) or on background (-); repeatable.",
         ),
     ] = None
     steps: Annotated[
@@ -74,12 +89,23 @@ def fit_images(asked: Fit) -> int:
         say(message)
     check_writable(out.parent)
     sources = [image.source for image in images]
-    marked = None if asked.examples is None else masks_by_stem(asked.examples, sources)
+    marked, clicks = None, parse_clicks(asked.click, sources) if asked.click else {}
+    if asked.examples is not None and asked.examples.is_file():
+        from unseg_jax.export.decisions import marks_from, read_decisions
+        from unseg_jax.export.naming import names_in
+
+        named = names_in(images, {}, recursive=asked.recursive)
+        sources, marked, decided = marks_from(read_decisions(asked.examples), named)
+        for path, points in decided.items():
+            clicks[path] = [*points, *clicks.get(path, ())]
+    elif asked.examples is not None:
+        marked = masks_by_stem(asked.examples, sources)
     with fitting_bar(len(sources), asked.quiet) as show:
         model = fit(
             sources,
             method=asked.method,
             examples=marked,
+            clicks=clicks or None,
             backbone=asked.backbone,
             seed=asked.seed,
             batch_size=asked.batch_size,
@@ -96,10 +122,38 @@ def fit_images(asked: Fit) -> int:
         say(message)
     model.save(out)
     if not asked.quiet:
-        steered = "" if marked is None else f", steered by {len(marked)} of them"
-        print(f"{model.method.name} fitted on {model.images} images{steered}: {out}")
+        steered = model.steering and f", steered by {int(model.steering.examples)} of them"
+        print(f"{model.method.name} fitted on {model.images} images{steered or ''}: {out}")
         print(f"use it: unseg-jax segment PATH... --model {out}")
     return 1 if model.skipped else 0
+
+
+def parse_clicks(
+    texts: Sequence[str], sources: Sequence[Path | Page]
+) -> dict[Path | Page, list[Click]]:
+    """Clicks by their image, from texts such as "photos/a.jpg:120,80,+".
+
+    Args:
+        texts: an image is given by its path, or by its name where only one has it.
+        sources: the images.
+
+    Raises:
+        ValueError: another form, or an image that is not there once.
+    """
+    clicks: dict[Path | Page, list[Click]] = {}
+    for text in texts:
+        found = re.fullmatch(r"(.+):([0-9.]+),([0-9.]+),([+-])", text, re.DOTALL)
+        if found is None:
+            raise ValueError(f"--click {text} is not of the form IMAGE:X,Y,+ or IMAGE:X,Y,-.")
+        path = Path(found[1]).expanduser()
+        named = [source for source in sources if Path(source).absolute() == path.absolute()]
+        named = named or [source for source in sources if Path(source).name == found[1]]
+        if len(named) != 1:
+            names = [str(source) for source in sources]
+            hint = nearest(found[1], names) if not named else "give its path."
+            raise ValueError(f"--click {text}: {len(named)} of the images are called so; {hint}")
+        clicks.setdefault(named[0], []).append((float(found[2]), float(found[3]), found[4] == "+"))
+    return clicks
 
 
 def check_model_path(out: Path, *, overwrite: bool = False) -> None:

@@ -111,7 +111,7 @@ class Segment(Images):
         typer.Option(
             "--only",
             callback=expand_home,
-            help="A CSV exported from the report: segment only the images kept there.",
+            help="Decisions exported from the report: segment only the images kept there.",
         ),
     ] = None
     overwrite: Annotated[
@@ -319,8 +319,8 @@ def segment_images(
         FolderError: another run writes into the folder, and it is not to be waited for.
     """
     from unseg_jax.data.folders import find_images
+    from unseg_jax.export.decisions import kept_names, read_decisions
     from unseg_jax.export.folder import model_file, plan_run
-    from unseg_jax.export.results import read_decisions
     from unseg_jax.files import check_writable
     from unseg_jax.runs.locking import RunLock
 
@@ -335,7 +335,7 @@ def segment_images(
         for sentence in filter(None, (chosen.why, expected_cost(chosen, images))):
             say(sentence)
     model = model_key(asked, chosen, images)
-    only = None if asked.only is None else read_decisions(asked.only)
+    only = None if asked.only is None else kept_names(read_decisions(asked.only))
 
     def plan() -> Plan:
         options = {"overwrite": asked.overwrite, "prune": asked.prune, "only": only}

@@ -122,7 +122,7 @@ function settle() {
 
 // ---------------------------------------------------------------- the run
 
-async function start() {
+async function start(refit = null) {
   const clusters = $("clusters").disabled ? "" : $("clusters").value;
   if (!$("clusters").checkValidity()) {
     $("clusters").reportValidity();
@@ -134,6 +134,7 @@ async function start() {
     method: $("method").value,
     clusters: clusters === "" ? null : Number(clusters),
     backbone: $("backbone").disabled ? "auto" : $("backbone").value,
+    ...refit,
   };
   try {
     busy(true, "Starting");
@@ -163,6 +164,7 @@ function busy(yes, words = "") {
   $("progress").removeAttribute("value");
   $("stop").disabled = false;
   list();
+  tally();
 }
 
 function tell(state) {
@@ -250,6 +252,19 @@ function sort() {
   };
   order = found.images.map((_, index) => index).sort((a, b) => key(a) - key(b) || a - b);
   $("cards").replaceChildren(...order.map((index, position) => card(found.images[index], index, position)));
+  tally();
+}
+
+const decidable = () => [...$("cards").querySelectorAll("[data-name]")];
+const desk = reviewDesk($("clicking"), (one) => {
+  desk.show(one);
+  tally();
+});
+
+function tally() {
+  const cards = decidable();
+  $("tally").value = desk.tally(cards);
+  $("refit").disabled = running || !desk.exported(cards).images.length;
 }
 
 function card(image, index, position) {
@@ -260,11 +275,26 @@ function card(image, index, position) {
   const words = make("span", { className: "numbers" });
   if (why) words.append(make("span", { className: "tag" }, `check: ${why}`), " · ");
   words.append(numbers(image));
-  const button = make("button", { type: "button" },
-    make("img", { src: pictureOf(index, "overlay", true), alt: `Overlay of ${image.file}`, loading: "lazy" }),
+  const button = make("button", { type: "button", className: "open" },
+    make("span", { className: "markable" }, make("img",
+      { src: pictureOf(index, "overlay", true), alt: `Overlay of ${image.file}`, loading: "lazy" })),
     make("span", { className: "name" }, image.file), words);
   button.addEventListener("click", () => open(position));
-  return make("li", { className: why ? "check" : "" }, button);
+  const choices = ["keep", "reject"].map((verdict) => {
+    const choice = make("button", { type: "button" }, verdict === "keep" ? "Keep" : "Reject");
+    choice.dataset.decision = verdict;
+    return choice;
+  });
+  const reasons = make("select", { ariaLabel: "Why" }, new Option("why?", ""));
+  reasons.dataset.reason = "";
+  const one = make("li", { className: why ? "check" : "" }, button,
+    make("p", { className: "decide" }, ...choices, reasons));
+  Object.assign(one.dataset, {
+    name: image.name, file: image.file, size: JSON.stringify(image.size), of: found.number,
+  });
+  desk.recall(one);
+  desk.attach(one);
+  return one;
 }
 
 // ---------------------------------------------------------------- the viewer
@@ -354,7 +384,11 @@ $("drop").addEventListener("drop", (event) => {
   if (!running) drop(event.dataTransfer.files);
 });
 $("method").addEventListener("change", settle);
-$("start").addEventListener("click", start);
+$("start").addEventListener("click", () => start());
+$("refit").addEventListener("click", () => start({
+  ...found.settings, refit: found.number, decisions: desk.exported(decidable()),
+}));
+addEventListener("resize", () => decidable().forEach(desk.show));
 $("stop").addEventListener("click", () => {
   $("stop").disabled = true;
   $("phase").textContent = "Stopping after this image";

@@ -1,5 +1,4 @@
-"use strict";
-// Sorting, filtering, and keep or reject. Without scripts the page still shows everything.
+// Sorting, filtering, decisions and marks. Without scripts the page still shows everything.
 (() => {
   const cards = [...document.querySelectorAll(".card")];
   const list = document.getElementById("cards");
@@ -7,13 +6,21 @@
   const filter = document.getElementById("filter");
   const tally = document.getElementById("tally");
   const key = "unseg-jax " + location.pathname;
-  const decisions = new Map();
+  const clicking = document.getElementById("clicking");
   let current = null;
 
   // Storage may be forbidden for files; decisions then last as long as the page.
   const store = (work) => { try { return work(); } catch { return null; } };
-  const saved = store(() => JSON.parse(localStorage.getItem(key))) ?? [];
-  for (const [name, decision] of saved) decisions.set(name, decision);
+  const desk = reviewDesk(clicking, () => {
+    store(() => localStorage.setItem(key, JSON.stringify([...desk.decisions])));
+    show();
+  });
+  const saved = new Map(store(() => JSON.parse(localStorage.getItem(key))) ?? []);
+  for (const card of cards) {
+    const { coverage, objects, confidence, name } = card.dataset;
+    card.dataset.of = `${coverage} ${objects} ${confidence}`;
+    desk.recall(card, saved.get(name));
+  }
 
   const value = (card, name) => Number(card.dataset[name]);
   const orders = {
@@ -28,32 +35,24 @@
 
   function show() {
     for (const card of [...cards].sort(orders[sort.value])) list.append(card);
-    let kept = 0, rejected = 0;
     for (const card of cards) {
-      const decision = decisions.get(card.dataset.name) ?? "undecided";
-      kept += decision === "keep";
-      rejected += decision === "reject";
-      card.dataset.decision = decision;
-      for (const button of card.querySelectorAll("[data-decision]"))
-        button.setAttribute("aria-pressed", button.dataset.decision === decision);
+      desk.show(card);
+      const { decision, check } = card.dataset;
       card.hidden = !(filter.value === "all" || filter.value === decision ||
-        (filter.value === "check" && card.dataset.check === "1"));
+        (filter.value === "check" && check === "1"));
     }
-    tally.value = `${visible().length} shown, ${kept} kept, ${rejected} rejected`;
+    tally.value = `${visible().length} shown, ${desk.tally(cards)}`;
   }
 
-  function decide(card, decision) {
-    if (decision === "undecided") decisions.delete(card.dataset.name);
-    else decisions.set(card.dataset.name, decision);
-    store(() => localStorage.setItem(key, JSON.stringify([...decisions])));
-    show();
+  function choose(card) {
+    current?.classList.remove("current");
+    current = card;
+    card.classList.add("current");
   }
 
   function go(card) {
     if (!card) return;
-    current?.classList.remove("current");
-    current = card;
-    card.classList.add("current");
+    choose(card);
     card.focus({ preventScroll: true });
     card.scrollIntoView({ block: "nearest" });
   }
@@ -73,35 +72,35 @@
   }
 
   for (const card of cards) {
-    for (const button of card.querySelectorAll("[data-decision]"))
-      button.addEventListener("click", () => {
-        const same = card.dataset.decision === button.dataset.decision;
-        decide(card, same ? "undecided" : button.dataset.decision);
-      });
+    card.addEventListener("click", () => choose(card), true);
     const overlay = card.querySelector("a.overlay");
     let held = 0;
     overlay?.addEventListener("pointerdown", () => { held = Date.now(); compare(card, true); });
     for (const end of ["pointerup", "pointerleave", "pointercancel"])
       overlay?.addEventListener(end, () => compare(card, false));
-    // A long press compares; a click opens the file.
+    // A long press compares; a click opens the file, or marks.
     overlay?.addEventListener("click", (event) => {
       if (Date.now() - held > 250) event.preventDefault();
     });
     overlay?.addEventListener("contextmenu", (event) => {
       if (Date.now() - held > 250) event.preventDefault();
     });
+    desk.attach(card);
   }
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
     const verdict = { y: "keep", n: "reject", u: "undecided" }[event.key];
+    const reason = REASONS[Number(event.key) - 1];
+    const clicks = { "+": "thing", "=": "thing", "-": "background" }[event.key];
     if (event.key === "j") step(1);
     else if (event.key === "k") step(-1);
     else if (event.key === "c") compare(current, true);
-    else if (verdict && current) {
+    else if (clicks) clicking.value = clicking.value === clicks ? "open" : clicks;
+    else if ((verdict || reason) && current) {
       const among = visible();
       const next = among[among.indexOf(current) + 1];
-      decide(current, verdict);
+      desk.decide(current, verdict ?? "reject", reason);
       if (verdict !== "undecided") go(next ?? current);
     } else return;
     event.preventDefault();
@@ -111,17 +110,15 @@
   });
 
   document.getElementById("export").addEventListener("click", () => {
-    const quote = (text) => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-    const lines = cards.map((card) => card.dataset)
-      .filter((data) => data.decision !== "undecided")
-      .map((data) => `${quote(data.name)},${quote(data.file)},${data.decision}\r\n`);
+    const text = JSON.stringify(desk.exported(cards));
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob(["name,file,decision\r\n", ...lines], { type: "text/csv" }));
-    link.download = "keep.csv";
+    link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    link.download = "decisions.json";
     link.click();
     URL.revokeObjectURL(link.href);
   });
 
+  addEventListener("resize", show);
   sort.addEventListener("change", show);
   filter.addEventListener("change", show);
   for (const hidden of document.querySelectorAll("#bar, .keys, .decide")) hidden.hidden = false;
