@@ -62,6 +62,7 @@ def test_it_says_what_was_left_out_changed_and_failed(open_file, report):
     page = open_file(report)
     title = rf"nuclei · {date.today().year}-\d\d-\d\d · 5 images, 7 objects, 3 to check, 1 failed"
     assert re.fullmatch(title, page.title())
+    assert page.locator("#offered").count() == 0
     page.click("#left-out summary")
     assert page.locator("#left-out li").inner_text().startswith("2 files in photos left out")
     page.click("#changed summary")
@@ -89,6 +90,30 @@ def test_objects_are_in_histograms_and_a_table_that_is_sorted(open_file, report)
     assert cells.evaluate_all(area) == sorted(areas)
     assert page.get_attribute(".sortable th:nth-child(3)", "aria-sort") == "ascending"
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_what_is_not_flagged_is_offered_for_a_look(open_file, tmp_path):
+    pictures = {"photograph": _picture(40), "overlay": _picture(200)}
+    one = {"box": [0, 0, 2, 2], "area": 4, "score": 0.5, "label": 1, "counts": "04"}
+    entries = [
+        Entry(
+            ImageFile(tmp_path / f"{at}.png", f"{at}"),
+            Record(f"{at}", f"{at}.png", (240, 320), 0.2, 0.8, 1, (one,)),
+            pictures=pictures,
+        )
+        for at in range(9)
+    ]
+    for count, offered in ((9, 3), (2, 2)):
+        path = tmp_path / "report.html"
+        path.write_text(render_report(Run(tuple(entries[:count]), 1.0, 0.0), None), "utf-8")
+        page = open_file(path)
+        said = f"{count} images, {count} objects, none looks broken"
+        assert page.locator("h1").inner_text() == said
+        links = page.locator("#offered a")
+        assert links.count() == offered
+        for link in links.all():
+            card = page.locator(link.get_attribute("href"))
+            assert card.locator("h3").inner_text() == link.inner_text()
 
 
 def test_sorting_and_filtering(open_file, report):

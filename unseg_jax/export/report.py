@@ -11,6 +11,7 @@ import datetime
 import json
 import math
 import os
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ UNSURE = 0.25
 """Confidence below which an image is to be checked."""
 FULL = 0.9
 """Share of the image from which on a mask is to be checked."""
+_OFFERED = 3
 
 
 def render_report(
@@ -53,6 +55,11 @@ def render_report(
         return quote(overlay)
 
     done = sorted(run.done, key=lambda entry: not _reason(entry.record))
+    shown = [entry for entry in done if entry.pictures]
+    # What is not flagged may be wrong: a few are offered, the same whenever the page is made again.
+    flagged = any(_reason(entry.record) for entry in done)
+    places = range(1, 1 if flagged else len(shown) + 1)
+    offered = random.Random(len(shown)).sample(places, min(_OFFERED, len(places)))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unseg_jax.export", "templates"),
         autoescape=True,
@@ -71,7 +78,8 @@ def render_report(
         failed=run.failed,
         left_out=run.left_out,
         changed=[record for record in records if record.notes],
-        shown=[entry for entry in done if entry.pictures],
+        shown=shown,
+        offered=[(place, shown[place - 1].record.file) for place in sorted(offered)],
         others=[entry for entry in done if not entry.pictures],
         encode=lambda data: base64.b64encode(data).decode(),
         links=links,
@@ -109,10 +117,11 @@ def _reason(record: Record | None) -> str:
 
 def _headline(run: Run) -> str:
     records = [entry.record for entry in run.done if entry.record is not None]
+    checks = sum(bool(_reason(record)) for record in records)
     parts = [
         _count(len(run.done), "image"),
         _count(sum(len(record.objects) for record in records), "object"),
-        f"{sum(bool(_reason(record)) for record in records)} to check",
+        f"{checks} to check" if checks or not records else "none looks broken",
     ]
     if run.failed:
         parts.append(f"{len(run.failed)} failed")

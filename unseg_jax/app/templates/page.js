@@ -229,7 +229,7 @@ function show(results) {
   const objects = done.reduce((sum, image) => sum + image.objects.length, 0);
   const check = done.filter(reason).length;
   $("headline").textContent = `${count(done.length, "image")}, ${count(objects, "object")}`
-    + (check ? `, ${check} to check` : "") + (failed ? `, ${failed} failed` : "");
+    + (check ? `, ${check} to check` : done.length ? ", none looks broken" : "") + (failed ? `, ${failed} failed` : "");
   const compiling = found.compile_seconds >= 0.05 ? `, and ${found.compile_seconds.toFixed(1)} s compiling` : "";
   $("how").textContent = [
     found.message,
