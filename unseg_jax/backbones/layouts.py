@@ -234,8 +234,8 @@ def build_params(
     """
     model = nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    shapes = {name: leaf.get_value().shape for name, leaf in leaves.items()}
+    leaves = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
+    shapes = {name: leaf.get_value().shape for name, (_, leaf) in leaves.items()}
     filled, problems = _fill(tensors, config, shapes)
     problems += _missing(filled, config, shapes)
     if problems:
@@ -258,8 +258,8 @@ def build_params(
                 "use other weights."
             )
     values = [
-        (path, leaf.replace(jnp.asarray(arrays[".".join(map(str, path))], dtype)))
-        for path, leaf in nnx.to_flat_state(state)
+        (path, leaf.replace(jnp.asarray(arrays[name], dtype)))
+        for name, (path, leaf) in leaves.items()
     ]
     return graphdef, nnx.from_flat_state(values)
 

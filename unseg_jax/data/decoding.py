@@ -12,7 +12,7 @@ import functools
 import os
 import stat
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -149,20 +149,15 @@ def as_array(source: Source) -> np.ndarray | None:
         ) from error
 
 
-def decode(
-    source: Source,
-    kind: str,
-    from_image: Callable[[Image.Image], Any],
-    from_array: Callable[[np.ndarray], Any],
-    page: int | None = None,
-) -> Any:
-    """Opens a source and converts it, with every failure as one `ImageError` that names it.
+@contextlib.contextmanager
+def opened(
+    source: Source, kind: str, page: int | None = None
+) -> Iterator[Image.Image | np.ndarray]:
+    """A source as an array or an open image; any failure within is one `ImageError` that names it.
 
     Args:
-        source: see `Source`.
+        source: see `Source`; an image is closed afterwards unless it was the source.
         kind: "image" or "mask", for messages.
-        from_image, from_array: convert what is found; an image is closed afterwards unless it was
-            the source.
         page: from 1; of a file with several pages. None is that of a `Page`, else the first.
     """
     if isinstance(source, Page):
@@ -176,26 +171,18 @@ def decode(
                 source.seek(0)  # it may have been read before
             source = source.read()
             array = as_array(source)
-        if array is not None:
-            if 0 in array.shape:
-                raise ImageError("has zero size: leave it out.")
-            return from_array(array)
-        if isinstance(source, Image.Image):
-            _check_size(source)
-            return from_image(source)
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(_open(source))
-            check_png(file)
-            image = stack.enter_context(Image.open(file, formats=_formats()))
-            if page is not None:
-                try:
-                    image.seek(page - 1)
-                except EOFError:
-                    raise ImageError(
-                        f"has no page {page}: name one that it has, from 1 on."
-                    ) from None
-            _check_size(image)
-            return from_image(image)
+            image: Any = source
+            if array is None and not isinstance(source, Image.Image):
+                file = stack.enter_context(_open(source))
+                check_png(file)
+                image = stack.enter_context(Image.open(file, formats=_formats()))
+                if page is not None:
+                    _turn_to(image, page)
+            size = image.size if array is None else array.shape
+            if 0 in size:
+                raise ImageError(f"has zero size {size}: leave it out.")
+            yield image if array is None else array
     except ImageError as error:
         raise ImageError(f"{kind} {name} {error}") from error.__cause__
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -306,16 +293,18 @@ def _open(source: Any) -> IO[bytes]:
     return file
 
 
+def _turn_to(image: Image.Image, page: int) -> None:
+    try:
+        image.seek(page - 1)
+    except EOFError:
+        raise ImageError(f"has no page {page}: name one that it has, from 1 on.") from None
+
+
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow was built with."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _check_size(image: Image.Image) -> None:
-    if 0 in image.size:
-        raise ImageError(f"has zero size {image.size}: leave it out.")
 
 
 def _system(error: OSError) -> str:

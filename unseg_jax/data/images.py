@@ -5,6 +5,7 @@ applied, transparency composited on white, more than 8 bits brought to 8 by one 
 Whatever goes wrong becomes one `ImageError` that names the image and says what to do.
 """
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -20,9 +21,9 @@ from unseg_jax.data.decoding import (
     Page,
     Source,
     as_array,
-    decode,
     has_pages,
     is_single,
+    opened,
     page_numbers,
     upright,
 )
@@ -95,13 +96,13 @@ def read_image(
     if isinstance(source, Image.Image | Mapping | tuple):
         at_least = None  # draft mode would change the caller's image
 
-    def from_image(image: Image.Image) -> Picture:
-        several = page is None and not isinstance(source, Page) and has_pages(image)
+    with opened(source, "image", page) as found:
+        if isinstance(found, np.ndarray):
+            return _of_array(found, value_range)
+        several = page is None and not isinstance(source, Page) and has_pages(found)
         notes = ("the first of several pages was read.",) if several else ()
-        picture = _upright_rgb(image, at_least, value_range)
+        picture = _upright_rgb(found, at_least, value_range)
         return dataclasses.replace(picture, notes=notes + picture.notes)
-
-    return decode(source, "image", from_image, lambda array: _of_array(array, value_range), page)
 
 
 def load_image(
@@ -132,11 +133,9 @@ def measure_range(sources: Sequence[Source], sample: int = 64) -> Range | None:
     """
     spreads = []
     for index in np.unique(np.linspace(0, len(sources) - 1, min(sample, len(sources))).astype(int)):
-        try:
-            spread = decode(sources[index], "image", _spread_of_image, _spread_of)
-        except ImageError:
-            continue
-        spreads += [] if spread is None else [spread]
+        with contextlib.suppress(ImageError), opened(sources[index], "image") as found:
+            spread = _spread_of(found)
+            spreads += [] if spread is None else [spread]
     low = min((low for low, _ in spreads), default=0.0)
     high = max((high for _, high in spreads), default=0.0)
     return (low, high) if low < high and math.isfinite(high - low) else None
@@ -303,13 +302,12 @@ def _to_eight_bits(
     return _scaled(values, value_range), value_range, notes
 
 
-def _spread_of(values: np.ndarray) -> Range | None:
+def _spread_of(found: Image.Image | np.ndarray) -> Range | None:
     """The percentiles that an image would be stretched between; None for 8 bits."""
+    if isinstance(found, Image.Image) and not found.mode.startswith(("I", "F")):
+        return None
+    values = np.asarray(found)
     return None if values.dtype in (bool, np.uint8) else _spread(_filled(values)[0])
-
-
-def _spread_of_image(image: Image.Image) -> Range | None:
-    return _spread_of(np.asarray(image)) if image.mode.startswith(("I", "F")) else None
 
 
 def _filled(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

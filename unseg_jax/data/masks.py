@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.decoding import Source, decode, upright
+from unseg_jax.data.decoding import Source, opened, upright
 from unseg_jax.data.truths import DEFAULT_RULE, NONZERO, VOID, MaskRule, Truth, Value, check_known
 from unseg_jax.errors import ImageError
 
@@ -46,31 +46,9 @@ def read_mask(
     """
     rule = rule if isinstance(rule, MaskRule) else MaskRule(threshold=int(rule))
 
-    def from_image(image: Image.Image) -> Truth:
-        if rule.threshold is not None:
-            return _by_threshold(image, rule)
-        return _judge(_stored(image, rule), rule)
-
-    def from_array(array: np.ndarray) -> Truth:
-        for axis in (0, 2):
-            if array.ndim == 3 and array.shape[axis] == 1:
-                array = array.squeeze(axis)
-        if array.dtype == bool and array.ndim == 2:
-            return Truth(array)
-        if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
-            return from_image(Image.fromarray(array))
-        if array.ndim != 2:
-            raise ImageError(
-                "must have the shape (H, W): transpose it to (H, W, 3) if it holds colours."
-            )
-        if array.dtype.kind not in "biuf":
-            raise ImageError(f"is of type {array.dtype}: give bool or whole numbers.")
-        if rule.threshold is not None:
-            _check_levels(array, _LARGEST_LABEL, rule)
-            return Truth(rule(array))
-        return _judge(_Stored(array), rule)
-
-    return check_known(decode(source, "mask", from_image, from_array, page))
+    with opened(source, "mask", page) as found:
+        truth = _of_array(found, rule) if isinstance(found, np.ndarray) else _of_image(found, rule)
+    return check_known(truth)
 
 
 def load_mask(
@@ -109,6 +87,32 @@ def fit_mask(truth: Truth, size: tuple[int, int]) -> tuple[Truth, bool]:
 
     valid = None if truth.valid is None else resized(truth.valid)
     return check_known(dataclasses.replace(truth, mask=resized(truth.mask), valid=valid)), True
+
+
+def _of_image(image: Image.Image, rule: MaskRule) -> Truth:
+    if rule.threshold is not None:
+        return _by_threshold(image, rule)
+    return _judge(_stored(image, rule), rule)
+
+
+def _of_array(array: np.ndarray, rule: MaskRule) -> Truth:
+    for axis in (0, 2):
+        if array.ndim == 3 and array.shape[axis] == 1:
+            array = array.squeeze(axis)
+    if array.dtype == bool and array.ndim == 2:
+        return Truth(array)
+    if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
+        return _of_image(Image.fromarray(array), rule)
+    if array.ndim != 2:
+        raise ImageError(
+            "must have the shape (H, W): transpose it to (H, W, 3) if it holds colours."
+        )
+    if array.dtype.kind not in "biuf":
+        raise ImageError(f"is of type {array.dtype}: give bool or whole numbers.")
+    if rule.threshold is not None:
+        _check_levels(array, _LARGEST_LABEL, rule)
+        return Truth(rule(array))
+    return _judge(_Stored(array), rule)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
