@@ -173,6 +173,31 @@ def test_clicks_steer_and_refine_a_model_that_stays_as_it_is(models, photos, tin
         dataclasses.replace(plain, method=resolve(plain.method, tile=64)).refine(sources)
 
 
+@pytest.mark.parametrize("word", ["bright", "dark", "centre"])
+def test_a_word_raises_what_it_names(models, word):
+    """One image of random features, of which the left half is bright."""
+    grid, features = (8, 8), np.random.default_rng(0).normal(size=(1, 64, 48))
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, :32] = 255
+    named = {name: np.zeros(grid, bool) for name in ("bright", "dark", "centre")}
+    named["bright"][:, :4] = named["dark"][:, 4:] = named["centre"][2:6, 2:6] = True
+    scorer = models[0].scorer
+    found = steering.fit_word(scorer, [(features, grid, pixels)], word)
+    columns = steering._columns_of(scorer, jnp.asarray(features), grid=grid)[1][0]
+    change = np.asarray(columns @ found.coefficients).reshape(grid)
+    assert change[named[word]].mean() > change[~named[word]].mean() + 0.02
+    assert int(found.examples) == 0
+
+
+def test_pieces_are_small_or_large():
+    margins = np.full((20, 20), -1.0)
+    margins[:12, :10] = margins[18, 18] = 1
+    large = steering._cue("large", margins, np.zeros((4, 4, 3), np.uint8))
+    assert (large[0, 0], large[18, 18], large[19, 0]) == (1, -1, 0)
+    small = steering._cue("small", margins, np.zeros((4, 4, 3), np.uint8))
+    np.testing.assert_array_equal(small, -large)
+
+
 @pytest.mark.parametrize("change", ["short", "missing", "uncounted"])
 def test_damaged_steering_is_refused(models, tmp_path, change):
     from safetensors import safe_open
@@ -213,7 +238,10 @@ def test_command_line_reads_masks_by_stem(photos, tiny_weights, models, tmp_path
     decided = {"format": "unseg-jax decisions", "images": [image]}
     (tmp_path / "decisions.json").write_text(json.dumps(decided))
     command[-1] = str(tmp_path / "decisions.json")
-    for clicks in ([], ["--click", "0.png:16,24,+", "--click", f"{photos / '1.png'}:0,0,+"]):
+    for clicks in (
+        [],
+        ["--look-for", "dark", "--click", "0.png:16,24,+", "--click", f"{photos / '1.png'}:0,0,+"],
+    ):
         assert main.main([*command, "--overwrite", *clicks]) == 0
         said = f"steered by {1 + bool(clicks)} of them"
         assert said in capsys.readouterr().out
@@ -271,6 +299,27 @@ def test_what_cannot_steer(photos, tiny_weights, examples, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         fit(photos, backbone=tiny_weights, examples=marked, **SETTINGS, **options)
     assert str(caught.value).endswith(("?", "."))
+
+
+def test_what_is_looked_for_is_fitted_saved_and_said(photos, models, tmp_path, capsys):
+    """Blue squares are darker than orange ones, which are what stands out."""
+    out = tmp_path / "m.safetensors"
+    model = fit(photos, backbone=models[0].backbone, look_for="dark", **SETTINGS)
+    model.save(out)
+    again = load_model(out, backbone=models[0].backbone)
+    assert int(again.steering.examples) == 0
+    np.testing.assert_array_equal(again.steering.coefficients, model.steering.coefficients)
+    assert _ious(again, photos) == _ious(model, photos)
+    both = fit(
+        photos,
+        backbone=models[0].backbone,
+        look_for="dark",
+        examples={photos / "1.png": _blue(1)},
+        **SETTINGS,
+    )
+    assert int(both.steering.examples) == 1
+    with pytest.raises(ValueError, match="look_for='drak' is not known: did you mean 'dark'"):
+        fit(photos, backbone=models[0].backbone, look_for="drak", **SETTINGS)
 
 
 def test_an_image_may_hold_nothing(photos, tiny_weights):

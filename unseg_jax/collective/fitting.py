@@ -23,13 +23,19 @@ from unseg_jax.collective.cues import project
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.scoring import fit_scorer, score
 from unseg_jax.collective.shipped import is_of_shipped, load_shipped
-from unseg_jax.collective.steering import fit_steering, read_marks
+from unseg_jax.collective.steering import (
+    LOOK_FOR,
+    MAX_LOOKED_AT,
+    fit_steering,
+    fit_word,
+    read_marks,
+)
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.images import as_iterable
 from unseg_jax.data.loader import batches
 from unseg_jax.data.reading import Reading
-from unseg_jax.errors import ImageError
+from unseg_jax.errors import ImageError, nearest
 from unseg_jax.method import Method, override
 from unseg_jax.parallel import How, pad_batch, takes_images_apart
 from unseg_jax.postprocess.vote import border_of
@@ -68,6 +74,7 @@ def fit(
     workers: int | None = None,
     examples: Mapping[Any, Source] | None = None,
     clicks: Mapping[Any, Iterable[Click]] | None = None,
+    look_for: str | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
     """Fits one model on a set of unlabelled images.
@@ -99,6 +106,8 @@ def fit(
         clicks: path of an image of the set to its clicks, which steer as `examples` do and weigh
             less: (x, y, True) on a thing and (x, y, False) on background, in pixels from the top
             left of the image.
+        look_for: what things are more than the rest of their images: "bright", "dark", "centre",
+            "small" or "large". A weak cue; `examples` and `clicks` correct what it gives.
         **overrides: fields of `Method`.
 
     Returns:
@@ -135,6 +144,7 @@ def fit(
         on_image=on_image,
         examples=examples,
         clicks=clicks,
+        look_for=look_for,
     )
 
 
@@ -157,6 +167,7 @@ def fit_set(
     on_image: Callable[[int, int], Any] | None = None,
     examples: Mapping[Any, Source] | None = None,
     clicks: Mapping[Any, Iterable[Click]] | None = None,
+    look_for: str | None = None,
 ) -> CollectiveModel:
     """`fit` with a resolved method.
 
@@ -180,7 +191,10 @@ def fit_set(
         raise ValueError(_NO_IMAGES)
     by_evidence = method.foreground == "set" and not method.collective_epochs
     marks = {}
-    if examples is not None or clicks is not None:
+    if look_for is not None and look_for not in LOOK_FOR:
+        raise ValueError(f"look_for='{look_for}' is not known: {nearest(look_for, LOOK_FOR)}")
+    marked = examples is not None or clicks is not None
+    if marked or look_for:
         if not by_evidence:
             raise ValueError(
                 f"examples steer 'collective' alone: leave them out, or fit it instead of "
@@ -189,7 +203,7 @@ def fit_set(
         for name, value in (("tile", method.tile), ("epochs", method.epochs), ("steps", steps)):
             if value:
                 raise ValueError(f"{name}={value} is not for fitting with examples: leave it out.")
-        marks, steps = read_marks(sources, reading, examples, clicks), 0
+        marks, steps = read_marks(sources, reading, examples, clicks) if marked else {}, 0
     if not by_evidence:
         method = override(
             method,
@@ -204,7 +218,7 @@ def fit_set(
     tiles = max(1, max_images // len(sources))
     reader = Reader(segmenter, sources, on_image, tiles)
     steering = None
-    if marks and is_of_shipped(method, loaded):
+    if (marks or look_for) and is_of_shipped(method, loaded):
         ready = load_shipped(backbone=loaded)
         parts = ready.scorer, None, ready.foreground
     elif by_evidence:
@@ -219,9 +233,14 @@ def fit_set(
     else:
         parts = fit_shared(reader, method, key)
     scorer, params, foreground = parts
+    drawn = _draw(len(sources), max_images, key)[0]
+    if look_for and scorer is not None:
+        few = drawn[:: -(-len(drawn) // MAX_LOOKED_AT)]
+        seen = ((*next(reader([at])), reading.read(sources[at]).pixels) for at in few)
+        steering = fit_word(scorer, seen, look_for)
     if marks and scorer is not None:
-        marked = [(*next(reader([index])), one) for index, one in marks.items()]
-        steering = fit_steering(scorer, reader(_draw(len(sources), max_images, key)[0]), marked)
+        taught = [(*next(reader([index])), one) for index, one in marks.items()]
+        steering = fit_steering(scorer, reader(drawn), taught, steering)
     return CollectiveModel(
         method,
         loaded,

@@ -64,7 +64,9 @@ def push(model: Any, repository: str, *, private: bool) -> str:
         model.save(Path(folder) / FILE)
         labels = "No labels were used."
         if model.steering is not None:
-            labels = f"It was steered by masks of {int(model.steering.examples)} of the images."
+            marked = int(model.steering.examples)
+            by = f"masks of {marked} of the images" if marked else "a word on what to look for"
+            labels = f"It was steered by {by}."
         card = _CARD.format(
             name=name,
             method=model.method.name,

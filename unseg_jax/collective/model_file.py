@@ -48,7 +48,7 @@ class StoredModel(NamedTuple):
         images: number of images that the model was fitted on.
         tensors: name to finite array.
         reading: how those were read; None in a file that does not say so.
-        examples: number of marked images that steered the model.
+        examples: number of marked images that steered the model; None where nothing did.
     """
 
     method: Method
@@ -57,7 +57,7 @@ class StoredModel(NamedTuple):
     images: int
     tensors: dict[str, np.ndarray]
     reading: Reading | None = None
-    examples: int = 0
+    examples: int | None = None
 
 
 def read_model(path: str | Path) -> StoredModel:
@@ -92,7 +92,7 @@ def read_model(path: str | Path) -> StoredModel:
     reading = None
     if "reading" in facts:
         reading = _parsed(path, facts, "reading", Reading.from_json)
-    images, examples = counts
+    images, examples = counts[0], counts[1] if "examples" in facts else None
     return StoredModel(method, str(backbone), foreground, images, tensors, reading, examples)
 
 
@@ -128,7 +128,7 @@ def build_model(
         inputs = width if scorer is None else scorer.basis.shape[1]
         head = _build_head(path, stored, inputs)
     steering = None
-    if stored.examples:
+    if stored.examples is not None:
         if scorer is None or "steering" not in tensors:
             raise _refusal(path, "it holds nothing of its examples")
         _check_array(path, "steering", tensors["steering"], (width + 3,), np.float32)

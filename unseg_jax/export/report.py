@@ -56,9 +56,10 @@ def render_report(
 
     done = sorted(run.done, key=lambda entry: not _reason(entry.record))
     shown = [entry for entry in done if entry.pictures]
+    records_shown = [entry.record for entry in shown if entry.record is not None]
     # What is not flagged may be wrong: a few are offered, the same whenever the page is made again.
     flagged = any(_reason(entry.record) for entry in done)
-    places = range(1, 1 if flagged else len(shown) + 1)
+    places = range(1, 1 if flagged else len(records_shown) + 1)
     offered = random.Random(len(shown)).sample(places, min(_OFFERED, len(places)))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unseg_jax.export", "templates"),
@@ -79,7 +80,7 @@ def render_report(
         left_out=run.left_out,
         changed=[record for record in records if record.notes],
         shown=shown,
-        offered=[(place, shown[place - 1].record.file) for place in sorted(offered)],
+        offered=[(place, records_shown[place - 1].file) for place in sorted(offered)],
         others=[entry for entry in done if not entry.pictures],
         encode=lambda data: base64.b64encode(data).decode(),
         links=links,
@@ -138,7 +139,8 @@ def _sentence(segmenter: Any, settings: Mapping[str, Any]) -> str:
         return f"Segmented by {name}; nothing was left to do in this run."
     method, steering = segmenter.method, getattr(segmenter.fitted, "steering", None)
     if steering is not None:
-        marked = _count(int(steering.examples), "marked image")
+        count = int(steering.examples)
+        marked = _count(count, "marked image") if count else "a word on what to look for"
         return f"{method.name}: one model, steered by {marked}, was applied to each image."
     if method.learns_from_set:
         how = "one model was fitted on a set of unlabelled images and applied to each image"

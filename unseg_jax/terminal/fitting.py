@@ -50,6 +50,14 @@ class Fit(Images):
             help="A pixel of an image that is on a thing (+) or on background (-); repeatable.",
         ),
     ] = None
+    look_for: Annotated[
+        str | None,
+        typer.Option(
+            "--look-for",
+            metavar="bright|dark|centre|small|large",
+            help="What things are more than the rest of their images: a weak cue.",
+        ),
+    ] = None
     steps: Annotated[
         int | None, typer.Option("--steps", min=0, help="Training steps of the shared head.")
     ] = None
@@ -106,6 +114,7 @@ def fit_images(asked: Fit) -> int:
             method=asked.method,
             examples=marked,
             clicks=clicks or None,
+            look_for=asked.look_for,
             backbone=asked.backbone,
             seed=asked.seed,
             batch_size=asked.batch_size,
@@ -122,8 +131,9 @@ def fit_images(asked: Fit) -> int:
         say(message)
     model.save(out)
     if not asked.quiet:
-        steered = model.steering and f", steered by {int(model.steering.examples)} of them"
-        print(f"{model.method.name} fitted on {model.images} images{steered or ''}: {out}")
+        marked = 0 if model.steering is None else int(model.steering.examples)
+        steered = f", steered by {marked} of them" if marked else ""
+        print(f"{model.method.name} fitted on {model.images} images{steered}: {out}")
         print(f"use it: unseg-jax segment PATH... --model {out}")
     return 1 if model.skipped else 0
 
