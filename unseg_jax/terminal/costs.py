@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _tiles(images: Sequence[ImageFile], side: int) -> float:
         unreadable = contextlib.suppress(OSError, Image.DecompressionBombError)
         with unreadable, Image.open(image.path) as file:
             counts.append(len(tile_boxes(file.height, file.width, side)))
-    return float(np.mean(counts)) if counts else 0.0
+    return statistics.fmean(counts) if counts else 0.0
 
 
 def _grid_ratio(method: Method) -> float:
