@@ -26,6 +26,7 @@ def drop(page, *paths):
 
 
 def segment(page, method="deepcut", clusters="", backbone="tiny"):
+    page.evaluate("document.getElementById('advanced').open = true")
     page.select_option("#method", method)
     if page.is_enabled("#clusters"):
         page.fill("#clusters", clusters)
@@ -162,6 +163,7 @@ def test_two_users_at_once_see_their_own(open_page, photographs, server):
     drop(first, photographs["coffee.png"])
     drop(second, photographs["chelsea.png"], photographs["astronaut.png"])
     for page in (first, second):
+        page.click("#advanced summary")
         page.select_option("#method", "deepcut")
         page.select_option("#backbone", "tiny")
         page.click("#start")
@@ -194,7 +196,8 @@ def test_eight_images_behind_a_frame_are_fitted_by_auto(open_page, photographs, 
     page.wait_for_selector("#list li:nth-child(8)")
     page.wait_for_selector("#start:not([disabled])")
     segment(page, "auto")
-    assert "auto: these 8 images have a black frame" in page.inner_text("#how")
+    assert "A model was fitted on these 8 pictures." in page.inner_text("#how")
+    assert "unseg-jax" not in page.inner_text("body")
     names = page.locator("#cards .name").all_inner_texts()
     assert len(set(names)) == 8
     assert "coffee (2).png" in names
@@ -205,6 +208,43 @@ def test_eight_images_behind_a_frame_are_fitted_by_auto(open_page, photographs, 
     with download(page) as archive:
         assert "model.safetensors" in archive.namelist()
         assert len([name for name in archive.namelist() if name.endswith("_mask.png")]) == 8
+
+
+def test_what_is_in_a_picture_is_chosen_first(open_page, photographs, server):
+    page = open_page(400)
+    words = page.inner_text("body")
+    assert "unseg-jax" not in words
+    assert "--" not in words
+    assert not page.is_visible("#method")
+    drop(page, photographs["coffee.png"])
+    page.check("[value=parts]")
+    page.fill("#parts", "99")
+    page.click("#start")
+    assert page.is_hidden("#busy")  # the browser says which numbers may be
+    page.check("[value=one]")
+    with page.expect_request("**/run") as asked:
+        segment(page, "spectral-ncut")
+    assert asked.value.post_data_json["kind"] == "one"
+    assert page.inner_text("#headline").startswith("1 image, 1 object")
+    with page.expect_download() as waiting:
+        page.click("#cards .save")
+    assert waiting.value.suggested_filename == "coffee_cutout.png"
+    with Image.open(waiting.value.path()) as picture:
+        assert (picture.size, picture.mode) == ((96, 72), "RGBA")
+    page.click("#cards .open")
+    page.click("#kinds button:has-text('Mask')")
+    with page.expect_download() as waiting:
+        page.click("#kinds .save")
+    assert waiting.value.suggested_filename == "coffee_mask.png"
+    clip = "getComputedStyle(document.getElementById('photograph')).clipPath"
+    assert page.evaluate(clip) == "inset(0px 0px 0px 100%)"
+    page.fill("#slide", "30")
+    assert page.evaluate(clip) == "inset(0px 0px 0px 30%)"
+    boxes = [page.locator(name).bounding_box() for name in ("#large", "#photograph")]
+    assert boxes[0] == boxes[1]
+    page.click("#kinds button:has-text('Photograph')")
+    assert page.is_hidden("#compare")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def luminance(page, variable):
@@ -231,6 +271,7 @@ def test_text_is_legible_and_methods_are_grouped(open_page, scheme, width):
     assert sorted(options[1:]) == sorted(us.list_methods())
     assert page.locator("#method optgroup").count() >= 4
     # Nothing to choose where it changes nothing.
+    page.click("#advanced summary")
     page.select_option("#method", "spectral-ncut")
     assert page.is_disabled("#backbone")
     page.select_option("#method", "collective")

@@ -100,6 +100,9 @@ def test_no_name_leaves_the_folder(tmp_path, name):
         ({"method": "deepcutt"}, "did you mean 'deepcut'"),
         ({"clusters": 1000}, "K=1000 is out of range"),
         ({"clusters": "4"}, "no whole number"),
+        ({"kind": "much"}, "no kind 'much'"),
+        ({"kind": "parts", "parts": 99}, "99 parts are out of range"),
+        ({"kind": "parts", "method": "collective"}, "makes no parts"),
         ({}, "no images yet"),
     ],
 )
@@ -173,12 +176,13 @@ def test_one_post_of_an_image_gives_a_mask_or_json(server, photographs):
     assert (status, found["file"], found["size"]) == (200, "cup.png", [72, 96])
     assert found["coverage"] == pytest.approx(mask.mean(), abs=1e-6)
     assert server.ask("POST", f"{path}&format=coco", photo)[1]["annotations"]
+    assert len(server.ask("POST", f"{path}&format=json&kind=one", photo)[1]["objects"]) == 1
     status, content = server.ask("POST", f"{path}&format=cutout", photo)
     assert Image.open(io.BytesIO(content)).mode == "RGBA"
     for query, body, said in (
         ("&name=a.png", b"no image", "a.png is not an image"),
         ("&format=gif", photo, "no format 'gif'"),
-        ("&k=two", photo, "k=two is no whole number"),
+        ("&k=two", photo, "K=two is no whole number"),
         ("&method=x", photo, "no method 'x'"),
     ):
         status, answer = server.ask("POST", path + query, body)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.app.sessions import Limits
-from unseg_jax.app.work import MAX_CLUSTERS
+from unseg_jax.app.work import MAX_CLUSTERS, MAX_PARTS
 from unseg_jax.export import report
 from unseg_jax.method import Method
 from unseg_jax.registry import GROUPS, METHODS, TITLES
@@ -41,6 +41,7 @@ def render_page(limits: Limits, backbones: Sequence[str] = ()) -> str:
         backbones=backbone_rows(backbones),
         limits=limits,
         max_clusters=MAX_CLUSTERS,
+        max_parts=MAX_PARTS,
     )
 
 

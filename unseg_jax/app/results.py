@@ -88,18 +88,16 @@ def picture(job: Job, index: int, kind: str, small: bool) -> tuple[bytes, str]:
         Refused: there is none.
         ImageError: the photograph cannot be read any more.
     """
-    assert job.run is not None
-    run = job.run
-    if kind not in KINDS or not 0 <= index < len(run.entries) or run.entries[index].error:
-        raise Refused(404, "there is no such picture.")
-    image = run.entries[index].image
+    path = picture_file(job, index, kind)
     side = _SMALL if small else _LARGE
     if kind == "photograph":
         from unseg_jax.data.images import read_image
 
-        shown = Image.fromarray(read_image(image.source, (side // 2, side // 2)).pixels)
+        assert job.run is not None
+        source = job.run.entries[index].image.source
+        shown = Image.fromarray(read_image(source, (side // 2, side // 2)).pixels)
     else:
-        with Image.open(job.out / f"{image.name}_{kind}.png") as file:
+        with Image.open(path) as file:
             shown = file.convert("RGBA" if kind == "cutout" else "RGB")
     # The nearest neighbour keeps the colours of labels apart.
     sharp = kind in ("mask", "labels")
@@ -110,6 +108,20 @@ def picture(job: Job, index: int, kind: str, small: bool) -> tuple[bytes, str]:
         return buffer.getvalue(), "image/jpeg"
     shown.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue(), "image/png"
+
+
+def picture_file(job: Job, index: int, kind: str) -> Path:
+    """The file of a picture, at its full size.
+
+    Raises:
+        Refused: there is none.
+    """
+    assert job.run is not None
+    entries = job.run.entries
+    if kind not in KINDS or not 0 <= index < len(entries) or entries[index].error:
+        raise Refused(404, "there is no such picture.")
+    image = entries[index].image
+    return image.path if kind == "photograph" else job.out / f"{image.name}_{kind}.png"
 
 
 def pack(job: Job) -> Path:

@@ -23,7 +23,7 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from unseg_jax.app.page import ASSETS, render_page
-from unseg_jax.app.results import describe, pack, picture, summarise
+from unseg_jax.app.results import describe, pack, picture, picture_file, summarise
 from unseg_jax.app.sessions import Limits, Refused, Session, Sessions, Upload
 from unseg_jax.app.work import Job, Settings, Worker
 from unseg_jax.errors import WriteError
@@ -199,12 +199,12 @@ async def _segment(request: Request) -> Response:
         request.app.state.worker,
         request.query_params,
     )
-    form, clusters = query.get("format", "mask"), query.get("k")
-    if clusters is not None and not clusters.isdecimal():
-        raise Refused(400, f"k={clusters} is no whole number: give one, or leave it out.")
-    settings = Settings(
-        query.get("method", "auto"), clusters and int(clusters), query.get("backbone", "auto")
-    )
+    form, numbers = query.get("format", "mask"), {"k": "clusters", "parts": "parts"}
+    asked: dict[str, Any] = {}
+    for name, value in query.items():
+        number = int(value) if name in numbers and value.isdecimal() else value
+        asked[numbers.get(name, name)] = number
+    settings = _settings(asked)
     formats = check_formats(["mask" if form == "json" else form])
     session = sessions.open()
     try:
@@ -245,12 +245,7 @@ async def _run(request: Request) -> Response:
     asked = await request.json()
     if not isinstance(asked, dict):
         raise Refused(400, "settings are missing: reload the page.")
-    clusters = asked.get("clusters")
-    if clusters is not None and (isinstance(clusters, bool) or not isinstance(clusters, int)):
-        raise Refused(400, f"K={clusters} is no whole number: give one, or leave it empty.")
-    settings = Settings(
-        str(asked.get("method", "auto")), clusters, str(asked.get("backbone", "auto"))
-    )
+    settings = _settings(asked)
     decided = None
     if "refit" in asked:
         if not isinstance(asked["refit"], int):
@@ -258,6 +253,19 @@ async def _run(request: Request) -> Response:
         decided = asked["refit"], asked.get("decisions")
     job = await run_in_threadpool(worker.submit, session, settings, decided=decided)
     return JSONResponse(describe(job, worker.before(job)))
+
+
+def _settings(asked: Mapping[str, Any]) -> Settings:
+    """The settings that a request names; those that it leaves out are the usual ones."""
+    for name, word in (("clusters", "K"), ("parts", "parts")):
+        value = asked.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise Refused(400, f"{word}={value} is no whole number: give one, or leave it out.")
+    given: dict[str, Any] = {
+        name: asked[name] for name in ("clusters", "parts") if asked.get(name) is not None
+    }
+    given |= {name: str(asked[name]) for name in ("method", "backbone", "kind") if name in asked}
+    return Settings(**given)
 
 
 async def _state(request: Request) -> Response:
@@ -280,7 +288,11 @@ async def _results(request: Request) -> Response:
 async def _picture(request: Request) -> Response:
     index, kind = request.path_params["index"], request.path_params["kind"]
     small = "small" in request.query_params
-    content, mime = await run_in_threadpool(picture, _finished(request), index, kind, small)
+    job = _finished(request)
+    if "file" in request.query_params:
+        path = await run_in_threadpool(picture_file, job, index, kind)
+        return FileResponse(path, filename=path.name)
+    content, mime = await run_in_threadpool(picture, job, index, kind, small)
     return Response(content, media_type=mime)
 
 

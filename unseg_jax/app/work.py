@@ -30,6 +30,9 @@ FORMATS = ("png", "coco", "cutout", "csv")
 MODEL = "model.safetensors"
 """Name of a model that was fitted on what was dropped."""
 MAX_CLUSTERS = 32
+MAX_PARTS = 12
+KINDS = ("one", "several", "parts")
+"""What may be in a picture: one thing, several, or one that is cut into parts."""
 _BATCH = 4
 
 
@@ -41,11 +44,15 @@ class Settings:
         method: "auto" or a name of `list_methods()`.
         clusters: K; None takes the method's own.
         backbone: a name that the page offers.
+        kind: one of KINDS.
+        parts: how many, where that is "parts".
     """
 
     method: str = "auto"
     clusters: int | None = None
     backbone: str = "auto"
+    kind: str = "several"
+    parts: int = 3
 
 
 class Stopped(Exception):
@@ -59,7 +66,7 @@ class Job:
         number: counts the runs of the session from 1.
         phase: "waiting", "loading", "fitting", "segmenting", then "done", "failed" or "stopped".
         done, total: images of the phase.
-        message: how "auto" chose, or what failed; one sentence.
+        message: what "auto" did, or what failed; one sentence.
         method: what "auto" became.
         fitted: images that a model was fitted on, 0 for none.
         seconds, compile_seconds: from the start of the run to its end, and what compiling took.
@@ -262,7 +269,9 @@ class Worker:
             job.step("loading", 0, len(job.images))
             segmenter = self._segmenter_for(job)
             job.step("segmenting", 0, len(job.images))
-            job.plan = plan_run(job.images, job.out, Output(job.formats, report=False))
+            objects = "all" if job.settings.kind == "several" else "largest"
+            output = Output(job.formats, objects=objects, report=False)
+            job.plan = plan_run(job.images, job.out, output)
             job.run = segment_files(segmenter, job.images, job.out, plan=job.plan, on_entry=show)
         job.compile_seconds = clock.seconds
         job.seconds = max(0.0, time.perf_counter() - start - clock.seconds)
@@ -270,7 +279,7 @@ class Worker:
     def _segmenter_for(self, job: Job) -> Any:
         def keep(model: Any) -> None:
             job.fitted = model.images
-            job.message = job.message or f"{job.method} was fitted on {model.images} images."
+            job.message = f"A model was fitted on these {model.images} pictures."
             model.save(job.out / MODEL)
 
         def show(done: int, total: int) -> None:
@@ -295,7 +304,9 @@ class Worker:
             keep(model)
             return model.segmenter()
         choice = choose_for(job.settings, [image.source for image in job.images])
-        job.message, job.method = choice.why, choice.method.name
+        job.method = choice.method.name
+        if choice.model is not None:
+            job.message = "The model that ships with the library was applied."
         return self.load(
             choice,
             job.settings,
@@ -347,20 +358,24 @@ def choose_for(settings: Settings, images: Sequence[Source]) -> Choice:
     """What the user's settings are for these images."""
     from unseg_jax.collective.choosing import choose
 
-    return choose(settings.method, images, {"num_clusters": settings.clusters})
+    parts = settings.parts if settings.kind == "parts" else None
+    overrides = {"num_clusters": settings.clusters, "parts": parts}
+    return choose(settings.method, images, overrides)
 
 
 def check(settings: Settings, backbones: Mapping[str, str]) -> None:
     """Refuses what the page does not offer: a file of the server is no backbone.
 
     Raises:
-        ValueError: an unknown method or backbone, or a K out of range.
+        ValueError: an unknown kind, method or backbone, a number out of range, or a method that
+            makes no parts.
     """
     from unseg_jax.backbones import list_backbones
     from unseg_jax.errors import nearest
     from unseg_jax.registry import list_methods
 
     for kind, name, known in (
+        ("kind", settings.kind, KINDS),
         ("method", settings.method, ["auto", *list_methods()]),
         ("backbone", settings.backbone, ["auto", *list_backbones(), *backbones]),
     ):
@@ -369,3 +384,8 @@ def check(settings: Settings, backbones: Mapping[str, str]) -> None:
     clusters = settings.clusters
     if clusters is not None and not 1 <= clusters <= MAX_CLUSTERS:
         raise ValueError(f"K={clusters} is out of range: give 1 to {MAX_CLUSTERS}.")
+    if settings.kind == "parts" and not 2 <= settings.parts <= MAX_PARTS:
+        raise ValueError(f"{settings.parts} parts are out of range: give 2 to {MAX_PARTS}.")
+    chosen = choose_for(settings, []).method
+    if settings.kind == "parts" and chosen.learns_from_set:
+        raise ValueError(f"{chosen.name} makes no parts: choose auto, or deepcut.")

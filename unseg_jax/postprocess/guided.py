@@ -50,7 +50,7 @@ def guided_filter(
     guide = image.astype(np.float32) / 255
     # Moments are taken about the middle of the range, where single precision loses least.
     guide -= 0.5
-    slope, offset = _fit(_reduce(guide, step), _reduce(soft, step), radius // step, epsilon)
+    slope, offset = _fit(reduce(guide, step), reduce(soft, step), radius // step, epsilon)
     slope = np.stack([interpolate(slope[..., c], soft.shape) for c in range(3)], -1)
     return np.einsum("hwc,hwc->hw", slope, guide) + interpolate(offset, soft.shape)
 
@@ -64,8 +64,8 @@ def _fit(guide, soft, radius, epsilon):
     return _box(slope, radius), _box(offset, radius)
 
 
-def _reduce(values, step):
-    """Means of step × step pixels."""
+def reduce(values: np.ndarray, step: int) -> np.ndarray:
+    """Means of step × step pixels of (H, W, …) floats; `step` divides both sides."""
     if step == 1:
         return values
     height, width = values.shape[0] // step, values.shape[1] // step

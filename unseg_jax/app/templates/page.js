@@ -117,20 +117,22 @@ function settle() {
   $("clusters").disabled = running || !chosen.dataset.hint;
   $("clusters").placeholder = chosen.value === "auto" ? "" : chosen.dataset.hint;
   $("backbone").disabled = running || !chosen.dataset.patches;
-  $("method").disabled = $("files").disabled = running;
+  $("method").disabled = $("files").disabled = $("kind").disabled = running;
 }
+
+const thing = () => document.querySelector("[name=kind]:checked").value;
 
 // ---------------------------------------------------------------- the run
 
 async function start(refit = null) {
   const clusters = $("clusters").disabled ? "" : $("clusters").value;
-  if (!$("clusters").checkValidity()) {
-    $("clusters").reportValidity();
-    return;
-  }
+  const asked = [$("clusters"), ...(thing() === "parts" ? [$("parts")] : [])];
+  if (!asked.every((field) => field.reportValidity())) return;
   say("failure", "");
   $("output").hidden = true; // and shown again at the end, also with what an earlier run found
   const settings = {
+    kind: thing(),
+    parts: Number($("parts").value),
     method: $("method").value,
     clusters: clusters === "" ? null : Number(clusters),
     backbone: $("backbone").disabled ? "auto" : $("backbone").value,
@@ -202,6 +204,11 @@ function pictureOf(index, which, small) {
   return `${session}/runs/${found.number}/pictures/${index}/${which}${small ? "?small" : ""}`;
 }
 
+function save(index, which) {
+  const href = `${pictureOf(index, which, false)}?file`;
+  return make("a", { href, className: "save", download: "" }, `Download ${KIND_WORDS[which].toLowerCase()}`);
+}
+
 async function look(number) {
   show(await ask(`${session}/runs/${number}/results`));
 }
@@ -234,7 +241,7 @@ function show(results) {
   $("how").textContent = [
     found.message,
     `${found.method}: ${found.seconds.toFixed(1)} s${compiling}.`,
-    found.fitted ? "The zip holds the model, for unseg-jax segment --model." : "",
+    found.fitted ? "The zip holds the fitted model." : "",
   ].filter(Boolean).join(" ");
   $("download").href = `${session}/runs/${found.number}/unseg_jax.zip`;
   $("download").hidden = !done.length;
@@ -287,7 +294,7 @@ function card(image, index, position) {
   });
   const reasons = make("select", { ariaLabel: "Why" }, new Option("why?", ""));
   reasons.dataset.reason = "";
-  const one = make("li", { className: why ? "check" : "" }, button,
+  const one = make("li", { className: why ? "check" : "" }, button, save(index, "cutout"),
     make("p", { className: "decide" }, ...choices, reasons));
   Object.assign(one.dataset, {
     name: image.name, file: image.file, size: JSON.stringify(image.size), of: found.number,
@@ -311,9 +318,12 @@ function open(position) {
     button.setAttribute("aria-pressed", String(name === kind));
     button.addEventListener("click", () => { kind = name; open(shown); });
     return button;
-  }));
+  }), save(index, kind));
   $("kinds").querySelector("[aria-pressed=true]").focus();
   $("large").src = pictureOf(index, kind, false);
+  $("photograph").src = pictureOf(index, "photograph", false);
+  $("compare").hidden = kind === "photograph";
+  slide();
   $("large").alt = `${KIND_WORDS[kind]} of ${image.file}`;
   const [height, width] = image.size;
   $("viewer-words").textContent = [`${numbers(image)} · ${width} × ${height} pixels.`, ...image.notes].join(" ");
@@ -323,6 +333,10 @@ function open(position) {
     ...[number + 1, item.box.join(", "), item.area, item.score.toFixed(2), item.label]
       .map((text) => make("td", {}, String(text))))));
   if (!$("viewer").open) $("viewer").showModal();
+}
+
+function slide() {
+  $("photograph").style.clipPath = `inset(0 0 0 ${$("compare").hidden ? 100 : $("slide").value}%)`;
 }
 
 function move(step) {
@@ -401,7 +415,9 @@ $("order").addEventListener("change", sort);
 $("close").addEventListener("click", () => $("viewer").close());
 $("previous").addEventListener("click", () => move(-1));
 $("next").addEventListener("click", () => move(1));
+$("slide").addEventListener("input", slide);
 $("viewer").addEventListener("keydown", (event) => {
+  if (event.target === $("slide")) return;
   if (event.key === "ArrowLeft") move(-1);
   if (event.key === "ArrowRight") move(1);
 });
