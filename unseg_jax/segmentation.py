@@ -210,13 +210,16 @@ class Segmentation:
         """
         return self._overlay if image is None else self._drawn_on(image)
 
-    def cutout(self, image: np.ndarray | None = None, *, soft: bool = True) -> np.ndarray:
+    def cutout(
+        self, image: np.ndarray | None = None, *, soft: bool = True, item: Object | None = None
+    ) -> np.ndarray:
         """The image, transparent outside of the mask.
 
         Args:
             image: see `overlay`.
             soft: soften the edge as the image's edge is, and take the background out of its
                 colours; see `unseg_jax.postprocess.matting`. False gives the mask itself.
+            item: one of `objects`, to be cut out alone.
 
         Returns:
             (h, w, 4) uint8, straight alpha.
@@ -226,6 +229,11 @@ class Segmentation:
         """
         pixels = self._picture(image)
         mask = _fitted(self.small_mask, pixels.shape[:2])
+        if item is not None:
+            left, top, right, bottom = item.box
+            alone = np.zeros(self.size, bool)
+            alone[top:bottom, left:right] = item.mask
+            mask = _fitted(alone, pixels.shape[:2])
         if not soft:
             return np.dstack([pixels, mask.astype(np.uint8) * np.uint8(255)])
         from unseg_jax.postprocess.matting import cut_out

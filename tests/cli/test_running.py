@@ -263,6 +263,7 @@ def test_a_bar_is_redrawn_while_one_step_takes_long(monkeypatch):
         (["--format", "cutout", "--canvas", "0x9"], "--canvas 0,9 must be at least 1 by 1"),
         (["--format", "cutout", "--background", "wite"], "--background wite is no colour"),
         (["--format", "cutout", "--edges", "round"], "--edges round is not known: choose"),
+        (["--format", "cutout", "--cutout-file", "jpg"], "give --background white, or another"),
         (["--crop"], "are for cut-outs: add --format cutout"),
     ],
 )

@@ -23,7 +23,7 @@ from unseg_jax.data.reading import PLAIN
 from unseg_jax.errors import ImageError, InputError
 from unseg_jax.export import folder
 from unseg_jax.export.folder import Output, plan_run, segment_files
-from unseg_jax.export.formats import table
+from unseg_jax.export.formats import Cutout, table
 from unseg_jax.registry import resolve
 from unseg_jax.runs.store import JOURNAL, MANIFEST
 
@@ -249,6 +249,18 @@ def test_foreign_files_of_the_whole_run_refuse_it(photos, tmp_path, name):
         with pytest.raises(InputError, match=name):
             run(photos, out, overwrite=overwrite)
     assert {path.name: path.read_text() for path in out.iterdir()} == {name: "mine"}
+
+
+def test_cutouts_of_each_object_replace_nothing_foreign(photos, tmp_path):
+    out, output = tmp_path / "out", Output(("cutout",), cutout=Cutout(each=True))
+    out.mkdir()
+    (out / "1_cutout_001.png").write_text("mine")
+    _, done = run(photos, out, output=output)
+    assert [entry.image.name for entry in done.failed] == ["1"]
+    assert "1_cutout_001.png is there already" in done.failed[0].error
+    assert {path.name for path in out.glob("*.png")} == {f"{n}_cutout_001.png" for n in range(4)}
+    assert run(photos, out, output=output)[0] == ["1.png"]
+    assert (out / "1_cutout_001.png").read_text() == "mine"
 
 
 def test_an_output_never_replaces_an_input(tmp_path):

@@ -16,6 +16,7 @@ from scipy import ndimage
 import unseg_jax as us
 from unseg_jax.data.folders import ImageFile
 from unseg_jax.data.pixel_size import parse_pixel_size, pixel_size
+from unseg_jax.errors import InputError
 from unseg_jax.export import drawing, formats
 from unseg_jax.export.formats import (
     coco,
@@ -202,6 +203,8 @@ def test_cutouts_are_cropped_and_laid_on_a_canvas():
     ("fields", "said"),
     [
         ({"edges": "round"}, "edges='round' is not known: choose 'soft' or 'hard'"),
+        ({"file": "jpg"}, "file='jpg' has no transparency: give background='white'"),
+        ({"file": "gif"}, "file='gif' is not known: choose"),
         ({"margin": -1}, "margin=-1 must be at least 0"),
         ({"canvas": (0, 5)}, r"canvas=\(0, 5\) must be at least 1 by 1"),
         ({"background": "whitish"}, "background='whitish' is no colour: give a name such as"),
@@ -459,3 +462,94 @@ def test_the_configuration_of_label_studio_fits_its_predictions():
         control = names[shape["from_name"]]
         assert (control.tag.lower(), control.get("toName")) == (shape["type"], shape["to_name"])
         assert set(shape["value"][shape["type"]]) <= labels
+
+
+def test_predictions_for_label_studio_are_read_back_as_examples(tmp_path):
+    found, kept = records(scale=3)
+    kept = [dataclasses.replace(one, file=f"my photos/{n}.jpg") for n, one in enumerate(kept)]
+    path = tmp_path / "export.json"
+    path.write_bytes(label_studio.encode_set(kept, "/data/local-files/?d=sets")[FILE])
+    images = [task["data"]["image"] for task in json.loads(path.read_bytes())]
+    assert images == [f"/data/local-files/?d=sets/my%20photos/{n}.jpg" for n in range(2)]
+    assert label_studio.is_export(path)
+    masks = label_studio.read_label_studio(
+        path, [Path("in/0.jpg"), Path("in/1.jpg"), Path("2.jpg")]
+    )
+    assert [*masks] == [Path("in/0.jpg"), Path("in/1.jpg")]
+    for read, one in zip(masks.values(), found, strict=True):
+        np.testing.assert_array_equal(read, one.mask)
+
+
+FILE = "label_studio.json"
+
+
+def brush(alpha):
+    """Label Studio's run lengths of a brush: a run of zeros, then single values, 8 bits each."""
+    values = np.repeat(alpha.ravel(), 4).astype(int).tolist()
+    lead = next(index for index, value in enumerate(values) if value)
+    text = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    text += f"1{3:02b}{lead - 1:016b}{0:08b}"
+    text += f"0{3:02b}{len(values) - lead - 1:016b}"
+    text += "".join(f"{value:08b}" for value in values[lead:])
+    text += "0" * (-len(text) % 8)
+    return [int(text[at : at + 8], 2) for at in range(0, len(text), 8)]
+
+
+def test_brushes_and_boxes_of_label_studio_are_masks(tmp_path):
+    stroke = np.zeros((6, 8), np.uint8)
+    stroke[2:4, 1:7] = 255
+
+    def shape(**value):
+        return {"original_width": 8, "original_height": 6, "value": value}
+
+    box = shape(x=25, y=0, width=50, height=100 / 3, rectanglelabels=["cell"])
+    drawn = shape(format="rle", rle=brush(stroke), brushlabels=["cell"])
+    tasks = [
+        {
+            "data": {"image": "/data/upload/1/0a1b2c3d-a.png"},
+            "annotations": [
+                {"result": [drawn, box, {"value": {"choices": ["good"]}}]},
+                {"was_cancelled": True, "result": [box]},
+            ],
+            "predictions": [{"result": [box]}],
+        },
+        {"data": {"image": "s3://bucket/b.png"}, "annotations": [{"result": []}]},
+    ]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(tasks))
+    (mask,) = label_studio.read_label_studio(path, ["x/a.png", "x/b.png"]).values()
+    stroke[:2, 2:6] = 255
+    np.testing.assert_array_equal(mask, stroke > 0)
+    for content, images, said in (
+        (tasks, ["c.png"], "which is none of the images"),
+        (tasks[1:], ["b.png"], "has no task with a shape"),
+        ([{"image": "a.png"}], ["a.png"], "no task with a shape"),
+        ([{"data": 3, "predictions": [{"result": [box]}]}], [], "no JSON export of Label Studio"),
+        (["a.png"], ["a.png"], "no JSON export of Label Studio"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=said):
+            label_studio.read_label_studio(path, images)
+
+
+@pytest.mark.parametrize(("file", "kind"), [("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_cutouts_are_other_files_and_one_for_each_object(file, kind):
+    found = scene()
+    how = Cutout(edges="hard", background="white" if file == "jpg" else "", file=file)
+    (suffix,) = how.suffixes
+    content = cutout.encode(found, how)
+    assert [*content] == [suffix] == [f"_cutout.{file}"]
+    with Image.open(io.BytesIO(content[suffix])) as picture:
+        assert (picture.format, picture.size) == (kind, (80, 60))
+        assert picture.mode == ("RGB" if file == "jpg" else "RGBA")
+    each = dataclasses.replace(how, each=True, margin=1)
+    assert formats.suffixes_of(["mask", "cutout"], each) == ("_mask.png",)
+    content = cutout.encode(found, each)
+    assert [*content] == [f"_cutout_{number:03d}.{file}" for number in (1, 2, 3)]
+    for item, data in zip(found.objects, content.values(), strict=True):
+        left, top, right, bottom = item.box
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size == (right - left + 2, bottom - top + 2)
+            if file == "png":
+                alpha = np.asarray(picture)[1:-1, 1:-1, 3]
+                np.testing.assert_array_equal(alpha > 0, item.mask)

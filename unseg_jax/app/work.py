@@ -279,7 +279,7 @@ class Worker:
     def _segmenter_for(self, job: Job) -> Any:
         def keep(model: Any) -> None:
             job.fitted = model.images
-            job.message = f"A model was fitted on these {model.images} pictures."
+            job.message = job.message or f"A model was fitted on these {model.images} pictures."
             model.save(job.out / MODEL)
 
         def show(done: int, total: int) -> None:

@@ -70,6 +70,7 @@ class Output:
         cutout: how objects are cut out.
         pixel_size: side of a pixel in micrometres, or with a unit, such as "320nm"; None takes
             what a file says of its own.
+        label_studio_url: where Label Studio finds the folder of the images.
     """
 
     formats: tuple[str, ...] = ("png",)
@@ -80,6 +81,7 @@ class Output:
     recursive: bool = False
     cutout: Cutout = CUTOUT
     pixel_size: float | str | None = None
+    label_studio_url: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", check_formats(self.formats))
@@ -180,7 +182,9 @@ class Plan:
 
     def names_of(self, image: ImageFile) -> list[str]:
         """Names of an image's files below the folder."""
-        return [image.name + suffix for suffix in suffixes_of(self.output.formats)]
+        return [
+            image.name + suffix for suffix in suffixes_of(self.output.formats, self.output.cutout)
+        ]
 
 
 def plan_run(
@@ -400,7 +404,7 @@ def _write_whole(plan: Plan, run: Run, segmenter: Any) -> None:
         for (name, done), file in zip(images, files, strict=True)
         if done.record is not None
     }
-    content = encode_run(list(records.values()), plan.formats)
+    content = encode_run(list(records.values()), plan.formats, plan.output.label_studio_url)
     if REPORT in plan.whole:
         entries = tuple(
             entry if entry.error else dataclasses.replace(entry, record=records[entry.image.name])
@@ -464,6 +468,11 @@ def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
     else:
         content = encode_image(found, output.formats, output.cutout)
     files = {image.name + suffix: data for suffix, data in content.items()}
+    for name in files:
+        if not store.is_free(name):
+            raise ImageError(
+                f"{printable(str(image.path))} was left out: {_foreign(store.folder / name)}"
+            )
     stamps = store.write(files, image.name)
     pictures = {}
     if pictured:

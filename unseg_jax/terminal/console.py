@@ -43,7 +43,7 @@ _OPTIONS = {
         ),
         "void",
     )
-} | {"num_clusters": "k", "value_range": "range", "workers": "jobs"}
+} | {"file": "cutout-file", "num_clusters": "k", "value_range": "range", "workers": "jobs"}
 _ARGUMENT = re.compile(
     rf"(?<![\w/.=-])({'|'.join(_OPTIONS)})=(True\b|'[^']*'|\([^()]*\)|(?:[^\s,;:()]*[^\s,;:().])?)"
 )

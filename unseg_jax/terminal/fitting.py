@@ -36,10 +36,10 @@ class Fit(Images):
         Path | None,
         typer.Option(
             "--examples",
-            metavar="MASKS|DECISIONS",
+            metavar="MASKS|FILE",
             callback=expand_home,
-            help="What steers the model: a folder with masks of a few of the images, or the "
-            "decisions that were exported from a report.",
+            help="What steers the model: a folder with masks of a few of the images, the decisions "
+            "that were exported from a report, or a JSON export of Label Studio.",
         ),
     ] = None
     click: Annotated[
@@ -84,6 +84,7 @@ def fit_images(asked: Fit) -> int:
     from unseg_jax.collective.fitting import fit
     from unseg_jax.data.folders import find_images
     from unseg_jax.data.sources import masks_by_stem
+    from unseg_jax.export.formats.label_studio import is_export, read_label_studio
     from unseg_jax.files import check_writable
     from unseg_jax.registry import resolve
 
@@ -98,7 +99,9 @@ def fit_images(asked: Fit) -> int:
     check_writable(out.parent)
     sources = [image.source for image in images]
     marked, clicks = None, parse_clicks(asked.click, sources) if asked.click else {}
-    if asked.examples is not None and asked.examples.is_file():
+    if asked.examples is not None and asked.examples.is_file() and is_export(asked.examples):
+        marked = read_label_studio(asked.examples, sources)
+    elif asked.examples is not None and asked.examples.is_file():
         from unseg_jax.export.decisions import marks_from, read_decisions
         from unseg_jax.export.naming import names_in
 

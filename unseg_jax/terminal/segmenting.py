@@ -71,6 +71,14 @@ class Segment(Images):
             help="Side of a pixel, such as 0.32um or 320nm; adds --format csv, in physical units.",
         ),
     ] = None
+    label_studio_url: Annotated[
+        str,
+        typer.Option(
+            "--label-studio-url",
+            help="Where Label Studio finds the folder of the images: a URL, or "
+            "/data/local-files/?d=FOLDER.",
+        ),
+    ] = ""
     full_overlay: Annotated[
         bool,
         typer.Option(
@@ -99,6 +107,12 @@ class Segment(Images):
             help="Centre cut-outs on a canvas of this size, and shrink those that are larger.",
         ),
     ] = None
+    cutout_file: Annotated[
+        str, typer.Option("--cutout-file", help="Of cut-outs: png, webp, or jpg on a background.")
+    ] = "png"
+    each: Annotated[
+        bool, typer.Option("--each", help="One cut-out for each object, cropped to it.")
+    ] = False
     model: Annotated[
         str | None,
         typer.Option(
@@ -160,6 +174,7 @@ class Segment(Images):
             recursive=self.recursive,
             cutout=self.cutout,
             pixel_size=self.pixel_size,
+            label_studio_url=self.label_studio_url,
         )
 
     @property
@@ -180,11 +195,19 @@ class Segment(Images):
                     f"--canvas {self.canvas} is no size: give it as --canvas 1000x1000."
                 )
             canvas = int(found[1]), int(found[2])
-        asked = Cutout(self.edges, self.crop, self.margin, self.background, canvas)
+        asked = Cutout(
+            self.edges,
+            self.crop,
+            self.margin,
+            self.background,
+            canvas,
+            self.cutout_file,
+            self.each,
+        )
         if asked != CUTOUT and "cutout" not in (self.formats or ()):
             raise typer.BadParameter(
-                "--edges, --crop, --margin, --background and --canvas are for cut-outs: add "
-                "--format cutout."
+                "--edges, --crop, --margin, --background, --canvas, --cutout-file and --each are "
+                "for cut-outs: add --format cutout."
             )
         return asked
 
@@ -484,5 +507,5 @@ def _line(entry: Entry, plan: Plan) -> dict[str, Any]:
         "coverage": record.coverage,
         "confidence": record.confidence,
         "objects": objects,
-        "files": [str(plan.out / name) for name in plan.names_of(entry.image)],
+        "files": [str(plan.out / name) for name in entry.files],
     }

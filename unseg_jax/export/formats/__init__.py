@@ -77,18 +77,25 @@ def encode_image(found: Any, formats: Sequence[str], how: Cutout = CUTOUT) -> di
     return content
 
 
-def encode_run(records: Sequence[Record], formats: Sequence[str]) -> dict[str, bytes]:
+def encode_run(
+    records: Sequence[Record], formats: Sequence[str], label_studio_url: str = ""
+) -> dict[str, bytes]:
     """Name → content of the files of a whole run, in the formats that have some."""
     content: dict[str, bytes] = {}
     for name in formats:
-        if hasattr(FORMATS[name], "encode_set"):
+        if name == "label-studio":
+            content |= label_studio.encode_set(records, label_studio_url)
+        elif hasattr(FORMATS[name], "encode_set"):
             content |= FORMATS[name].encode_set(records)
     return content
 
 
-def suffixes_of(formats: Sequence[str]) -> tuple[str, ...]:
-    """Ends of the names of the files of one image."""
-    return tuple(suffix for name in formats for suffix in getattr(FORMATS[name], "SUFFIXES", ()))
+def suffixes_of(formats: Sequence[str], how: Cutout = CUTOUT) -> tuple[str, ...]:
+    """Ends of the names of the files of one image, as far as they are the same for all."""
+    suffixes: list[str] = []
+    for name in formats:
+        suffixes += how.suffixes if name == "cutout" else getattr(FORMATS[name], "SUFFIXES", ())
+    return tuple(suffixes)
 
 
 def files_of(formats: Sequence[str]) -> tuple[str, ...]:

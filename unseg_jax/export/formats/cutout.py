@@ -1,8 +1,9 @@
-"""The objects on a transparent background or another one, as PNG."""
+"""The objects on a transparent background or another one, as PNG, JPEG or WebP."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ class Cutout:
         background: a colour such as "white" or "#f0f0f0"; "" is transparent.
         canvas: (width, height) that the picture is centred on, made smaller where it is too large;
             None leaves it at its size.
+        file: "png", "webp", or "jpg", which needs a background.
+        each: one file for each object, cropped to it, instead of one for the image.
     """
 
     edges: str = "soft"
@@ -31,6 +34,8 @@ class Cutout:
     margin: int = 0
     background: str = ""
     canvas: tuple[int, int] | None = None
+    file: str = "png"
+    each: bool = False
 
     def __post_init__(self) -> None:
         if self.edges not in ("soft", "hard"):
@@ -41,6 +46,15 @@ class Cutout:
             raise ValueError(f"canvas={self.canvas} must be at least 1 by 1 pixels.")
         if self.background:
             _colour(self.background)
+        if self.file not in ("png", "webp", "jpg"):
+            raise ValueError(f"file='{self.file}' is not known: choose 'png', 'webp' or 'jpg'.")
+        if self.file == "jpg" and not self.background:
+            raise ValueError("file='jpg' has no transparency: give background='white', or another.")
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Ends of the names of the files of an image, as far as they are the same for all."""
+        return () if self.each else (f"_cutout.{self.file}",)
 
 
 CUTOUT = Cutout()
@@ -48,9 +62,25 @@ CUTOUT = Cutout()
 
 
 def encode(found: Any, cutout: Cutout = CUTOUT) -> dict[str, bytes]:
-    """Suffix → PNG of a `Segmentation`, of the size of the kept pixels or as `cutout` says."""
-    rgba = found.cutout(soft=cutout.edges == "soft")
-    return {SUFFIXES[0]: encode_png(arrange(rgba, cutout), level=1)}
+    """Suffix → picture of a `Segmentation`, of the size of the kept pixels or as `cutout` says."""
+    soft = cutout.edges == "soft"
+    if not cutout.each:
+        return {cutout.suffixes[0]: _encode(arrange(found.cutout(soft=soft), cutout), cutout.file)}
+    cropped, content = dataclasses.replace(cutout, crop=True), {}
+    for number, item in enumerate(found.objects, 1):
+        picture = arrange(found.cutout(soft=soft, item=item), cropped)
+        content[f"_cutout_{number:03d}.{cutout.file}"] = _encode(picture, cutout.file)
+    return content
+
+
+def _encode(picture: np.ndarray, file: str) -> bytes:
+    from PIL import Image
+
+    if file == "png":
+        return encode_png(picture, level=1)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, {"jpg": "JPEG", "webp": "WEBP"}[file], quality=90)
+    return buffer.getvalue()
 
 
 def arrange(rgba: np.ndarray, cutout: Cutout) -> np.ndarray:
