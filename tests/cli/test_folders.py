@@ -17,6 +17,7 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.cli import main
+from unseg_jax.errors import InputError
 from unseg_jax.runs.locking import RunLock
 from unseg_jax.terminal import segmenting
 
@@ -239,6 +240,27 @@ def test_one_image_goes_from_standard_input_to_standard_output(segment, tmp_path
             assert "standard input" in said
             assert "\n" not in said.strip()
     assert not (tmp_path / "found").exists()
+
+
+def test_label_studio_gets_addresses_and_gives_examples(segment, tmp_path, monkeypatch):
+    photos, taken = draw(tmp_path / "a", 2), []
+    options = ["-f", "label-studio", "--label-studio-url", "https://example.org/x"]
+    assert segment(photos, *options)[0] == 0
+    export = tmp_path / "found" / "label_studio.json"
+    images = [task["data"]["image"] for task in json.loads(export.read_text())]
+    assert images == [f"https://example.org/x/a{index}.png" for index in range(2)]
+
+    def fit(sources, *, examples, **_):
+        taken.append(examples)
+        raise InputError("far enough.")
+
+    monkeypatch.setattr("unseg_jax.collective.fitting.fit", fit)
+    words = ["fit", photos, "--examples", export, "--out", tmp_path / "m.safetensors"]
+    assert main.main(list(map(str, words))) == 1
+    (examples,) = taken
+    for path, mask in examples.items():
+        np.testing.assert_array_equal(mask, np.asarray(Image.open(path))[..., 0] > 128)
+    assert len(examples) == 2
 
 
 def test_images_that_arrive_in_a_watched_folder_are_segmented(segment, tmp_path, monkeypatch):
