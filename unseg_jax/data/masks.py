@@ -81,12 +81,12 @@ def fit_mask(truth: Truth, size: tuple[int, int]) -> tuple[Truth, bool]:
     if truth.shape == tuple(size):
         return truth, False
 
-    def resized(mask: np.ndarray) -> np.ndarray:
-        image = Image.fromarray(mask.astype(np.uint8))
-        return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(bool)
+    def resized(values: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(values.astype(np.uint8) if values.dtype == bool else values)
+        image = image.resize((size[1], size[0]), Image.Resampling.NEAREST)
+        return np.asarray(image).astype(values.dtype)
 
-    valid = None if truth.valid is None else resized(truth.valid)
-    return check_known(dataclasses.replace(truth, mask=resized(truth.mask), valid=valid)), True
+    return check_known(truth.each(resized)), True
 
 
 def _of_image(image: Image.Image, rule: MaskRule) -> Truth:
@@ -191,16 +191,16 @@ def _judge(stored: _Stored, rule: MaskRule) -> Truth:
     names = [stored.name(value) for value in values]
     is_void = np.array([_is_void(name, names, rule) for name in names])
     valid = ~np.isin(stored.values, values[is_void]) if is_void.any() else None
-    known = values[~is_void]
+    known, labels = values[~is_void], None
     if rule.values is not None:
         chosen = [value for value in known if _is_named(value, stored, rule)]
         mask = np.isin(stored.values, chosen)
+        labels = np.where(mask, np.searchsorted(chosen, stored.values) + 1, 0).astype(np.int32)
     else:
         chosen, mask = _of_two(stored, known, counts[~is_void])
         mask = mask if valid is None else mask & valid
-    return Truth(
-        mask, valid, *(tuple(map(stored.name, part)) for part in (chosen, values[is_void]))
-    )
+    foreground, void = (tuple(map(stored.name, part)) for part in (chosen, values[is_void]))
+    return Truth(mask, valid, foreground, void, labels)
 
 
 def _is_void(name: Value, names: Sequence[Value], rule: MaskRule) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -72,12 +72,15 @@ class Truth:
         valid: (H, W) bool, False where void and left out of every score; None if nothing is.
         foreground: stored values that are foreground and occur in this mask.
         void: stored values that are void and occur in this mask.
+        labels: (H, W) int32, 0 = background, else which of `foreground` it is, from 1; None
+            where the rule names no values.
     """
 
     mask: np.ndarray
     valid: np.ndarray | None = None
     foreground: tuple[Value, ...] = ()
     void: tuple[Value, ...] = ()
+    labels: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,9 +108,14 @@ class Truth:
             ImageError: all of that part is void.
         """
         left, top, right, bottom = box
-        valid = None if self.valid is None else self.valid[top:bottom, left:right]
-        cut = dataclasses.replace(self, mask=self.mask[top:bottom, left:right], valid=valid)
-        return check_known(cut)
+        return check_known(self.each(lambda values: values[top:bottom, left:right]))
+
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> "Truth":
+        """The same with mask, valid and labels changed alike."""
+        found = {name: getattr(self, name) for name in ("mask", "valid", "labels")}
+        return dataclasses.replace(
+            self, **{name: None if old is None else change(old) for name, old in found.items()}
+        )
 
 
 def parse_values(text: str) -> tuple[Value, ...] | str | None:

@@ -1,6 +1,7 @@
-"""How sure a mean over images is: bootstrap intervals and paired differences."""
+"""How sure a mean over images is, and whether a method knows how good it is."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -119,3 +120,45 @@ def paired_difference(
         ties=int(np.count_nonzero(differences == 0)),
         losses=int(np.count_nonzero(differences < 0)),
     )
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's ρ of two values of each image, over the images that have both.
+
+    Args:
+        first, second: (N,), NaN where there is none.
+
+    Returns:
+        In [-1, 1]; None for fewer than three images, or where one of the two is always the same.
+
+    >>> rank_correlation([1, 2, 3], [10, 20, 90])
+    1.0
+    """
+    from scipy.stats import spearmanr
+
+    pairs = np.array([first, second], float)
+    pairs = pairs[:, np.isfinite(pairs).all(0)]
+    if pairs.shape[1] < 3 or (pairs.min(1) == pairs.max(1)).any():
+        return None
+    found: Any = spearmanr(*pairs)
+    return round(float(found.statistic), 6)
+
+
+def risk_coverage(confidences: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Mean error of the surest images, for each number of them (El-Yaniv and Wiener, 2010).
+
+    Args:
+        confidences: (N,), NaN where there is none; such images come last.
+        scores: (N,) in [0, 1]; the error is 1 minus the score.
+
+    Returns:
+        (N,) the mean error of the surest 1, 2, ..., N images. Equally sure ones are taken in the
+        mean of all their orders. Its mean is the area under the curve, less is better.
+
+    >>> risk_coverage(np.array([0.9, 0.5]), np.array([1.0, 0.5])).tolist()
+    [0.0, 0.25]
+    """
+    sure = np.nan_to_num(np.asarray(confidences, float), nan=-np.inf)
+    _, ranks, counts = np.unique(-sure, return_inverse=True, return_counts=True)
+    errors = np.bincount(ranks, 1 - np.asarray(scores, float)) / counts
+    return np.cumsum(np.repeat(errors, counts)) / np.arange(1, sure.size + 1)

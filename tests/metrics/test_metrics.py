@@ -257,3 +257,18 @@ def test_nmi_and_ari_at_once_are_those_taken_apart():
     for chosen in (None, mask):
         apart = (metrics.nmi(labels, truth, chosen), metrics.ari(labels, truth, chosen))
         assert metrics.nmi_and_ari(labels, truth, chosen) == apart
+
+
+def test_risk_coverage_is_the_mean_error_of_the_surest():
+    rng = np.random.default_rng(0)
+    confidences, scores = rng.random(30).round(1), rng.random(30)
+    curve = metrics.risk_coverage(confidences, scores)
+    # Over many orders of equally sure ones, as written out.
+    means = np.zeros(30)
+    for _ in range(4000):
+        order = np.lexsort((rng.random(30), -confidences))
+        means += np.cumsum(1 - scores[order]) / np.arange(1, 31)
+    np.testing.assert_allclose(curve, means / 4000, atol=0.02)
+    assert curve[-1] == pytest.approx(1 - scores.mean())
+    lost = metrics.risk_coverage([np.nan, 0.1], [0.0, 1.0])
+    assert lost.tolist() == [0.0, 0.5]
