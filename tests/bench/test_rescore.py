@@ -1,12 +1,17 @@
 """Masks scored again under another protocol score as a run under that protocol."""
 
 import functools
+import json
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
 
 from unseg_jax.bench import BenchError, run
+from unseg_jax.bench.__main__ import main
 from unseg_jax.bench.run.rescore import rescore
 
 # What the device says of an image, or how long it took, is the first run's.
@@ -66,3 +71,24 @@ def test_refusals(honest, tmp_path):
     with pytest.raises(BenchError, match=r"003\.png is missing: .*--save-masks"):
         rescore(copy, tmp_path / "out", "published")
     assert not (tmp_path / "out").exists()
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
+
+
+def test_the_commands_of_the_page_work_as_printed(data, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = "".join(re.findall(r"^```\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S))
+    commands = re.findall(r"^python -m unseg_jax.bench (.*)", blocks, re.M)
+    done = []
+    for command in commands:
+        words = shlex.split(command.replace("DIR", str(data)))
+        if "--data" in words:
+            words += ["--limit", "3", "--quiet", "--backbone", str(weights)]
+            words += ["--image-size", "48", "--stride", "8", "--epochs", "1"]
+        assert main(words) == 0, command
+        done.append(words[0])
+    assert {"rescore", "table", "compare"} < set(done)
+    assert "tabular" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "runs" / "first-published" / "summary.json").read_text())
+    assert summary["protocol"] == "published"

@@ -27,6 +27,8 @@ def test_methods_are_named_one_by_one_or_together():
         settings("unsegnet").resolve_methods()
     with pytest.raises(ValueError, match="no method is named"):
         settings().resolve_methods()
+    with pytest.raises(ValueError, match="unknown metrics 'object'; did you mean 'objects'"):
+        Settings("data", "out", metrics=("object",)).check()
 
 
 def test_overrides_reach_every_method():

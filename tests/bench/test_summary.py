@@ -47,6 +47,16 @@ def test_honest_counts_a_failure_as_nothing_found():
     assert 0 <= low < found["miou"] < high <= 0.9
 
 
+def test_a_failure_has_the_worst_of_the_metrics_that_were_asked_for():
+    given = [record("a", 0.9, hd95=0.2, pq=0.5), failure("b")]
+    found = summarise(given, config(images=2) | {"metrics": ["boundary", "objects"]})
+    deepcut = found["methods"]["deepcut"]
+    assert deepcut["hd95"] == pytest.approx((0.2 + 1) / 2)
+    assert deepcut["pq"] == pytest.approx(0.25)
+    assert "class_miou" not in deepcut
+    assert "hd95" not in summarise(given, config(images=2))["methods"]["deepcut"]
+
+
 def test_failures_without_a_truth_are_nobodys_zero():
     unscored = {**failure("e"), "scored": False}
     found = summarise([*RECORDS, unscored], config(images=5))["methods"]["deepcut"]

@@ -1,5 +1,7 @@
 """Void pixels count nowhere, and a run says what its true masks hold."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,9 +10,10 @@ from unseg_jax import metrics
 from unseg_jax.bench import Settings, run
 from unseg_jax.bench.__main__ import main
 from unseg_jax.bench.score.protocols import resolve_protocol
-from unseg_jax.bench.score.scoring import TruthTally, score_mask, truth_fields
-from unseg_jax.data import Truth
+from unseg_jax.bench.score.scoring import TruthTally, make_record, score_mask, truth_fields
+from unseg_jax.data import MaskRule, Truth, fit_mask, read_mask
 from unseg_jax.data.truths import NONZERO
+from unseg_jax.segmenter import Segmentation
 
 RNG = np.random.default_rng(0)
 
@@ -41,6 +44,31 @@ def test_s_measure_without_a_void_border_is_that_of_the_rest():
     padded = [np.pad(side, ((0, 6), (0, 5)), constant_values=True) for side in (mask, truth)]
     found = metrics.s_measure(*padded, valid=valid)
     assert found == pytest.approx(metrics.s_measure(mask, truth), abs=1e-12)
+
+
+def test_objects_and_classes_are_those_that_the_mask_numbers():
+    numbers = np.zeros((40, 60), np.uint8)
+    numbers[5:15, 5:15], numbers[5:15, 15:25], numbers[25:35, 40:50] = 3, 9, 4
+    truth = read_mask(numbers, MaskRule(values=NONZERO))
+    assert truth.labels.tolist() == np.searchsorted([0, 3, 4, 9], numbers).tolist()
+    half = fit_mask(truth, (20, 30))[0].crop((2, 2, 12, 10))
+    assert half.labels.tolist() == truth.labels[1::2, 1::2][2:10, 2:12].tolist()
+    mask = numbers > 0
+    found = Segmentation.of(mask, np.where(numbers == 3, 1, mask * 2), method="deepcut", id="a")
+    honest = resolve_protocol("honest")
+    record = make_record(found, truth, honest, ("boundary", "objects", "classes"))
+    # Objects 3 and 9 touch and are split by their labels; the last class has no cluster.
+    assert [record[name] for name in ("ap", "ap50", "pq", "count_error")] == [1, 1, 1, 0]
+    assert [record[name] for name in ("boundary_iou", "hd95", "nsd")] == [1, 0, 1]
+    assert record["class_miou"] == pytest.approx((1 + 1 + 0.5) / 4, abs=1e-6)
+    # A mask of one value has its pieces for objects: two of them here.
+    plain = make_record(found, Truth(mask), honest, ("objects",))
+    assert plain["count_error"] == pytest.approx(1 / 3, abs=1e-6)
+    moved = Segmentation.of(np.roll(mask, 3, 1), mask, method="deepcut", id="a")
+    record = make_record(moved, truth, honest, ("boundary",))
+    assert record["hd95"] == pytest.approx(3 / np.hypot(40, 60), abs=1e-5)
+    assert "ap" not in record
+    assert set(make_record(found, truth, honest)) == set(record) - {"boundary_iou", "hd95", "nsd"}
 
 
 def record(id, share, void=0.0, foreground=(1,), voids=()):
@@ -113,5 +141,10 @@ def test_a_run_reads_class_masks_and_refuses_values_that_do_not_occur(
     assert named["methods"]["vit-kmeans"]["miou"] == summary["methods"]["vit-kmeans"]["miou"]
     command = ["--data", classes, "--out", tmp_path / "c", "--backbone", weights, "--quiet"]
     command += ["--method", "vit-kmeans", "--image-size", 48, "--foreground", "4", "--foreground"]
-    assert main([*map(str, command), "corner"]) == 1
+    command += ["corner", "--metrics", "classes,boundary"]
+    assert main([*map(str, command)]) == 1
+    found = json.loads((tmp_path / "c" / "summary.json").read_text())
+    assert 0 <= found["methods"]["vit-kmeans"]["class_miou"] <= 1
+    assert found["config"]["metrics"] == ["classes", "boundary"]
+    assert found["methods"]["vit-kmeans"]["hd95"] == 1  # no truth has an outline
     assert "--foreground 4 occurs in none of the 3 true masks" in capsys.readouterr().err

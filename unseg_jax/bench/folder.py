@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.bench.score.protocols import Protocol
-from unseg_jax.bench.score.scoring import are_truth_fields
+from unseg_jax.bench.score.scoring import METRICS, WORST, are_truth_fields
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import damaged, read_lines, seal_lines
 from unseg_jax.runs.locking import RunLock
@@ -187,6 +187,7 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
         and all(isinstance(one, dict) and _is_count(one.get("epochs")) for one in value.values())
     ),
     "shard": lambda value: _is_list(value, _is_count, 2) and value[0] < value[1],
+    "metrics": lambda value: value is None or _is_list(value, list(METRICS).__contains__),
 }
 
 
@@ -212,7 +213,7 @@ def read_records(path: Path, run: str | None = None) -> Iterator[dict[str, Any]]
 
 # Scores lie between 0 and 1 but for those that compare with chance or with a mean.
 _RANGES = {
-    **dict.fromkeys(("iou", "dice", "pixel_accuracy", "mae", "corloc"), (0.0, 1.0)),
+    **dict.fromkeys(WORST, (0.0, 1.0)),
     **dict.fromkeys(("ari", "s_measure", "e_measure", "f_measure", "f_everything"), (-1.0, 1.0)),
     **dict.fromkeys(("seconds", "shared_seconds", "confidence"), (-math.inf, math.inf)),
     "nmi": (-1.0, 1.0),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unseg_jax.bench.folder import CONFIG, RECORDS, SESSIONS
 from unseg_jax.bench.run.settings import Settings, make_config
-from unseg_jax.bench.score.scoring import SCORES, failure_record
+from unseg_jax.bench.score.scoring import SCORES, failure_record, score_names
 from unseg_jax.data import Item
 from unseg_jax.registry import resolve
 from unseg_jax.runs.journal import seal
@@ -35,6 +35,10 @@ def _make_records(ids, ious, *, epochs=0, failed=()):
             record = dict.fromkeys(SCORES) | {"id": id, "method": method, "error": None}
             if iou is not None:
                 record |= {"iou": float(iou), "dice": float(2 * iou / (1 + iou))}
+                # The surer the better, and the larger the object the worse.
+                record |= {"confidence": float(iou) ** 2, "seconds": 0.01}
+                shares = {"share": 0.5 - float(iou) / 4, "void_share": 0.0}
+                record["truth"] = {**shares, "foreground": [1], "void": []}
             if epochs:
                 record["iou_by_epoch"] = [float(iou) * e / epochs for e in range(epochs + 1)]
             records.append(record)
@@ -52,11 +56,17 @@ def _make_folder(
     epochs=0,
     failed=(),
     pictures=True,
+    metrics=(),
 ) -> Path:
     """A finished run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(
-        "somewhere", str(folder), tuple(ious), protocol, record_every=10 if epochs else 0
+        "somewhere",
+        str(folder),
+        tuple(ious),
+        protocol,
+        record_every=10 if epochs else 0,
+        metrics=tuple(metrics),
     )
     config = make_config(
         settings,
@@ -68,6 +78,9 @@ def _make_folder(
         weights="0123456789abcdef",
     )
     records = _make_records(ids, ious, epochs=epochs, failed=failed)
+    for record in records:
+        if record["error"] is None:
+            record |= dict.fromkeys(score_names(metrics), record["iou"]) | record
     session = {
         "timing": {"images_per_second": 12.5, "device_busy": 0.95},
         "versions": {"jax": "0.10.0"},

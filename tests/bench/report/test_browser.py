@@ -1,6 +1,7 @@
 """The report in a real browser: sorting, the gallery, keys, both themes, a phone."""
 
 import functools
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def ious():
 def report(tmp_path_factory, make_folder, ious):
     folder = tmp_path_factory.mktemp("report")
     failed = {("vit-kmeans", IDS[5])}
-    write_summary(make_folder(folder, IDS, ious, epochs=5, failed=failed))
+    metrics = ("boundary", "objects", "classes")
+    write_summary(make_folder(folder, IDS, ious, epochs=5, failed=failed, metrics=metrics))
     return folder / "report.html"
 
 
@@ -108,7 +110,7 @@ def test_tables_sort_by_mouse_and_by_keyboard(open_page, ious):
         return [float(text) for text in texts if text != "–"]
 
     assert column(3) == sorted(column(3), reverse=True)
-    button = page.locator("#score-table thead th", has_text="mIoU").locator("button")
+    button = page.locator("#score-table").get_by_role("button", name="mIoU", exact=True)
     button.focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
@@ -175,6 +177,9 @@ def test_nothing_is_wider_than_the_screen(open_page):
         # Wide tables scroll in boxes of their own.
         boxes = page.locator(".scroll")
         assert all(box.bounding_box()["width"] <= width for box in boxes.all())
+        # From a laptop's width on, the table of scores shows every column.
+        hidden = "table => table.scrollWidth - table.parentElement.clientWidth"
+        assert width < 1280 or page.locator("#score-table").evaluate(hidden) <= 0
 
 
 def luminance(page, variable):
@@ -184,6 +189,36 @@ def luminance(page, variable):
     channels = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_charts_and_tables_are_saved(open_page, tmp_path):
+    page = open_page(scheme="dark")
+    page.select_option("#plot-method", "ncut-gcn")
+    assert page.locator("[data-rho=confidence]").inner_text() == "ρ = 1.00"
+    assert page.locator("[data-rho=size]").inner_text() == "ρ = −1.00"
+    assert page.locator("#plot-size circle").count() == COUNT
+    page.locator("#plot-size circle[data-index='9']").dispatch_event("click")
+    assert page.locator("#viewer-title").inner_text() == IDS[9]
+    page.keyboard.press("Escape")
+
+    def saved(locator):
+        with page.expect_download() as download:
+            locator.click()
+        return download.value.suggested_filename, download.value.path().read_text("utf-8")
+
+    assert page.locator("svg.chart").count() == page.locator("button.save").count()
+    name, text = saved(page.locator("#plots .save").first)
+    assert name == "IoU-against-confidence.svg"
+    root = ElementTree.fromstring(text)
+    circles = root.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == COUNT
+    assert circles[0].get("fill") == "rgb(0, 99, 160)"  # light, whatever the page is
+    assert luminance(page, "page") < 0.2
+    assert saved(page.locator("#tables button", has_text="CSV"))[0] == "table.csv"
+    name, text = saved(page.locator("#tables button", has_text="LaTeX"))
+    assert name == "table.tex"
+    assert text.startswith(r"\begin{tabular}")
+    assert page.locator("#table-text").inner_text() == text.rstrip("\n")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

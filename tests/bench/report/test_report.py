@@ -1,6 +1,7 @@
 """The report says what the records say, names its protocol, and needs nothing but itself."""
 
 import base64
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ import pytest
 
 from unseg_jax.bench.report import charts
 from unseg_jax.bench.report.page import collect_scores, write_summary
+from unseg_jax.bench.report.tables import table
 from unseg_jax.bench.score.published import PUBLISHED, published_scores
 from unseg_jax.data import LAYOUTS
 from unseg_jax.registry import METHODS
@@ -169,8 +171,8 @@ def test_later_records_replace_earlier_ones(make_records):
     records += make_records(["c"], {"another": [0.9]})
     scores = collect_scores(records, ["deepcut"])
     assert scores.ids == ("a", "b")
-    np.testing.assert_array_equal(scores.iou, [[0.1, 0.7]])
-    np.testing.assert_allclose(scores.dice, [[0.2 / 1.1, 1.4 / 1.7]])
+    np.testing.assert_array_equal(scores.values["iou"], [[0.1, 0.7]])
+    np.testing.assert_allclose(scores.values["dice"], [[0.2 / 1.1, 1.4 / 1.7]])
     assert scores.errors == {"deepcut": {}}
 
 
@@ -195,21 +197,66 @@ def test_histograms_count_every_image_and_failures_as_zero(tmp_path, make_folder
 
 
 def test_curves_are_drawn_to_scale():
-    series = {
-        "deepcut": {
-            "epochs": [0, 10, 20],
-            "miou": [0, 0.5, 0.4],
-            "best_epoch": 10,
-            "best_miou": 0.5,
-        }
-    }
-    svg = charts.curves(series, ["vit-kmeans", "deepcut"])
+    line = charts.Line([0, 10, 20], [0, 0.5, 0.4], 1, "best 0.500 at epoch 10")
+    svg = charts.curves({"deepcut": line}, ["vit-kmeans", "deepcut"], "epoch", "IoU")
     points = re.search(r'<polyline points="([^"]+)"', svg)[1].split()
     x, y = np.array([[float(v) for v in point.split(",")] for point in points]).T
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.11)
     assert (y[0] - y[2]) / (y[0] - y[1]) == pytest.approx(0.8, abs=0.01)
     assert "--series-1" in svg
     assert "best 0.500 at epoch 10" in svg
+
+
+def test_plots_say_what_the_iou_goes_with(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS, failed={("deepcut", "image-6")})
+    page = page_of(folder)
+    data = json.loads(page.scripts["data"])
+    # Of each method: the surer the better, the larger the worse, and all take as long.
+    assert data["rho"] == {"confidence": [1, 1], "size": [-1, -1], "seconds": [None, None]}
+    kept = [None if iou is None else round(0.5 - iou / 4, 4) for iou in data["iou"][0]]
+    assert data["size"][0] == kept
+    # The surest images are the best ones; the failed one is last, as an IoU of 0.
+    ious = np.array(sorted(IOUS["deepcut"], reverse=True))
+    area = np.mean(np.cumsum(1 - ious) / np.arange(1, 8))
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"deepcut, area {area:.3f}" in text
+    svg = re.search(r"share of the images, the surest first.*?</svg>", text, re.DOTALL)[0]
+    points = re.search(r'<polyline points="([^"]+)"><title>deepcut', svg)[1].split()
+    assert len(points) == 7
+    blind = make_folder(tmp_path / "blind", IDS, {"deepcut": [None] * 7})
+    assert "Risk and coverage" not in written(blind)
+
+
+def test_the_table_for_a_paper_is_that_of_the_command(tmp_path, make_folder):
+    folder = make_folder(tmp_path, IDS, IOUS)
+    text = html.unescape(written(folder))
+    for form in ("markdown", "latex", "csv"):
+        assert f'data-form="{form}" data-text="{table([folder], form)}"' in text
+    lines = (folder / "per_image.jsonl").read_text().splitlines(keepends=True)
+    (folder / "per_image.jsonl").write_text("".join(lines[:-1]))
+    assert "data-form" not in written(folder)  # as the command, which takes finished runs
+
+
+def test_a_table_pairs_images_in_whatever_order_they_were_scored(tmp_path, make_folder):
+    best = np.linspace(0.1, 0.9, 12)
+    ious = {"deepcut": best.tolist(), "vit-kmeans": (best - 0.02).tolist()}
+    folder = make_folder(tmp_path, [f"{index:02d}" for index in range(12)], ious)
+    written(folder)
+    path = folder / "per_image.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:12] + lines[:11:-1]))
+    summary = json.loads((folder / "summary.json").read_text()) | {"paired": []}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    # On every image a little worse, which a test of pairs tells: only the best is bold.
+    assert table([folder], "latex").count("textbf") == 1
+
+
+def test_further_metrics_have_columns_of_their_own(tmp_path, make_folder):
+    page = page_of(make_folder(tmp_path, IDS, IOUS, metrics=("boundary", "classes")))
+    row = cells(page.tables[0], "deepcut")
+    mean = f"{np.mean(IOUS['deepcut']):.3f}"
+    assert [row[name] for name in ("B-IoU", "HD95", "NSD", "K-mIoU")] == [mean] * 4
+    assert "AP" not in row
 
 
 def test_epochs_are_reported_where_they_were_recorded(tmp_path, make_folder):

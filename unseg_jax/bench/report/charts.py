@@ -1,15 +1,23 @@
-"""Charts of the report as SVG text: they take their colours from the page's style sheet."""
+"""Charts of the report as SVG: they take their colours from the page's style sheet."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
 
 COLOURS = 10
 """Colours of the style sheet, `--series-0` and so on; further series are dashed."""
-
 BINS = 20
+
+
+class Line(NamedTuple):
+    """Points of one method, and perhaps which of them is marked and with what words."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    marked: int | None = None
+    words: str = ""
 
 
 def series_style(index: int) -> str:
@@ -20,26 +28,18 @@ def series_style(index: int) -> str:
 
 
 def histogram(values: Sequence[float], index: int) -> Markup:
-    """Bars of how many images have which IoU, with a line at the mean.
-
-    Args:
-        values: scores, 0..1.
-        index: of the series, for its colour.
-    """
+    """Bars of how many images have which score in [0, 1], and a line at the mean."""
     width, height, floor = 240, 110, 92
     counts, _ = np.histogram(np.clip(values, 0, 1), BINS, (0, 1))
-    tallest = max(int(counts.max()), 1)
     step = width / BINS
     bars = []
-    for position, count in enumerate(counts):
-        if not count:
-            continue
-        tall = max(80 * count / tallest, 1.5)
+    for position in np.flatnonzero(counts):
+        tall = max(80 * counts[position] / counts.max(), 1.5)
         low, high = position / BINS, (position + 1) / BINS
         bars.append(
             f'<rect x="{position * step + 1:.1f}" y="{floor - tall:.1f}" '
             f'width="{step - 2:.1f}" height="{tall:.1f}">'
-            f"<title>IoU {low:.2f} to {high:.2f}: {count} images</title></rect>"
+            f"<title>IoU {low:.2f} to {high:.2f}: {counts[position]} images</title></rect>"
         )
     mean = width * float(np.mean(values)) if len(values) else 0
     labels = "".join(
@@ -55,20 +55,15 @@ def histogram(values: Sequence[float], index: int) -> Markup:
     )
 
 
-def curves(series: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> Markup:
-    """Mean IoU against the epoch, a line a method, its best epoch marked.
-
-    Args:
-        series: method → `by_epoch` of the summary.
-        order: all methods, which fixes the colours.
-    """
+def curves(lines: Mapping[str, Line], order: Sequence[str], unit: str, label: str) -> Markup:
+    """One line a method, from 0 up; `order` of all methods fixes the colours."""
     width, height, left, bottom = 720, 344, 44, 42
-    last = max((max(curve["epochs"], default=0) for curve in series.values()), default=0) or 1
-    top = max((max(curve["miou"], default=0) for curve in series.values()), default=0)
+    last = max((max(line.x, default=0) for line in lines.values()), default=0) or 1
+    top = max((max(line.y, default=0) for line in lines.values()), default=0)
     ceiling = min(1.0, 0.1 * np.ceil(10 * top + 1e-9)) or 1.0
 
-    def x(epoch: float) -> float:
-        return left + (width - left - 12) * epoch / last
+    def x(value: float) -> float:
+        return left + (width - left - 12) * value / last
 
     def y(value: float) -> float:
         return 10 + (height - bottom - 10) * (1 - value / ceiling)
@@ -80,28 +75,28 @@ def curves(series: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> Mar
             f'y2="{y(tick):.1f}"/>'
             f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.1f}</text>'
         )
-    for tick in sorted({round(last * quarter / 4) for quarter in range(5)}):
+    quarters = {last * quarter / 4 for quarter in range(5)}
+    for tick in sorted(quarters if last <= 1 else set(map(round, quarters))):
         parts.append(
-            f'<text x="{x(tick):.1f}" y="{height - 22}" text-anchor="middle">{tick}</text>'
+            f'<text x="{x(tick):.1f}" y="{height - 22}" text-anchor="middle">{tick:g}</text>'
         )
     parts.append(
         f'<text class="unit" x="{(left + width) / 2:.0f}" y="{height - 5}" '
-        f'text-anchor="middle">epoch</text>'
+        f'text-anchor="middle">{escape(unit)}</text>'
     )
-    for name, curve in series.items():
-        points = " ".join(
-            f"{x(epoch):.1f},{y(value):.1f}"
-            for epoch, value in zip(curve["epochs"], curve["miou"], strict=True)
-        )
-        best = f"{escape(name)}: best {curve['best_miou']:.3f} at epoch {curve['best_epoch']}"
+    for name, line in lines.items():
+        points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x, line.y, strict=True))
+        mark = ""
+        if line.marked is not None:
+            mark = (
+                f'<circle cx="{x(line.x[line.marked]):.1f}" cy="{y(line.y[line.marked]):.1f}" '
+                f'r="4"><title>{escape(name)}: {escape(line.words)}</title></circle>'
+            )
         parts.append(
             f'<g style="{series_style(order.index(name))}"><polyline points="{points}">'
-            f"<title>{escape(name)}</title></polyline>"
-            f'<circle cx="{x(curve["best_epoch"]):.1f}" cy="{y(curve["best_miou"]):.1f}" r="4">'
-            f"<title>{best}</title></circle></g>"
+            f"<title>{escape(name)}</title></polyline>{mark}</g>"
         )
     return Markup(
         f'<svg class="chart curves" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="Mean IoU against epoch; the table below has the numbers">'
-        f"{''.join(parts)}</svg>"
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )

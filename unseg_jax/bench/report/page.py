@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from unseg_jax.bench.folder import (
     read_records,
     read_sessions,
 )
+from unseg_jax.bench.report import charts, tables
 from unseg_jax.bench.report.summary import summarise
 from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.bench.score.published import published_scores
-from unseg_jax.bench.score.scoring import SCORES, WORST
+from unseg_jax.bench.score.scoring import WORST
+from unseg_jax.metrics import rank_correlation, risk_coverage
 from unseg_jax.runs.store import Store
 
 # Of more images than this, an even choice is listed, so that the page stays quick to open;
@@ -38,7 +40,7 @@ _COLUMNS = (
     ("miou_interval", "95 %", "bootstrap interval of the mean IoU"),
     ("median_iou", "median IoU", "median over images"),
     ("dice", "Dice", "mean Dice coefficient"),
-    ("pixel_accuracy", "accuracy", "share of pixels that are right"),
+    ("pixel_accuracy", "acc.", "share of pixels that are right"),
     ("max_f", "max F", "F-measure, β² = 0.3"),
     ("mae", "MAE", "mean absolute error; less is better"),
     ("e_measure", "E", "enhanced alignment"),
@@ -46,7 +48,31 @@ _COLUMNS = (
     ("corloc", "CorLoc", "share of images whose box has an IoU of at least 0.5"),
     ("nmi", "NMI", "parts against the true regions"),
     ("ari", "ARI", "parts against the true regions"),
+    ("boundary_iou", "B-IoU", "boundary IoU, within 2 % of the image's diagonal"),
+    (
+        "hd95",
+        "HD95",
+        "95th percentile of the outlines' distances over the diagonal; less is better",
+    ),
+    ("nsd", "NSD", "share of the outlines within 2 px of each other"),
+    ("ap", "AP", "average precision of objects, IoU .5 to .95, mean over images"),
+    ("ap50", "AP50", "average precision of objects at IoU .5, mean over images"),
+    ("pq", "PQ", "panoptic quality of objects"),
+    ("count_error", "count", "error of the number of objects, as a share; less is better"),
+    ("class_miou", "K-mIoU", "mean IoU over classes, clusters matched to them"),
 )
+
+
+# What the page draws of each record; the size is that of the true object, as a share.
+_DRAWN: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "iou": lambda record: record.get("iou"),
+    "dice": lambda record: record.get("dice"),
+    "confidence": lambda record: record.get("confidence"),
+    "size": lambda record: (record.get("truth") or {}).get("share"),
+    "seconds": lambda record: (
+        (record.get("seconds") or 0) + (record.get("shared_seconds") or 0) or None
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,55 +82,51 @@ class Scores:
     Attributes:
         ids: of the images, sorted.
         methods: names.
-        iou, dice: (methods, images); NaN where there is none.
+        values: name of a number → (methods, images), NaN where there is none.
         errors: method → image id → what went wrong.
     """
 
     ids: tuple[str, ...]
     methods: tuple[str, ...]
-    iou: np.ndarray
-    dice: np.ndarray
+    values: Mapping[str, np.ndarray]
     errors: Mapping[str, Mapping[str, str]]
 
 
 def collect_scores(records: Iterable[Mapping[str, Any]], methods: Sequence[str]) -> Scores:
     """The numbers of all records; of two with the same id and method the later one counts."""
-    rows: dict[str, list[list[float]]] = {}
+    rows: dict[str, np.ndarray] = {}
     errors: dict[str, dict[str, str]] = {method: {} for method in methods}
     order = {method: index for index, method in enumerate(methods)}
     for record in records:
-        index = order.get(record["method"])
+        index, id = order.get(record["method"]), record["id"]
         if index is None:
             continue
-        id = record["id"]
-        row = rows.setdefault(id, [[np.nan] * len(methods), [np.nan] * len(methods)])
-        for values, name in zip(row, ("iou", "dice"), strict=True):
-            value = record.get(name)
-            values[index] = np.nan if value is None else value
+        row = rows.setdefault(id, np.full((len(_DRAWN), len(methods)), np.nan))
+        row[:, index] = [np.nan if (v := read(record)) is None else v for read in _DRAWN.values()]
         errors[record["method"]].pop(id, None)
         if record.get("error"):
             errors[record["method"]][id] = record["error"]
     ids = tuple(sorted(rows))
-    table = np.array([rows[id] for id in ids], float).reshape(len(ids), 2, len(methods))
-    return Scores(ids, tuple(methods), table[:, 0].T, table[:, 1].T, errors)
+    table = np.array([rows[id] for id in ids]).reshape(len(ids), len(_DRAWN), len(methods))
+    values = {name: table[:, place].T for place, name in enumerate(_DRAWN)}
+    return Scores(ids, tuple(methods), values, errors)
 
 
 def _render(folder: Path, summary: Mapping[str, Any]) -> str:
     """The page as HTML, of what is recorded in a run's folder."""
     import jinja2
 
-    from unseg_jax.bench.report import charts
-
     config = summary["config"]
     scores = collect_scores(read_records(folder), list(config["methods"]))
     protocol = Protocol(**config["protocol"])
     pictures, shown = _embed(scores, folder / "thumbnails")
     listed = _listed(scores, set(shown))
-    curves = {
+    by_epoch = {
         name: method["by_epoch"]
         for name, method in summary["methods"].items()
         if method.get("by_epoch")
     }
+    counted = _counted(summary, scores, protocol)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unseg_jax.bench.report", "templates"),
         autoescape=True,
@@ -118,19 +140,85 @@ def _render(folder: Path, summary: Mapping[str, Any]) -> str:
         config=config,
         protocol=protocol,
         columns=_columns(summary),
+        tables=_tables(folder, summary, scores),
         published=published_scores(config["dataset"]),
         best=best_values(summary, [key for key, _, _ in _COLUMNS]),
         matrix=difference_matrix(summary),
         methods=scores.methods,
-        histograms=_histograms(summary, scores, protocol),
-        curves=charts.curves(curves, scores.methods) if curves else None,
-        by_epoch=curves,
+        histograms=[
+            (name, charts.histogram(ious.tolist(), place), summary["methods"][name])
+            for place, (name, (ious, _)) in enumerate(counted.items())
+            if len(ious)
+        ],
+        curves=_epochs(by_epoch, scores.methods) if by_epoch else None,
+        risks=_risks(counted, scores.methods),
+        by_epoch=by_epoch,
         data=_script(_data(scores, listed, shown)),
         pictures=pictures,
         listed=len(listed),
         total=len(scores.ids),
         config_text=json.dumps(config, indent=2, ensure_ascii=False),
     )
+
+
+def _epochs(by_epoch: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> Any:
+    lines = {
+        name: charts.Line(
+            found["epochs"],
+            found["miou"],
+            found["epochs"].index(found["best_epoch"]),
+            f"best {found['best_miou']:.3f} at epoch {found['best_epoch']}",
+        )
+        for name, found in by_epoch.items()
+    }
+    label = "Mean IoU against epoch; the table below has the numbers"
+    return charts.curves(lines, methods, "epoch", label)
+
+
+def _counted(
+    summary: Mapping[str, Any], scores: Scores, protocol: Protocol
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By method the IoU and confidence of all images, failed ones as the protocol counts them."""
+    found = {}
+    for index, name in enumerate(scores.methods):
+        pairs = np.array([scores.values[key][index] for key in ("iou", "confidence")])
+        pairs = pairs[:, ~np.isnan(pairs[0])]
+        if protocol.count_failures and pairs.size:
+            # Failed images that would have had a score.
+            failed = max(summary["methods"][name]["scored"] - pairs.shape[1], 0)
+            pairs = np.hstack([pairs, np.full((2, failed), [[WORST["iou"]], [np.nan]])])
+        found[name] = (pairs[0], pairs[1])
+    return found
+
+
+# Points of a risk-coverage curve, which is smooth.
+_POINTS = 200
+
+
+def _risks(counted: Mapping[str, tuple[np.ndarray, np.ndarray]], methods: Sequence[str]) -> Any:
+    """Risk-coverage curves and the area under each; None without confidences."""
+    lines, areas = {}, {}
+    for name, (ious, confidences) in counted.items():
+        if np.isfinite(confidences).any():
+            risk = risk_coverage(confidences, ious)
+            places = np.unique(np.linspace(0, len(risk) - 1, _POINTS).astype(int))
+            lines[name] = charts.Line(((places + 1) / len(risk)).tolist(), risk[places].tolist())
+            areas[name] = float(risk.mean())
+    if not lines:
+        return None
+    label = "Mean error of the surest images against their share"
+    return charts.curves(lines, methods, "share of the images, the surest first", label), areas
+
+
+def _tables(folder: Path, summary: Mapping[str, Any], scores: Scores) -> dict[str, str]:
+    """What `bench table` prints of this run, by format; nothing of an unfinished one."""
+    if not summary["complete"]:
+        return {}
+    ious = {
+        name: dict(zip(scores.ids, np.nan_to_num(row).tolist(), strict=True))
+        for name, row in zip(scores.methods, scores.values["iou"], strict=True)
+    }
+    return tables.tabulated([tables.Run(folder, summary, ious)], *tables.FORMATS)
 
 
 def _score(value: Any) -> str:
@@ -150,25 +238,6 @@ def _columns(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _has(value: Any) -> bool:
     return value[0] is not None if isinstance(value, list) else value is not None
-
-
-def _histograms(
-    summary: Mapping[str, Any], scores: Scores, protocol: Protocol
-) -> list[tuple[str, Any, Mapping[str, Any]]]:
-    from unseg_jax.bench.report import charts
-
-    result = []
-    for index, name in enumerate(scores.methods):
-        values = scores.iou[index]
-        values = values[~np.isnan(values)]
-        if protocol.count_failures and len(values):
-            # Failed images that would have had a score.
-            failures = summary["methods"][name]["scored"] - len(values)
-            values = np.concatenate([values, np.full(max(failures, 0), WORST[SCORES[0]])])
-        if len(values):
-            chart = charts.histogram(values.tolist(), index)
-            result.append((name, chart, summary["methods"][name]))
-    return result
 
 
 def _embed(scores: Scores, folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
@@ -197,18 +266,21 @@ def _listed(scores: Scores, shown: set[str]) -> list[int]:
 
 def _data(scores: Scores, listed: Sequence[int], shown: Mapping[str, int]) -> dict[str, Any]:
     ids = [scores.ids[index] for index in listed]
-
-    def plain(values: np.ndarray) -> list[list[float | None]]:
-        return [
+    drawn = {
+        name: [
             [None if np.isnan(value) else round(float(value), 4) for value in row[list(listed)]]
             for row in values
         ]
-
+        for name, values in scores.values.items()
+    }
     return {
         "methods": scores.methods,
         "ids": ids,
-        "iou": plain(scores.iou),
-        "dice": plain(scores.dice),
+        **drawn,
+        "rho": {
+            name: list(map(rank_correlation, scores.values[name], scores.values["iou"]))
+            for name in ("confidence", "size", "seconds")
+        },
         "pictures": [shown.get(id, -1) for id in ids],
         "errors": {name: dict(errors) for name, errors in scores.errors.items() if errors},
     }
@@ -273,7 +345,7 @@ def best_values(summary: Mapping[str, Any], keys: Iterable[str]) -> dict[str, se
         values = {name: method.get(key) for name, method in methods.items()}
         values = {name: round(value, 3) for name, value in values.items() if _is_number(value)}
         if len(values) > 1:
-            top = min(values.values()) if key == "mae" else max(values.values())
+            top = min(values.values()) if WORST.get(key) else max(values.values())
             best[key] = {name for name, value in values.items() if value == top}
     return best
 
@@ -299,44 +371,38 @@ def difference_matrix(summary: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     tested = {}
     for pair in summary["paired"]:
-        tested[pair["first"], pair["second"]] = pair
-        tested[pair["second"], pair["first"]] = _swapped(pair)
+        tested[pair["first"], pair["second"]] = pair, 1
+        tested[pair["second"], pair["first"]] = pair, -1
     rows = []
     for first in names:
         cells = [
-            None if first == second else _cell(first, second, means, tested.get((first, second)))
+            None
+            if first == second
+            else _cell(first, second, means, *tested.get((first, second), ()))
             for second in names
         ]
         rows.append({"name": first, "cells": cells})
     return {"names": names, "rows": rows}
 
 
-def _swapped(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """The same pair with second minus first."""
-    low, high = (None if end is None else -end for end in pair["interval"])
-    return {
-        **pair,
-        "mean": -pair["mean"],
-        "interval": [high, low],
-        "wins": pair["losses"],
-        "losses": pair["wins"],
-    }
-
-
-def _cell(first: str, second: str, means: Mapping[str, float], pair: Any) -> dict[str, Any]:
-    mean = means[first] - means[second] if pair is None else pair["mean"]
+def _cell(
+    first: str, second: str, means: Mapping[str, float], pair: Any = None, sign: int = 1
+) -> dict[str, Any]:
+    """The difference first − second; `sign` is −1 if the pair was tested the other way round."""
+    mean = means[first] - means[second] if pair is None else sign * pair["mean"]
     words = f"{first} − {second}: {signed(mean)}"
     if pair is None:
         words += ", the difference of their means (this pair was not tested)."
     else:
-        low, high = pair["interval"]
-        words += "" if low is None else f", 95 % interval {signed(low)} to {signed(high)}"
-        words += f", p = {pair['p_value']:.3g}; better on {pair['wins']}, equal on {pair['ties']}, "
-        words += f"worse on {pair['losses']} of {pair['images']} images."
-    strength = round(55 * min(1.0, abs(mean) / _FULL_DIFFERENCE))
+        if None not in pair["interval"]:
+            low, high = sorted(sign * end for end in pair["interval"])
+            words += f", 95 % interval {signed(low)} to {signed(high)}"
+        wins, losses = (pair["wins"], pair["losses"])[::sign]
+        words += f", p = {pair['p_value']:.3g}; better on {wins}, equal on {pair['ties']}, "
+        words += f"worse on {losses} of {pair['images']} images."
     return {
         "mean": mean,
         "words": words,
         "sign": "more" if mean >= 0 else "less",
-        "strength": strength,
+        "strength": round(55 * min(1.0, abs(mean) / _FULL_DIFFERENCE)),
     }

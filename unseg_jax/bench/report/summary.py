@@ -9,8 +9,8 @@ import numpy as np
 from tabulate import tabulate
 
 from unseg_jax.bench.score.protocols import Protocol
-from unseg_jax.bench.score.scoring import F_EVERYTHING, SCORES, WORST, TruthTally
-from unseg_jax.metrics import bootstrap_interval, paired_difference
+from unseg_jax.bench.score.scoring import F_EVERYTHING, WORST, TruthTally, score_names
+from unseg_jax.metrics import bootstrap_interval, paired_difference, rank_correlation
 
 # With more methods than this, each is compared with the best one only.
 _ALL_PAIRS = 10
@@ -21,9 +21,10 @@ _TOLERANCE = 0.01
 class _Column:
     """What is kept of a method's records: numbers alone, so that 100,000 images fit."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
         self.position: dict[str, int] = {}
-        self.scores = {name: array("d") for name in (*SCORES, F_EVERYTHING)}
+        self.scores = {name: array("d") for name in (*names, F_EVERYTHING)}
         self.seconds = array("d")
         self.shared_seconds = array("d")
         self.confidence = array("d")
@@ -85,7 +86,8 @@ def summarise(
         `seed`, `backbone`.
     """
     protocol = Protocol(**config["protocol"])
-    columns = {name: _Column() for name in config["methods"]}
+    names = score_names(config.get("metrics") or ())
+    columns = {name: _Column(names) for name in config["methods"]}
     tally = TruthTally()
     for record in records:
         tally.add(record)
@@ -143,7 +145,7 @@ def _counted(column: _Column, name: str, protocol: Protocol) -> tuple[list[str],
 
 def _summarise_method(column, protocol, config, method, compile_seconds) -> dict[str, Any]:
     _, ious = _counted(column, "iou", protocol)
-    means = {name: _mean(_counted(column, name, protocol)[1]) for name in SCORES}
+    means = {name: _mean(_counted(column, name, protocol)[1]) for name in column.names}
     f_measures = (means["f_measure"], _mean(_counted(column, F_EVERYTHING, protocol)[1]))
     means["max_f"] = max((value for value in f_measures if value is not None), default=None)
     low, high = bootstrap_interval(ious, config["seed"])
@@ -154,7 +156,7 @@ def _summarise_method(column, protocol, config, method, compile_seconds) -> dict
         **means,
         "median_iou": _number(float(np.median(ious))) if ious.size else None,
         "miou_interval": [_number(low), _number(high)],
-        "confidence_correlation": _rank_correlation(column.confidence, column.scores["iou"]),
+        "confidence_correlation": rank_correlation(column.confidence, column.scores["iou"]),
         "protocol": protocol.family,
         "protocol_label": protocol.label,
         "images": len(column.position),
@@ -231,18 +233,6 @@ def _paired(columns: Mapping[str, _Column], protocol: Protocol) -> list[dict[str
             }
         )
     return result
-
-
-def _rank_correlation(confidences: Sequence[float], ious: Sequence[float]) -> float | None:
-    """Spearman's correlation of confidence with IoU, over the images that have both."""
-    from scipy.stats import spearmanr
-
-    pairs = np.array([confidences, ious])
-    pairs = pairs[:, np.isfinite(pairs).all(0)]
-    if pairs.shape[1] < 3 or (pairs.min(1) == pairs.max(1)).any():
-        return None
-    correlation: Any = spearmanr(*pairs)
-    return _number(correlation.statistic)
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -6,7 +6,8 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,25 @@ _LEVEL = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """A finished run: by method the mean IoU, and by image its IoU, 0 where it failed."""
+class Run:
+    """A finished run: its summary, and by method and image the IoU, 0 where it failed."""
 
     folder: Path
-    config: dict[str, Any]
-    means: dict[str, float]
-    scores: dict[str, dict[str, float]]
+    summary: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, float]]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the run."""
+        return self.summary["config"]
+
+    def mean(self, method: str) -> float | None:
+        """The mean IoU as the protocol counts it."""
+        return self.summary["methods"].get(method, {}).get("miou")
 
     @property
     def set(self) -> str:
+        """Name of the data set, and of the protocol if it is not honest."""
         protocol = self.config["protocol"]["name"]
         name = self.config["dataset"]
         return name if protocol == "honest" else f"{name}, {protocol}"
@@ -56,8 +66,12 @@ def table(folders: Sequence[Path], form: str = "markdown") -> str:
     """
     if form not in FORMATS:
         raise ValueError(f"format '{form}' is not known: choose {', '.join(FORMATS)}.")
-    runs = [_read(folder) for folder in folders]
-    sets: dict[str, list[_Run]] = {}
+    return tabulated([_read(folder) for folder in folders], form)[form]
+
+
+def tabulated(runs: Sequence[Run], *forms: str) -> dict[str, str]:
+    """`table` of runs that are read, in some formats."""
+    sets: dict[str, list[Run]] = {}
     for run in runs:
         sets.setdefault(run.set, []).append(run)
         first = sets[run.set][0]
@@ -67,11 +81,18 @@ def table(folders: Sequence[Path], form: str = "markdown") -> str:
                 "with the same --limit and --split."
             )
     columns = {name: _column(found) for name, found in sets.items()}
-    rows = [
-        [method, *(_cell(column, method, form) for column in columns.values())]
-        for method in dict.fromkeys(name for column in columns.values() for name in column)
-    ]
-    return _render(["method", *columns], rows, form)
+    methods = dict.fromkeys(name for column in columns.values() for name in column)
+    return {
+        form: _render(
+            ["method", *columns],
+            [
+                [name, *(_cell(column, name, form) for column in columns.values())]
+                for name in methods
+            ],
+            form,
+        )
+        for form in forms
+    }
 
 
 def compare(first: Path, second: Path) -> str:
@@ -109,7 +130,7 @@ def compare(first: Path, second: Path) -> str:
     return _render([*header, "better, worse", "p"], rows, "markdown")
 
 
-def _read(folder: Path) -> _Run:
+def _read(folder: Path) -> Run:
     path = Path(folder) / "summary.json"
     try:
         summary = json.loads(path.read_bytes())
@@ -120,25 +141,31 @@ def _read(folder: Path) -> _Run:
     scores: dict[str, dict[str, float]] = {name: {} for name in summary["methods"]}
     for record in read_records(Path(folder)):
         scores[record["method"]][record["id"]] = record["iou"] or 0.0
-    means = {name: method["miou"] for name, method in summary["methods"].items()}
-    return _Run(Path(folder), summary["config"], means, scores)
+    return Run(Path(folder), summary, scores)
 
 
-def _column(runs: Sequence[_Run]) -> dict[str, dict[str, Any]]:
+def _column(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """By method: the means of its runs, its IoU by image, and whether it is among the best."""
     column: dict[str, dict[str, Any]] = {}
-    for method in dict.fromkeys(name for run in runs for name in run.means):
-        chosen = [run for run in runs if run.means.get(method) is not None]
+    for method in dict.fromkeys(name for run in runs for name in run.scores):
+        chosen = [run for run in runs if run.mean(method) is not None]
         if not chosen:
             continue
-        ids = chosen[0].scores[method]
+        ids = sorted(chosen[0].scores[method])  # the order that methods are paired in
         images = np.mean([[run.scores[method].get(id, 0.0) for id in ids] for run in chosen], 0)
-        column[method] = {"means": [run.means[method] for run in chosen], "images": images}
+        column[method] = {"means": [run.mean(method) for run in chosen], "images": images}
     if column:
-        best = max(column.values(), key=lambda entry: np.mean(entry["means"]))
-        for entry in column.values():
-            told = paired_difference(best["images"], entry["images"]).p_value < _LEVEL
-            entry["best"] = entry is best or not told
+        best = max(column, key=lambda method: np.mean(column[method]["means"]))
+        # Of one run alone, its summary has tested most pairs.
+        tested = {
+            (pair["first"], pair["second"]): pair["p_value"]
+            for pair in (runs[0].summary["paired"] if len(runs) == 1 else ())
+        }
+        for method, entry in column.items():
+            p_value = tested.get((best, method), tested.get((method, best)))
+            if p_value is None and method != best:
+                p_value = paired_difference(column[best]["images"], entry["images"]).p_value
+            entry["best"] = p_value is None or p_value >= _LEVEL
     return column
 
 
@@ -158,6 +185,7 @@ def _render(header: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> 
         csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
         return buffer.getvalue().rstrip("\n")
     if form == "latex":
-        header, *rows = ([text.replace("_", r"\_") for text in row] for row in (header, *rows))
+        escaped = [[re.sub("([_&%#])", r"\\\1", text) for text in row] for row in (header, *rows)]
+        header, *rows = escaped
     align = ("left", *["right"] * (len(header) - 1))
     return tabulate(rows, header, FORMATS[form], colalign=align, disable_numparse=True)

@@ -286,9 +286,8 @@ class Finisher:
             segmenter = self.segmenters[name]
             try:
                 segmentation = segmenter.finish(timed.result, index, pixels, item.id)
-                # Protocols score every pixel that a method finds, specks as well.
+                record = make_record(segmentation, truth, protocol, self.settings.metrics)
                 segmentation = dataclasses.replace(segmentation, min_area=0.0)
-                record = make_record(segmentation, truth, protocol)
                 history = getattr(timed.result, "history", None)
                 if every and truth is not None and history is not None:
                     record["iou_by_epoch"] = iou_by_epoch(

@@ -1,7 +1,7 @@
 """Scoring the masks of a finished run again under another protocol, without a device."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def rescore(source: Path, out: Path, protocol: str, data: str | None = None) -> 
     check_out(out, data, dataset.items)
     open_store(out).check_free(FILES)
     items = {item.id: item for item in dataset.items}
-    records = list(_rescored(source, dataset, items, target))
+    records = list(_rescored(source, dataset, items, target, config.get("metrics", ())))
     config |= {"protocol": dataclasses.asdict(target), "every": 0, "data": data}
     run = identity(config)
     lines = seal_lines({**record, "run": run} for record in records)
@@ -78,7 +78,7 @@ def rescore(source: Path, out: Path, protocol: str, data: str | None = None) -> 
 
 
 def _rescored(
-    source: Path, dataset: Dataset, items: dict[str, Item], protocol: Protocol
+    source: Path, dataset: Dataset, items: dict[str, Item], protocol: Protocol, extra: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     def rescore_one(record: dict[str, Any]) -> dict[str, Any]:
         item = items.get(record["id"])
@@ -99,7 +99,7 @@ def _rescored(
             truth, _ = load_truth(item, dataset.rule, (mask.shape[0], mask.shape[1]))
         except ITEM_ERRORS as error:
             return failure_record(item, record["method"], failure_reason(error))
-        scores = score_mask(mask, record["box"], truth, protocol)
+        scores = score_mask(mask, record["box"], truth, protocol, extra)
         scores = {name: rounded(value) for name, value in scores.items()}
         return record | scores | {"mask_stamp": stamp}
 

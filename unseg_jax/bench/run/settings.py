@@ -4,13 +4,16 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import jax
 
 from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
+from unseg_jax.bench.score.scoring import METRICS
 from unseg_jax.collective.choosing import choose
+from unseg_jax.custom import name_of
 from unseg_jax.data.reading import Reading
 from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.devices import resolve_dtype
@@ -122,6 +125,13 @@ class Settings:
     )
     batch_size: int = _option(8, "Images per batch on the device.", minimum=1)
     seed: int = _option(0, "Random seed of initial parameters and dropout.")
+    metrics: tuple[str, ...] = _option(
+        (),
+        "Further scores, separated by commas: boundary, objects or classes.",
+        kind=str,
+        shown="",
+        parse=parse_names,
+    )
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     record_every: int = _option(
         0, "Record the IoU every N epochs; 0 never does.", "--every", minimum=0
@@ -166,6 +176,9 @@ class Settings:
         """Raises ValueError for names or values that cannot be used, before anything is read."""
         self.resolve_protocol()
         self.resolve_methods()
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ValueError(f"unknown metrics '{name}'; {nearest(name, METRICS)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"the seed {self.seed} must be from 0 to 2**63 - 1.")
 
@@ -209,6 +222,10 @@ def _resolve(name: str, overrides: Mapping[str, Any]) -> Method:
     else:
         method = resolve(name, **overrides)
     plain_fields(method)  # refuses what a resumed run could not know again
+    if name != "auto":
+        # A custom loss or layer makes another method, with a row and files of its own.
+        parts = [re.sub(r"[^\w.()=,-]", "_", name_of(p)) for p in method.own_parts.values()]
+        method = dataclasses.replace(method, name="+".join([name, *parts]))
     if method.learns_from_set:
         check_writable(method)
     return method
@@ -248,7 +265,10 @@ def command_parameters() -> list[inspect.Parameter]:
     return [
         *(
             command_parameter(
-                field.name, option, option.kind or field.type, option.shown or field.default
+                field.name,
+                option,
+                option.kind or field.type,
+                option.shown if option.kind else field.default,
             )
             for field, option in _options()
         ),
@@ -319,4 +339,6 @@ def make_config(
         "every": settings.record_every,
         "shard": list(settings.share),
     }
+    if settings.metrics:
+        config["metrics"] = settings.metrics
     return json.loads(json.dumps(config))

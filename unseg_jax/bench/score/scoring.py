@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.data import Item, Truth
 from unseg_jax.data.truths import NONZERO, Value
 from unseg_jax.method import Method
-from unseg_jax.postprocess import largest_component, object_box, upsample_labels
+from unseg_jax.postprocess import Object, largest_component, object_box, upsample_labels
 from unseg_jax.runs.stamps import stamp_source
 from unseg_jax.segmenter import Segmentation
 
@@ -30,8 +31,24 @@ SCORES = (
 )
 """Names of an image's scores, as in `per_image.jsonl`."""
 
-WORST: Mapping[str, float] = {name: 1.0 if name == "mae" else 0.0 for name in SCORES}
-"""What a failed image counts as under `honest`."""
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "boundary": ("boundary_iou", "hd95", "nsd"),
+    "objects": ("ap", "ap50", "pq", "count_error"),
+    "classes": ("class_miou",),
+}
+"""Names of further scores of an image, by what `--metrics` calls them."""
+
+WORST: Mapping[str, float] = {
+    name: float(name in ("mae", "hd95", "count_error"))
+    for name in (*SCORES, *(name for names in METRICS.values() for name in names))
+}
+"""What a failed image counts as under `honest`: 0, or 1 where less is better."""
+
+
+def score_names(metrics: Sequence[str]) -> list[str]:
+    """`SCORES` and the further ones of some `METRICS`."""
+    return [*SCORES, *(name for metric in metrics for name in METRICS[metric])]
+
 
 F_EVERYTHING = "f_everything"
 """Name of the F-measure that a mask of all pixels would have, in `per_image.jsonl`. A data set's
@@ -50,33 +67,77 @@ def _iou(mask: np.ndarray, truth: Truth) -> float:
     return metrics.iou(truth.known(mask), truth.known(truth.mask))
 
 
-def score(segmentation: Segmentation, truth: Truth, protocol: Protocol) -> dict[str, Any]:
-    """All of `SCORES`, and whether the mask was inverted for them; void pixels are left out.
+def score(
+    segmentation: Segmentation,
+    truth: Truth,
+    protocol: Protocol,
+    extra: Sequence[str] = (),
+    objects: Sequence[Object] = (),
+) -> dict[str, Any]:
+    """All of `SCORES` and those of the `extra` metrics, and whether the mask was inverted for them.
 
-    NMI and ARI compare the predicted parts with the two regions of the truth.
+    Void pixels are left out. NMI and ARI compare the predicted parts with the two regions of the
+    truth. What compares parts or objects knows no inverted mask.
     """
     # Numbers are counted several times faster than bools.
     regions = truth.mask.view(np.uint8)
     nmi, ari = metrics.nmi_and_ari(segmentation.labels, regions, truth.valid)
+    scores = score_mask(segmentation.mask, segmentation.box, truth, protocol, extra)
+    scores |= {"nmi": nmi, "ari": ari}
+    if "objects" in extra:
+        scores |= _score_objects(objects, truth)
+    if "classes" in extra:
+        classes = regions if truth.labels is None else truth.labels
+        found = metrics.matched_miou(segmentation.labels, classes, truth.valid)
+        scores["class_miou"] = found
+    return scores
+
+
+def _score_objects(objects: Sequence[Object], truth: Truth) -> dict[str, float]:
+    """Scores of objects against the true ones: the numbers that the mask stores, or if it has but
+    one, its connected pieces."""
+    from scipy.ndimage import label
+
+    true = truth.labels
+    if true is None or true.max(initial=0) < 2:
+        true = np.asarray(label(truth.mask)[0])  # type: ignore[index]
+    found = np.zeros(truth.shape, np.int32)
+    for number, item in enumerate(objects, 1):
+        left, top, right, bottom = item.box
+        found[top:bottom, left:right][item.mask] = number
+    if truth.valid is not None:
+        found[~truth.valid] = 0
+    sure = np.array([item.score for item in objects])[np.unique(found[found > 0]) - 1]
+    ious = metrics.object_ious(found, true)
     return {
-        **score_mask(segmentation.mask, segmentation.box, truth, protocol),
-        "nmi": nmi,
-        "ari": ari,
+        "ap": metrics.average_precision([ious], [sure]),
+        "ap50": metrics.average_precision([ious], [sure], (0.5,)),
+        "pq": metrics.panoptic_quality(found, true),
+        "count_error": metrics.count_error(*ious.shape),
     }
 
 
 def score_mask(
-    mask: np.ndarray, box: Sequence[int] | None, truth: Truth, protocol: Protocol
+    mask: np.ndarray,
+    box: Sequence[int] | None,
+    truth: Truth,
+    protocol: Protocol,
+    extra: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Those of `SCORES` that need the mask (H, W) bool and the box of its object alone, and whether
-    it was inverted for them."""
+    """The scores that need the mask (H, W) bool and the box of its object alone, and whether it was
+    inverted for them."""
     mask, flipped = orient(mask, truth, protocol.flip)
     true_box = object_box(truth.mask)
     if truth.valid is not None:
         mask = mask & truth.valid
         box = None  # the object's may reach into what is void
     box = object_box(mask) if flipped or box is None else tuple(box)
-    s_measure = metrics.s_measure(mask, truth.mask, valid=truth.valid)
+    shaped = {"s_measure": metrics.s_measure(mask, truth.mask, valid=truth.valid)}
+    if "boundary" in extra:
+        shaped["boundary_iou"] = metrics.boundary_iou(mask, truth.mask)
+        # Of images of several sizes the mean of pixels says little.
+        shaped["hd95"] = metrics.hd95(mask, truth.mask) / float(np.hypot(*mask.shape))
+        shaped["nsd"] = metrics.surface_dice(mask, truth.mask)
     # From here on pixels have no place: what is void is cut out.
     mask, region = truth.known(mask), truth.known(truth.mask)
     f_curve = metrics.f_curve(mask, region)
@@ -89,7 +150,7 @@ def score_mask(
         F_EVERYTHING: float(f_curve[-1]),
         "mae": metrics.mae(mask, region),
         "e_measure": metrics.e_measure(mask, region),
-        "s_measure": s_measure,
+        **shaped,
         "corloc": metrics.corloc(box, [] if true_box is None else [true_box]),
         "flipped": flipped,
     }
@@ -110,12 +171,17 @@ def iou_by_epoch(
 
 
 def make_record(
-    segmentation: Segmentation, truth: Truth | None, protocol: Protocol
+    segmentation: Segmentation, truth: Truth | None, protocol: Protocol, extra: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The record of an image that was segmented; scores are null without a truth."""
-    scores = dict.fromkeys((*SCORES, F_EVERYTHING, "flipped"))
+    """The record of an image that was segmented; scores are null without a truth.
+
+    Protocols score every pixel that a method finds, specks as well; objects are without them.
+    """
+    objects = segmentation.objects if "objects" in extra else ()
+    segmentation = dataclasses.replace(segmentation, min_area=0.0)
+    scores = dict.fromkeys((*score_names(extra), F_EVERYTHING, "flipped"))
     if truth is not None:
-        scores |= score(segmentation, truth, protocol)
+        scores |= score(segmentation, truth, protocol, extra, objects)
     return {
         "id": segmentation.id,
         "method": segmentation.method,

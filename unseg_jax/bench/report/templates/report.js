@@ -124,48 +124,123 @@
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
   viewer.addEventListener("close", () => cards.get(order[position])?.firstChild.focus());
 
+  // Scatter plots: a point is an image, and opens it.
+  const scatter = (chart, across, up, labels) => {
+    // Up to 1; times up to five steps of 1, 2 or 5 and zeros.
+    let last = 1;
+    if (chart.id === "plot-seconds") {
+      const step = across.reduce((top, value) => Math.max(top, value ?? 0), 0) / 5 || 0.2;
+      const power = 10 ** Math.floor(Math.log10(step));
+      last = 5 * power * [1, 2, 5, 10].find((factor) => factor * power >= 0.999 * step);
+    }
+    const x = (value) => 50 + 395 * value / last;
+    const y = (value) => 410 - 395 * value;
+    const digits = Math.max(0, -Math.floor(Math.log10(last / 5)));
+    let marks = "";
+    for (let step = 0; step <= 5; step += 1) {
+      const tick = step / 5;
+      marks += `<line class="grid" x1="50" x2="445" y1="${y(tick)}" y2="${y(tick)}"/>`
+        + `<line class="grid" y1="15" y2="410" x1="${x(tick * last)}" x2="${x(tick * last)}"/>`
+        + `<text x="42" y="${y(tick) + 4}" text-anchor="end">${tick.toFixed(1)}</text>`
+        + `<text x="${x(tick * last)}" y="428" text-anchor="middle">${(tick * last).toFixed(digits)}</text>`;
+    }
+    if (chart.id === "scatter-chart") marks += `<line class="mean" x1="50" y1="410" x2="445" y2="15"/>`;
+    data.ids.forEach((id, index) => {
+      const [a, b] = [across[index], up[index]];
+      if (a === null || b === null) return;
+      marks += `<circle cx="${x(a).toFixed(1)}" cy="${y(b).toFixed(1)}" r="4" data-index="${index}"/>`;
+    });
+    chart.innerHTML = marks + `<text x="247" y="452" text-anchor="middle" class="across"></text>`
+      + `<text transform="rotate(-90 12 212)" x="12" y="212" text-anchor="middle" class="up"></text>`;
+    chart.querySelector(".across").textContent = labels[0];
+    chart.querySelector(".up").textContent = labels[1];
+  };
+  for (const chart of document.querySelectorAll(".scatter")) {
+    chart.addEventListener("click", (event) => {
+      const index = event.target.dataset?.index;
+      if (index !== undefined) open(Number(index));
+    });
+  }
+
+  // What goes with the IoU of one method.
+  const draw = () => {
+    const method = find("plot-method").selectedIndex;
+    for (const name of ["confidence", "size", "seconds"]) {
+      const chart = find(`plot-${name}`);
+      const rho = data.rho[name][method];
+      scatter(chart, data[name][method], data.iou[method],
+        [chart.dataset.label, `IoU of ${data.methods[method]}`]);
+      document.querySelector(`[data-rho="${name}"]`).textContent =
+        rho === null ? "" : `ρ = ${rho.toFixed(2).replace("-", "−")}`;
+    }
+  };
+  find("plot-method")?.addEventListener("change", draw);
+  if (find("plot-method")) draw();
+
   // Method against method.
   const chart = find("scatter-chart");
   if (chart) {
     const draw = () => {
       const across = find("scatter-x").selectedIndex;
       const up = find("scatter-y").selectedIndex;
-      const x = (value) => 50 + 395 * value;
-      const y = (value) => 410 - 395 * value;
-      let marks = "";
-      for (let tick = 0; tick <= 1.001; tick += 0.2) {
-        marks += `<line class="grid" x1="50" x2="445" y1="${y(tick)}" y2="${y(tick)}"/>`
-          + `<line class="grid" y1="15" y2="410" x1="${x(tick)}" x2="${x(tick)}"/>`
-          + `<text x="42" y="${y(tick) + 4}" text-anchor="end">${tick.toFixed(1)}</text>`
-          + `<text x="${x(tick)}" y="428" text-anchor="middle">${tick.toFixed(1)}</text>`;
-      }
-      marks += `<line class="mean" x1="50" y1="410" x2="445" y2="15"/>`;
-      let better = 0;
-      let worse = 0;
-      let equal = 0;
-      data.ids.forEach((id, index) => {
-        const a = data.iou[across][index];
-        const b = data.iou[up][index];
-        if (a === null || b === null) return;
-        if (b > a) better += 1; else if (b < a) worse += 1; else equal += 1;
-        marks += `<circle cx="${x(a).toFixed(1)}" cy="${y(b).toFixed(1)}" r="4" data-index="${index}"/>`;
-      });
-      chart.innerHTML = marks + `<text x="247" y="452" text-anchor="middle" class="across"></text>`
-        + `<text transform="rotate(-90 12 212)" x="12" y="212" text-anchor="middle" class="up"></text>`;
       const names = [data.methods[across], data.methods[up]];
-      chart.querySelector(".across").textContent = `IoU of ${names[0]}`;
-      chart.querySelector(".up").textContent = `IoU of ${names[1]}`;
-      find("scatter-words").textContent =
-        `${names[1]} is better on ${better}, worse on ${worse}, equal on ${equal}.`;
+      scatter(chart, data.iou[across], data.iou[up], names.map((name) => `IoU of ${name}`));
+      const pairs = data.iou[across].map((a, index) => [a, data.iou[up][index]])
+        .filter(([a, b]) => a !== null && b !== null);
+      const count = (holds) => pairs.filter(([a, b]) => holds(a, b)).length;
+      find("scatter-words").textContent = `${names[1]} is better on ${count((a, b) => b > a)}, `
+        + `worse on ${count((a, b) => b < a)}, equal on ${count((a, b) => a === b)}.`;
     };
     find("scatter-x").addEventListener("change", draw);
     find("scatter-y").addEventListener("change", draw);
-    chart.addEventListener("click", (event) => {
-      const index = event.target.dataset?.index;
-      if (index !== undefined) open(Number(index));
-    });
     draw();
   }
+
+  // Every chart can be saved as an SVG of its own, and the table in the formats of `bench table`.
+  const save = (name, text, type) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  };
+  const styles = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "font-size",
+    "font-family"];
+  for (const chart of document.querySelectorAll("svg.chart")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "save";
+    button.textContent = "Save as SVG";
+    button.setAttribute("aria-label", `Save as SVG: ${chart.getAttribute("aria-label")}`);
+    button.addEventListener("click", () => {
+      // In light colours, whatever the page's are: pictures go onto white paper.
+      const root = document.documentElement;
+      const theme = root.dataset.theme;
+      root.dataset.theme = "light";
+      const copy = chart.cloneNode(true);
+      const copies = copy.querySelectorAll("*");
+      chart.querySelectorAll("*").forEach((part, index) => {
+        const shown = getComputedStyle(part);
+        copies[index].removeAttribute("style");
+        for (const style of styles) copies[index].setAttribute(style, shown.getPropertyValue(style));
+      });
+      if (theme) root.dataset.theme = theme; else delete root.dataset.theme;
+      copy.removeAttribute("style");
+      copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+      const figure = chart.closest("figure")?.querySelector("figcaption").firstChild.textContent;
+      const name = (figure || chart.id || chart.getAttribute("aria-label").split(";")[0]).trim();
+      save(`${name.replace(/[^\w.-]+/g, "-")}.svg`, copy.outerHTML, "image/svg+xml");
+    });
+    chart.after(button);
+  }
+  find("tables")?.addEventListener("click", ({ target }) => {
+    const { form, text } = target.dataset;
+    if (!form) return;
+    find("table-text").textContent = text;
+    find("table-text").hidden = false;
+    const suffix = { latex: "tex", csv: "csv", markdown: "md" }[form];
+    save(`table.${suffix}`, `${text}\n`, "text/plain");
+  });
 
   // The gallery: empty cards for all images, filled when they come near the screen.
   const cards = new Map();
