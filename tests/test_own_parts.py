@@ -4,17 +4,20 @@ import dataclasses
 import functools
 import json
 import pickle
+import sys
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.bench import Settings
 from unseg_jax.bench.folder import identity
 from unseg_jax.bench.run.settings import make_config
+from unseg_jax.cli.main import main
 from unseg_jax.custom import has_name, name_of
 from unseg_jax.method import override, plain_fields
 from unseg_jax.registry import METHODS, resolve
@@ -255,3 +258,49 @@ def test_a_run_keeps_the_models_of_its_sets_in_files():
     settings = Settings("data", "out", methods=("collective",), overrides={"loss": cut})
     with pytest.raises(ValueError, match="a file with a model holds names of this library's"):
         settings.check()
+
+
+PARTS = """
+import dataclasses
+import unseg_jax as us
+
+def even_cut(assignments, adjacency, *, mask):
+    return us.losses.ncut(assignments, adjacency, mask=mask)
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    def init(self, key, inputs, outputs):
+        return us.layers.init_gcn(key, inputs, outputs)
+
+    def prepare(self, graph):
+        return graph.adjacency
+
+    def apply(self, params, x, prepared):
+        return us.layers.gcn(params, x, prepared)
+"""
+
+
+def test_the_command_line_imports_a_loss_and_a_layer(tmp_path, tiny_weights, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_parts.py").write_text(PARTS)
+    pixels = np.random.default_rng(0).integers(0, 60, (48, 48, 3), np.uint8)
+    pixels[12:36, 12:36] += 150
+    for kind, values in (("images", pixels), ("masks", (pixels[..., 0] > 100) * np.uint8(255))):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / "data" / kind / "a.png")
+    given = ["--method", "deepcut", "--backbone", str(tiny_weights), "--image-size", "48"]
+    given += ["--epochs", "1", "--loss", "my_parts:even_cut"]
+    layer = ["--layer", "my_parts:Plain"]
+    assert main(["segment", "data/images", "--out", "found", *given, *layer]) == 0
+    kept = json.loads((tmp_path / "found" / "unseg_jax.json").read_text())
+    assert "my_parts.even_cut" in json.dumps(kept["settings"])
+    assert main(["bench", "--data", "data", "--out", "run", *given, *layer, "--quiet"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (name,) = summary["methods"]
+    assert name == "deepcut+my_parts.even_cut+my_parts.Plain()"
+    assert f"{name}  " in capsys.readouterr().out
+    assert (tmp_path / "run" / "thumbnails" / name / "a.png").is_file()
+    for wrong in ("my_parts:nothing", "no_such_module:cut"):
+        assert main(["segment", "data/images", "--out", "other", "--loss", wrong]) != 0
+        assert f"--loss {wrong} cannot be imported" in " ".join(capsys.readouterr().err.split())

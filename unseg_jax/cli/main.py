@@ -70,7 +70,9 @@ def options(
 
 
 @app.command()
-@command(Segment, *_FIELDS, "tile", "refine", "foreground", "parts", "background_parts")
+@command(
+    Segment, *_FIELDS, "tile", "refine", "foreground", "parts", "background_parts", "loss", "layer"
+)
 def segment(asked: Segment) -> int:
     """Segment images and write masks, overlays and a report.
 

@@ -7,12 +7,16 @@ import dataclasses
 import inspect
 import logging
 import math
+import os
+import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 import typer
 
+from unseg_jax.errors import why
 from unseg_jax.method import FIELDS
 from unseg_jax.terminal.console import guarded
 
@@ -186,9 +190,10 @@ def method_parameters(*names: str, panel: str | None = None) -> list[inspect.Par
         field = FIELDS[name]
         # What is not one plain type is typed as a string, read by `overrides_from` or `Method`.
         kind = field.kinds[0] if len(field.kinds) == 1 else str
+        shown = [*field.rule.choices, *(["MODULE:NAME"] if name in ("loss", "layer") else [])]
         option = typer.Option(
             *_FLAGS.get(name, ("--" + name.replace("_", "-"),)),
-            metavar="|".join(field.rule.choices) or None,
+            metavar="|".join(shown) or None,
             help=field.words.split(". ")[0].rstrip(".") + ".",
             rich_help_panel=panel,
             min=int(not field.holds(0)) if kind is int else None,
@@ -208,7 +213,7 @@ def overrides_from(settings: Sequence[str] | None, **named: Any) -> dict[str, An
         Field → value; a text wins over a named option.
 
     Raises:
-        ValueError: a text without "=", or an image size that is none.
+        ValueError: a text without "=", an image size that is none, or see `load_part`.
     """
     overrides = {name: value for name, value in named.items() if value is not None}
     if "image_size" in overrides:
@@ -218,7 +223,30 @@ def overrides_from(settings: Sequence[str] | None, **named: Any) -> dict[str, An
         if not equals:
             raise ValueError(f"--set {setting} has no value: write FIELD=VALUE, as in parts=4.")
         overrides[name.strip()] = parse_value(text.strip())
+    for name in ("loss", "layer"):
+        if ":" in str(overrides.get(name, "")):
+            overrides[name] = load_part(name, overrides[name])
     return overrides
+
+
+def load_part(field: str, text: str) -> Any:
+    """The loss or layer that "module:name" names; a class is called without arguments.
+
+    Modules of the working folder are found, as with `python -m`.
+
+    Raises:
+        ValueError: there is no such thing, or it cannot be imported.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        part = pkgutil.resolve_name(text)
+        return part() if isinstance(part, type) else part
+    except Exception as error:  # a module of a user's may raise anything
+        raise ValueError(
+            f"--{field} {text} cannot be imported ({why(error)}): name MODULE:NAME, as in "
+            f"my_parts:even_cut for even_cut in my_parts.py of this folder."
+        ) from error
 
 
 def parse_value(text: str) -> Any:

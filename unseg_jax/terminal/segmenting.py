@@ -19,6 +19,7 @@ import typer
 from unseg_jax.cache import compile_clock
 from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import printable
+from unseg_jax.method import plain_fields
 from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
 from unseg_jax.terminal.costs import expected_cost
 from unseg_jax.terminal.fitting import fitting_bar
@@ -260,7 +261,7 @@ class Segment(Images):
         chosen = self.choose()
         if chosen.closer:
             settings["tiles where little is found"] = True
-        fields = {**dataclasses.asdict(chosen.method), **chosen.options}
+        fields = {**plain_fields(chosen.method), **chosen.options}
         for field in ("source", "group", "code_overrides", "backbone"):
             fields.pop(field)
         if self.method == "auto" and chosen.method.name == "collective":
