@@ -8,7 +8,6 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.cli import main
-from unseg_jax.collective import scoring
 from unseg_jax.errors import ImageError
 from unseg_jax.terminal.segmenting import Segment
 
@@ -110,23 +109,6 @@ def test_shared_passes_take_all_shapes(backbone, images):
         epochs=0,
     )
     assert [result.patch_labels.shape for result in model.segment(images)] == list(GRIDS)
-
-
-def test_the_scorer_of_two_halves_is_that_of_the_whole():
-    import jax
-
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(6, 20, 8)).astype(np.float32)
-    options = {"num_clusters": 3, "key": jax.random.key(0)}
-    whole, seen = scoring.fit_scorer([features], [(4, 5)], **options)
-    halves, again = scoring.fit_scorer([features[:2], features[2:]], [(4, 5)] * 2, **options)
-    # Which images a batch of the convolution is drawn from differs, and with it the margins.
-    learned = {"kernel", "bias", "readout", "shift", "threshold"}
-    for name in set(whole._fields) - learned:
-        one, other = getattr(whole, name), getattr(halves, name)
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    for one, other in zip(seen, again, strict=True):
-        assert {**one, "score": 0, "found": 0} == {**other, "score": 0, "found": 0}
 
 
 def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):

@@ -247,6 +247,7 @@ def build(method: str, weights: Path, dtype: str, image_size: int | None = None)
         function, params = us.make_segment_fn(method, weights, dtype=dtype, **overrides)
         return function, params, height, resolved.epochs
     from unseg_jax.collective.model import CollectiveModel
+    from unseg_jax.pipeline import extract_features
 
     resolved, backbone = load_for(resolved, weights, dtype=dtype)
     assert backbone is not None
@@ -254,8 +255,10 @@ def build(method: str, weights: Path, dtype: str, image_size: int | None = None)
     segmenter = CollectiveModel(resolved, backbone, scorer, None, ()).segmenter()
 
     def function(params, pixels):
-        shared = (params, segmenter.key, segmenter.fitted)
-        return segmenter.work.run(backbone, resolved, None, shared, pixels, 0)
+        features = extract_features(backbone, resolved, params, pixels)
+        grid = backbone.grid(pixels.shape[1:3], resolved.stride)
+        apply = segmenter.work.apply
+        return apply(resolved, None, segmenter.key, segmenter.fitted, features, grid, 0)
 
     return jax.jit(function), backbone.params, height, resolved.epochs
 

@@ -209,7 +209,8 @@ class Rows:
 
         grid = self.segmenters["collective"].grid
         features = features.astype(np.float16)
-        scorer, _ = fit_scorer([features], [grid], key=jax.random.key(0))
+        images = list(features.reshape(len(features), *grid, -1))
+        scorer, _ = fit_scorer(images, key=jax.random.key(0))
         return CollectiveModel(self.collective, self.backbone, scorer, None, ()).segmenter()
 
     def functions(
@@ -238,13 +239,13 @@ class Rows:
     def _scorer(self, made, features, segmenter):
         import jax
 
-        from unseg_jax.collective.segmenter import score_features
+        from unseg_jax.collective.segmenter import apply_scorer
 
         grid, key = self.segmenters["collective"].grid, jax.random.key(0)
 
         @jax.jit
         def run(fitted, shown):
-            return score_features(segmenter.method, None, key, fitted, shown, grid)
+            return apply_scorer(segmenter.method, None, key, fitted, shown, grid, 0)
 
         def find(index: int) -> list[Found]:
             shown = features["collective"][index : index + 1]

@@ -16,10 +16,10 @@ from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import CollectiveModel, load_model
 from unseg_jax.errors import WeightsError
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
-from unseg_jax.postprocess.vote import border_of
 from unseg_jax.registry import resolve
 
 GRID = (10, 10)
+NEAR = jnp.asarray(cues.neighbours(GRID))
 
 
 def _squares(count=12, seed=0, frame=False, noise=0.2):
@@ -43,6 +43,10 @@ def _squares(count=12, seed=0, frame=False, noise=0.2):
     return np.array(features, np.float32), np.array(truth)
 
 
+def _grids(features, grid=GRID):
+    return list(features.reshape(len(features), *grid, -1))
+
+
 def _margins(head, features):
     score = jax.vmap(lambda one: scoring.score(head, one, GRID)[0])
     return np.asarray(score(jnp.asarray(features)))
@@ -51,7 +55,7 @@ def _margins(head, features):
 @pytest.mark.parametrize("frame", [False, True])
 def test_evidence_finds_the_object_of_the_set(frame):
     features, truth = _squares(frame=frame)
-    head, found = scoring.fit_scorer([features], [GRID], num_clusters=4, key=jax.random.key(0))
+    head, found = scoring.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(0))
     new, new_truth = _squares(6, seed=1, frame=frame)
     assert not any(np.array_equal(image, fitted) for image in new for fitted in features)
     np.testing.assert_array_equal(_margins(head, features) > 0, truth)
@@ -66,12 +70,12 @@ def test_evidence_finds_the_object_of_the_set(frame):
 def test_fit_scorer_is_the_same_under_a_key():
     features, _ = _squares(4)
     one, other = (
-        scoring.fit_scorer([features], [GRID], num_clusters=3, key=jax.random.key(7))[0]
+        scoring.fit_scorer(_grids(features), num_clusters=3, key=jax.random.key(7))[0]
         for _ in range(2)
     )
     for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(first, second)
-    another = scoring.fit_scorer([features], [GRID], num_clusters=3, key=jax.random.key(8))[0]
+    another = scoring.fit_scorer(_grids(features), num_clusters=3, key=jax.random.key(8))[0]
     assert not np.array_equal(one.centres, another.centres)
 
 
@@ -80,12 +84,12 @@ def test_partition_is_the_second_eigenvector():
     features, _ = _squares(1, noise=0.05)
     rows = features[0] / np.linalg.norm(features[0], axis=1, keepdims=True)
     valid = np.ones(100, bool)
-    ours = np.asarray(cues.image_evidence(jnp.asarray(rows), jnp.asarray(valid), GRID))
+    ours = np.asarray(cues.image_evidence(jnp.asarray(rows), jnp.asarray(valid), NEAR))
     weights = rows @ rows.T
     weights = np.where(weights < 0.2, 1e-5, weights).astype(np.float64)
     degrees = np.diag(weights.sum(1))
     vector = eigh(degrees - weights, degrees)[1][:, 1]
-    border = np.asarray(border_of(jnp.ones(GRID, bool))).ravel()
+    border = np.asarray(cues.border_of(jnp.ones(100, bool), NEAR))
     vector = -vector if vector[border].mean() > vector.mean() else vector
     unlike = -rows @ rows[border].mean(0)
     apart = -np.sort(rows @ rows[border].T, axis=1)[:, -5:].mean(1)
@@ -113,7 +117,7 @@ def test_evidence_with_frame_equals_that_of_the_rest():
     valid[0] = valid[:, -1] = False
     other = jnp.where(valid.ravel()[:, None], whole, jnp.roll(whole, 1, 1))
     first, second = (
-        np.asarray(cues.image_evidence(rows, jnp.asarray(valid.ravel()), GRID))
+        np.asarray(cues.image_evidence(rows, jnp.asarray(valid.ravel()), NEAR))
         for rows in (whole, other)
     )
     np.testing.assert_allclose(first, second, atol=1e-5)
@@ -145,7 +149,7 @@ def test_features_without_contrast_give_finite_margins(case):
         "one_image": rng.normal(size=(1, 100, 8)),
         "one_colour_each": np.repeat(rng.normal(size=(3, 1, 8)), 100, 1),
     }[case].astype(np.float32)
-    head, _ = scoring.fit_scorer([features], [GRID], num_clusters=4, key=jax.random.key(0))
+    head, _ = scoring.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(0))
     assert np.isfinite(_margins(head, features)).all()
 
 
@@ -278,8 +282,7 @@ def test_shared_passes_of_a_published_method(tiny_weights, tmp_path, foreground)
     assert {entry["found"] for entry in model.foreground} == {"foreground", "background"}
 
 
-def test_shared_passes_do_not_hold_the_set(tiny_weights):
-    """Images are read again in each pass (and once for the vote), a batch at a time."""
+def test_shared_passes_read_each_image_once(tiny_weights):
     images, reads = _photographs(5), []
 
     class Source:
@@ -300,7 +303,7 @@ def test_shared_passes_do_not_hold_the_set(tiny_weights):
         batch_size=2,
         **settings,
     )
-    assert sorted(reads) == sorted([*range(5)] * 3)
+    assert sorted(reads) == [*range(5)]
 
 
 def test_max_images_bounds_what_is_read(tiny_weights):

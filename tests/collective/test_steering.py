@@ -6,7 +6,6 @@ import json
 import hypothesis
 import hypothesis.strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -126,10 +125,11 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     scorer = plain.scorer._replace(
         **{name: 50 * getattr(plain.scorer, name) for name in ("weights", "offset")}
     )
-    prior = steering._columns_of(scorer, jnp.asarray(features), grid=(4, 4))[0]
+    grids = features.reshape(len(features), 4, 4, -1)
+    prior = steering._columns_of(scorer, grids)[0]
     assert (np.abs(prior) == 1).mean() > 0.8
     marks = steering.Marks((4, 4), Truth(np.asarray(prior[0] > 0).reshape(4, 4)))
-    found = steering.fit_steering(scorer, [(features, (4, 4))], [(features[:1], (4, 4), marks)])
+    found = steering.fit_steering(scorer, [grids], [(grids[:1], marks)])
     after = jax.vmap(lambda one: steering.steer(scorer, found, one, (4, 4)))(features)
     np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(prior) > 0)
 
@@ -176,14 +176,14 @@ def test_clicks_steer_and_refine_a_model_that_stays_as_it_is(models, photos, tin
 @pytest.mark.parametrize("word", ["bright", "dark", "centre"])
 def test_a_word_raises_what_it_names(models, word):
     """One image of random features, of which the left half is bright."""
-    grid, features = (8, 8), np.random.default_rng(0).normal(size=(1, 64, 48))
+    grid, features = (8, 8), np.random.default_rng(0).normal(size=(1, 8, 8, 48))
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, :32] = 255
     named = {name: np.zeros(grid, bool) for name in ("bright", "dark", "centre")}
     named["bright"][:, :4] = named["dark"][:, 4:] = named["centre"][2:6, 2:6] = True
     scorer = models[0].scorer
-    found = steering.fit_word(scorer, [(features, grid, pixels)], word)
-    columns = steering._columns_of(scorer, jnp.asarray(features), grid=grid)[1][0]
+    found = steering.fit_word(scorer, [(features, pixels)], word)
+    columns = steering._columns_of(scorer, features)[1][0]
     change = np.asarray(columns @ found.coefficients).reshape(grid)
     assert change[named[word]].mean() > change[~named[word]].mean() + 0.02
     assert int(found.examples) == 0

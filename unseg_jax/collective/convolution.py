@@ -1,14 +1,16 @@
 """A small convolution that learns from what the linear scorer of a set is sure of.
 
 The linear scorer reads one patch; a convolution reads its neighbours as well. Two of them are
-trained, each on its half of the images, with mirrored images among them. Both soon learn what the
+trained, each on its half of the images, with mirrored patches among them. Both soon learn what the
 labels have in common, and later the errors of their own half; so training ends where the masks of
 the two agree most. Their mean is one convolution with twice the hidden units.
+
+All of it is one `lax.scan` over patches that were drawn with their neighbours beforehand, so its
+cost does not grow with the set, and images of all shapes are one array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -18,30 +20,29 @@ import numpy as np
 from unseg_jax.clustering.optimiser import adamw, descend
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Int
 
 HIDDEN = 32
 """Hidden units of one head; the joined head has twice as many."""
-_STEPS = 300
-_LOOKS = 50  # steps from one comparison of the two to the next
-_BATCH = 8
+_STEPS = 50
+_LOOKS = 6  # times that the two are compared, each after so many steps
+_BATCH, _BATCHES = 1024, 16  # patches of a step, and how many of these are drawn for each head
+_COMPARED = 8192
 _RATE = 3e-3
 _DECAY = 1e-2
-# Images that are scored in one call.
-_SCORED = 16
 
 
 class Convolution(NamedTuple):
     """One hidden layer over neighbouring patches.
 
     Attributes:
-        kernel: (S, S, R, H) of the hidden layer, S × S patches around each.
+        kernel: (3, 3, R, H) of the hidden layer, the patches around each.
         bias: (H,) of the hidden layer.
         readout: (H,) of the score.
         offset: () of the score.
     """
 
-    kernel: Float[Array, "s s r h"]
+    kernel: Float[Array, "3 3 r h"]
     bias: Float[Array, " h"]
     readout: Float[Array, " h"]
     offset: Float[Array, ""]
@@ -59,7 +60,18 @@ def convolve(head: Convolution, x: Float[Array, "b h w r"]) -> Float[Array, "b h
     return jax.nn.relu(hidden + head.bias) @ head.readout + head.offset
 
 
-def join(first: Convolution, second: Convolution, scale: float) -> Convolution:
+def convolve_rows(
+    head: Convolution, x: Float[Array, "n r"], near: Int[Array, "n 9"]
+) -> Float[Array, " n"]:
+    """`convolve` of one image whose patches are rows; `near` is of `cues.neighbours`."""
+    kernel = head.kernel.astype(jnp.float32)
+    products = jnp.einsum("nr,yxrh->nyxh", x, kernel).reshape(len(x), 9, -1)
+    products = jnp.pad(products, ((0, 1), (0, 0), (0, 0)))
+    hidden = sum(products[near[:, place], place] for place in range(9))
+    return jax.nn.relu(hidden + head.bias) @ head.readout + head.offset
+
+
+def join(first: Convolution, second: Convolution, scale: float | Array) -> Convolution:
     """The head whose scores are the sum of those of two, divided by `scale`."""
     return Convolution(
         jnp.concatenate([first.kernel, second.kernel], -1),
@@ -69,102 +81,126 @@ def join(first: Convolution, second: Convolution, scale: float) -> Convolution:
     )
 
 
+class Draws(NamedTuple):
+    """What is random in training two heads, drawn on the host.
+
+    Attributes:
+        heads: first parameters of both, stacked.
+        learned: (2, …) image and patch of what each head learns from, batch by batch.
+        compared: the same of the patches on which the two are compared.
+        order: (looks, steps, 2) batch of each step and head.
+        mirrored: (looks, steps, 2) bool.
+    """
+
+    heads: Convolution
+    learned: tuple[Int[np.ndarray, "2 b n"], Int[np.ndarray, "2 b n"]]
+    compared: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]
+    order: Int[np.ndarray, "l s 2"]
+    mirrored: Bool[np.ndarray, "l s 2"]
+
+
+def draw(sizes: Int[np.ndarray, " i"], most: int, width: int, rng: np.random.Generator) -> Draws:
+    """Draws the halves of a set, the patches of each, and the first parameters.
+
+    Args:
+        sizes: patches of each image; images of 0 are padding.
+        most: patches that a batch has at most.
+        width: R, coordinates of a patch.
+        rng: of everything.
+    """
+    images = rng.permutation(np.flatnonzero(sizes))
+    halves = images[::2], images[1::2] if len(images) > 1 else images
+
+    def patches(among, *shape):
+        image = rng.choice(among, shape)
+        return image.astype(np.int32), (rng.random(shape) * sizes[image]).astype(np.int32)
+
+    batch = _BATCHES, min(_BATCH, most)
+    learned = [patches(half, *batch) for half in halves]
+    kernel = rng.normal(size=(2, 3, 3, width, HIDDEN)) * np.sqrt(2 / (9 * width))
+    readout = rng.normal(size=(2, HIDDEN)) / np.sqrt(HIDDEN)
+    looks = _LOOKS, _STEPS, 2
+    return Draws(
+        Convolution(
+            jnp.asarray(kernel, jnp.float32),
+            jnp.zeros((2, HIDDEN), jnp.float32),
+            jnp.asarray(readout, jnp.float32),
+            jnp.zeros(2, jnp.float32),
+        ),
+        (np.stack([one[0] for one in learned]), np.stack([one[1] for one in learned])),
+        patches(images, min(_COMPARED, _BATCHES * most)),
+        rng.integers(0, _BATCHES, looks, np.int32),
+        rng.random(looks) < 0.5,
+    )
+
+
 def train(
-    images: Sequence[Float[np.ndarray, "n h w r"]],
-    goals: Sequence[Float[np.ndarray, "n h w"]],
-    valid: Sequence[Bool[np.ndarray, "n h w"]],
-    rng: np.random.Generator,
-    *,
-    side: int = 3,
-) -> Iterator[tuple[float, Convolution]]:
+    x: Float[Array, "i n r"],
+    near: Int[Array, "i n 9"],
+    goals: Float[Array, "i n"],
+    valid: Bool[Array, "i n"],
+    draws: Draws,
+) -> tuple[Convolution, Float[Array, " looks"]]:
     """Trains two heads on halves of a set; on the same image, if there is but one.
 
     The loss of a patch is logistic, and weighs as much as its goal is sure.
 
     Args:
-        images: for each grid, patches of n images.
-        goals: for each grid, −1 to 1: above 0 is foreground, and 0 says nothing.
-        valid: for each grid, the patches over which the scores are brought to unit variance.
-        rng: of the first parameters, the halves, the batches and the mirroring.
-        side: S, patches of the kernel along each side.
+        x: patches of all images.
+        near: see `cues.neighbours`, for each image.
+        goals: −1 to 1: above 0 is foreground, and 0 says nothing.
+        valid: the patches over which the scores are brought to unit variance.
+        draws: of `draw`, from the number of patches of each image, which are the first of its N.
 
-    Yields:
-        After every 50 of 300 steps how much the masks of the two agree (intersection over union),
-        and their mean, with scores of unit variance.
+    Returns:
+        Of the heads after every 50 of 300 steps the mean of the two whose masks agree most, with
+        scores of unit variance; and how much they agreed each time (intersection over union).
     """
-    heads = [_start(rng, side, images[0].shape[-1]) for _ in range(2)]
-    optimiser = adamw(_RATE, _DECAY)
-    states = [optimiser.init(head) for head in heads]
-    orders = [rng.permutation(len(part)) for part in images]
-    halves = [[order[::2] for order in orders], [order[1::2] for order in orders]]
-    if not sum(map(len, halves[1])):
-        halves[1] = halves[0]
-    held = [jnp.asarray(part, jnp.float32) for part in images]
-    aims = [jnp.asarray(part, jnp.float32) for part in goals]
-    inside = np.concatenate([part.ravel() for part in valid])
-    for number in range(1, _STEPS + 1):
-        for place, half in enumerate(halves):
-            grid = 0
-            if len(images) > 1:
-                # A batch is of one grid; each image is as likely as any other.
-                sizes = np.array([len(part) for part in half])
-                grid = int(rng.choice(len(images), p=sizes / sizes.sum()))
-            drawn = rng.choice(half[grid], _BATCH)
-            heads[place], states[place] = _step(
-                heads[place],
-                states[place],
-                jnp.take(held[grid], drawn, 0),
-                jnp.take(aims[grid], drawn, 0),
-                rng.random() < 0.5,
-            )
-        if number % _LOOKS == 0:
-            first, second = (
-                np.concatenate([part.ravel() for part in scores_of(head, held)]) for head in heads
-            )
-            both, either = (first > 0) & (second > 0), (first > 0) | (second > 0)
-            scale = float(np.std((first + second)[inside])) + 1e-9
-            yield float(both.sum() / max(either.sum(), 1)), join(heads[0], heads[1], scale)
+    size, width = x.shape[1:]
+    rows = jnp.pad(x, ((0, 0), (0, 1), (0, 0))).reshape(-1, width)
 
+    def around(places):
+        image, patch = places
+        taken = rows[image[..., None] * (size + 1) + near[image, patch]]
+        return taken.reshape(*image.shape, 9 * width)
 
-def _start(rng: np.random.Generator, side: int, width: int) -> Convolution:
-    scale = np.sqrt(2 / (side**2 * width))
-    kernel = rng.normal(size=(side, side, width, HIDDEN)) * scale
-    readout = rng.normal(size=HIDDEN) / np.sqrt(HIDDEN)
-    return Convolution(
-        jnp.asarray(kernel, jnp.float32),
-        jnp.zeros(HIDDEN, jnp.float32),
-        jnp.asarray(readout, jnp.float32),
-        jnp.zeros((), jnp.float32),
-    )
+    def scores(head, patches):
+        hidden = patches @ head.kernel.reshape(9 * width, HIDDEN)
+        return jax.nn.relu(hidden + head.bias) @ head.readout + head.offset
 
-
-@jax.jit
-def _step(head, state, images, goals, mirrored):
-    """One step of a head on a batch, mirrored or not."""
-    images, goals = (jnp.where(mirrored, part[:, :, ::-1], part) for part in (images, goals))
-
-    def objective(head):
-        logits = convolve(head, images)
+    def objective(head, patches, goals, mirrored):
+        kernel = jnp.where(mirrored, head.kernel[:, ::-1], head.kernel)
+        logits = scores(head._replace(kernel=kernel), patches)
         return jnp.mean(jnp.abs(goals) * jnp.logaddexp(0.0, -jnp.sign(goals) * logits)), None
 
-    head, state, _, _ = descend(objective, adamw(_RATE, _DECAY), head, state)
-    return head, state
+    optimiser = adamw(_RATE, _DECAY)
+    learned, wanted = around(draws.learned), goals[draws.learned]
+    compared, inside = around(draws.compared), valid[draws.compared]
 
+    @jax.vmap
+    def of_head(pair, learned, wanted, batch, mirrored):
+        inputs = learned[batch], wanted[batch], mirrored
+        return descend(objective, optimiser, pair[0], pair[1], *inputs)[:2]
 
-def scores_of(
-    head: Convolution, images: Sequence[Float[Array | np.ndarray, "n h w r"]]
-) -> list[Float[np.ndarray, "n p"]]:
-    """Scores of the h·w patches of images of any number, for each grid."""
-    found = []
-    for part in images:
-        scores = []
-        for start in range(0, len(part), _SCORED):
-            batch = jnp.asarray(part[start : start + _SCORED], jnp.float32)
-            missing = _SCORED - len(batch)
-            batch = jnp.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            scores.append(np.asarray(_convolve(head, batch))[: _SCORED - missing])
-        found.append(np.concatenate(scores).reshape(len(part), -1))
-    return found
+    def step(pairs, drawn):
+        return of_head(pairs, learned, wanted, *drawn), None
 
+    def train_and_look(carry, drawn):
+        pairs, best, most = carry
+        pairs, _ = jax.lax.scan(step, pairs, drawn)
+        found = jax.vmap(scores, (0, None))(pairs[0], compared)
+        both, either = (found > 0).all(0).sum(), (found > 0).any(0).sum()
+        agreed = (both / jnp.maximum(either, 1)).astype(jnp.float32)
+        total, held = found.sum(0), jnp.maximum(inside.sum(), 1)
+        mean = jnp.sum(total * inside) / held
+        scale = jnp.sqrt(jnp.sum(jnp.square(total - mean) * inside) / held) + 1e-9
+        first, second = (jax.tree.map(lambda both, at=at: both[at], pairs[0]) for at in range(2))
+        joined = join(first, second, scale)
+        best = jax.tree.map(lambda new, old: jnp.where(agreed > most, new, old), joined, best)
+        return (pairs, best, jnp.maximum(agreed, most)), agreed
 
-_convolve = jax.jit(convolve)
+    heads = draws.heads
+    first, second = (jax.tree.map(lambda both, at=at: both[at], heads) for at in range(2))
+    begun = (heads, jax.vmap(optimiser.init)(heads)), join(first, second, 1.0), jnp.float32(-1)
+    (_, best, _), agreed = jax.lax.scan(train_and_look, begun, (draws.order, draws.mirrored))
+    return best, agreed

@@ -6,9 +6,9 @@ what the object looks like repeats over the set; `unseg_jax.collective.scoring` 
 
 1. `fit_projection`: features are normalised, centred by the set's mean and projected on their
    first principal components.
-2. `frame_clusters`: clusters that lie almost only along the border (the black surround of an
-   endoscope, a passe-partout) are a frame, not a background. They are taken away, and the border
-   of an image is that of what remains.
+2. Clusters that lie almost only along the border (the black surround of an endoscope, a
+   passe-partout) are a frame, not a background. They are taken away, and the border of an image is
+   that of what remains.
 3. `image_evidence`: unlikeness to the border as a whole, unlikeness to the nearest parts of the
    border, and the second eigenvector of the normalised cut, each standardised within its image.
 
@@ -17,16 +17,14 @@ Everything on arrays of one image here is pure JAX, to be vmapped.
 
 from __future__ import annotations
 
-import functools
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unseg_jax.clustering.baselines import kmeans
 from unseg_jax.clustering.graphs import normalise_rows
-from unseg_jax.postprocess.vote import border_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +36,8 @@ _TAU = 0.2
 _EPSILON = 1e-5
 _POWER_STEPS = 12
 _BINS = 64
-# How many patches statistics are taken from; more change nothing.
-_SAMPLE = 16_384
+SAMPLE = 16_384
+"""Patches that statistics are taken from; more change nothing."""
 # How many patches of the border a patch is compared with to be like some part of it.
 _NEAREST = 5
 _TINY = 1e-6
@@ -60,29 +58,27 @@ class Projection(NamedTuple):
 
 
 def fit_projection(
-    features: Sequence[np.ndarray], components: int, rng: np.random.Generator
+    images: Sequence[np.ndarray], components: int, rng: np.random.Generator
 ) -> Projection:
     """Mean and principal directions of a sample of patches.
 
     Args:
-        features: (n, N, D) for each grid, of any floating type.
+        images: (…, D) features of each image, of any floating type.
         components: R, cut to D.
         rng: chooses the sample.
     """
-    width = features[0].shape[-1]
-    parts = [part.reshape(-1, width) for part in features]
+    width = images[0].shape[-1]
+    parts = [image.reshape(-1, width) for image in images]
     ends = np.cumsum([len(part) for part in parts])
-    chosen = np.sort(rng.choice(ends[-1], min(ends[-1], _SAMPLE), replace=False))
-    rows = np.concatenate(
-        [
-            part[chosen[(chosen >= end - len(part)) & (chosen < end)] - (end - len(part))]
-            for part, end in zip(parts, ends, strict=True)
-        ]
-    )
-    sample = np.asarray(jax.jit(normalise_rows)(rows.astype(np.float32)), np.float64)
-    mean = sample.mean(0)
-    centred = sample - mean
-    _, directions = np.linalg.eigh(centred.T @ centred)
+    chosen = np.sort(rng.choice(ends[-1], min(ends[-1], SAMPLE), replace=False))
+    picked = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    starts = ends - [len(part) for part in parts]
+    rows = [part[at - start] for part, at, start in zip(parts, picked, starts, strict=True)]
+    sample = np.concatenate(rows).astype(np.float32)
+    sample /= np.maximum(np.linalg.norm(sample, axis=-1, keepdims=True), _TINY)
+    mean = sample.mean(0, dtype=np.float64)
+    centred = sample - mean.astype(np.float32)
+    _, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     basis = directions[:, ::-1][:, : min(components, width)]
     rest = np.sqrt(max(mean @ mean - np.sum((mean @ basis) ** 2), 0.0))
     return Projection(*(jnp.asarray(array, jnp.float32) for array in (mean, basis, rest)))
@@ -103,47 +99,38 @@ def project(
     return normalise_rows(coordinates - projection.mean @ projection.basis), whole
 
 
-@jax.jit
+def neighbours(grid: tuple[int, int], size: int | None = None) -> Int[np.ndarray, "n 9"]:
+    """The nine patches around and at each patch of a grid, row by row; `size` where none is.
+
+    Args:
+        grid: (h, w).
+        size: rows of the table, of which those beyond h·w have no neighbours; None is h·w.
+
+    >>> neighbours((1, 2)).tolist()
+    [[2, 2, 2, 2, 0, 1, 2, 2, 2], [2, 2, 2, 0, 1, 2, 2, 2, 2]]
+    """
+    size = grid[0] * grid[1] if size is None else size
+    table = np.full((size, 9), size, np.int32)
+    rows, columns = np.indices(grid).reshape(2, -1)
+    for place, (down, right) in enumerate(itertools.product((-1, 0, 1), repeat=2)):
+        row, column = rows + down, columns + right
+        inside = (row >= 0) & (row < grid[0]) & (column >= 0) & (column < grid[1])
+        table[: len(rows), place] = np.where(inside, row * grid[1] + column, size)
+    return table
+
+
+def border_of(valid: Bool[Array, " n"], near: Int[Array, "n 9"]) -> Bool[Array, " n"]:
+    """Valid patches beside an invalid one or at the edge of the grid; `near` is of `neighbours`."""
+    return valid & ~jnp.append(valid, False)[near[:, 1::2]].all(-1)
+
+
 def nearest_centre(x: Float[Array, "*b r"], centres: Float[Array, "k r"]) -> Int[Array, "*b"]:
     """Index of the nearest centre of each row."""
     return jnp.argmax(x @ centres.T - 0.5 * jnp.sum(centres**2, -1), -1).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="num_clusters")
-def _centres(rows, num_clusters, key):
-    members = kmeans(rows, jnp.ones(len(rows), bool), num_clusters, key, 15, 1)
-    return (members.T @ rows) / jnp.maximum(members.sum(0), 1.0)[:, None]
-
-
-def fit_centres(x: np.ndarray, num_clusters: int, key: Array) -> Float[Array, "k r"]:
-    """k-means centres of a sample of the rows of x (M, R); fewer than K distinct rows leave
-    centres of zero, which no row is nearest to unless it is zero itself."""
-    rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,), jnp.uint32)))
-    rows = jnp.asarray(x[rng.choice(len(x), min(len(x), _SAMPLE), replace=False)])
-    return _centres(rows, num_clusters, key)
-
-
-def frame_clusters(
-    labels: Sequence[np.ndarray], grids: Sequence[tuple[int, int]], num_clusters: int
-) -> np.ndarray:
-    """(K,) how much more of the border a cluster holds than of the image: 1 is its fair share.
-
-    Args:
-        labels: (n, N) clusters of all patches, for each grid.
-        grids: (h, w) of each.
-        num_clusters: K.
-    """
-    sizes, held = np.zeros(num_clusters), np.zeros(num_clusters)
-    for part, grid in zip(labels, grids, strict=True):
-        border = np.asarray(border_of(np.ones(grid, bool))).ravel()
-        sizes += np.bincount(part.ravel(), minlength=num_clusters)
-        held += np.bincount(part[:, border].ravel(), minlength=num_clusters)
-    # What a cluster would hold if it lay there as all patches do.
-    return held / np.maximum(sizes, 1) / (held.sum() / sizes.sum())
-
-
 def image_evidence(
-    whole: Float[Array, "n r"], valid: Bool[Array, " n"], grid: tuple[int, int]
+    whole: Float[Array, "n r"], valid: Bool[Array, " n"], near: Int[Array, "n 9"]
 ) -> Float[Array, " n"]:
     """Evidence for foreground from one image alone: standardised, 0 outside `valid`.
 
@@ -155,9 +142,9 @@ def image_evidence(
     Args:
         whole: uncentred patches of length 1, from `project`.
         valid: patches that are not frame.
-        grid: (h, w), static.
+        near: see `neighbours`.
     """
-    border = border_of(valid.reshape(grid)).ravel()
+    border = border_of(valid, near)
     share = border.astype(jnp.float32) / jnp.maximum(border.sum(), 1)
     cosines = jnp.matmul(whole, whole.T, precision=jax.lax.Precision.HIGHEST)
     unlike = -(cosines @ share)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ import numpy as np
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
-from unseg_jax.collective.cues import project
+from unseg_jax.collective.cues import neighbours, project
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.scoring import fit_scorer, score
 from unseg_jax.collective.shipped import is_of_shipped, load_shipped
@@ -38,12 +39,13 @@ from unseg_jax.data.reading import Reading
 from unseg_jax.errors import ImageError, nearest
 from unseg_jax.method import Method, override
 from unseg_jax.parallel import How, pad_batch, takes_images_apart
-from unseg_jax.postprocess.vote import border_of
 from unseg_jax.registry import ELSEWHERE, refuse_options, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
+from unseg_jax.segmenter.keeping import Decoded, Store
+from unseg_jax.segmenter.streaming import decode
 
 if TYPE_CHECKING:
-    from jaxtyping import Array
+    from jaxtyping import Array, Float, Float16
 
     from unseg_jax.collective.steering import Click
     from unseg_jax.data.images import Source
@@ -168,6 +170,7 @@ def fit_set(
     examples: Mapping[Any, Source] | None = None,
     clicks: Mapping[Any, Iterable[Click]] | None = None,
     look_for: str | None = None,
+    kept: Store | None = None,
 ) -> CollectiveModel:
     """`fit` with a resolved method.
 
@@ -176,6 +179,7 @@ def fit_set(
         method: with overrides applied.
         reading: how they are read, with a range that is measured.
         explicit: fields that the user chose; a stride among them is kept as it is.
+        kept: gets what is read; None keeps it for the fit alone.
     """
     if method.algorithm != "gnn" or method.nodes != "patches":
         raise ValueError(
@@ -214,9 +218,9 @@ def fit_set(
     method, loaded = load_for(method, backbone, dtype=dtype, explicit=explicit)
     assert loaded is not None
     key = key_from_seed(seed) if key is None else key
-    segmenter = BatchSegmenter(method, loaded, batch_size, seed, map, reading)
+    segmenter = BatchSegmenter(method, loaded, batch_size, seed, map, reading, kept=kept)
     tiles = max(1, max_images // len(sources))
-    reader = Reader(segmenter, sources, on_image, tiles)
+    reader = Reader(segmenter, sources, on_image, tiles, whole=kept is not None)
     steering = None
     if (marks or look_for) and is_of_shipped(method, loaded):
         ready = load_shipped(backbone=loaded)
@@ -236,10 +240,10 @@ def fit_set(
     drawn = _draw(len(sources), max_images, key)[0]
     if look_for and scorer is not None:
         few = drawn[:: -(-len(drawn) // MAX_LOOKED_AT)]
-        seen = ((*next(reader([at])), reading.read(sources[at]).pixels) for at in few)
+        seen = ((next(reader([at])), reading.read(sources[at]).pixels) for at in few)
         steering = fit_word(scorer, seen, look_for)
     if marks and scorer is not None:
-        taught = [(*next(reader([index])), one) for index, one in marks.items()]
+        taught = [(next(reader([index])), one) for index, one in marks.items()]
         steering = fit_steering(scorer, reader(drawn), taught, steering)
     return CollectiveModel(
         method,
@@ -280,19 +284,29 @@ class Reader:
         sources: Sequence[Source],
         on_image: Callable[[int, int], Any] | None = None,
         tiles: int = 1,
+        whole: bool = False,
     ):
+        """
+        Args:
+            segmenter: reads and prepares; images that it keeps are read once.
+            sources: the images.
+            on_image: see `fit`.
+            tiles: of an image at most, where the method takes tiles.
+            whole: keep pixels as well as features.
+        """
         self.segmenter, self.sources, self.on_image = segmenter, sources, on_image
-        self.tiles = tiles
+        self.tiles, self.whole = tiles, whole
+        self.kept = segmenter.kept or Store()
         self.failed: list[str] = []
         self.read = 0
 
-    def __call__(self, chosen: Sequence[int]) -> Iterator[tuple[Array, tuple[int, int]]]:
-        """(B, N, D) features of the chosen images and their grid (h, w), a batch of one shape at a
-        time; in order where all have one shape."""
+    def __call__(self, chosen: Sequence[int]) -> Iterator[Float16[np.ndarray, "b h w d"]]:
+        """Features of the chosen images, a batch of one grid at a time; in order where all have
+        one grid."""
         self.read = 0
         size = self.segmenter.batch_size
         held = 1 if self.segmenter.method.tile else size
-        alike: dict[tuple[int, ...], list[np.ndarray]] = {}
+        alike: dict[tuple[int, ...], list[tuple[int, Decoded]]] = {}
         loaded = batches(chosen, self._views, held, workers=self.segmenter.reading.workers)
         with contextlib.closing(loaded):
             seen = 0
@@ -307,8 +321,8 @@ class Reader:
                         raise outcome.error
                     self.read += outcome.value is not None
                     for view in outcome.value or ():
-                        part = alike.setdefault(view.shape, [])
-                        part.append(view)
+                        part = alike.setdefault(view.prepared.shape, [])
+                        part.append((outcome.item, view))
                         if len(part) == size:
                             yield self._features(part)
                             part.clear()
@@ -318,23 +332,31 @@ class Reader:
         if not self.read:
             raise ImageError(self.failed[0])
 
-    def _features(self, views: list[np.ndarray]) -> tuple[Array, tuple[int, int]]:
-        pixels = np.stack(views)
+    def _features(self, part: list[tuple[int, Decoded]]) -> Float16[np.ndarray, "b h w d"]:
+        prepared = np.stack([view.prepared for _, view in part])
+        if prepared.dtype == np.float16:
+            return prepared
         if not takes_images_apart(self.segmenter.map):
             # Padded to one size, so that the backbone is compiled once a shape.
-            pixels = pad_batch(pixels, self.segmenter.batch_size)
-        features = self.segmenter.features(pixels)[: len(views)]
-        return features, self.segmenter.grid_of(pixels.shape[1:])
+            prepared = pad_batch(prepared, self.segmenter.batch_size)
+        features = np.asarray(self.segmenter.kept_features(prepared))[: len(part)]
+        if not self.segmenter.method.tile:
+            for (index, view), one in zip(part, features, strict=True):
+                pixels = view.pixels if self.whole else view.pixels[:0]
+                view = view._replace(prepared=one, pixels=pixels)
+                self.kept.put(self.sources[index], view)
+        return features
 
-    def _views(self, index: int) -> list[np.ndarray]:
+    def _views(self, index: int) -> list[Decoded]:
         """What of an image is fitted: the image, or some of its tiles drawn at random."""
-        pixels = self.segmenter.reading.read(self.sources[index]).pixels
-        side = self.segmenter.method.tile
+        source, side = self.sources[index], self.segmenter.method.tile
         if not side:
-            return [self.segmenter.prepare(pixels)]
+            return [self.kept.get(source) or decode(self.segmenter, source)]
+        pixels = self.segmenter.reading.read(source).pixels
         boxes = tile_boxes(pixels.shape[0], pixels.shape[1], side)
         drawn = np.random.default_rng(index).permutation(len(boxes))[: self.tiles]
-        return [self.segmenter.prepare(cut(pixels, boxes[at])) for at in np.sort(drawn)]
+        tiles = (cut(pixels, boxes[at]) for at in np.sort(drawn))
+        return [Decoded(tile, self.segmenter.prepare(tile), tile.shape[:2]) for tile in tiles]
 
 
 def _draw(count, most, key):
@@ -346,39 +368,37 @@ def _draw(count, most, key):
 
 def fit_evidence(reader, method, num_clusters, steps, max_images, key):
     chosen, rng = _draw(len(reader.sources), max_images, key)
-    parts: dict[tuple[int, int], list[np.ndarray]] = {}
-    for batch, grid in reader(chosen):
-        parts.setdefault(grid, []).append(np.asarray(batch, np.float16))
-    features = [np.concatenate(part) for part in parts.values()]
-    if not all(np.isfinite(part).all() for part in features):
+    images = [one for batch in reader(chosen) for one in batch]
+    if not all(np.isfinite(one).all() for one in images):
         raise ValueError(
             "some features are not finite numbers; check the weights of the backbone, or use "
             "dtype='float32'."
         )
-    grids = list(parts)
-    scorer, clusters = fit_scorer(features, grids, num_clusters=num_clusters, key=key)
+    scorer, clusters = fit_scorer(
+        images, num_clusters=num_clusters, mostly_empty=bool(method.tile), key=key
+    )
     params = None
     if steps:
         start_key = jax.random.fold_in(key, 3)
         params, state = shared_head.start(start_key, method, scorer.basis.shape[1])
         trained = dataclasses.replace(method, learning_rate=_DISTIL_RATE)
-        shares = np.array([len(part) for part in features]) / sum(map(len, features))
-        # A new batch is drawn at every step, of images of one shape.
+        # A new batch is drawn at every step, of images of one grid.
         for _ in range(steps):
-            at = 0 if len(features) == 1 else int(rng.choice(len(features), p=shares))
-            part = features[at]
-            drawn = rng.choice(len(part), min(_DISTIL_BATCH, len(part)), replace=False)
-            nodes, cosines, margins = _score_batch(
-                scorer, jnp.asarray(part[drawn], jnp.float32), grid=grids[at]
-            )
-            params, state, _ = shared_head.distil(
-                params, state, nodes, cosines, margins, method=trained
-            )
+            grid = images[int(rng.integers(len(images)))].shape
+            alike = [one for one in images if one.shape == grid]
+            drawn = rng.choice(len(alike), min(_DISTIL_BATCH, len(alike)), replace=False)
+            inputs = _score_batch(scorer, np.stack([alike[at] for at in drawn]))
+            params, state, _ = shared_head.distil(params, state, *inputs, method=trained)
     return scorer, params, tuple(clusters)
 
 
-@functools.partial(jax.jit, static_argnames="grid")
-def _score_batch(scorer, features, *, grid):
+def _rows(features: Float16[np.ndarray, "b h w d"]) -> Float[Array, "b n d"]:
+    return jnp.asarray(features, jnp.float32).reshape(len(features), -1, features.shape[-1])
+
+
+@jax.jit
+def _score_batch(scorer, features):
+    grid, features = features.shape[1:3], _rows(features)
     nodes, cosines = project(features, scorer.projection)
     return nodes, cosines, jax.vmap(lambda one: score(scorer, one, grid)[0])(features)
 
@@ -387,7 +407,8 @@ def fit_shared(reader, method, key):
     params = state = None
     for index in range(method.collective_epochs):
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 4), index)
-        for number, (features, grid) in enumerate(reader(range(len(reader.sources)))):
+        for number, features in enumerate(reader(range(len(reader.sources)))):
+            grid, features = features.shape[1:3], _rows(features)
             if params is None:
                 params, state = shared_head.start(key, method, features.shape[-1])
             seeds = dropout_seeds(
@@ -409,9 +430,10 @@ def _vote_over_set(reader, method, params):
     of the border; at least the one with the least."""
     method = dataclasses.replace(method, epochs=0)
     sizes, held = np.zeros(method.num_clusters), np.zeros(method.num_clusters)
-    for features, grid in reader(range(len(reader.sources))):
-        border = np.asarray(border_of(jnp.ones(grid, bool))).ravel()
-        labels = np.asarray(_label_batch(params, features, method=method, grid=grid))
+    for features in reader(range(len(reader.sources))):
+        grid = features.shape[1:3]
+        border = (neighbours(grid) == math.prod(grid)).any(-1)
+        labels = np.asarray(_label_batch(params, _rows(features), method=method, grid=grid))
         sizes += np.bincount(labels.ravel(), minlength=method.num_clusters)
         held += np.bincount(labels[:, border].ravel(), minlength=method.num_clusters)
     ratios = held / np.maximum(sizes, 1) / (held.sum() / sizes.sum())

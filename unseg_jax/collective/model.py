@@ -49,6 +49,7 @@ from unseg_jax.parallel import How
 from unseg_jax.registry import refuse_options, resolve
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter
+from unseg_jax.segmenter.keeping import Store
 
 if TYPE_CHECKING:
     from unseg_jax.collective.steering import Click
@@ -104,6 +105,7 @@ class CollectiveModel:
         seed: int | None = None,
         map: How | None = None,
         reading: Reading | None = None,
+        kept: Store | None = None,
     ) -> BatchSegmenter:
         """A segmenter that applies this model, for `segment_files` and streams.
 
@@ -116,6 +118,7 @@ class CollectiveModel:
             batch_size, seed: instead of the model's own.
             map: how a batch is taken, see `unseg_jax.cluster`.
             reading: how images are read; None reads them as those that were fitted.
+            kept: what the fit kept of its images, see `BatchSegmenter`.
 
         Raises:
             ValueError: a negative number, epochs of a model without a graph head, tiles with
@@ -156,6 +159,7 @@ class CollectiveModel:
             (reading or PLAIN).agreeing(self.reading),
             work,
             Fitted(self.scorer, self.head, numbers, unlike, self.steering),
+            kept,
         )
 
     def segment(
@@ -223,12 +227,12 @@ class CollectiveModel:
         sources, segmenter = list(images), self.segmenter()
         marks = read_marks(sources, segmenter.reading, examples, clicks)
 
-        def features(chosen: Iterable[int]) -> Iterator[tuple[Any, tuple[int, int]]]:
+        def features(chosen: Iterable[int]) -> Iterator[np.ndarray]:
             for index in chosen:
                 view = segmenter.prepare(segmenter.reading.read(sources[index]).pixels)
-                yield segmenter.features(view[None]), segmenter.grid_of(view.shape)
+                yield np.asarray(segmenter.kept_features(view[None]))
 
-        marked = [(*one, marks[at]) for at, one in zip(marks, features(marks), strict=True)]
+        marked = [(one, marks[at]) for at, one in zip(marks, features(marks), strict=True)]
         steering = fit_steering(self.scorer, features(range(len(sources))), marked, self.steering)
         return dataclasses.replace(self, steering=steering)
 

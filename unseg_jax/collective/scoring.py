@@ -4,6 +4,9 @@
 features, and what is left learns from its own labels. What that linear scorer is sure of teaches a
 small convolution (`unseg_jax.collective.convolution`). `score` is the mean of both on a new image,
 with the image's own Otsu threshold.
+
+The fit is one program. Its arrays hold the images of a set as rows of patches, whatever their
+grids, and are padded to few sizes, so that it is seldom compiled.
 """
 
 from __future__ import annotations
@@ -15,15 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unseg_jax.clustering.baselines import kmeans
 from unseg_jax.clustering.graphs import normalise_rows
-from unseg_jax.collective.convolution import Convolution, convolve, scores_of, train
+from unseg_jax.collective.convolution import Convolution, convolve, convolve_rows, draw, train
 from unseg_jax.collective.cues import (
+    SAMPLE,
     Projection,
-    fit_centres,
+    border_of,
     fit_projection,
-    frame_clusters,
     image_evidence,
     nearest_centre,
+    neighbours,
     otsu,
     project,
 )
@@ -39,6 +44,7 @@ FRAME_SCORE = -1.5
 """What a patch of the frame scores: surely background."""
 _RIDGE = 0.02
 _ROUNDS = 2
+_LEAST, _MULTIPLE = 8, 16  # images are padded to a power of two, and patches to a multiple
 
 
 class Scorer(NamedTuple):
@@ -52,7 +58,7 @@ class Scorer(NamedTuple):
         offset: () of the linear scorer.
         kernel, bias, readout, shift: of the convolution, (3, 3, R, H) float16, (H,), (H,) and ();
             see `Convolution`. It reads coordinates centred by the set.
-        threshold: () Otsu's threshold of the scores of the set.
+        threshold: () of the scores of the set.
     """
 
     mean: Float[Array, " d"]
@@ -131,21 +137,21 @@ def distance(scorer: Scorer, features: Float[Array, "n d"]) -> Float[Array, ""]:
 
 
 def fit_scorer(
-    features: Sequence[np.ndarray],
-    grids: Sequence[tuple[int, int]],
+    images: Sequence[Float[np.ndarray, "h w d"]],
     *,
     num_clusters: int = 16,
     components: int = 96,
+    mostly_empty: bool = False,
     key: Array,
 ) -> tuple[Scorer, list[dict[str, Any]]]:
     """Fits the scorer on the features of a set.
 
     Args:
-        features: for each grid, (n, N, D) patch features of n images, of any floating type.
-        grids: (h, w) of each, with h·w = N.
+        images: features of the patches of each, of any floating type and any grids.
         num_clusters: K clusters of the set, from which the frame is told.
         components: R principal components that are kept.
-        key: of the sample of patches and of the clusters.
+        mostly_empty: whether most images show no thing, as tiles of a slide do.
+        key: of all samples.
 
     Returns:
         The scorer, and for each cluster what the vote saw: `cluster`, `share` of all patches,
@@ -153,129 +159,138 @@ def fit_scorer(
         or `background`.
     """
     seed = np.asarray(jax.random.bits(key, (2,), jnp.uint32))
-    projection = fit_projection(features, components, np.random.default_rng(seed))
-    projected = [[_project_one(jnp.asarray(one), projection) for one in part] for part in features]
-    x, plain = ([np.stack([one[at] for one in part]) for part in projected] for at in range(2))
-    centres = fit_centres(
-        np.concatenate([part.reshape(-1, part.shape[-1]) for part in x]),
-        num_clusters,
-        jax.random.fold_in(key, 1),
-    )
-    labels = [np.asarray(nearest_centre(jnp.asarray(part), centres)) for part in x]
-    ratios = frame_clusters(labels, grids, num_clusters)
+    projection = fit_projection(images, components, np.random.default_rng(seed))
+    grids = [image.shape[:2] for image in images]
+    count = max(_LEAST, 1 << (len(images) - 1).bit_length())
+    size = -(-max(h * w for h, w in grids) // _MULTIPLE) * _MULTIPLE
+    width = projection.basis.shape[1]
+    x, whole = (np.zeros((count, size, columns), np.float32) for columns in (width, width + 1))
+    near, sizes = np.full((count, size, 9), size, np.int32), np.zeros(count, np.int32)
+    tables = {grid: neighbours(grid, size) for grid in set(grids)}
+    for at, (image, grid) in enumerate(zip(images, grids, strict=True)):
+        sizes[at] = grid[0] * grid[1]
+        padded = np.zeros((size, image.shape[-1]), image.dtype)
+        padded[: sizes[at]] = image.reshape(sizes[at], -1)
+        x[at], whole[at] = _project(padded, projection)
+        near[at] = tables[grid]
+    draws = draw(sizes, count * size, width, np.random.default_rng([*seed, 1]))
+    options = {"num_clusters": num_clusters, "pooled": mostly_empty}
+    parts, clusters = _learn(x, whole, near, sizes, draws, key, **options)
+    return Scorer(*projection, *parts), _describe(*map(np.asarray, clusters))
+
+
+_project = jax.jit(project)
+
+
+@functools.partial(jax.jit, static_argnames=("num_clusters", "pooled"))
+def _learn(x, whole, near, sizes, draws, key, *, num_clusters, pooled):
+    """What follows the projection in `Scorer`; and for each cluster its share of patches, how much
+    more of the border it holds than of the image, its mean margin, and whether it is frame."""
+    real = jnp.arange(x.shape[1]) < sizes[:, None]
+    x = jnp.where(real[..., None], x, 0.0)
+    centres = _centres(x, sizes, num_clusters, key)
+    labels = jnp.where(real, nearest_centre(x, centres), num_clusters)
+
+    def of_clusters(values):
+        return jax.ops.segment_sum(values.ravel() * 1.0, labels.ravel(), num_clusters + 1)[:-1]
+
+    members, held = of_clusters(real), of_clusters(jax.vmap(border_of)(real, near))
+    shares = members / members.sum()
+    # 1 is what a cluster would hold of the border if it lay there as all patches do.
+    ratios = held / jnp.maximum(members, 1) / (held.sum() / members.sum())
     frame = ratios > FRAME_RATIO
-    if np.concatenate([frame[part].ravel() for part in labels]).mean() > 0.5:
-        frame = np.zeros_like(frame)  # nothing would be left to segment
-    valid = [~frame[part] for part in labels]
-    evidence = [
-        np.stack(
-            [
-                _evidence_of(jnp.asarray(one), projection, jnp.asarray(kept), grid)
-                for one, kept in zip(part, shown, strict=True)
-            ]
-        )
-        for part, shown, grid in zip(features, valid, grids, strict=True)
-    ]
-    weights, offset, linear, margins = _regress(plain, valid, evidence)
-    goals = [
-        np.where(shown, np.clip(part, -1, 1), -1).astype(np.float32)
-        for part, shown in zip(margins, valid, strict=True)
-    ]
-    images, goals, inside = (
-        [part.reshape(-1, *grid, *part.shape[2:]) for part, grid in zip(parts, grids, strict=True)]
-        for parts in (x, goals, valid)
-    )
-    looks = train(images, goals, inside, np.random.default_rng([*seed, 1]))
-    _, head = max(looks, key=lambda look: look[0])
+    frame &= frame @ shares <= 0.5  # else nothing would be left to segment
+    valid = real & ~jnp.append(frame, True)[labels]
+    evidence = _each(image_evidence, sizes, whole, valid, near)
+    weights, offset, linear, margins = _regress(uncentred(whole), valid, evidence, pooled)
+    goals = jnp.where(valid, jnp.clip(margins, -1, 1), jnp.where(real, -1.0, 0.0))
+    head, _ = train(x, near, goals, valid, draws)
     # Half precision keeps the file of a model small, and changes no mask.
     head = head._replace(kernel=head.kernel.astype(jnp.float16))
-    scores = [
-        0.5 * (part + convolved)
-        for part, convolved in zip(linear, scores_of(head, images), strict=True)
-    ]
-    threshold = _otsu_of(scores, valid)
-    scorer = Scorer(
-        *projection,
-        centres=centres,
-        frame=jnp.asarray(frame),
-        weights=jnp.asarray(weights, jnp.float32),
-        offset=jnp.asarray(offset, jnp.float32),
-        kernel=head.kernel,
-        bias=head.bias,
-        readout=head.readout,
-        shift=head.offset,
-        threshold=jnp.asarray(threshold, jnp.float32),
-    )
-    above = np.concatenate([(part - threshold).ravel() for part in scores])
-    return scorer, _describe(above, labels, ratios, frame)
+    convolved = _each(functools.partial(convolve_rows, head), sizes, x, near)
+    scores = 0.5 * (linear + convolved)
+    threshold, _ = _thresholds(scores, valid, pooled)
+    above = of_clusters(jnp.where(real, scores - threshold, 0.0)) / jnp.maximum(members, 1)
+    return (centres, frame, weights, offset, *head, threshold), (shares, ratios, above, frame)
 
 
-@jax.jit
-def _project_one(features, projection):
-    x, whole = project(features, projection)
-    return x, uncentred(whole)
+def _each(function, sizes, *arrays):
+    """A function of each image; padding is passed over, and stays 0."""
+
+    def one(index, found):
+        values = function(*(array[index] for array in arrays))
+        return found.at[index].set(values.astype(jnp.float32))
+
+    nothing = jnp.zeros(arrays[0].shape[:2], jnp.float32)
+    return jax.lax.fori_loop(0, sizes.astype(bool).sum(), one, nothing)
 
 
-@functools.partial(jax.jit, static_argnames="grid")
-def _evidence_of(features, projection, valid, grid):
-    return image_evidence(project(features, projection)[1], valid, grid)
+def _centres(x, sizes, num_clusters, key) -> Float[Array, "k r"]:
+    """k-means centres of a sample of the patches; fewer than K distinct ones leave centres of
+    zero, which no patch is nearest to unless it is zero itself."""
+    of_rows, of_means = jax.random.split(key)
+    ends = jnp.cumsum(sizes)
+    drawn = jax.random.uniform(of_rows, (min(SAMPLE, len(x) * x.shape[1]),)) * ends[-1]
+    drawn = jnp.minimum(drawn.astype(jnp.int32), ends[-1] - 1)
+    image = jnp.searchsorted(ends, drawn, side="right")
+    rows = x[image, drawn - (ends - sizes)[image]]
+    members = kmeans(rows, jnp.ones(len(rows), bool), num_clusters, of_means, 15, 1)
+    return (members.T @ rows) / jnp.maximum(members.sum(0), 1.0)[:, None]
 
 
-otsu_rows = jax.jit(jax.vmap(otsu))
-
-
-def _regress(x, valid, evidence):
+def _regress(x, valid, evidence, pooled):
     """Ridge regression of the evidence, then of the scorer's own labels.
 
     Returns:
-        Weights and offset; for each grid the scores, and the margins over each image's threshold.
+        Weights and offset; the scores, and the margins over each image's threshold.
     """
+    high = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    share = valid / jnp.maximum(valid.sum(), 1)
+    centre = high("in,inr->r", share, x)
+    rows = jnp.where(valid[..., None], x - centre, 0.0)
+    gram = high("inr,ins->rs", rows, rows)
+    gram += jnp.eye(len(gram)) * (_RIDGE * jnp.trace(gram) / len(gram) + 1e-9)
+    factor = jax.scipy.linalg.cho_factor(gram)
 
-    def valid_of(parts):
-        return np.concatenate([part[kept] for part, kept in zip(parts, valid, strict=True)])
+    def regress(target, _):
+        wanted = jnp.where(valid, target - jnp.sum(share * target), 0.0)
+        weights = jax.scipy.linalg.cho_solve(factor, high("inr,in->r", rows, wanted))
+        weights /= jnp.sqrt(jnp.sum(share * jnp.square(rows @ weights))) + 1e-9
+        scores = (x - centre) @ weights
+        threshold, own = _thresholds(scores, valid, pooled)
+        labels = (scores > 0.5 * (threshold + own)).astype(jnp.float32)
+        return labels, (weights, scores, scores - own)
 
-    rows = valid_of(x).astype(np.float32)
-    centre = rows.mean(0)
-    rows = rows - centre
-    gram = (rows.T @ rows).astype(np.float64)
-    gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-9)
-    target = evidence
-    for _ in range(_ROUNDS + 1):
-        regressed = valid_of(target).astype(np.float64)
-        weights = np.linalg.solve(gram, rows.T @ (regressed - regressed.mean()))
-        deviation = np.std(rows @ weights) + 1e-9
-        weights = (weights / deviation).astype(np.float32)
-        scores = [(part - centre) @ weights for part in x]
-        threshold = _otsu_of(scores, valid)
-        limits = [
-            np.asarray(otsu_rows(part, kept)) for part, kept in zip(scores, valid, strict=True)
-        ]
-        limits = [np.where(np.isfinite(own), own, threshold)[:, None] for own in limits]
-        pairs = list(zip(scores, limits, strict=True))
-        target = [part > 0.5 * (threshold + own) for part, own in pairs]
-    return weights, -centre @ weights, scores, [part - own for part, own in pairs]
+    _, found = jax.lax.scan(regress, evidence, length=_ROUNDS + 1)
+    weights, scores, margins = (part[-1] for part in found)
+    return weights, -centre @ weights, scores, margins
 
 
-def _otsu_of(scores, valid):
-    """Otsu's threshold of all valid patches of a set."""
-    rows = np.concatenate([part[kept] for part, kept in zip(scores, valid, strict=True)])
-    return float(otsu_rows(rows[None], np.ones((1, len(rows)), bool))[0])
+def _thresholds(scores, valid, pooled):
+    """() the threshold of the set, and (I, 1) Otsu's of each image, or that of the set where
+    nothing of it is valid. That of the set is the median of the images'. Otsu's of all patches
+    would follow the few that are furthest out, such as a ruler in one of forty images; but where
+    most images are empty it alone (`pooled`) tells what a thing is."""
+    own = jax.vmap(otsu)(scores, valid)
+    if pooled:
+        threshold = otsu(scores.ravel(), valid.ravel())
+    else:
+        threshold = jnp.nanmedian(jnp.where(jnp.isfinite(own), own, jnp.nan))
+    return threshold, jnp.where(jnp.isfinite(own), own, threshold)[:, None]
 
 
-def _describe(margins, labels, ratios, frame):
-    labels = np.concatenate([part.ravel() for part in labels])
-    entries = []
-    for cluster in range(len(frame)):
-        members = labels == cluster
-        margin = float(margins[members].mean()) if members.any() else 0.0
-        kind = "frame" if frame[cluster] else "foreground" if margin > 0 else "background"
-        entries.append(
-            {
-                "cluster": cluster,
-                "share": round(float(members.mean()), 4),
-                "border_ratio": round(float(ratios[cluster]), 3),
-                "score": round(margin, 3),
-                "found": kind,
-            }
-        )
-    return entries
+def _describe(shares, ratios, margins, frame) -> list[dict[str, Any]]:
+    return [
+        {
+            "cluster": cluster,
+            "share": round(float(shares[cluster]), 4),
+            "border_ratio": round(float(ratios[cluster]), 3),
+            "score": round(float(margins[cluster]), 3),
+            "found": "frame"
+            if frame[cluster]
+            else "foreground"
+            if margins[cluster] > 0
+            else "background",
+        }
+        for cluster in range(len(frame))
+    ]

@@ -20,7 +20,7 @@ from unseg_jax.collective.cues import project
 from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
 from unseg_jax.parallel import map_batch
-from unseg_jax.pipeline import PatchResult, extract_features, segment_features
+from unseg_jax.pipeline import PatchResult, segment_features
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import Work
@@ -81,25 +81,21 @@ class MarginResult(NamedTuple):
     unlike: Bool[Array, " b"]
 
 
-def run_continued(backbone, method, how, shared, pixels, record_every) -> PatchResult:
-    """Each image goes on from the shared head, and votes by itself; see `device.Run`."""
-    params, key, fitted = shared
+def apply_continued(method, how, key, fitted, features, grid, record_every) -> PatchResult:
+    """Each image goes on from the shared head, and votes by itself; see `device.Apply`."""
     return segment_features(
-        extract_features(backbone, method, params, pixels),
+        features,
         key,
         method=method,
-        grid=backbone.grid(pixels.shape[1:3], method.stride),
+        grid=grid,
         params=fitted.head,
         record_every=record_every,
         map=how,
     )[0]
 
 
-def run_shared(backbone, method, how, shared, pixels, record_every) -> PatchResult:
+def apply_shared(method, how, key, fitted, features, grid, record_every) -> PatchResult:
     """The set decides which clusters are foreground, not a vote in each image."""
-    params, key, fitted = shared
-    features = extract_features(backbone, method, params, pixels)
-    grid = backbone.grid(pixels.shape[1:3], method.stride)
     mask = jnp.ones(features.shape[:2], bool)
     clustering = cluster_batch(
         features, None, mask, fitted.head, key, method=method, grid=grid, map=how
@@ -118,15 +114,7 @@ def run_shared(backbone, method, how, shared, pixels, record_every) -> PatchResu
     )
 
 
-def run_scorer(backbone, method, how, shared, pixels, record_every) -> MarginResult:
-    """Features and `score_features` of them."""
-    params, key, fitted = shared
-    features = extract_features(backbone, method, params, pixels)
-    grid = backbone.grid(pixels.shape[1:3], method.stride)
-    return score_features(method, how, key, fitted, features, grid)
-
-
-def score_features(method, how, key, fitted, features, grid) -> MarginResult:
+def apply_scorer(method, how, key, fitted, features, grid, record_every) -> MarginResult:
     """The scorer of the set, and where there are epochs the graph of the image."""
     scorer = fitted.scorer
 
@@ -204,6 +192,6 @@ def unlike_note(unlike: bool) -> tuple[tuple[str, ...], float]:
     return ((UNLIKE_NOTE,), UNLIKE_CONFIDENCE) if unlike else ((), 1.0)
 
 
-SCORED = Work(run_scorer, finish_margins)
-STEERED = Work(run_scorer, functools.partial(finish_margins, tiles=False))
-SHARED, CONTINUED = Work(run_shared), Work(run_continued)
+SCORED = Work(apply_scorer, finish_margins)
+STEERED = Work(apply_scorer, functools.partial(finish_margins, tiles=False))
+SHARED, CONTINUED = Work(apply_shared), Work(apply_continued)

@@ -15,7 +15,6 @@ marks the patches around it, where the margin is to be at least .5, or at most -
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -107,33 +106,33 @@ def prior_and_columns(
 
 def fit_steering(
     scorer: Scorer,
-    batches: Iterable[tuple[Float[Array, "b n d"], tuple[int, int]]],
-    marked: Sequence[tuple[Float[Array, "1 n d"], tuple[int, int], Marks]],
+    batches: Iterable[Float[np.ndarray, "b h w d"]],
+    marked: Sequence[tuple[Float[np.ndarray, "1 h w d"], Marks]],
     earlier: Steering | None = None,
 ) -> Steering:
     """Learns from marked images.
 
     Args:
         scorer: that is steered.
-        batches: features and grids of all images of the set.
-        marked: features, grid and marks of each marked image.
+        batches: features of all images of the set.
+        marked: features and marks of each marked image.
         earlier: what steers the scorer already, which is kept as part of its margins.
     """
     gram, count = np.zeros(()), 0
-    for features, grid in batches:
-        for one in _columns_of(scorer, features, grid=grid)[1]:
+    for features in batches:
+        for one in _columns_of(scorer, features)[1]:
             columns = np.asarray(one, np.float64)
             gram, count = gram + columns.T @ columns, count + len(columns)
     gram = gram / count
     found = np.zeros(len(gram)) if earlier is None else np.asarray(earlier.coefficients)
     priors = []
-    for features, grid, _ in marked:
-        prior, columns = (np.asarray(part[0]) for part in _columns_of(scorer, features, grid=grid))
+    for features, _ in marked:
+        prior, columns = (np.asarray(part[0]) for part in _columns_of(scorer, features))
         priors.append((columns, prior))
     masked, clicked = [], []
-    for (columns, prior), (_, grid, marks) in zip(priors, marked, strict=True):
+    for (columns, prior), (features, marks) in zip(priors, marked, strict=True):
         if marks.truth is not None:
-            targets, known = patch_targets(marks.truth, grid)
+            targets, known = patch_targets(marks.truth, features.shape[1:3])
             masked.append((columns, targets - prior - columns @ found, targets > 0, known))
     if masked:
         lam, mu = (
@@ -144,12 +143,14 @@ def fit_steering(
         share = np.clip(np.average(inside, weights=known), _RAREST, 1 - _RAREST)
         weights = known * np.where(inside, share, 1 - share) ** -0.5
         found = found + solve(gram, columns, gaps, weights / weights.sum(), lam, mu)
-    for (columns, prior), (_, grid, marks) in zip(priors, marked, strict=True):
+    for (columns, prior), (features, marks) in zip(priors, marked, strict=True):
         margins = prior + columns @ found
         for x, y, thing in marks.clicks:
             gaps = np.maximum(_SURE - margins, 0) if thing else np.minimum(-_SURE - margins, 0)
             weight = min(_CLICK, _CLICKS / len(marks.clicks))
-            clicked.append((columns, gaps, weight * click_shares(x, y, marks.size, grid)))
+            clicked.append(
+                (columns, gaps, weight * click_shares(x, y, marks.size, features.shape[1:3]))
+            )
     if clicked:
         columns, gaps, weights = map(np.concatenate, zip(*clicked, strict=True))
         found = found + solve(gram, columns, gaps, weights / max(1, weights.sum()), _HELD, _HELD)
@@ -159,21 +160,21 @@ def fit_steering(
 
 def fit_word(
     scorer: Scorer,
-    images: Iterable[tuple[Float[Array, "1 n d"], tuple[int, int], np.ndarray]],
+    images: Iterable[tuple[Float[np.ndarray, "1 h w d"], np.ndarray]],
     word: str,
 ) -> Steering:
     """Learns from a word of `LOOK_FOR`, as a weak cue.
 
     Args:
         scorer: that is steered.
-        images: features, grid and pixels (H, W, 3) of images of the set.
+        images: features and pixels (H, W, 3) of images of the set.
         word: what things are more often than the rest of their images.
     """
     rows, cues = [], []
-    for features, grid, pixels in images:
-        prior, columns = (np.asarray(part[0]) for part in _columns_of(scorer, features, grid=grid))
+    for features, pixels in images:
+        prior, columns = (np.asarray(part[0]) for part in _columns_of(scorer, features))
         rows.append(columns.astype(np.float64))
-        cues.append(_cue(word, prior.reshape(grid), pixels).ravel())
+        cues.append(_cue(word, prior.reshape(features.shape[1:3]), pixels).ravel())
     columns, gaps = np.concatenate(rows), _WORD * np.concatenate(cues)
     weights = np.full(len(gaps), 1 / len(gaps))
     gram = columns.T @ columns / len(columns)
@@ -201,9 +202,10 @@ def _cue(word: str, prior: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return np.clip((cue - cue.mean()) / (cue.std() + 1e-6), -2, 2)
 
 
-@functools.partial(jax.jit, static_argnames="grid")
-def _columns_of(scorer, features, *, grid):
-    return jax.vmap(lambda one: prior_and_columns(scorer, one, grid))(features)
+@jax.jit
+def _columns_of(scorer, features):
+    grid, rows = features.shape[1:3], features.reshape(len(features), -1, features.shape[-1])
+    return jax.vmap(lambda one: prior_and_columns(scorer, one, grid))(rows)
 
 
 def click_shares(

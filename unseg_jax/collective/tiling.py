@@ -25,7 +25,6 @@ from unseg_jax.data.images import as_iterable
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import shrink_image
-from unseg_jax.pipeline import extract_features
 from unseg_jax.postprocess.margins import contrast, interpolate, refine_margins
 from unseg_jax.postprocess.objects import MIN_AREA
 from unseg_jax.registry import resolve
@@ -110,11 +109,8 @@ def _starts(length: int, side: int) -> list[int]:
     return [int(start) for start in np.linspace(0, length - side, count).round()]
 
 
-def run_tiles(backbone, method, how, shared, pixels, record_every) -> TileResult:
-    """The scorer on tiles, without a threshold; see `device.Run`."""
-    params, _, fitted = shared
-    features = extract_features(backbone, method, params, pixels)
-    grid = backbone.grid(pixels.shape[1:3], method.stride)
+def apply_tiles(method, how, key, fitted, features, grid, record_every) -> TileResult:
+    """The scorer on tiles, without a threshold; see `device.Apply`."""
 
     def one(features):
         _, scores, valid = scoring.score(fitted.scorer, features, grid)
@@ -235,7 +231,7 @@ def stream_closer(
         yield found
 
 
-TILED = Work(run_tiles, stream=stream_tiles)
+TILED = Work(apply_tiles, stream=stream_tiles)
 CLOSER = SCORED._replace(stream=stream_closer)
 
 

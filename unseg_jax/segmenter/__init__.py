@@ -29,12 +29,13 @@ from unseg_jax.parallel import How, check_map
 from unseg_jax.pipeline import PatchResult, fit_to_backbone, segment_pixels
 from unseg_jax.registry import refuse_options, refuse_sets, resolve
 from unseg_jax.segmentation import Segmentation
-from unseg_jax.segmenter.device import Device, Run, device_for, run_fresh
+from unseg_jax.segmenter.device import Apply, Device, device_for
 from unseg_jax.segmenter.finishing import finish_labels
+from unseg_jax.segmenter.keeping import Store
 from unseg_jax.segmenter.streaming import stream_batches
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, UInt8
+    from jaxtyping import Array, Float, Float16, UInt8
 
     from unseg_jax.clustering.superpixels import Regions
     from unseg_jax.data.images import Source
@@ -53,12 +54,13 @@ class Work(NamedTuple):
     """How a segmenter works: three pure functions.
 
     Attributes:
-        run: on the device, from pixels to a result; see `device.Run`.
+        apply: on the device, from features to a result, see `device.Apply`; None starts each image
+            from fresh parameters.
         finish: (method, name of the backbone, result, index, image, id, size) → `Segmentation`.
         stream: (segmenter, images, full_pixels) → results in order.
     """
 
-    run: Run = run_fresh
+    apply: Apply | None = None
     finish: Callable[..., Segmentation] = finish_labels
     stream: Callable[..., Iterator[Segmentation | ImageError]] = stream_batches
 
@@ -85,7 +87,8 @@ class BatchSegmenter:
         map: how a batch is taken, see `unseg_jax.cluster`; None by the platform.
         reading: how images are read.
         work: what is done.
-        fitted: tree of arrays that `work.run` takes: what was fitted on a set; None without.
+        fitted: tree of arrays that `work.apply` takes: what was fitted on a set; None without.
+        kept: what was read of the images while the model was fitted on them; None reads all.
 
     Raises:
         ValueError: a batch size below 1, a seed out of range, or an unknown `map`.
@@ -99,6 +102,7 @@ class BatchSegmenter:
     reading: Reading = PLAIN
     work: Work = FRESH
     fitted: Any = None
+    kept: Store | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -108,7 +112,8 @@ class BatchSegmenter:
 
     def __getstate__(self):
         # Programs are found again where the segmenter is unpickled.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "kept": None}
 
     def but(self, **changes: Any) -> BatchSegmenter:
         """Another segmenter, with fields replaced."""
@@ -156,7 +161,7 @@ class BatchSegmenter:
     @functools.cached_property
     def _device(self) -> Device:
         form = None if self.backbone is None else self.backbone.form
-        return device_for(self.work.run, form, self.method, self.map)
+        return device_for(self.work.apply, form, self.method, self.map)
 
     def prepare(self, image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
         """Resizes (H, W, 3) uint8 to what `framing` says (Lanczos)."""
@@ -168,8 +173,8 @@ class BatchSegmenter:
         """Runs prepared images on the device; returns before it is done.
 
         Args:
-            pixels: arrays from `prepare`; up to `batch_size` of one shape go to the device at
-                once.
+            pixels: arrays from `prepare`, or where a model is applied their features from
+                `kept_features`; up to `batch_size` of one shape go to the device at once.
             size: pad to this many images, at most `batch_size`, unless a CPU takes them one by
                 one; padding is cut off the result lazily.
             record_every: record labels every so many epochs.
@@ -193,6 +198,11 @@ class BatchSegmenter:
         if self.backbone is None:
             raise ValueError(f"'{self.method.name}' works on {self.method.nodes}, not on features.")
         return self._device.features(self.backbone.params, pixels)
+
+    def kept_features(self, pixels: np.ndarray) -> Float16[Array, "b h w d"]:
+        """Patch features of prepared images as models are fitted on them and applied to them."""
+        assert self.backbone is not None
+        return self._device.kept_features(self.backbone.params, pixels)
 
     def assign(
         self,

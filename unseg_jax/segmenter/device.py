@@ -11,73 +11,85 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import has_batch_axis
 from unseg_jax.method import Method
 from unseg_jax.parallel import How, map_images, pad_batch, takes_images_apart
-from unseg_jax.pipeline import PatchResult, extract_features, segment_features, segment_pixels
+from unseg_jax.pipeline import PatchResult, segment_features, segment_pixels
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Float16
 
     from unseg_jax.clustering.superpixels import Regions
 
-Run = Callable[[Any, Method, How | None, Any, Any, int], Any]
-"""run(backbone, method, map, shared, pixels, record_every): a pure function from pixels
-(B, H, W, 3) to a result. `shared` is (weights of the backbone, key, what was fitted)."""
-
-
-def run_fresh(backbone, method, how, shared, pixels, record_every) -> PatchResult:
-    """Each image starts from fresh parameters; see `Run`."""
-    params, key, _ = shared
-    return segment_pixels(backbone, method, params, pixels, key, record_every, how)[0]
+Apply = Callable[..., Any]
+"""apply(method, map, key, fitted, features, grid, record_every): a pure function from features
+(B, N, D) float32 to a result."""
 
 
 @functools.lru_cache(maxsize=128)
-def device_for(run: Run, form: Backbone | None, method: Method, how: How | None) -> Device:
+def device_for(
+    apply: Apply | None, form: Backbone | None, method: Method, how: How | None
+) -> Device:
     """The one `Device` of these arguments; `form` is that of a backbone."""
-    return Device(run, form, method, how)
+    return Device(apply, form, method, how)
+
+
+@functools.partial(jax.jit, static_argnames=("form", "facet", "block", "stride", "log_bin"))
+def _extract(params, pixels, form, **wanted):
+    return form.features(params, pixels, **wanted)
+
+
+@functools.partial(jax.jit, static_argnames="grid")
+def _keep(features, grid):
+    return features.reshape(len(features), *grid, -1).astype(jnp.float16)
 
 
 class Device:
     """The programs of a method, each compiled once for each shape of its arguments."""
 
-    def __init__(self, run: Run, form: Backbone | None, method: Method, how: How | None):
+    def __init__(self, apply: Apply | None, form: Backbone | None, method: Method, how: How | None):
         """
         Args:
-            run: from pixels to a result.
+            apply: what was fitted on a set, to features; None starts each image from fresh
+                parameters.
             form: of the backbone, see `Backbone.form`; None for methods without one.
             method: with a stride that fits the backbone.
             how: how a batch is taken, see `unseg_jax.cluster`.
         """
-        self._method = method
+        self._method, self._form, self._apply = method, form, apply
         self._how: How | None = how
         # With threads the batch of a program is one image.
         inner = None if how == "threads" else how
 
         def run_pixels(shared, pixels, record_every):
-            return run(form, method, inner, shared, pixels, record_every)
+            params, key, _ = shared
+            assert form is not None
+            return segment_pixels(form, method, params, pixels, key, record_every, inner)[0]
+
+        def run_kept(shared, features, record_every):
+            batch, *grid, width = features.shape
+            rows = features.reshape(batch, -1, width).astype(jnp.float32)
+            assert apply is not None
+            return apply(method, inner, *shared, rows, tuple(grid), record_every)
 
         def run_nodes(key, nodes, grid, record_every, given):
             return segment_features(
                 nodes, key, method=method, grid=grid, record_every=record_every, map=inner, **given
             )
 
-        def run_features(params, pixels):
-            assert form is not None
-            return extract_features(form, method, params, pixels)
-
         self._pixels = jax.jit(run_pixels, static_argnames=("record_every",))
+        self._kept = jax.jit(run_kept, static_argnames=("record_every",))
         self._nodes = jax.jit(run_nodes, static_argnames=("grid", "record_every"))
-        self._features = jax.jit(run_features)
         self._regions: dict[tuple, Any] = {}
 
     @property
     def compilations(self) -> int:
         """How many programs were compiled so far."""
-        programs = (self._pixels, self._nodes, self._features)
+        programs = (self._pixels, self._nodes, self._kept)
         jitted = sum(program._cache_size() for program in programs)  # type: ignore[attr-defined]
         return jitted + len(self._regions)
 
@@ -93,8 +105,8 @@ class Device:
         """Runs prepared images; see `BatchSegmenter.run`.
 
         Args:
-            shared: see `Run`.
-            pixels: (h, w, 3) each.
+            shared: weights of the backbone, key, and what was fitted.
+            pixels: (h, w, 3) each, or (h, w, D) features from `kept_features`.
             most: images that go to the device at once.
             size: see `BatchSegmenter.run`.
             record_every: record labels every so many epochs.
@@ -121,7 +133,12 @@ class Device:
         """Images of one shape, at most a batch of them."""
         size = len(pixels) if size is None or takes_images_apart(self._how) else size
         padded = pad_batch(np.stack(pixels), size)
-        if self._method.nodes == "patches":
+        if self._apply is not None:
+            params, *rest = shared
+            features = padded if padded.dtype == np.float16 else self.kept_features(params, padded)
+            program = functools.partial(self._kept, record_every=record_every)
+            result = map_images(program, tuple(rest), features, self._how)
+        elif self._method.nodes == "patches":
             program = functools.partial(self._pixels, record_every=record_every)
             result = map_images(program, shared, padded, self._how)
         else:
@@ -133,7 +150,23 @@ class Device:
 
     def features(self, params: Any, pixels: np.ndarray) -> Float[Array, "b n d"]:
         """See `BatchSegmenter.features`."""
-        return map_images(self._features, params, pixels, self._how)
+        return map_images(self._extract, params, pixels, self._how)
+
+    def kept_features(self, params: Any, pixels: np.ndarray) -> Float16[Array, "b h w d"]:
+        """See `BatchSegmenter.kept_features`."""
+        assert self._form is not None
+        grid = self._form.grid((pixels.shape[1], pixels.shape[2]), self._method.stride)
+        return map_images(
+            lambda params, pixels: _keep(self._extract(params, pixels), grid),
+            params,
+            pixels,
+            self._how,
+        )
+
+    def _extract(self, params, pixels):
+        names = ("facet", "block", "stride", "log_bin")
+        wanted = {name: getattr(self._method, name) for name in names}
+        return _extract(params, pixels, self._form, **wanted)
 
     def assign(
         self, key: Array, features: Array, grid: tuple[int, int], attention, params, record_every

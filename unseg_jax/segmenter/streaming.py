@@ -7,10 +7,9 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from unseg_jax.data.images import as_iterable
 from unseg_jax.data.loader import batches
@@ -18,6 +17,7 @@ from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import WORKING_SIDE, shrink_image
 from unseg_jax.parallel import takes_images_apart
 from unseg_jax.segmentation import Segmentation
+from unseg_jax.segmenter.keeping import Decoded
 
 if TYPE_CHECKING:
     import unseg_jax.segmenter as segmenters
@@ -25,17 +25,6 @@ if TYPE_CHECKING:
 
 # Batches of images of all shapes that are read before the device takes those of one shape.
 _WINDOW = 4
-
-
-class _Decoded(NamedTuple):
-    """An image on its way to the device: (h, w, 3) pixels to keep, those prepared for the device,
-    and its own (H, W)."""
-
-    name: str
-    pixels: np.ndarray
-    prepared: np.ndarray
-    size: tuple[int, int]
-    notes: tuple[str, ...]
 
 
 def stream_batches(
@@ -52,7 +41,7 @@ def stream_batches(
     workers = segmenter.reading.workers
     with contextlib.closing(batches(entries, read, held, workers=workers)) as loaded:
         for batch in loaded:
-            pixels = [outcome.value.prepared for outcome in batch if outcome.value is not None]
+            pixels = [outcome.value[1].prepared for outcome in batch if outcome.value is not None]
             # A last, partial batch is padded to the size that is compiled already; a few
             # images alone are not padded far.
             full = full or len(batch) >= segmenter.batch_size
@@ -73,14 +62,27 @@ def name_of(source: Source, index: int) -> str:
 
 def _read(
     segmenter: segmenters.BatchSegmenter, full_pixels: bool, entry: tuple[int, Source]
-) -> _Decoded:
+) -> tuple[str, Decoded]:
     index, source = entry
+    image = None if segmenter.kept is None else segmenter.kept.get(source)
+    if image is None:
+        image = decode(segmenter, source, full_pixels)
+    elif full_pixels and image.pixels.shape[:2] != image.size:
+        # Only what was too large to be kept is decoded once more.
+        image = image._replace(pixels=segmenter.reading.read(source).pixels)
+    return name_of(source, index), image
+
+
+def decode(
+    segmenter: segmenters.BatchSegmenter, source: Source, full_pixels: bool = False
+) -> Decoded:
+    """Reads an image for the device; its pixels at their own size, or at the working size."""
     # A JPEG is decoded at no less than twice this size.
     needed = [max(side, WORKING_SIDE // 2) for side in segmenter.framing.at_least]
     picture = segmenter.reading.read(source, None if full_pixels else (needed[0], needed[1]))
     prepared = segmenter.prepare(picture.pixels)
     kept = picture.pixels if full_pixels else shrink_image(picture.pixels)
-    return _Decoded(name_of(source, index), kept, prepared, picture.size, picture.notes)
+    return Decoded(kept, prepared, picture.size, picture.notes)
 
 
 def _finish_batch(segmenter: segmenters.BatchSegmenter, batch, result):
@@ -92,10 +94,10 @@ def _finish_batch(segmenter: segmenters.BatchSegmenter, batch, result):
                 raise outcome.error
             yield outcome.error
             continue
-        image = outcome.value
+        name, image = outcome.value
         working = shrink_image(image.pixels)
         try:
-            segmentation = segmenter.finish(host, index, working, image.name, image.size)
+            segmentation = segmenter.finish(host, index, working, name, image.size)
             yield dataclasses.replace(
                 segmentation, pixels=image.pixels, notes=(*image.notes, *segmentation.notes)
             )
