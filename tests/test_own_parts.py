@@ -238,7 +238,9 @@ def config(**overrides):
 
 def test_a_run_knows_a_loss_and_a_layer_by_their_names():
     own = config(loss=functools.partial(cut, weight=0.5), layer=Convolution())
-    method = json.loads(json.dumps(own))["methods"]["deepcut"]
+    ((row, method),) = json.loads(json.dumps(own))["methods"].items()
+    own_parts = f"{__name__}.cut(weight=0.5)+{__name__}.Convolution(scale=1.0)"
+    assert row == f"deepcut+{own_parts}"
     assert method["loss"] == f"{__name__}.cut(weight=0.5)"
     assert method["layer"] == f"{__name__}.Convolution(scale=1.0)"
     again = config(loss=functools.partial(cut, weight=0.5), layer=Convolution())

@@ -45,7 +45,8 @@ def fit(one: Set, seed: int, count: int | None = None) -> scoring.Scorer:
     """The scorer of a set, or of `count` of its images."""
     order = np.random.default_rng(seed).permutation(len(one.fine))
     features = one.fine if count is None else one.fine[order[:count]]
-    return scoring.fit_scorer([features], [one.grid], key=jax.random.key(seed))[0]
+    images = list(features.reshape(len(features), *one.grid, -1))
+    return scoring.fit_scorer(images, key=jax.random.key(seed))[0]
 
 
 def margins(scorer: scoring.Scorer, one: Set) -> np.ndarray:

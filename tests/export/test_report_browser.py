@@ -168,6 +168,10 @@ def test_decisions_by_keyboard_are_exported_and_read_back(open_file, report, tmp
 def test_clicks_on_pictures_are_marks_in_pixels_of_the_image(open_file, report, tmp_path):
     page = open_file(report, accept_downloads=True)
     cards = page.locator(".card")
+    pictures = "[...document.querySelectorAll('.card')].slice(0, 2).flatMap"
+    page.wait_for_function(
+        pictures + "((card) => [...card.querySelectorAll('img')]).every((one) => one.complete)"
+    )
     page.keyboard.press("+")
     picture = cards.nth(0).locator(".photograph img")
     box = picture.bounding_box()

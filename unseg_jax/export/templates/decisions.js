@@ -87,7 +87,12 @@ function reviewDesk(clicking, changed) {
         event.stopPropagation();
         mark(card, picture, event);
       });
-    for (const image of card.querySelectorAll("img")) image.addEventListener("load", () => show(card));
+    // Marks are placed anew where a picture is loaded or changes its size.
+    const resized = new ResizeObserver(() => show(card));
+    for (const image of card.querySelectorAll("img")) {
+      image.addEventListener("load", () => show(card));
+      resized.observe(image);
+    }
     show(card);
   }
 
