@@ -286,9 +286,9 @@ _NONE, _ALL = np.zeros((64, 64), bool), np.ones((64, 64), bool)
             "64 lies outside",
         ),
         ({"1.png": _NONE}, {"clicks": {"1.png": []}}, "no example marks any"),
-        ({"1.png": _blue(1)}, {"method": "unsegmedgat-c"}, "examples steer 'collective' alone"),
-        ({"1.png": _blue(1)}, {"tile": 64}, "tile=64 is not for fitting with examples"),
-        ({"1.png": _blue(1)}, {"steps": 5}, "steps=5 is not for fitting with examples"),
+        ({"1.png": _blue(1)}, {"method": "unsegmedgat-c"}, "look_for steer 'collective' alone"),
+        ({"1.png": _blue(1)}, {"tile": 64}, "tile=64 is not for a fit that is steered"),
+        ({"1.png": _blue(1)}, {"steps": 5}, "steps=5 is not for a fit that is steered"),
     ],
 )
 def test_what_cannot_steer(photos, tiny_weights, examples, options, message):

@@ -201,12 +201,12 @@ def fit_set(
     if marked or look_for:
         if not by_evidence:
             raise ValueError(
-                f"examples steer 'collective' alone: leave them out, or fit it instead of "
-                f"'{method.name}'."
+                "examples, clicks and look_for steer 'collective' alone: leave them out, or fit it "
+                f"instead of '{method.name}'."
             )
         for name, value in (("tile", method.tile), ("epochs", method.epochs), ("steps", steps)):
             if value:
-                raise ValueError(f"{name}={value} is not for fitting with examples: leave it out.")
+                raise ValueError(f"{name}={value} is not for a fit that is steered: leave it out.")
         marks, steps = read_marks(sources, reading, examples, clicks) if marked else {}, 0
     if not by_evidence:
         method = override(
