@@ -80,7 +80,8 @@ def enable_compilation_cache() -> None:
     if chosen:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Small programs too: a shape of images has several, which together take a second to compile.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_compilation_cache_max_size", 1_000_000_000)
 
 

@@ -39,7 +39,7 @@ def paths(tmp_path):
 def counted(monkeypatch):
     """How often each file is read, and how many images the backbone encodes."""
     reads, encoded = Counter(), []
-    read, encode = Reading.read, Device.kept_features
+    read, encode = Reading.read, Device._keep
 
     def reading(self, source, *args, **kwargs):
         reads[os.path.basename(source)] += 1
@@ -50,7 +50,7 @@ def counted(monkeypatch):
         return encode(self, params, pixels)
 
     monkeypatch.setattr(Reading, "read", reading)
-    monkeypatch.setattr(Device, "kept_features", encoding)
+    monkeypatch.setattr(Device, "_keep", encoding)
     return reads, encoded
 
 

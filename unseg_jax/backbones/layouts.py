@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -257,10 +258,9 @@ def build_params(
                 f"{where} has values in {name} that are not finite numbers; fetch it again, or "
                 "use other weights."
             )
-    values = [
-        (path, leaf.replace(jnp.asarray(arrays[name], dtype)))
-        for name, (path, leaf) in leaves.items()
-    ]
+    # Converted by NumPy: JAX would compile a program for each shape.
+    on_device = jax.device_put({name: array.astype(dtype) for name, array in arrays.items()})
+    values = [(path, leaf.replace(on_device[name])) for name, (path, leaf) in leaves.items()]
     return graphdef, nnx.from_flat_state(values)
 
 

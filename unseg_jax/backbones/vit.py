@@ -188,11 +188,13 @@ class Block(nnx.Module):
         width, hidden = config.width, config.width * config.mlp_ratio
         self.heads = config.heads
         self.norm1 = LayerNorm(width, config.norm_epsilon)
-        self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
-        self.proj = nnx.Linear(width, width, rngs=rngs)
+        # Flax's default, a truncated normal, takes a fifth of a second to trace.
+        normal = nnx.initializers.normal(0.02)
+        self.qkv = nnx.Linear(width, 3 * width, rngs=rngs, kernel_init=normal)
+        self.proj = nnx.Linear(width, width, rngs=rngs, kernel_init=normal)
         self.norm2 = LayerNorm(width, config.norm_epsilon)
-        self.fc1 = nnx.Linear(width, hidden, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, width, rngs=rngs)
+        self.fc1 = nnx.Linear(width, hidden, rngs=rngs, kernel_init=normal)
+        self.fc2 = nnx.Linear(hidden, width, rngs=rngs, kernel_init=normal)
         self.scale1 = nnx.Param(jnp.ones(width)) if config.layer_scale else None
         self.scale2 = nnx.Param(jnp.ones(width)) if config.layer_scale else None
 

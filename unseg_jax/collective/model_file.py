@@ -235,6 +235,9 @@ def _clusters_from(entries: Any) -> tuple[dict[str, Any], ...]:
 
 def _feature_width(method: Method, backbone: Backbone) -> int:
     """D of the features that a method takes from a backbone; nothing is computed."""
+    if (method.facet, method.block, method.stride, method.log_bin) == (None, -1, None, False):
+        backbone.grid(method.size)  # raises where the images are too small
+        return backbone.config.width  # without tracing it
     pixels = jax.ShapeDtypeStruct((1, *method.size, 3), jnp.uint8)
     features = jax.eval_shape(
         lambda params, pixels: extract_features(backbone, method, params, pixels),
@@ -278,7 +281,7 @@ def _build_scorer(path: str | Path, stored: StoredModel, width: int, backbone: B
         _check_array(path, f"evidence/{name}", parts[name], shape, dtype)
     if not components or not hidden:
         raise _refusal(path, "its scorer is empty")
-    return Scorer(**{name: jnp.asarray(array) for name, array in parts.items()})
+    return Scorer(**jax.device_put(parts))
 
 
 def _build_head(path: str | Path, stored: StoredModel, inputs: int) -> Params:

@@ -48,6 +48,21 @@ def _keep(features, grid):
     return features.reshape(len(features), *grid, -1).astype(jnp.float16)
 
 
+class _Row:
+    """What a batch's array says of one image, cut out on the host: on the device a program would
+    be compiled for each shape, and the caller wait for the batch."""
+
+    def __init__(self, whole: Array, at: int):
+        self._whole, self._at = whole, at
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self._whole, dtype)[self._at]
+
+    def block_until_ready(self) -> _Row:
+        self._whole.block_until_ready()
+        return self
+
+
 class Device:
     """The programs of a method, each compiled once for each shape of its arguments."""
 
@@ -126,7 +141,7 @@ class Device:
                 part = [pixels[at] for at in chunk]
                 result = self._run_alike(shared, part, padded, record_every)
                 for at, index in enumerate(chunk):
-                    found[index] = jax.tree.map(lambda leaf, at=at: leaf[at], result)
+                    found[index] = jax.tree.map(lambda leaf, at=at: _Row(leaf, at), result)
         return jax.tree.map(lambda *leaves: list(leaves), *found)
 
     def _run_alike(self, shared, pixels, size, record_every) -> Any:
@@ -134,10 +149,13 @@ class Device:
         size = len(pixels) if size is None or takes_images_apart(self._how) else size
         padded = pad_batch(np.stack(pixels), size)
         if self._apply is not None:
-            params, *rest = shared
-            features = padded if padded.dtype == np.float16 else self.kept_features(params, padded)
-            program = functools.partial(self._kept, record_every=record_every)
-            result = map_images(program, tuple(rest), features, self._how)
+
+            def apply(shared, batch):
+                params, *rest = shared
+                features = batch if batch.dtype == np.float16 else self._keep(params, batch)
+                return self._kept(tuple(rest), features, record_every=record_every)
+
+            result = map_images(apply, shared, padded, self._how)
         elif self._method.nodes == "patches":
             program = functools.partial(self._pixels, record_every=record_every)
             result = map_images(program, shared, padded, self._how)
@@ -154,14 +172,12 @@ class Device:
 
     def kept_features(self, params: Any, pixels: np.ndarray) -> Float16[Array, "b h w d"]:
         """See `BatchSegmenter.kept_features`."""
+        return map_images(self._keep, params, pixels, self._how)
+
+    def _keep(self, params, pixels):
         assert self._form is not None
         grid = self._form.grid((pixels.shape[1], pixels.shape[2]), self._method.stride)
-        return map_images(
-            lambda params, pixels: _keep(self._extract(params, pixels), grid),
-            params,
-            pixels,
-            self._how,
-        )
+        return _keep(self._extract(params, pixels), grid)
 
     def _extract(self, params, pixels):
         names = ("facet", "block", "stride", "log_bin")

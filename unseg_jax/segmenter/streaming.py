@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ def stream_batches(
     segmenter: segmenters.BatchSegmenter, images: Source | Iterable[Source], full_pixels: bool
 ) -> Iterator[Segmentation | ImageError]:
     """Images in batches; see `BatchSegmenter.stream`."""
+    # What finishing takes half a second to import is there when the device is done.
+    threading.Thread(target=importlib.import_module, args=["scipy.ndimage"], daemon=True).start()
     read = functools.partial(_read, segmenter, full_pixels)
     waiting = None
     full = False
