@@ -32,8 +32,10 @@ from typing import Any
 
 from benchmarks.accelerators import accelerator, compiled
 from benchmarks.measure import (
+    any_folder,
     common,
     host,
+    limit,
     objects,
     optimisation,
     quality,
@@ -172,6 +174,8 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accelerator": accelerator.table,
     "compiled": compiled.table,
     "host": host.table,
+    "limit": limit.table,
+    "any_folder": any_folder.table,
     "objects": objects.table,
     "slides": slides.table,
     "quality": quality.table,

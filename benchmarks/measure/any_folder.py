@@ -1,0 +1,178 @@
+"""How well a folder of any kind is segmented without an option, and what a few examples add.
+
+    python -m benchmarks any_folder --data FOLDER... [--images 24] [--draws 3]
+
+FOLDER is a data set, or holds one in each subfolder, as `unseg-jax bench --data` takes them. Of
+each set so many images, evenly spread, are segmented at full size by
+
+* auto: what `unseg-jax segment` does; ready: the model that ships; fit: `--method collective`;
+* deepcut: the published method with its own features;
+* 1, 3, 10 examples: `unseg-jax fit --examples` with as many true masks, drawn anew each time;
+* probe: a ridge on the same features with the masks of half of the images.
+
+Scores are mean IoU under the honest protocol, those of examples and probe on the other images. It
+writes benchmarks/results/any_folder.json, and with --sheets FOLDER a picture of each set: the image
+with the median IoU of `auto`, its truth, and what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.measure import common
+from benchmarks.measure.common import intersection_over_union
+from benchmarks.measure.quality_sets import enlarge
+from unseg_jax.collective.choosing import choose
+from unseg_jax.collective.fitting import fit_set
+from unseg_jax.collective.shipped import load_shipped
+from unseg_jax.data import Dataset, open_dataset
+from unseg_jax.data.masks import load_mask
+from unseg_jax.data.reading import PLAIN
+from unseg_jax.export.drawing import overlay
+from unseg_jax.registry import resolve
+from unseg_jax.segmenter import BatchSegmenter, load_for
+from unseg_jax.segmenter.keeping import Store
+
+EXAMPLES = (1, 3, 10)
+_TITLES = {"auto": "auto", "ready": "ready model", "fit": "fit", "deepcut": "deepcut"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--images", type=int, default=24, help="of each set")
+    parser.add_argument("--draws", type=int, default=3, help="of each number of examples")
+    parser.add_argument("--backbone", default="auto", help="name or weights, for all but deepcut")
+    parser.add_argument("--sheets", type=Path, help="folder for a picture of each set")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    sets: dict[str, Any] = {}
+    result = {"versions": {"jax side": common.versions()}, "draws": options.draws, "sets": sets}
+    backbone = load_for(resolve("collective"), options.backbone)[1]
+    for name, dataset in data_sets(options.data):
+        sets[name] = measure(dataset, backbone, options.images, options.draws, options.sheets)
+        print(f"{name}: {sets[name]}", flush=True)
+        common.write_result("any_folder", result, options.out, quiet=True)
+    print(table(result))
+
+
+def data_sets(folders: Iterable[Path]) -> Iterable[tuple[str, Dataset]]:
+    """Name and content of each set in the folders, in order."""
+    for folder in folders:
+        try:
+            yield folder.name, open_dataset(str(folder))
+        except ValueError:
+            inner = sorted(path for path in folder.iterdir() if path.is_dir())
+            if not inner:
+                raise
+            yield from data_sets(inner)
+
+
+def measure(
+    dataset: Dataset, backbone: Any, most: int, draws: int, sheets: Path | None = None
+) -> dict[str, Any]:
+    """Mean IoU of a set by what segmented it, each image passing the backbone once."""
+    places = np.unique(np.linspace(0, len(dataset.items) - 1, most).astype(int))
+    items = [dataset.items[place] for place in places]
+    images: list[Any] = [item.image for item in items]
+    truths = [load_mask(item.mask, dataset.rule) for item in items]
+    method, store = resolve("collective"), Store()
+
+    def scores(segmenter: BatchSegmenter, to: Sequence[int] | None = None) -> np.ndarray:
+        found = segmenter.stream([images[at] for at in (range(len(images)) if to is None else to)])
+        pairs = zip(found, truths if to is None else [truths[at] for at in to], strict=True)
+        return np.array([intersection_over_union(one.mask, truth) for one, truth in pairs])
+
+    def fitted(seed: int = 0, **marks: Any) -> BatchSegmenter:
+        options = {"steps": 0, "seed": seed, "backbone": backbone, "kept": store, **marks}
+        return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=store)
+
+    by_fit = scores(fitted())
+    ready = scores(load_shipped(backbone=backbone).segmenter(closer=True, kept=store))
+    chosen = choose("auto", images)
+    auto = by_fit if chosen.fits else ready
+    deepcut = scores(BatchSegmenter(*load_for(resolve("deepcut"), "auto")))
+    found = {"images": len(images), "auto": auto, "ready": ready, "fit": by_fit, "deepcut": deepcut}
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(images)) for _ in range(draws)]
+    for count in EXAMPLES:
+        pairs = []
+        for seed, order in enumerate(orders if count < len(images) else ()):
+            examples = {images[at]: truths[at] for at in order[:count]}
+            others = np.sort(order[count:])
+            steered = scores(fitted(seed, examples=examples), others)
+            pairs.append((steered.mean(), auto[others].mean()))
+        if pairs:
+            found[f"examples {count}"], found[f"auto beside {count}"] = np.mean(pairs, 0)
+    features = [store.get(image).prepared for image in images]  # type: ignore[union-attr]
+    found["probe"] = np.mean([probe(features, truths, order) for order in orders])
+    if sheets is not None:
+        middle = int(np.argsort(auto)[len(auto) // 2])
+        segmenter = fitted() if chosen.fits else load_shipped(backbone=backbone).segmenter()
+        mask = segmenter([images[middle]])[0].mask
+        _draw(sheets / f"{dataset.name}.png", images[middle], truths[middle], mask)
+    return {name: value if name == "images" else _round(value) for name, value in found.items()}
+
+
+def probe(features: list[np.ndarray], truths: list[np.ndarray], order: np.ndarray) -> float:
+    """Mean IoU of a ridge on the features of half of the images, on the other half."""
+    half = len(order) // 2
+    rows = [one.reshape(-1, one.shape[-1]).astype(np.float32) for one in features]
+    rows = [one / np.linalg.norm(one, axis=-1, keepdims=True) for one in rows]
+    x = np.concatenate([rows[at] for at in order[:half]])
+    y = np.concatenate(
+        [enlarge(truths[at].astype(float), features[at].shape[:2]).ravel() for at in order[:half]]
+    )
+    centre, middle = x.mean(0), y.mean()
+    gram = (x - centre).T @ (x - centre)
+    gram += np.eye(len(gram)) * 1e-3 * np.trace(gram) / len(gram)
+    weights = np.linalg.solve(gram, (x - centre).T @ (y - middle))
+    found = []
+    for at in order[half:]:
+        margins = ((rows[at] - centre) @ weights + middle - 0.5).reshape(features[at].shape[:2])
+        mask = enlarge(margins, truths[at].shape) > 0
+        found.append(intersection_over_union(mask, truths[at]))
+    return float(np.mean(found))
+
+
+def _round(value: Any) -> float:
+    return round(float(np.mean(value)), 4)
+
+
+def _draw(path: Path, image: Any, truth: np.ndarray, mask: np.ndarray) -> None:
+    pixels = PLAIN.read(image).pixels
+    sides = [pixels, *(overlay(pixels, found.astype(np.int32)) for found in (truth, mask))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(sides, 1)).save(path)
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row a set, and their mean; in brackets what examples add on the same images."""
+    sets = dict(result["sets"])
+    names = sorted({name for one in sets.values() for name in one} - {"images"})
+    mean = {name: _round([one[name] for one in sets.values() if name in one]) for name in names}
+    shown = [*_TITLES, *(f"examples {count}" for count in EXAMPLES), "probe"]
+
+    def cells(one: dict[str, Any]) -> Iterable[str]:
+        for name in shown:
+            if name not in one:
+                yield "–"
+                continue
+            value = f"{100 * one[name]:.1f}"
+            beside = one.get(name.replace("examples", "auto beside")) if "ex" in name else None
+            yield value if beside is None else f"{value} ({100 * (one[name] - beside):+.1f})"
+
+    header = ["set", "images", *(_TITLES.get(name, name) for name in shown)]
+    lines = [[name, one["images"], *cells(one)] for name, one in sets.items()]
+    lines.append(["**mean**", "", *cells(mean)])
+    return common.table(header, lines)
+
+
+if __name__ == "__main__":
+    main()
