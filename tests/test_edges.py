@@ -93,25 +93,32 @@ def test_one_colour_gives_no_confidence(name, tiny_weights):
 
 DOUBLE = """
 import sys
-import jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np
+from safetensors.numpy import load_file
 import unseg_jax as us
 assert jnp.zeros(1).dtype == jnp.float64
 features = np.random.default_rng(0).normal(size=(2, 16, 6))
 for name in ("deepcut", "unsegarmanet", "unsegmedgat", "vit-kmeans", "deep-spectral", "tokencut"):
-    result = us.cluster(features, method=name, epochs=2)
+    run = lambda features: us.cluster(features, method=name, epochs=2)
+    result = jax.eval_shape(run, features)
     assert result.assignments.dtype == result.losses.dtype == jnp.float32, name
     assert result.labels.dtype == jnp.int32, name
 image = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
 model = us.fit([image, image[::-1]], backbone=sys.argv[1], image_size=32, steps=2, num_clusters=2)
+model.save(sys.argv[2])
+types = {array.dtype.name for array in load_file(sys.argv[2]).values()}
+assert types <= {"float32", "float16", "bool"}, types
+model = us.load_model(sys.argv[2], backbone=sys.argv[1])
 assert [result.losses.dtype for result in model.segment([image], epochs=2)] == [np.float32]
 parts = us.Segmenter("deepcut", backbone=sys.argv[1], image_size=32, parts=2, epochs=2)(image)
 assert parts[0].patch_labels.dtype == np.int32
 """
 
 
-def test_nothing_changes_under_x64(tiny_weights):
+def test_nothing_changes_under_x64(tiny_weights, tmp_path):
+    path = tmp_path / "model.safetensors"
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", DOUBLE, str(tiny_weights)],
+        [sys.executable, "-W", "error", "-c", DOUBLE, str(tiny_weights), str(path)],
         env=os.environ | {"JAX_ENABLE_X64": "1"},
         capture_output=True,
         text=True,

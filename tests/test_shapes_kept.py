@@ -11,8 +11,8 @@ from unseg_jax.cli import main
 from unseg_jax.errors import ImageError
 from unseg_jax.terminal.segmenting import Segment
 
-SHAPES = ((48, 64), (64, 48), (48, 48), (48, 62), (30, 90))
-GRIDS = ((3, 5), (5, 3), (4, 4), (3, 5), (2, 8))
+SHAPES = ((48, 64), (30, 90), (48, 48), (48, 62))
+GRIDS = ((3, 5), (2, 8), (4, 4), (3, 5))
 
 
 def draw(shape, seed=0):
@@ -81,11 +81,12 @@ def test_batches_of_an_accelerator_give_the_same(backbone, images, found):
     assert batched.compilations == len(set(GRIDS))
 
 
-@pytest.mark.parametrize("steps", [0, 3])
-def test_a_set_of_all_shapes_is_fitted(backbone, images, tmp_path, steps):
-    model = us.fit(
-        images * 2, backbone=backbone, image_size=32, resize="keep", steps=steps, batch_size=3
-    )
+HEAD = {"branches": ((8,),), "mlp_width": 8}
+
+
+def test_a_set_of_all_shapes_is_fitted(backbone, images, tmp_path):
+    options = {"image_size": 32, "resize": "keep", "batch_size": 3, **HEAD}
+    model = us.fit(images * 2, backbone=backbone, steps=2, **options)
     assert model.images == 2 * len(images)
     path = tmp_path / "model.safetensors"
     model.save(path)
@@ -97,18 +98,11 @@ def test_a_set_of_all_shapes_is_fitted(backbone, images, tmp_path, steps):
 
 
 def test_shared_passes_take_all_shapes(backbone, images):
+    options = {"image_size": 32, "stride": 8, "resize": "keep", "epochs": 0, **HEAD}
     model = us.fit(
-        images,
-        method="unsegmedgat-c",
-        backbone=backbone,
-        image_size=32,
-        stride=8,
-        resize="keep",
-        passes=1,
-        steps=1,
-        epochs=0,
+        images[:2], method="unsegmedgat-c", backbone=backbone, passes=1, steps=1, **options
     )
-    assert [result.patch_labels.shape for result in model.segment(images)] == list(GRIDS)
+    assert [found.patch_labels.shape for found in model.segment(images[:2])] == list(GRIDS[:2])
 
 
 def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):
@@ -121,11 +115,12 @@ def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):
         truth = (image[..., 0] > 100).astype(np.uint8) * 255
         Image.fromarray(truth).save(tmp_path / "data/masks" / f"{index}.png")
     scores = {}
-    for fit in ("keep", "stretch"):
+    # A model of a set is fitted on images of all shapes; stretched they are as any others.
+    for fit, methods in (("keep", ("vit-kmeans", "collective")), ("stretch", ("vit-kmeans",))):
         settings = Settings(
             data=str(tmp_path / "data"),
             out=str(tmp_path / fit),
-            methods=("vit-kmeans", "collective"),
+            methods=methods,
             backbone=str(tiny_weights),
             batch_size=2,
             overrides={"image_size": 32, "resize": fit},
@@ -133,12 +128,12 @@ def test_a_benchmark_run_keeps_shapes(images, tiny_weights, tmp_path):
         summary = run(settings, quiet=True)
         lines = (tmp_path / fit / "per_image.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
-        assert len(records) == 2 * len(images)
+        assert len(records) == len(methods) * len(images)
         assert not any(record["error"] for record in records)
         assert all(one["failed"] == 0 for one in summary["methods"].values())
-        scores[fit] = {(one["id"], one["method"]): one["iou"] for one in records}
-    # The square image is the same either way, with the method that looks at one image.
-    assert scores["keep"]["2", "vit-kmeans"] == scores["stretch"]["2", "vit-kmeans"]
+        scores[fit] = {one["id"]: one["iou"] for one in records if one["method"] == "vit-kmeans"}
+    # The square image is the same either way.
+    assert scores["keep"]["2"] == scores["stretch"]["2"]
     assert scores["keep"] != scores["stretch"]
 
 

@@ -1,5 +1,7 @@
 """A function as a backbone: the same features, jitted and batched wherever a ViT goes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 import unseg_jax as us
 from unseg_jax.backbones.grids import log_bin
+from unseg_jax.collective.shipped import load_shipped
+from unseg_jax.registry import resolve
 
 
 def colours(pixels):
@@ -120,8 +124,10 @@ def test_other_objects_are_refused_as_backbones(given, message):
     assert str(caught.value).endswith(".")
 
 
-def test_a_model_fitted_on_a_function_needs_it_again(backbone, tmp_path):
-    model = us.fit([photograph()] * 2, backbone=backbone, image_size=96, num_clusters=2, steps=0)
+def test_a_model_fitted_on_a_function_needs_it_again(tmp_path):
+    backbone = us.from_callable(lambda pixels: jnp.tile(colours(pixels), 64), patch=16)
+    model = load_shipped(backbone=backbone)
+    model = dataclasses.replace(model, method=resolve(model.method, image_size=96))
     model.save(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="fitted on the features of a function"):
         us.load_model(tmp_path / "model.safetensors")

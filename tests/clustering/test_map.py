@@ -43,13 +43,14 @@ def test_vmapped_is_in_turn(batch, name):
         assert not np.array_equal(in_turn.losses[0], in_turn.losses[1])
 
 
-@pytest.mark.parametrize("fields", [{"dropout": 0.3}, {"quirks": "code"}], ids=str)
-def test_threads_are_in_turn(batch, fields):
+SMALL = {"branches": ((8,),), "mlp_width": 8, "epochs": EPOCHS}
+
+
+def test_threads_are_in_turn(batch):
     features, mask = batch
+    fields = {"dropout": 0.3, "quirks": "code", "record_every": 2, **SMALL}
     results = [
-        us.cluster(
-            features, node_mask=mask, map=how, record_every=2, mlp_width=8, epochs=4, **fields
-        )
+        us.cluster(features, node_mask=mask, map=how, **fields)
         for how in ("threads", "loop", "vmap")
     ]
     for other in results[1:]:
@@ -60,7 +61,7 @@ def test_threads_are_in_turn(batch, fields):
 def test_a_program_is_lowered_as_its_platform_likes(batch):
     """On a CPU host: a loop over the images for a CPU, none for accelerators."""
     features, mask = batch
-    method = resolve("deepcut", epochs=1)
+    method = resolve("deepcut", **SMALL)
 
     def loops(how, platform):
         program = jax.jit(
