@@ -192,7 +192,8 @@ def test_tokencut_decides_its_own_foreground(backbone, images):
 
 
 def test_methods_of_sets_are_fitted_on_the_images_given(backbone, images):
-    results = us.segment(images, "unsegmedgat-c", backbone=backbone, image_size=112, epochs=1)
+    few = {"epochs": 1, "collective_epochs": 1, "collective_steps": 1, "branches": ((8,),)}
+    results = us.segment(images, "unsegmedgat-c", backbone=backbone, image_size=112, **few)
     assert [result.mask.shape for result in results] == [image.shape[:2] for image in images]
     assert all(np.isfinite(result.loss) for result in results)
 

@@ -23,7 +23,7 @@ from unseg_jax.export.rle import encode_rle
 from unseg_jax.registry import resolve
 from unseg_jax.terminal.fitting import parse_clicks
 
-SETTINGS = {"image_size": 64, "num_clusters": 2}
+SETTINGS = {"image_size": 64}
 
 
 def _set(count=400, marked=90, width=5, seed=0):
@@ -130,7 +130,8 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     assert (np.abs(prior) == 1).mean() > 0.8
     marks = steering.Marks((4, 4), Truth(np.asarray(prior[0] > 0).reshape(4, 4)))
     found = steering.fit_steering(scorer, [grids], [(grids[:1], marks)])
-    after = jax.vmap(lambda one: steering.steer(scorer, found, one, (4, 4)))(features)
+    steer = jax.jit(jax.vmap(lambda one: steering.steer(scorer, found, one, (4, 4))))
+    after = steer(features)
     np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(prior) > 0)
 
 
@@ -224,7 +225,7 @@ def test_command_line_reads_masks_by_stem(photos, tiny_weights, models, tmp_path
     masks.mkdir()
     out = tmp_path / "m.safetensors"
     command = ["fit", photos, "--out", out, "--backbone", tiny_weights, "--image-size", 64]
-    command = [*map(str, command), "--k", "2", "--examples", str(masks)]
+    command = [*map(str, command), "--examples", str(masks)]
     assert main.main(command) == 1
     assert "holds no masks" in capsys.readouterr().err
     Image.fromarray(_blue(1).astype(np.uint8) * 38).save(masks / "1.bmp")

@@ -94,21 +94,21 @@ def test_small_objects_of_one_slide_are_found():
     """With real features; whole, an object is a patch of the slide."""
     from skimage import data as photographs
 
-    texture = np.tile(photographs.grass()[:256, :256], (3, 3))
+    texture = np.tile(photographs.grass()[:256, :256], (2, 2))
     image = np.stack([0.75 * texture, 0.95 * texture, 0.6 * texture], -1).astype(np.uint8)
     cat = np.asarray(Image.fromarray(photographs.chelsea()[30:230, 100:300]).resize((64, 64)))
     rows, columns = np.ogrid[-1:1:64j, -1:1:64j]
     inside = rows**2 + columns**2 < 1
-    places = [(90, 60), (500, 130), (320, 330), (110, 560), (560, 600)]
+    places = [(90, 60), (380, 130), (220, 340)]
     for left, top in places:
         image[top : top + 64, left : left + 64][inside] = cat[inside]
     backbone = us.load_backbone("dinov2_vits14_focus")
     options = {"backbone": backbone, "image_size": 168, "steps": 0}
-    found = [us.fit([image], tile=256, seed=seed, **options).segment(image)[0] for seed in range(3)]
+    found = [us.fit([image], tile=256, seed=seed, **options).segment(image)[0] for seed in (0, 1)]
     for tiled in found:
         assert tiled.mask.shape == image.shape[:2]
-        assert matched(tiled.objects, places, 64) == 5
-    assert np.median([len(tiled.objects) for tiled in found]) <= 6
+        assert matched(tiled.objects, places, 64) == len(places)
+    assert np.mean([len(tiled.objects) for tiled in found]) <= len(places) + 1
     assert tiled.confidence > 0.4
 
 

@@ -17,9 +17,8 @@ METHODS = ("vit-kmeans", "deepcut")
 def runs(settings, tmp_path_factory):
     """Two seeds of two methods, and one run of fewer images."""
     folder = tmp_path_factory.mktemp("runs")
-    common = {"methods": METHODS, "overrides": {"image_size": 48, "stride": 8, "epochs": 3}}
     for name, changes in (("a", {}), ("b", {"seed": 1}), ("few", {"limit": 4})):
-        run(settings(folder / name, **common, **changes), quiet=True)
+        run(settings(folder / name, methods=METHODS, **changes), quiet=True)
     return folder
 
 
