@@ -45,12 +45,6 @@ def data(tmp_path_factory):
     return _draw(tmp_path_factory.mktemp("data") / "ellipses")
 
 
-@pytest.fixture(scope="session")
-def many(tmp_path_factory):
-    """Forty image and mask pairs: enough that a run has far to go when its first records appear."""
-    return _draw(tmp_path_factory.mktemp("data") / "many", 40)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once():
     """Runs that differ in their folders and images alone share one engine's programs."""

@@ -1,6 +1,7 @@
 """Whole runs on a small data set with a small random backbone."""
 
 import dataclasses
+import errno
 import functools
 import json
 import shutil
@@ -15,12 +16,14 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.bench import BenchError, run
 from unseg_jax.bench.__main__ import main
+from unseg_jax.bench.folder import RunFolder
 from unseg_jax.bench.run import engine as engine_module
 from unseg_jax.bench.run import runner as runner_module
 from unseg_jax.bench.run.engine import Engine
 from unseg_jax.bench.run.items import Finisher, Preparer
 from unseg_jax.clustering.losses import ncut
 from unseg_jax.data import Dataset, Item
+from unseg_jax.errors import WriteError
 from unseg_jax.metrics import dice, iou
 
 OVERRIDES = {"image_size": 48, "epochs": 4}
@@ -255,11 +258,6 @@ def test_another_config_is_refused(whole, both):
 
 
 def test_a_full_disk_ends_the_run_in_one_sentence(whole, tmp_path, monkeypatch, both, records):
-    import errno
-
-    from unseg_jax.bench.folder import RunFolder
-    from unseg_jax.errors import WriteError
-
     append = RunFolder.append
     room = [8]
 
@@ -306,87 +304,63 @@ def arguments(data, weights, out, *more):
     return [str(value) for value in given]
 
 
-# Runs the benchmark and sends the signal to itself at the n-th time that the moment comes.
-SIGNALLED = """
+# Runs the benchmark and kills itself while the n-th mask is half written.
+KILLED = """
 import os
 import signal
 import sys
-from unseg_jax.bench import folder
-from unseg_jax.runs import journal
 from unseg_jax.bench.__main__ import main
 
-# A shell without job control starts what runs in its background with SIGINT ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-sys.argv[1:4] = []
-replace, write_all, append = os.replace, journal.write_all, folder.RunFolder.append
+count, replace = int(sys.argv.pop(1)), os.replace
 
 
-def comes():
+def half_written(partial, path):
     global count
-    count -= 1
+    count -= "masks" in str(path)
     if count == 0:
-        os.kill(os.getpid(), number)
-
-
-def mask_half_written(partial, path):
-    if "masks" in str(path):
-        comes()
+        os.kill(os.getpid(), signal.SIGKILL)
     replace(partial, path)
 
 
-def line_half_written(file, data):
-    write_all(file, data[: len(data) // 2])
-    if b'"method"' in data:
-        comes()
-    write_all(file, data[len(data) // 2 :])
-
-
-def batch_recorded(self, lines, files):
-    append(self, lines, files)
-    comes()
-
-
-if moment == "mask half written":
-    os.replace = mask_half_written
-elif moment == "line half written":
-    journal.write_all = line_half_written
-elif moment == "batch recorded":
-    folder.RunFolder.append = batch_recorded
+os.replace = half_written
 sys.exit(main())
 """
 
 
-def signalled(moment, count, number, given):
-    command = [sys.executable, "-c", SIGNALLED, moment, str(count), str(int(number)), *given]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_stopped_and_killed_and_resumed_ends_as_if_undisturbed(
-    whole, data, weights, both, records, tmp_path
+    whole, data, weights, both, records, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "run"
+    append = RunFolder.append
 
     def leftovers():
         return list(out.glob("**/.*.part*"))
 
+    def stopped(self, lines, files):
+        append(self, lines, files)
+        signal.raise_signal(signal.SIGINT)
+
     given = arguments(data, weights, out, "--resume")
-    stopped = signalled("batch recorded", 1, signal.SIGINT, given)
-    assert stopped.returncode == 130, stopped.stderr
-    assert "--resume to go on" in stopped.stderr
+    # A shell without job control starts what runs in its background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", stopped)
+        assert main(given) == 130
+    signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert "--resume to go on" in said
     done = len({id for id, _ in records(out)})
-    assert f"stopped after {done} of 10 images" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    assert f"stopped after {done} of 10 images" in said
+    assert "Traceback" not in said
     assert not json.loads((out / "summary.json").read_text())["complete"]
     (out / "summary.json").unlink()
-    for moment, count in (("mask half written", 3), ("line half written", 2)):
-        killed = signalled(moment, count, signal.SIGKILL, given)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert not (out / "summary.json").exists()
-        if moment == "mask half written":
-            assert leftovers()
-        else:
-            assert not (out / "per_image.jsonl").read_text().endswith("\n")
+    command = [sys.executable, "-c", KILLED, "3", *given]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (out / "summary.json").exists()
+    assert leftovers()
+    with open(out / "per_image.jsonl", "a") as file:
+        file.write('{"id": "009", "meth')  # as if it had been killed in the midst of a line
     assert 0 < (out / "per_image.jsonl").read_text().count("\n") < 20
     summary = run(both(out, resume=True, save_masks=True), quiet=True)
     assert scores(summary)[:3] == scores(whole[1])[:3]
