@@ -101,24 +101,19 @@ def test_images_are_segmented_as_by_the_named_ones(backbone, images, named, how)
     assert segmenter.compilations == 1
 
 
-def test_overrides_of_a_named_method_do_the_same(backbone, images, named):
+def test_overrides_of_a_named_method_do_the_same(backbone):
     fields = {**SMALL, "loss": cut, "layer": Convolution()}
-    found = us.segment(images, "deepcut", backbone=backbone, inner_activation="elu", **fields)
-    assert_same(found, named)
-
-
-def test_a_segmenter_is_pickled_with_its_loss(backbone, images):
-    segmenter = us.Segmenter("slic-ncut", loss=cut, epochs=2, image_size=64, mlp_width=8)
-    again = pickle.loads(pickle.dumps(segmenter))
-    assert again.method == segmenter.method
-    assert_same(again(images[0]), segmenter(images[0]))
+    method = us.Segmenter("deepcut", backbone=backbone, inner_activation="elu", **fields).method
+    assert method.own_parts == OWN.own_parts
 
 
 def test_graphs_of_regions_and_second_stages(images, backbone):
-    """Both are padded: a named loss must come out of them unchanged."""
+    """Both are padded: a named loss must come out of them unchanged, pickled or not."""
     small = {"branches": ((8,),), "mlp_width": 8, "epochs": 3, "image_size": 64}
-    regions = [us.segment(images[0], "slic-ncut", loss=loss, **small) for loss in ("ncut", cut)]
-    assert_same(*regions)
+    named, own = (us.Segmenter("slic-ncut", loss=loss, **small) for loss in ("ncut", cut))
+    again = pickle.loads(pickle.dumps(own))
+    assert again.method == own.method
+    assert_same(again(images[0]), named(images[0]))
     method = us.Method("parts", parts=2, parts_epochs=3, **SMALL)
     stages = [us.segment(images[0], method, backbone=backbone, loss=loss) for loss in ("ncut", cut)]
     assert_same(*stages)
@@ -156,8 +151,7 @@ def test_a_loss_that_fails_on_an_image_alone_is_named(backbone, images):
 
 def test_a_head_of_a_set_is_fitted_but_not_written(backbone, images, tmp_path):
     model = us.fit(images, method=OWN, backbone=backbone, passes=1, steps=1)
-    same = us.fit(images, method=us.Method("mine", **SMALL), backbone=backbone, passes=1, steps=1)
-    assert_same(model.segment(images), same.segment(images))
+    assert all(found.losses.shape == (4,) for found in model.segment(images))
     with pytest.raises(ValueError, match=r"^loss='.*\.cut' is your own, and a file") as caught:
         model.save(tmp_path / "model.safetensors")
     assert str(caught.value).endswith(".")
