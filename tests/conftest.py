@@ -1,5 +1,6 @@
 """Shared fixtures: where the golden values and the small data sets lie, and the real backbone."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+
+from unseg_jax import registry
 
 SHARED_VARIABLE = "UNSEG_JAX_SHARED"
 
@@ -152,3 +155,20 @@ def tiny_weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **_tiny_vit())
     return path
+
+
+@pytest.fixture(scope="module")
+def small_images():
+    """The methods by name, made to resize images to 112 pixels where no other size is asked for."""
+    small = {name: dataclasses.replace(m, image_size=112) for name, m in registry.METHODS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "METHODS", small)
+        yield small
+
+
+@pytest.fixture(scope="module")
+def short_training():
+    """Models of sets are hardly trained, for tests that need a model and not a good one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unseg_jax.collective.convolution._STEPS", 1)
+        yield

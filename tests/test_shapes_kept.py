@@ -11,6 +11,7 @@ from unseg_jax.cli import main
 from unseg_jax.errors import ImageError
 from unseg_jax.terminal.segmenting import Segment
 
+pytestmark = pytest.mark.usefixtures("short_training")
 SHAPES = ((48, 64), (30, 90), (48, 48), (48, 62))
 GRIDS = ((3, 5), (2, 8), (4, 4), (3, 5))
 

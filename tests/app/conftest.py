@@ -85,7 +85,7 @@ def running(limits, tiny_weights, folder):
 
 
 @pytest.fixture(scope="module")
-def server(tiny_weights, tmp_path_factory):
+def server(tiny_weights, tmp_path_factory, small_images, short_training):
     from unseg_jax.app.sessions import Limits
 
     limits = Limits(max_bytes=200_000, max_files=10, max_waiting=3, max_runs=2)

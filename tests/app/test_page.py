@@ -1,5 +1,6 @@
 """The page in a real browser: upload, segment, change K, download, a bad file, two users."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -12,7 +13,6 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.app.work import Settings, choose_for
 from unseg_jax.export.formats import table
-from unseg_jax.registry import METHODS
 
 
 @pytest.fixture
@@ -45,7 +45,9 @@ def download(page):
         return zipfile.ZipFile(io.BytesIO(file.read()))
 
 
-def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny_weights):
+def test_drop_segment_change_k_and_download(
+    open_page, photographs, server, tiny_weights, small_images
+):
     page = open_page()
     path = photographs["coffee.png"]
     drop(page, path)
@@ -63,7 +65,7 @@ def test_drop_segment_change_k_and_download(open_page, photographs, server, tiny
     # Called as from Python, without the page; compiled already.
     settings = Settings("deepcut", 3, "tiny")
     segmenter = server.app.state.worker.load(choose_for(settings, [path]), settings)
-    assert segmenter.method == us.Method(**{**vars(METHODS["deepcut"]), "num_clusters": 3})
+    assert segmenter.method == dataclasses.replace(small_images["deepcut"], num_clusters=3)
     assert segmenter.backbone.source == str(tiny_weights)
     expected = segmenter(path)[0]
     with download(page) as archive:

@@ -10,6 +10,8 @@ from unseg_jax.bench.run import engine
 from unseg_jax.collective import choosing, fitting
 from unseg_jax.registry import METHODS, resolve
 
+pytestmark = pytest.mark.usefixtures("short_training")
+
 
 @pytest.fixture
 def chosen(monkeypatch):

@@ -14,6 +14,8 @@ from unseg_jax.collective.shipped import SHIPPED_MODEL, load_shipped
 from unseg_jax.data.reading import Reading
 from unseg_jax.errors import WeightsError
 
+pytestmark = pytest.mark.usefixtures("short_training")
+
 
 def patches(pixels):
     """(B, H, W, 3) to the first 384 values of each 14-pixel patch, (B, N, 384)."""
@@ -61,7 +63,9 @@ def test_the_ready_model_is_small_and_whole(backbone, monkeypatch, tmp_path):
     ("draw", "count", "fitted"),
     [(framed, 7, False), (framed, choosing.SET_SIZE, True), (square, choosing.SET_SIZE, False)],
 )
-def test_a_set_behind_a_black_frame_is_fitted(backbone, monkeypatch, caplog, draw, count, fitted):
+def test_a_set_behind_a_black_frame_is_fitted(
+    backbone, small_images, monkeypatch, caplog, draw, count, fitted
+):
     calls = []
     real = fitting.fit_set
     record = lambda *a, **k: calls.append(len(a[0])) or real(*a, **k)  # noqa: E731

@@ -14,6 +14,8 @@ from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.steering import Steering
 from unseg_jax.errors import WeightsError
 
+pytestmark = pytest.mark.usefixtures("short_training")
+
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
@@ -44,7 +46,7 @@ def store(tmp_path, monkeypatch):
 def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, capsys):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (64, 64, 3)).astype(np.uint8) for _ in range(2)]
-    model = fit(images, backbone=tiny_weights, image_size=64, num_clusters=3, steps=0)
+    model = fit(images, backbone=tiny_weights, image_size=64, steps=0)
     assert model.push_to_hub("me/moths", private=True) == "hf:me/moths"
     assert (store / "me/moths/.private").read_text() == "True"
     card = (store / "me/moths/README.md").read_text()

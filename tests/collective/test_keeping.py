@@ -12,6 +12,7 @@ from unseg_jax.data.reading import Reading
 from unseg_jax.segmenter.device import Device
 from unseg_jax.segmenter.keeping import Decoded, Store
 
+pytestmark = pytest.mark.usefixtures("short_training")
 OPTIONS = {"image_size": 56, "max_images": 4, "steps": 0}
 
 

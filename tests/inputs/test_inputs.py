@@ -122,7 +122,7 @@ def test_a_run_that_is_killed_and_repeated_ends_the_same(inputs, segmented, tiny
     }
 
 
-def test_fit_leaves_out_what_it_cannot_read(inputs, tiny_weights, tmp_path):
+def test_fit_leaves_out_what_it_cannot_read(inputs, tiny_weights, tmp_path, short_training):
     folder, expected = inputs
     model = tmp_path / "model.safetensors"
     arguments = ["--backbone", tiny_weights, *FAST, "--steps", 0, "--passes", 0, "--k", 3]
