@@ -136,9 +136,10 @@ def test_an_image_no_larger_than_a_tile_is_as_without(backbone):
 
 def test_a_model_keeps_its_tiles_and_goes_on_after_a_bad_image(backbone, tmp_path):
     image, _ = slide()
-    us.fit([image], backbone=backbone, tile=96, **OPTIONS).save(tmp_path / "m.safetensors")
+    options = {"tile": 128, "max_images": 8, **OPTIONS}
+    us.fit([image], backbone=backbone, **options).save(tmp_path / "m.safetensors")
     model = us.load_model(tmp_path / "m.safetensors", backbone=backbone)
-    assert model.method.tile == 96
+    assert model.method.tile == 128
     Image.fromarray(image).save(tmp_path / "a.png")
     first, bad, last = model.stream([tmp_path / "a.png", b"no image", image])
     assert isinstance(bad, ImageError)

@@ -20,7 +20,7 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if examples(page)]
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
+def photos(tmp_path, monkeypatch, small_images):
     """A folder `photos/` of small photographs in the working folder of the examples."""
     (tmp_path / "photos").mkdir()
     for name in _PHOTOGRAPHS:
