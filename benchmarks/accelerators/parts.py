@@ -90,9 +90,9 @@ def _median(function: Callable[[], Any], repeats: int) -> float:
     )
 
 
-def _doubling(context: Context) -> Iterator[int]:
-    """Batches 8, 16, 32, … ; the caller stops where memory or time end."""
-    batch, last = (2, 4) if context.options.quick else (8, _LARGEST_BATCH)
+def _doubling(context: Context, quick: int = 2) -> Iterator[int]:
+    """Batches 8, 16, 32, … ; the caller stops where memory or time end. Quick: 2 to `quick`."""
+    batch, last = (2, quick) if context.options.quick else (8, _LARGEST_BATCH)
     while batch <= last:
         yield batch
         batch *= 2
@@ -268,7 +268,7 @@ def whole(context: Context) -> None:
             return segment, (params, _pixels(batch, method.size[0]))
 
         title = f"deepcut {method.size[0]}, {method.epochs} epochs, pixels to labels, {dtype}"
-        _sweep(context, "whole", title, build, _doubling(context))
+        _sweep(context, "whole", title, build, _doubling(context, 4))
 
 
 def vit(context: Context) -> None:
