@@ -56,6 +56,8 @@ class Segmentation:
         evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
             (above 0) or the background; None where the method has no soft result.
         min_area: below which a piece is a speck: below 1 a share of the image, else pixels of it.
+        split: whether pieces that touch are cut into objects at their necks; see `find_objects`.
+            `dataclasses.replace(found, split="auto")` cuts those of a result.
         pixel_size: width and height of a pixel in micrometres, where known.
         look_closer: whether what was found is so small, and the image so large, that tiles of it
             may show more.
@@ -83,6 +85,7 @@ class Segmentation:
     notes: tuple[str, ...] = ()
     evidence: np.ndarray | None = None
     min_area: float = MIN_AREA
+    split: str = "never"
     pixel_size: tuple[float, float] | None = None
     look_closer: bool = False
 
@@ -242,8 +245,10 @@ class Segmentation:
 
     def shown(self, size: tuple[int, ...] | None = None) -> np.ndarray:
         """Labels to draw, of a given size (None: the working size): those of the parts within the
-        mask if there are several, else the mask as label 1."""
+        mask if there are several, else the mask as label 1, or its objects where they are split."""
         parts = self.small_labels
+        if self.split != "never" and parts.max(initial=0) <= 1:
+            parts = smallest(np.where(self.small_mask, self._pieces.numbers, 0))
         # With two clusters the object is the mask, of which the labels may hold more pieces.
         labels = parts if parts.max(initial=0) > 1 else self.small_mask.astype(np.uint8)
         return labels if size is None else _fitted(labels, size)
@@ -308,7 +313,8 @@ class Segmentation:
 
     @functools.cached_property
     def _pieces(self) -> Pieces:
-        return find_pieces(self.raw_mask, self.raw_labels, size=self.size, min_area=self.min_area)
+        options = {"size": self.size, "min_area": self.min_area, "split": self.split}
+        return find_pieces(self.raw_mask, self.raw_labels, **options)  # type: ignore[arg-type]
 
     @functools.cached_property
     def _overlay(self) -> np.ndarray:

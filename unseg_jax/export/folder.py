@@ -43,6 +43,7 @@ from unseg_jax.export.naming import below_common, names_in
 from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.report import render_report
 from unseg_jax.postprocess.objects import check_min_area
+from unseg_jax.postprocess.splitting import check_split
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
 from unseg_jax.runs.store import Done, Store, order_of
 
@@ -63,6 +64,7 @@ class Output:
         formats: names of `unseg_jax.export.formats.FORMATS`.
         min_area: below which a piece is a speck and left out: below 1 a share of the image, else
             pixels of it; None is a thousandth, of a tile where images are cut into tiles.
+        split: whether pieces that touch are cut into objects; see `find_objects`.
         objects: "all", or "largest" to keep the largest object of each image alone.
         full_overlay: draw overlays at the image's own size, not at 1,600 pixels at most.
         report: whether `report.html` is written.
@@ -76,6 +78,7 @@ class Output:
     formats: tuple[str, ...] = ("png",)
     min_area: float | None = None
     objects: str = "all"
+    split: str = "never"
     full_overlay: bool = False
     report: bool = True
     recursive: bool = False
@@ -87,6 +90,7 @@ class Output:
         object.__setattr__(self, "formats", check_formats(self.formats))
         if self.objects not in ("all", "largest"):
             raise ValueError(f"objects '{self.objects}' is not known: choose all or largest.")
+        check_split(self.split)
         if self.min_area is not None:
             check_min_area(self.min_area)
         if self.pixel_size is not None:
@@ -455,7 +459,7 @@ def _finish(
 def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
     output, store = plan.output, plan.store
     size = pixel_size(image.path) if output.pixel_size is None else (output.pixel_size,) * 2
-    found = dataclasses.replace(found, pixel_size=size)
+    found = dataclasses.replace(found, pixel_size=size, split=output.split)
     if output.min_area is not None:
         found = dataclasses.replace(found, min_area=output.min_area)
     if output.objects == "largest":

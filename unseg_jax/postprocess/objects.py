@@ -12,6 +12,7 @@ import numpy as np
 
 from unseg_jax.postprocess.components import Box, source_indices, upsample_labels
 from unseg_jax.postprocess.guided import interpolate
+from unseg_jax.postprocess.splitting import check_split, split_touching
 
 MIN_AREA = 0.001
 """Share of the image's pixels below which a piece is a speck and no object."""
@@ -83,6 +84,7 @@ def find_pieces(
     *,
     size: tuple[int, int] | None = None,
     min_area: float = MIN_AREA,
+    split: str = "never",
 ) -> Pieces:
     """Cuts a mask (h, w) into pieces; arguments as those of `find_objects`, which says more.
 
@@ -101,12 +103,15 @@ def find_pieces(
     if size[0] < mask.shape[0] or size[1] < mask.shape[1]:
         raise ValueError(f"a mask of {mask.shape} is larger than size={size}; resize it.")
     check_min_area(min_area)
+    check_split(split)
     numbers, names = np.zeros(mask.shape, np.int32), []
     for label, region in _regions(mask, labels):
         pieces = np.empty(mask.shape, np.int32)
         count = ndimage.label(region, output=pieces)
         numbers += pieces if not names else np.where(region, pieces + np.int32(len(names)), 0)
         names += [label] * int(count)  # type: ignore[arg-type]
+    if split != "never":
+        numbers, names = split_touching(numbers, names, split)
     weights = None
     if size != mask.shape:
         # How many pixels of the image show each of the mask.
@@ -128,6 +133,7 @@ def find_objects(
     evidence: np.ndarray | None = None,
     confidence: float = 0.0,
     min_area: float = MIN_AREA,
+    split: str = "never",
 ) -> tuple[Object, ...]:
     """Cuts a mask into its objects: 4-connected pieces, split where different labels touch.
 
@@ -144,12 +150,15 @@ def find_objects(
         evidence: (any, any) floats in -1..1 over the image, positive on the foreground.
         confidence: of the whole image, 0 to 1.
         min_area: what an object has at least: below 1 a share of the image, else pixels of it.
+        split: whether pieces are cut at their necks: "never", "auto" where all parts are convex, or
+            "always"; see `unseg_jax.postprocess.splitting`.
 
     Returns:
         Objects, the largest first; equals in reading order.
 
     Raises:
-        ValueError: labels of another shape than the mask's, or a negative `min_area`.
+        ValueError: labels of another shape than the mask's, a negative `min_area`, or an unknown
+            `split`.
 
     >>> mask = np.array([[1, 1, 0, 1]] * 2, bool)
     >>> find_objects(mask, confidence=0.5)
@@ -163,7 +172,7 @@ Object(box=(3, 0, 4, 2), area=2, score=0.50, label=1))
         # Enlarging keeps pieces connected; reducing may not.
         mask = upsample_labels(mask, smaller)
         labels = None if labels is None else upsample_labels(labels, smaller)
-    pieces = find_pieces(mask, labels, size=size, min_area=min_area)
+    pieces = find_pieces(mask, labels, size=size, min_area=min_area, split=split)
     return objects_of(pieces, evidence=evidence, confidence=confidence)
 
 

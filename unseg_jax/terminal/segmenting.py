@@ -64,6 +64,13 @@ class Segment(Images):
             "if below 1, else pixels (default: .001).",
         ),
     ] = None
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            help="Cut things that touch apart: never, auto (convex ones, as nuclei) or always.",
+        ),
+    ] = "never"
     pixel_size: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +178,7 @@ class Segment(Images):
             (*(self.formats or ["png"]), *more),
             self.min_area,
             self.objects,
+            self.split,
             self.full_overlay,
             recursive=self.recursive,
             cutout=self.cutout,
