@@ -12,7 +12,7 @@ SPLITS = ("never", "auto", "always")
 """`never` keeps connected pieces whole; `always` cuts every piece at its necks; `auto` cuts where
 all parts are convex and none is tiny, as in nuclei, grains or coins, and not in a horse."""
 
-# Of the true masks of ten sets of single things (40 images of each at most) `auto` cuts two pieces in
+# Of the true masks of ten sets of single things (40 images of each at most) `auto` cuts 2 pieces in
 # 344; of 20 images of nuclei it makes 608 pieces of 568, of 20 of DIC cells 141 of 97.
 # From a neck of this share of the smaller part on it is one thing; "always" takes the first.
 _NECKS = (0.8, 0.7, 0.6)
