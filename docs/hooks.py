@@ -6,6 +6,7 @@ Plots (SVG) are put into the page itself, where they follow its theme.
 
 import dataclasses
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -32,14 +33,27 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Method)}
 _PLOT = re.compile(r"!\[([^\]]*)\]\((?:\.\./)*images/(\w+)\.svg\)")
 
 
+def on_config(config):
+    """Links to the repository and its issues, where the build is told of it as on GitHub."""
+    repository = os.environ.get("GITHUB_REPOSITORY")
+    if repository:
+        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+        config.repo_url, config.repo_name = f"{server}/{repository}", repository
+        config.edit_uri = ""
+        config.nav.append({"Report an issue": f"{config.repo_url}/issues"})
+    return config
+
+
 def on_files(files, config):
-    """Adds the page of each method and of each notebook."""
+    """Adds the page of each method, and the page and the file of each notebook."""
     for method in METHODS.values():
         page = File.generated(config, f"methods/{method.name}.md", content=method_page(method))
         files.append(page)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         content = notebook_page(json.loads(path.read_text()))
+        content += f"\n[Download this notebook]({path.name})\n"
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
     return files
 
 
@@ -126,7 +140,7 @@ def method_page(method: Method) -> str:
     note = NOTES.get(method.name)
     if note:
         parts.append(note)
-    parts.append("## How it works")
+    parts += [_pictures(method), "## How it works"]
     if method.foreground == "set":
         parts.append(COLLECTIVE)
     elif method.algorithm == "kmeans":
@@ -158,6 +172,21 @@ def method_page(method: Method) -> str:
     for title, rows in scores.items():
         parts += [f"### {title}", format_table(rows, "markdown")]
     return "\n\n".join(parts) + "\n"
+
+
+def _pictures(method: Method) -> str:
+    """What it finds in the four photographs of all methods, and where it fails."""
+    record = json.loads((ROOT / "docs" / "images" / "pictures.json").read_text())
+    ious = record["ious"][method.name]
+    listed = ", ".join(f"{name} {value:.2f}" for name, value in ious.items())
+    failed = [name for name, value in ious.items() if value < 0.5]
+    verdict = f"Below 0.5, which we call a failure: {', '.join(failed)}." if failed else ""
+    fitted = " It is fitted on these four alone." if method.learns_from_set else ""
+    return (
+        f"![Masks of {method.name} on four photographs](../images/methods/{method.name}.webp)\n\n"
+        "*Every method on the same four photographs of scikit-image, one call, nothing chosen."
+        f"{fitted} IoU with outlines drawn by hand: {listed}. {verdict}*"
+    )
 
 
 def _optimisation(method: Method) -> str:

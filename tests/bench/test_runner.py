@@ -277,12 +277,18 @@ def test_a_full_disk_ends_the_run_in_one_sentence(whole, tmp_path, monkeypatch, 
     assert scores(summary)[0] == scores(whole[1])[0]
 
 
-def test_every_few_epochs_are_recorded_without_a_second_run(tmp_path, both):
+def test_every_few_epochs_are_recorded_without_a_second_run(tmp_path, both, records):
     changes = {"record_every": 2, "methods": ("deepcut", "vit-kmeans"), "limit": 4}
     summary = run(both(tmp_path / "long", **changes), quiet=True)
     curve = summary["methods"]["deepcut"]["by_epoch"]
     assert curve["epochs"] == [0, 2, 4]
     assert curve["miou"][-1] == pytest.approx(summary["methods"]["deepcut"]["miou"], abs=2e-6)
+    losses = summary["methods"]["deepcut"]["loss_by_epoch"]
+    assert losses["epochs"] == [0, 1, 2, 3]
+    assert losses["mean"][-1] < losses["mean"][0]
+    kept = [r for (_, name), r in records(tmp_path / "long").items() if name == "deepcut"]
+    assert losses["mean"][-1] == pytest.approx(np.mean([r["loss"] for r in kept]), abs=2e-6)
+    assert "loss_by_epoch" not in summary["methods"]["vit-kmeans"]
     # Half as many epochs end where the longer run was half-way.
     changes |= {"record_every": 0, "overrides": {**OVERRIDES, "epochs": 2}, "methods": ("deepcut",)}
     short = run(both(tmp_path / "short", **changes), quiet=True)

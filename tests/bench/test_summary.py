@@ -7,7 +7,7 @@ import pytest
 
 from unseg_jax.bench.report.summary import format_table, summarise
 from unseg_jax.bench.score.protocols import resolve_protocol
-from unseg_jax.bench.score.scoring import SCORES
+from unseg_jax.bench.score.scoring import SCORES, loss_epochs
 from unseg_jax.registry import METHODS
 
 pytestmark = pytest.mark.quick
@@ -148,6 +148,24 @@ def test_many_methods_are_compared_with_the_best():
     paired = summarise(records, config(names))["paired"]
     assert {pair["first"] for pair in paired} == {names[-1]}
     assert len(paired) == 11
+
+
+def test_losses_become_a_mean_and_quartiles():
+    assert loss_epochs(5) == [0, 1, 2, 3, 4]
+    kept = loss_epochs(500)
+    assert (kept[0], kept[-1], len(kept)) == (0, 499, 24)
+    assert set(np.diff(kept)) == {21, 22}
+    rows = np.random.default_rng(0).normal(size=(9, 10))
+    given = [record(str(i), 0.5, loss_by_epoch=row.tolist()) for i, row in enumerate(rows)]
+    # The later record of an image counts, and a loss that is not finite is no part of a curve.
+    given += [record("0", 0.5, loss_by_epoch=[1.0] * 10), record("x", 0.5, loss_by_epoch=[None])]
+    found = summarise(given, config(images=10))["methods"]["deepcut"]["loss_by_epoch"]
+    rows[0] = 1.0
+    assert found["epochs"] == list(range(10))
+    np.testing.assert_allclose(found["mean"], rows.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found["low"], np.sort(rows, 0)[2], atol=1e-6)
+    np.testing.assert_allclose(found["high"], np.sort(rows, 0)[6], atol=1e-6)
+    assert "loss_by_epoch" not in summarise(RECORDS, config())["methods"]["deepcut"]
 
 
 def test_epochs_give_a_curve_its_best_and_where_it_settles():

@@ -1,11 +1,13 @@
 """What the documentation's own code makes of the registry and of kept results."""
 
+import json
 import re
 
 import pytest
 
 from benchmarks import tables
 from benchmarks.measure import common
+from benchmarks.tables import pictures
 
 hooks = pytest.importorskip("docs.hooks")
 METHODS = hooks.METHODS
@@ -30,6 +32,29 @@ def test_scores_over_other_images_are_other_tables(name):
         counts = {row["images"] for row in rows}
         assert len(counts) == 1 or title == "All images of each set"
     assert ("All images of each set" in found) == (name == "collective")
+
+
+def test_pictures_are_those_of_the_code(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pictures", "--check"])
+    pictures.main()
+    sizes = {path.stem: path.stat().st_size for path in pictures.IMAGES.glob("*/*.webp")}
+    assert sizes.keys() == METHODS.keys() | pictures.GALLERY.keys()
+    assert max(sizes.values()) <= 40_000
+
+
+def test_comments_and_docstrings_make_no_picture_old():
+    before = 'def f(x):\n    """Old."""\n    return x  # old\n'
+    assert pictures.code_of(before) == pictures.code_of('def f(x):\n  "New."\n\n  return (x)')
+    assert pictures.code_of(before) != pictures.code_of("def f(x):\n    return -x\n")
+
+
+def test_the_page_of_a_method_says_where_it_fails():
+    record = json.loads(pictures.RECORD.read_text())
+    for name, method in METHODS.items():
+        shown = hooks.method_page(method).partition("## How it works")[0]
+        failed = [stem for stem, value in record["ious"][name].items() if value < 0.5]
+        assert f"images/methods/{name}.webp" in shown
+        assert ("a failure: " + ", ".join(failed) in shown) == bool(failed)
 
 
 def test_tables_plots_and_scores_are_those_of_the_kept_results(monkeypatch):

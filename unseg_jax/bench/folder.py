@@ -232,6 +232,9 @@ def _record_problem(record: Mapping[str, Any]) -> str | None:
             return f"{name} is {value!r}"
     if not _is_list(record.get("iou_by_epoch", []), lambda value: _within(value, 0.0, 1.0)):
         return "iou_by_epoch is no list of scores"
+    losses = record.get("loss_by_epoch", [])
+    if not _is_list(losses, lambda value: value is None or _within(value, -math.inf, math.inf)):
+        return "loss_by_epoch is no list of numbers"
     box = record.get("box")
     if box is not None and not _is_list(box, lambda side: type(side) is int, 4):
         return "box is no box"

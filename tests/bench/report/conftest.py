@@ -10,7 +10,7 @@ from PIL import Image
 
 from unseg_jax.bench.folder import CONFIG, RECORDS, SESSIONS
 from unseg_jax.bench.run.settings import Settings, make_config
-from unseg_jax.bench.score.scoring import SCORES, failure_record, score_names
+from unseg_jax.bench.score.scoring import SCORES, failure_record, loss_epochs, score_names
 from unseg_jax.data import Item
 from unseg_jax.registry import resolve
 from unseg_jax.runs.journal import seal
@@ -41,6 +41,8 @@ def _make_records(ids, ious, *, epochs=0, failed=()):
                 record["truth"] = {**shares, "foreground": [1], "void": []}
             if epochs:
                 record["iou_by_epoch"] = [float(iou) * e / epochs for e in range(epochs + 1)]
+                # Falls by a unit an epoch, from the image's own start.
+                record["loss_by_epoch"] = [float(iou) - e for e in loss_epochs(10 * epochs)]
             records.append(record)
     return records
 

@@ -207,6 +207,26 @@ def test_curves_are_drawn_to_scale():
     assert "best 0.500 at epoch 10" in svg
 
 
+def test_losses_are_drawn_on_a_scale_of_their_own(tmp_path, make_folder):
+    text = written(make_folder(tmp_path, IDS, {"deepcut": IOUS["deepcut"]}, epochs=1))
+    svg = re.search(r'<svg class="chart loss".*?</svg>', text, re.DOTALL)[0]
+
+    def points(kind):
+        found = re.search(rf'<{kind}[^>]* points="([^"]+)"', svg)[1].split()
+        return np.array([[float(v) for v in point.split(",")] for point in found])
+
+    line, band = points("polyline"), points("polygon")
+    assert len(line) == 10  # the losses before each of ten updates
+    # Each falls by one an epoch from the image's IoU.
+    np.testing.assert_allclose(np.diff(line, axis=0).std(0), 0, atol=0.1)
+    low, high = np.quantile(IOUS["deepcut"], (0.25, 0.75))
+    scale = (line[-1, 1] - line[0, 1]) / 9
+    assert (band[0, 1] - band[-1, 1]) / scale == pytest.approx(high - low, abs=0.02)
+    for value in (high, low - 9):
+        assert f">{value:.3g}<" in svg
+    assert 'class="chart loss"' not in written(make_folder(tmp_path / "none", IDS, IOUS))
+
+
 def test_plots_say_what_the_iou_goes_with(tmp_path, make_folder):
     folder = make_folder(tmp_path, IDS, IOUS, failed={("deepcut", "image-6")})
     page = page_of(folder)

@@ -55,6 +55,38 @@ def histogram(values: Sequence[float], index: int) -> Markup:
     )
 
 
+def loss_curve(found: Mapping[str, Sequence[float]], index: int, label: str) -> Markup:
+    """The mean loss against the epoch within the band of its quartiles, on a scale of its own."""
+    width, height, left, floor = 240, 130, 46, 108
+    last = max(found["epochs"][-1], 1)
+    values = [*found["mean"], *found["low"], *found["high"]]
+    bottom, top = min(values), max(values)
+    span = (top - bottom) or 1.0
+
+    def points(name: str) -> list[str]:
+        return [
+            f"{left + (width - left - 8) * epoch / last:.1f},"
+            f"{floor - (floor - 10) * (value - bottom) / span:.1f}"
+            for epoch, value in zip(found["epochs"], found[name], strict=True)
+        ]
+
+    band = " ".join([*points("low"), *reversed(points("high"))])
+    labels = "".join(
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+        for x, y, anchor, words in (
+            *((left - 5, y, "end", f"{v:.3g}") for v, y in ((top, 14), (bottom, floor))),
+            (left, height - 6, "start", "0"),
+            (width - 8, height - 6, "end", f"epoch {found['epochs'][-1]}"),
+        )
+    )
+    return Markup(
+        f'<svg class="chart loss" viewBox="0 0 {width} {height}" role="img" '
+        f'style="{series_style(index)}" aria-label="{escape(label)}">'
+        f'<polygon class="band" points="{band}"/><polyline points="{" ".join(points("mean"))}"/>'
+        f'<line class="axis" x1="{left}" x2="{width - 8}" y1="{floor}" y2="{floor}"/>{labels}</svg>'
+    )
+
+
 def curves(lines: Mapping[str, Line], order: Sequence[str], unit: str, label: str) -> Markup:
     """One line a method, from 0 up; `order` of all methods fixes the colours."""
     width, height, left, bottom = 720, 344, 44, 42

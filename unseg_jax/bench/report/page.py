@@ -151,6 +151,11 @@ def _render(folder: Path, summary: Mapping[str, Any]) -> str:
             if len(ious)
         ],
         curves=_epochs(by_epoch, scores.methods) if by_epoch else None,
+        losses=[
+            (name, charts.loss_curve(found, place, f"Loss of {name} against epoch"), found)
+            for place, (name, method) in enumerate(summary["methods"].items())
+            if (found := method.get("loss_by_epoch"))
+        ],
         risks=_risks(counted, scores.methods),
         by_epoch=by_epoch,
         data=_script(_data(scores, listed, shown)),

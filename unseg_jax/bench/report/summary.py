@@ -9,7 +9,13 @@ import numpy as np
 from tabulate import tabulate
 
 from unseg_jax.bench.score.protocols import Protocol
-from unseg_jax.bench.score.scoring import F_EVERYTHING, WORST, TruthTally, score_names
+from unseg_jax.bench.score.scoring import (
+    F_EVERYTHING,
+    WORST,
+    TruthTally,
+    loss_epochs,
+    score_names,
+)
 from unseg_jax.metrics import bootstrap_interval, paired_difference, rank_correlation
 
 # With more methods than this, each is compared with the best one only.
@@ -28,7 +34,8 @@ class _Column:
         self.seconds = array("d")
         self.shared_seconds = array("d")
         self.confidence = array("d")
-        self.histories: dict[int, list[float]] = {}
+        self.histories: dict[int, Sequence[float]] = {}
+        self.losses: dict[int, Sequence[float]] = {}
         self.errors: dict[int, str] = {}
         self.unscored: set[int] = set()
         self.flipped: dict[int, bool] = {}
@@ -48,8 +55,11 @@ class _Column:
         self.shared_seconds[index] = record.get("shared_seconds") or 0.0
         confidence = record.get("confidence")
         self.confidence[index] = np.nan if confidence is None else confidence
+        for store, name in ((self.histories, "iou_by_epoch"), (self.losses, "loss_by_epoch")):
+            store.pop(index, None)
+            if values := record.get(name):
+                store[index] = array("d", [np.nan if v is None else v for v in values])
         for store, name in (
-            (self.histories, "iou_by_epoch"),
             (self.errors, "error"),
             (self.flipped, "flipped"),
             (self.resized, "mask_resized"),
@@ -171,7 +181,20 @@ def _summarise_method(column, protocol, config, method, compile_seconds) -> dict
     }
     if config["every"]:
         summary["by_epoch"] = _by_epoch(column, protocol, config["every"], method["epochs"], own)
+    if losses := _losses(column.losses.values(), method["epochs"]):
+        summary["loss_by_epoch"] = losses
     return summary
+
+
+def _losses(rows: Iterable[Sequence[float]], epochs: int) -> dict[str, list] | None:
+    """Mean and quartiles over images of the loss at the recorded epochs."""
+    recorded = loss_epochs(epochs)
+    rows = [row for row in rows if len(row) == len(recorded) and np.isfinite(row).all()]
+    if not rows:
+        return None
+    low, high = np.quantile(rows, (0.25, 0.75), axis=0)
+    curves = {"mean": np.mean(rows, 0), "low": low, "high": high}
+    return {"epochs": recorded} | {name: list(map(_number, row)) for name, row in curves.items()}
 
 
 def _by_epoch(column, protocol, every, epochs, own_seconds) -> dict[str, Any] | None:

@@ -170,6 +170,15 @@ def iou_by_epoch(
     return values
 
 
+_LOSSES = 24
+"""Losses that a record holds at most: enough for a curve, and little beside the rest of it."""
+
+
+def loss_epochs(epochs: int) -> list[int]:
+    """The epochs whose loss a record holds: the first, the last, and an even choice between."""
+    return np.unique(np.linspace(0, epochs - 1, min(epochs, _LOSSES)).round().astype(int)).tolist()
+
+
 def make_record(
     segmentation: Segmentation, truth: Truth | None, protocol: Protocol, extra: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -177,7 +186,7 @@ def make_record(
 
     Protocols score every pixel that a method finds, specks as well; objects are without them.
     """
-    objects = segmentation.objects if "objects" in extra else ()
+    objects, losses = segmentation.objects if "objects" in extra else (), segmentation.losses
     segmentation = dataclasses.replace(segmentation, min_area=0.0)
     scores = dict.fromkeys((*score_names(extra), F_EVERYTHING, "flipped"))
     if truth is not None:
@@ -189,6 +198,7 @@ def make_record(
         "box": segmentation.box,
         "num_clusters": segmentation.num_clusters,
         "loss": rounded(segmentation.loss),
+        "loss_by_epoch": [rounded(float(losses[e])) for e in loss_epochs(len(losses))],
         "confidence": rounded(segmentation.confidence),
         "size": list(segmentation.mask.shape),
         "error": None,
