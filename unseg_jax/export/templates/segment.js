@@ -75,15 +75,18 @@
     card.addEventListener("click", () => choose(card), true);
     const overlay = card.querySelector("a.overlay");
     let held = 0;
-    overlay?.addEventListener("pointerdown", () => { held = Date.now(); compare(card, true); });
+    overlay?.addEventListener("pointerdown", (event) => {
+      held = event.timeStamp;
+      compare(card, true);
+    });
     for (const end of ["pointerup", "pointerleave", "pointercancel"])
       overlay?.addEventListener(end, () => compare(card, false));
     // A long press compares; a click opens the file, or marks.
     overlay?.addEventListener("click", (event) => {
-      if (Date.now() - held > 250) event.preventDefault();
+      if (event.timeStamp - held > 250) event.preventDefault();
     });
     overlay?.addEventListener("contextmenu", (event) => {
-      if (Date.now() - held > 250) event.preventDefault();
+      if (event.timeStamp - held > 250) event.preventDefault();
     });
     desk.attach(card);
   }
