@@ -1,4 +1,4 @@
-"""The two plots of the results page: SVG written from the JSON, legible on light and dark pages.
+"""The plots of the results pages: SVG written from the JSON, legible on light and dark pages.
 
 Text and axes take `currentColor`. As an image of its own the plot follows the reader's system;
 docs/hooks.py puts it into the page, where it follows the page's theme.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
@@ -115,6 +116,36 @@ def speed(results: Path) -> str:
     return _svg("Seconds, on two cores (left is faster)", legend, marks, axis, top)
 
 
+def limit(results: Path) -> str:
+    """A row a number of photographs: the bare passes of the transformer and the whole command."""
+    counts = json.loads((results / "limit.json").read_text())["counts"]
+    place, marks, top = _scale(1.0, 100.0, math.log10), [], 92
+    for count, measured in counts.items():
+        bare = int(count) * statistics.median(one["seconds"] for one in measured["bare"])
+        warm = statistics.median(one["seconds"] for one in measured["warm"])
+        first = measured["first"]["seconds"]
+        marks.append(_text(MARGIN, top, f"{count} photographs"))
+        words = f"{common.ratio(warm, bare)} the bare passes"
+        marks.append(_text(WIDTH - MARGIN, top, words, "end", OURS))
+        y = top + 16
+        marks.append(_line(place(1.0), y, place(100.0), y, 0.15))
+        marks.append(_line(place(bare), y - 7, place(bare), y + 7, 1))
+        marks.append(_circle(place(first), y, 4.5, PEER))
+        marks.append(_circle(place(warm), y, 6, OURS))
+        top += 42
+    axis = [(place(seconds), f"{seconds:g} s") for seconds in (1.0, 3.0, 10.0, 30.0, 100.0)]
+    legend = [
+        (_circle, OURS, "unseg-jax segment, without an option"),
+        (_circle, PEER, "the same, the first time: it compiles"),
+        (
+            lambda x, y, *_: _line(x, y - 6, x, y + 6, 1),
+            "",
+            "limit: bare passes of the transformer",
+        ),
+    ]
+    return _svg("Seconds of a folder, on two cores", legend, marks, axis, top)
+
+
 def headline_quality(results: Path) -> str:
     """The first sentences of the results page."""
     quality = json.loads((results / "quality.json").read_text())
@@ -214,7 +245,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, opacity: float) -> str:
     )
 
 
-PLOTS: dict[str, Callable[[Path], str]] = {"quality": quality, "speed": speed}
+PLOTS: dict[str, Callable[[Path], str]] = {"quality": quality, "speed": speed, "limit": limit}
 HEADLINES: dict[str, Callable[[Path], str]] = {
     "headline/quality": headline_quality,
     "headline/speed": headline_speed,
