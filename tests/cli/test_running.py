@@ -272,3 +272,12 @@ def test_cut_outs_that_cannot_be_are_one_sentence(tmp_path, capsys, options, sai
     assert main.main(["segment", str(tmp_path), "--out", str(tmp_path / "out"), *options]) != 0
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_split_reaches_what_is_written_and_is_checked(tmp_path, photos, capsys):
+    assert Segment(paths=[], split="auto").output.split == "auto"
+    assert Segment(paths=[]).output.split == "never"
+    command = ["segment", str(photos), "--out", str(tmp_path / "out"), "--split", "maybe"]
+    assert main.main(command) != 0
+    assert "split='maybe' is not known: choose never, auto, always" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

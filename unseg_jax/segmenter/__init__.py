@@ -180,8 +180,8 @@ class BatchSegmenter:
             record_every: record labels every so many epochs.
 
         Returns:
-            Arrays with a leading axis of the images; where these differ in shape, lists with an
-            array for each.
+            Arrays with a leading axis of the images; where these differ in shape, lists with one
+            entry for each, of which `jax.device_get` or `np.asarray` makes its array.
 
         Raises:
             ValueError: no images.
