@@ -25,12 +25,13 @@ rng = np.random.default_rng(0)
 features = jax.numpy.asarray(rng.normal(size=(2, 9, 5)), "float32")
 small = {"epochs": 2, "mlp_width": 4}
 heads = {"deepcut-cc": ((6,),), "unsegarmanet": ((4,),), "unsegmedgat": ((4,), (6, 6))}
-for method, widths in heads.items():
-    us.cluster(features, method=method, branches=widths, **small)
+for method, widths in heads.items():  # traced alone: that is when annotations are checked
+    jax.eval_shape(lambda x: us.cluster(x, method=method, branches=widths, **small), features)
 mask = jax.numpy.ones((2, 9), bool)
 us.cluster(features, method="deepcut", record_every=1, node_mask=mask, **small)
-pipeline.segment_features(
-    features, jax.random.key(0), method=resolve("deepcut", **small), grid=(3, 3)
+method = resolve("deepcut", **small)
+jax.eval_shape(
+    lambda x: pipeline.segment_features(x, jax.random.key(0), method=method, grid=(3, 3)), features
 )
 try:
     layers.gcn(layers.init_gcn(jax.random.key(0), 5, 4), features)
