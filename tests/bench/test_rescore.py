@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from unseg_jax.bench import BenchError, run
 from unseg_jax.bench.__main__ import main
+from unseg_jax.bench.report.tables import table
 from unseg_jax.bench.run.rescore import rescore
 
 # What the device says of an image, or how long it took, is the first run's.
@@ -89,6 +90,12 @@ def test_the_commands_of_the_page_work_as_printed(data, weights, tmp_path, monke
         assert main(words) == 0, command
         done.append(words[0])
     assert {"rescore", "table", "compare"} < set(done)
-    assert "tabular" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tabular" in printed
+    for seed in (1, 2):
+        summary = json.loads((tmp_path / f"runs/seeds/seed-{seed}/summary.json").read_text())
+        assert summary["seed"] == seed
+    assert table([tmp_path / f"runs/seeds/seed-{seed}" for seed in (1, 2)]) in printed
+    assert main(["--data", "d", "--out", "o", "--seeds", "0,x"]) != 0
     summary = json.loads((tmp_path / "runs" / "first-published" / "summary.json").read_text())
     assert summary["protocol"] == "published"

@@ -84,7 +84,7 @@ def test_options_of_the_command_line_become_settings():
     options = {
         name: parameter.default
         for name, parameter in parameters.items()
-        if name not in ("distributed", "quiet")
+        if name not in ("seeds", "distributed", "quiet")
     }
     options |= {"data": "d", "out": "o"}
     assert settings_from(options) == Settings("d", "o")

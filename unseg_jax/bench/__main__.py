@@ -1,5 +1,6 @@
 """`unseg-jax bench`, or `python -m unseg_jax.bench`: the command line of the benchmark."""
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ from typer.core import TyperGroup
 from unseg_jax.bench import BenchError, format_table, run
 from unseg_jax.bench.run.settings import (
     Option,
+    Settings,
     command_parameter,
     command_parameters,
+    parse_names,
     settings_from,
 )
 from unseg_jax.bench.scale import merge, report
+from unseg_jax.bench.scale.remote import local_folder
 from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.data.truths import parse_values
 from unseg_jax.devices import usable_devices
@@ -41,7 +45,7 @@ def _prepare() -> None:
     enable_compilation_cache()
 
 
-def bench(*, distributed: bool, quiet: bool, **options: Any) -> None:
+def bench(*, seeds: str, distributed: bool, quiet: bool, **options: Any) -> None:
     """Score methods on a whole data set with ground truth.
 
     Writes summary.json, per_image.jsonl and report.html to --out. A run that was stopped continues
@@ -53,12 +57,30 @@ def bench(*, distributed: bool, quiet: bool, **options: Any) -> None:
     if distributed:
         _join_job()
     usable_devices()
-    summary = run(settings, quiet=quiet)
-    _print(summary, settings.out)
-    if summary["truths"]["error"]:
-        raise BenchError(summary["truths"]["error"])
-    if summary["failures"]:
+    runs = _with_seeds(settings, seeds) if seeds else [settings]
+    summaries = []
+    for one in runs:
+        summaries.append(run(one, quiet=quiet))
+        _print(summaries[-1], one.out)
+        if error := summaries[-1]["truths"]["error"]:
+            raise BenchError(error)
+    folders = [folder for one in runs if (folder := local_folder(one.out))]
+    if 1 < len(folders) == sum(summary["complete"] for summary in summaries):
+        make_table(folders)
+    if any(summary["failures"] for summary in summaries):
         raise typer.Exit(1)
+
+
+def _with_seeds(settings: Settings, seeds: str) -> list[Settings]:
+    """One run for each seed, in a folder below `out`."""
+    try:
+        numbers = dict.fromkeys(int(seed) for seed in parse_names(seeds))
+    except ValueError:
+        raise typer.BadParameter(f"--seeds {seeds} must be whole numbers, as in 0,1,2.") from None
+    return [
+        dataclasses.replace(settings, seed=seed, out=f"{settings.out}/seed-{seed}")
+        for seed in numbers
+    ]
 
 
 _FLAGS = {
@@ -71,6 +93,16 @@ bench.__annotations__ = {}
 bench.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         *command_parameters(),
+        command_parameter(
+            "seeds",
+            Option(
+                "Several seeds, such as 0,1,2: a run for each in OUT/seed-N, and a table of the "
+                "means.",
+                panel="The run",
+            ),
+            str,
+            "",
+        ),
         *(
             command_parameter(name, Option(help, (f"--{name}",), panel="The run"), bool, False)
             for name, help in _FLAGS.items()
@@ -80,8 +112,8 @@ bench.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 app.command(
     "run",
     epilog="Other commands: `merge DIR` joins the shards of a run, `report DIR` writes its summary "
-    "and report again, `rescore DIR` scores its masks under another protocol, `table DIR...` and "
-    "`compare DIR DIR` print what several runs say.",
+    "and report again, `rescore DIR` scores its masks under another protocol, `table DIR...` "
+    "prints several runs as one table, and `compare DIR DIR` compares two.",
 )(bench)
 
 

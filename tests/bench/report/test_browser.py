@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from unseg_jax.bench.report.page import write_summary
+from unseg_jax.metrics import paired_difference
 
 COUNT = 400
 IDS = [f"photo-{index:04d}" for index in range(COUNT)]
@@ -175,8 +176,11 @@ def test_nothing_is_wider_than_the_screen(open_page):
         page.locator("#cards li").first.scroll_into_view_if_needed()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         # Wide tables scroll in boxes of their own.
-        boxes = page.locator(".scroll")
+        boxes = page.locator(".scroll:visible")
         assert all(box.bounding_box()["width"] <= width for box in boxes.all())
+        # A long number at the axis of a loss is not cut.
+        number = page.locator(".loss text").first
+        assert number.evaluate("(one) => (one.textContent = '-0.00012', one.getBBox().x)") >= 0
         # From a laptop's width on, the table of scores shows every column.
         hidden = "table => table.scrollWidth - table.parentElement.clientWidth"
         assert width < 1280 or page.locator("#score-table").evaluate(hidden) <= 0
@@ -219,6 +223,28 @@ def test_charts_and_tables_are_saved(open_page, tmp_path):
     assert name == "table.tex"
     assert text.startswith(r"\begin{tabular}")
     assert page.locator("#table-text").inner_text() == text.rstrip("\n")
+
+
+def test_a_run_is_compared_with_another(open_page, make_folder, ious, tmp_path):
+    page = open_page()
+    ids = IDS[100:]
+    other = {"deepcut": (0.9 * np.array(ious["deepcut"][100:])).tolist()}
+    folder = make_folder(tmp_path, ids, other, pictures=False)
+    page.set_input_files("#other-run", folder / "per_image.jsonl")
+    cells = page.locator("#other-table tbody tr").locator("th, td")
+    cells.last.wait_for()
+    name, count, there, here, difference, interval, wins, p_value = cells.all_inner_texts()
+    own = np.array(ious["deepcut"][100:])
+    expected = paired_difference(own, np.array(other["deepcut"]))
+    assert (name, count, wins) == ("deepcut", "300", f"{expected.wins}, {expected.losses}")
+    assert (there, here) == (f"{90 * own.mean():.1f}", f"{100 * own.mean():.1f}")
+    assert difference == f"{100 * expected.mean:+.1f}"
+    low, high = (float(text.replace("\u2212", "-")) for text in interval.split(" to "))
+    assert (low, high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=0.15)
+    assert float(p_value) == pytest.approx(expected.p_value, abs=0.01)
+    (tmp_path / "none.jsonl").write_text("no run")
+    page.set_input_files("#other-run", tmp_path / "none.jsonl")
+    page.locator("#other-words", has_text="no method and image in common").wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

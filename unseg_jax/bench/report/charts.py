@@ -57,7 +57,7 @@ def histogram(values: Sequence[float], index: int) -> Markup:
 
 def loss_curve(found: Mapping[str, Sequence[float]], index: int, label: str) -> Markup:
     """The mean loss against the epoch within the band of its quartiles, on a scale of its own."""
-    width, height, left, floor = 240, 130, 46, 108
+    width, height, left, floor = 240, 130, 62, 108
     last = max(found["epochs"][-1], 1)
     values = [*found["mean"], *found["low"], *found["high"]]
     bottom, top = min(values), max(values)

@@ -121,7 +121,7 @@ class Settings:
     )
     backbone: str = _option("auto", "Name of a backbone, or a weights file.")
     dtype: str = _option(
-        "auto", "Precision of the backbone: float32, bfloat16, or auto for the faster one here."
+        "auto", "Precision of the backbone: float32, bfloat16, or auto for the faster one."
     )
     batch_size: int = _option(8, "Images per batch on the device.", minimum=1)
     seed: int = _option(0, "Random seed of initial parameters and dropout.")

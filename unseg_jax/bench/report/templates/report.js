@@ -242,6 +242,63 @@
     save(`table.${suffix}`, `${text}\n`, "text/plain");
   });
 
+  // Another run over the same images, as `bench compare` sets one against another.
+  const SAMPLES = 2000;
+  const randomly = (seed) => () => {  // mulberry32: the same numbers each time
+    seed = (seed + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const paired = (differences) => {
+    const random = randomly(0);
+    const resampled = () => mean(differences.map(
+      () => differences[Math.floor(random() * differences.length)]));
+    const means = Array.from({ length: SAMPLES }, resampled).sort((a, b) => a - b);
+    const flipped = () => mean(differences.map((value) => (random() < 0.5 ? value : -value)));
+    const edge = Math.abs(mean(differences)) - 1e-12;
+    const extreme = Array.from({ length: SAMPLES }, flipped)
+      .filter((value) => Math.abs(value) >= edge).length;
+    return [means[Math.floor(0.025 * SAMPLES)], means[Math.ceil(0.975 * SAMPLES) - 1],
+      (extreme + 1) / (SAMPLES + 1)];
+  };
+  find("other-run")?.addEventListener("change", async ({ target }) => {
+    const there = new Map();
+    try {
+      for (const line of (await target.files[0].text()).split("\n").filter(Boolean)) {
+        const { method, id, iou } = JSON.parse(line);
+        there.set(`${method}\n${id}`, iou ?? 0);
+      }
+    } catch {
+      there.clear();
+    }
+    const signed = (value) => (100 * value).toFixed(1).replace(/^(?=[\d])/, "+")
+      .replace("-", "−").replace(/^.0\.0$/, "0.0");
+    const rows = data.methods.flatMap((method, row) => {
+      const pairs = data.ids.map((id, index) => [there.get(`${method}\n${id}`), data.iou[row][index] ?? 0])
+        .filter(([other]) => other !== undefined);
+      if (!pairs.length) return [];
+      const differences = pairs.map(([other, own]) => own - other);
+      const [low, high, p] = paired(differences);
+      const better = differences.filter((value) => value > 0).length;
+      const worse = differences.filter((value) => value < 0).length;
+      return [[method, pairs.length, ...[0, 1].map((at) => (100 * mean(pairs.map((pair) => pair[at]))).toFixed(1)),
+        signed(mean(differences)), `${signed(low)} to ${signed(high)}`, `${better}, ${worse}`, p.toFixed(3)]];
+    });
+    const body = find("other-table").tBodies[0];
+    body.replaceChildren();
+    for (const cells of rows) {
+      const row = body.insertRow();
+      cells.forEach((text, at) => {
+        const cell = row.appendChild(document.createElement(at ? "td" : "th"));
+        cell.textContent = text;
+      });
+    }
+    find("other-table").parentElement.hidden = !rows.length;
+    find("other-words").textContent = rows.length ? "" : "That file has no method and image in common with this run.";
+  });
+
   // The gallery: empty cards for all images, filled when they come near the screen.
   const cards = new Map();
   const list = find("cards");
