@@ -261,7 +261,10 @@ def test_a_bar_is_redrawn_while_one_step_takes_long(monkeypatch):
     [
         (["--format", "cutout", "--canvas", "50"], "--canvas 50 is no size: give it as --canvas"),
         (["--format", "cutout", "--canvas", "0x9"], "--canvas 0,9 must be at least 1 by 1"),
-        (["--format", "cutout", "--background", "wite"], "--background wite is no colour"),
+        (
+            ["--format", "cutout", "--background", "wite"],
+            "--background wite is no colour and no file",
+        ),
         (["--format", "cutout", "--edges", "round"], "--edges round is not known: choose"),
         (["--format", "cutout", "--cutout-file", "jpg"], "give --background white, or another"),
         (["--crop"], "are for cut-outs: add --format cutout"),

@@ -199,6 +199,22 @@ def test_cutouts_are_cropped_and_laid_on_a_canvas():
     np.testing.assert_array_equal(arrange(empty, Cutout(crop=True)), empty)
 
 
+def test_cutouts_lie_on_another_image(tmp_path):
+    path = tmp_path / "ground.png"
+    halves = np.zeros((20, 60, 3), np.uint8)
+    halves[:, :30], halves[:, 30:] = (0, 0, 250), (0, 250, 0)
+    Image.fromarray(halves).save(path)
+    rgba = np.zeros((30, 40, 4), np.uint8)
+    rgba[10:20, 5:10] = (200, 100, 50, 255)
+    placed = arrange(rgba, Cutout(background=str(path)))  # which covers it, cropped to its shape
+    np.testing.assert_array_equal(placed[10:20, 5:10], np.full((10, 5, 3), (200, 100, 50)))
+    np.testing.assert_array_equal(placed[:8, 2:18], np.full((8, 16, 3), (0, 0, 250)))
+    np.testing.assert_array_equal(placed[:8, 22:38], np.full((8, 16, 3), (0, 250, 0)))
+    path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"copy\.png"):
+        Cutout(background=str(path.rename(tmp_path / "copy.png")))
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -207,7 +223,7 @@ def test_cutouts_are_cropped_and_laid_on_a_canvas():
         ({"file": "gif"}, "file='gif' is not known: choose"),
         ({"margin": -1}, "margin=-1 must be at least 0"),
         ({"canvas": (0, 5)}, r"canvas=\(0, 5\) must be at least 1 by 1"),
-        ({"background": "whitish"}, "background='whitish' is no colour: give a name such as"),
+        ({"background": "whitish"}, "background='whitish' is no colour and no file: give"),
     ],
 )
 def test_cutouts_that_cannot_be_are_refused(fields, said):
@@ -369,6 +385,8 @@ def test_measures_are_those_of_regionprops(scale):
         edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
         assert row.touches_edge == any(edge.any() for edge in edges)
         assert tuple(row[["red", "green", "blue"]]) == pytest.approx(region.intensity_mean)
+        sums = tuple(row[["red_sum", "green_sum", "blue_sum"]])
+        assert sums == pytest.approx(found.pixels[mask > 0].sum(0), abs=0.01)
         assert row.intensity == pytest.approx(region.intensity_mean.mean())
         assert row.intensity_sum == pytest.approx(found.pixels[mask > 0].sum() / 3)
         assert row.area_um2 == pytest.approx(region.area * um2, nan_ok=True)
@@ -464,6 +482,20 @@ def test_the_configuration_of_label_studio_fits_its_predictions():
         assert set(shape["value"][shape["type"]]) <= labels
 
 
+def test_label_studios_own_schema_takes_configuration_and_predictions():
+    # Not in the extra test: it needs an older NumPy.
+    interface = pytest.importorskip("label_studio_sdk.label_interface")
+    content = label_studio.encode_set(records()[1])
+    schema = interface.LabelInterface(content["label_studio.xml"].decode())
+    schema.validate()
+    for task in json.loads(content["label_studio.json"]):
+        (prediction,) = task["predictions"]
+        assert schema.validate_task({"data": task["data"]})
+        assert schema.validate_prediction(prediction, return_errors=True) == []
+        prediction["result"][0]["from_name"] = "another"
+        assert not schema.validate_prediction(prediction)
+
+
 def test_predictions_for_label_studio_are_read_back_as_examples(tmp_path):
     found, kept = records(scale=3)
     kept = [dataclasses.replace(one, file=f"my photos/{n}.jpg") for n, one in enumerate(kept)]
@@ -483,16 +515,8 @@ def test_predictions_for_label_studio_are_read_back_as_examples(tmp_path):
 FILE = "label_studio.json"
 
 
-def brush(alpha):
-    """Label Studio's run lengths of a brush: a run of zeros, then single values, 8 bits each."""
-    values = np.repeat(alpha.ravel(), 4).astype(int).tolist()
-    lead = next(index for index, value in enumerate(values) if value)
-    text = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
-    text += f"1{3:02b}{lead - 1:016b}{0:08b}"
-    text += f"0{3:02b}{len(values) - lead - 1:016b}"
-    text += "".join(f"{value:08b}" for value in values[lead:])
-    text += "0" * (-len(text) % 8)
-    return [int(text[at : at + 8], 2) for at in range(0, len(text), 8)]
+# What `label_studio_sdk.converter.brush.mask2rle` makes of the stroke below.
+BRUSH = [0, 0, 0, 192, 57, 27, 254, 67, 0, 194, 255, 243, 128, 97, 127, 252, 134, 0]
 
 
 def test_brushes_and_boxes_of_label_studio_are_masks(tmp_path):
@@ -503,7 +527,7 @@ def test_brushes_and_boxes_of_label_studio_are_masks(tmp_path):
         return {"original_width": 8, "original_height": 6, "value": value}
 
     box = shape(x=25, y=0, width=50, height=100 / 3, rectanglelabels=["cell"])
-    drawn = shape(format="rle", rle=brush(stroke), brushlabels=["cell"])
+    drawn = shape(format="rle", rle=BRUSH, brushlabels=["cell"])
     tasks = [
         {
             "data": {"image": "/data/upload/1/0a1b2c3d-a.png"},

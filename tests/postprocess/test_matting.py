@@ -30,6 +30,15 @@ def test_alpha_follows_the_edge_of_the_image(disc):
     np.testing.assert_array_equal(soft[far], mask[far])
 
 
+def test_thin_straps_stay():
+    strap = (np.abs(np.hypot(ROWS - 60, COLUMNS - 60) - 40) < 1) & (ROWS < 60)
+    mask = strap | ((ROWS >= 60) & (ROWS < 90) & (np.abs(COLUMNS - 60) < 44))
+    noise = np.random.default_rng(0).normal(0, 12, (96, 120, 1))
+    image = np.where(mask[..., None], COLOUR, np.array([20.0, 60.0, 180.0]) + noise)
+    soft = soft_alpha(image.round().astype(np.uint8), mask)
+    assert soft[strap].min() > 0.8
+
+
 def test_colours_of_the_background_are_taken_out(disc):
     image, alpha, _ = disc
     found = estimate_foreground(image, alpha)

@@ -12,8 +12,8 @@ from unseg_jax.postprocess import Object
 MEASURED = (
     *("x", "y", "perimeter", "equivalent_diameter", "axis_major", "axis_minor"),
     *("eccentricity", "solidity", "circularity", "touches_edge"),
-    *("intensity", "intensity_sum", "red", "green", "blue", "area_um2", "equivalent_diameter_um"),
-    *("perimeter_um", "axis_major_um", "axis_minor_um"),
+    *("intensity", "intensity_sum", "red", "green", "blue", "red_sum", "green_sum", "blue_sum"),
+    *("area_um2", "equivalent_diameter_um", "perimeter_um", "axis_major_um", "axis_minor_um"),
 )
 """What `measure` gives, in the order of the table's columns."""
 # Lengths along no axis are given in micrometres only where pixels are square to this share.
@@ -39,7 +39,7 @@ def measure(
         area), `axis_major` and `axis_minor` (of the ellipse of the same second moments), all in
         pixels; `eccentricity` of that ellipse, `solidity` (share of the convex hull) and
         `circularity` (4π area / perimeter²; None without a perimeter); `touches_edge`, 0 or 1;
-        `intensity` (mean of the channels, 0 to 255), its sum over the object, and the means of
+        `intensity` (mean of the channels, 0 to 255) and its sum over the object, means and sums of
         `red`, `green` and `blue`, None without pixels; `area_um2`, `equivalent_diameter_um`,
         `perimeter_um`, `axis_major_um` and `axis_minor_um`, None without a scale, and the last
         three also where pixels are not square. Intensities of an image that is kept smaller are
@@ -76,16 +76,16 @@ def measure(
 def _intensities(
     item: Object, pixels: np.ndarray | None, size: tuple[int, int]
 ) -> dict[str, float | None]:
+    names = ("red", "green", "blue", "intensity")
     if pixels is None:
-        return dict.fromkeys(("intensity", "intensity_sum", "red", "green", "blue"))
+        return {name + end: None for name in names for end in ("", "_sum")}
     rows, columns = np.nonzero(item.mask)
     height, width = pixels.shape[:2]
     down = ((rows + item.box[1] + 0.5) * height / size[0]).astype(int)
     across = ((columns + item.box[0] + 0.5) * width / size[1]).astype(int)
-    red, green, blue = pixels[down, across].mean(0)
-    mean = (red + green + blue) / 3
-    total = mean * len(rows)
-    return {"intensity": mean, "intensity_sum": total, "red": red, "green": green, "blue": blue}
+    channels = pixels[down, across].mean(0)
+    means = dict(zip(names, (*channels, channels.mean()), strict=True))
+    return means | {f"{name}_sum": mean * len(rows) for name, mean in means.items()}
 
 
 def _rounded(value: Any) -> Any:

@@ -68,7 +68,7 @@ class Segment(Images):
         str,
         typer.Option(
             "--split",
-            help="Cut things that touch apart: never, auto (convex ones, as nuclei) or always.",
+            help="Separate touching objects: never, auto (convex ones such as nuclei) or always.",
         ),
     ] = "never"
     pixel_size: Annotated[
@@ -83,7 +83,7 @@ class Segment(Images):
         str,
         typer.Option(
             "--label-studio-url",
-            help="Where Label Studio finds the folder of the images: a URL, or "
+            help="Where Label Studio serves the folder of images: a URL, or "
             "/data/local-files/?d=FOLDER.",
         ),
     ] = ""
@@ -94,7 +94,7 @@ class Segment(Images):
         ),
     ] = False
     edges: Annotated[
-        str, typer.Option("--edges", help="Of cut-outs (--format cutout): soft or hard.")
+        str, typer.Option("--edges", help="Edges of cut-outs (--format cutout): soft or hard.")
     ] = "soft"
     crop: Annotated[bool, typer.Option("--crop", help="Crop cut-outs to their objects.")] = False
     margin: Annotated[
@@ -104,7 +104,8 @@ class Segment(Images):
         str,
         typer.Option(
             "--background",
-            help="Colour behind cut-outs, such as white or #f0f0f0 (default: transparent).",
+            help="Behind cut-outs: a colour such as white or #f0f0f0, or an image file "
+            "(default: transparent).",
         ),
     ] = ""
     canvas: Annotated[
@@ -112,14 +113,15 @@ class Segment(Images):
         typer.Option(
             "--canvas",
             metavar="WIDTHxHEIGHT",
-            help="Centre cut-outs on a canvas of this size, and shrink those that are larger.",
+            help="Centre cut-outs on a canvas of this size; larger ones are shrunk.",
         ),
     ] = None
     cutout_file: Annotated[
-        str, typer.Option("--cutout-file", help="Of cut-outs: png, webp, or jpg on a background.")
+        str,
+        typer.Option("--cutout-file", help="Cut-outs as png, webp, or jpg (needs --background)."),
     ] = "png"
     each: Annotated[
-        bool, typer.Option("--each", help="One cut-out for each object, cropped to it.")
+        bool, typer.Option("--each", help="Write one cut-out per object, cropped to it.")
     ] = False
     model: Annotated[
         str | None,
@@ -138,7 +140,7 @@ class Segment(Images):
     ] = None
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Segment images again that are done, and replace them."),
+        typer.Option("--overwrite", help="Segment finished images again, replacing results."),
     ] = False
     prune: Annotated[
         bool,
@@ -150,9 +152,7 @@ class Segment(Images):
     ] = False
     watch: Annotated[
         bool,
-        typer.Option(
-            "--watch", help="Go on with each image that arrives in the folder, until Ctrl-C."
-        ),
+        typer.Option("--watch", help="Watch the folder and segment each new image, until Ctrl-C."),
     ] = False
     wait: Annotated[
         bool,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unseg_jax.data.images import load_image
 from unseg_jax.files import encode_png
 
 SUFFIXES = ("_cutout.png",)
@@ -22,7 +25,8 @@ class Cutout:
             "hard", the mask and the image's own colours.
         crop: cut the picture to the box of the objects.
         margin: pixels around that box.
-        background: a colour such as "white" or "#f0f0f0"; "" is transparent.
+        background: a colour such as "white" or "#f0f0f0", or the path of an image, which is cropped
+            to the shape of the cut-out; "" is transparent.
         canvas: (width, height) that the picture is centred on, made smaller where it is too large;
             None leaves it at its size.
         file: "png", "webp", or "jpg", which needs a background.
@@ -45,7 +49,7 @@ class Cutout:
         if self.canvas is not None and min(self.canvas) < 1:
             raise ValueError(f"canvas={self.canvas} must be at least 1 by 1 pixels.")
         if self.background:
-            _colour(self.background)
+            _ground(self.background, (1, 1))
         if self.file not in ("png", "webp", "jpg"):
             raise ValueError(f"file='{self.file}' is not known: choose 'png', 'webp' or 'jpg'.")
         if self.file == "jpg" and not self.background:
@@ -109,7 +113,7 @@ def arrange(rgba: np.ndarray, cutout: Cutout) -> np.ndarray:
         canvas.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
         picture = canvas
     if cutout.background:
-        ground = Image.new("RGBA", picture.size, _colour(cutout.background))
+        ground = _ground(cutout.background, picture.size)
         picture = Image.alpha_composite(ground, picture).convert("RGB")
     return np.asarray(picture)
 
@@ -125,13 +129,24 @@ def _box(alpha: np.ndarray, margin: int) -> tuple[slice, slice]:
     return ends[0], ends[1]
 
 
-def _colour(name: str) -> tuple[int, int, int, int]:
-    from PIL import ImageColor
+def _ground(background: str, size: tuple[int, int]) -> Any:
+    """An RGBA picture of a colour, or of an image that covers it."""
+    from PIL import Image, ImageColor, ImageOps
 
     try:
-        red, green, blue, *_ = ImageColor.getrgb(name)
+        return Image.new("RGBA", size, (*ImageColor.getrgb(background)[:3], 255))
     except ValueError as error:
-        raise ValueError(
-            f"background='{name}' is no colour: give a name such as white, or #rrggbb."
-        ) from error
-    return red, green, blue, 255
+        path = Path(background).expanduser()
+        if not path.is_file():
+            raise ValueError(
+                f"background='{background}' is no colour and no file: give a name such as white, "
+                "#rrggbb, or the path of an image."
+            ) from error
+    return ImageOps.fit(_read(path), size).convert("RGBA")
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(load_image(path))
