@@ -66,7 +66,7 @@ LOSSES = {
 }
 
 ALGORITHMS = {
-    "kmeans": "k-means on the patch features, several starts, the best kept. No graph.",
+    "kmeans": "k-means on the patch features, the best of several starts. No graph.",
     "deep-spectral": (
         "The second eigenvector of the normalised Laplacian, cut at 0; a vote of the border "
         "decides which side is background:\n\n"
@@ -99,7 +99,7 @@ COLLECTIVE = (
     "\n\n"
     "**Ridge regression.** The sum of the standardised cues is regressed on the features of "
     "all patches of the set. What many images agree on survives, and what is odd in one image"
-    " does not. Twice the scorer then learns from its own labels:\n\n"
+    " does not. The scorer then learns from its own labels, twice:\n\n"
     r"$$\min_w \sum_i \left(w^\top x_i - t_i\right)^2 + \rho \lVert w \rVert^2$$"
     "\n\n"
     "**Convolution.** What the linear scorer is sure of teaches a small 3 × 3 convolution, "
@@ -107,8 +107,8 @@ COLLECTIVE = (
     " their masks agree most. The score of a patch is the mean of the linear scorer and the "
     "convolution.\n\n"
     "**Mask.** Each image has its own threshold (Otsu's), and the guided filter moves the "
-    "edges of the soft map to those of the image. Images keep their shape (`fit`), and large "
-    "ones may be cut into tiles (`tile`)."
+    "edges of the soft map to those of the image. Images keep their aspect ratio (`resize`), and "
+    "large ones may be cut into tiles (`tile`)."
 )
 """How `collective` works; it has no loss and no epochs."""
 
@@ -121,7 +121,7 @@ NOTES = {
     "deepcut-cc": "As `deepcut`, but the number of clusters is found: up to ten parts.",
     "collective": (
         "This library's own method for a set of images of one kind. It is fitted once on the "
-        "whole set, without any mask, and "
+        "whole set, without masks, and "
         "then segments a new image in one pass of the transformer. No graph network is "
         "optimised per image."
     ),

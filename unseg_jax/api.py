@@ -66,7 +66,7 @@ class Segmenter(BatchSegmenter):
             map: how a batch is taken, see `unseg_jax.cluster`.
             value_range: (low, high), the values of deep images that become black and white, or
                 "set" for the range of the images of a call; None stretches each by itself.
-            workers: threads that decode; None is one a core.
+            workers: threads that decode images; None is one per core.
             **overrides: fields of `Method`; for methods that are fitted on a set also `steps`,
                 `passes` and `max_images` of `unseg_jax.fit`.
 

@@ -15,6 +15,13 @@ _COMMAND = re.compile(r"^(?:unseg-jax|pip|python) .*", re.MULTILINE)
 _SPAN = re.compile(r"`((?:unseg-jax|pip|python) [^`]*)`")
 # Requirements in single quotes, which cmd.exe hands on as they are.
 _SINGLE = re.compile(r"'(?:unseg_jax|\.)\[[\w,-]+\]'")
+# Phrases that were found in earlier pages, and their kind.
+_STILTED = re.compile(
+    r"gains? on (?:four|some|many) sets|at hand\b|counted and said|said to be|centred by nothing|"
+    r"is one sentence\b|of one's own|are no claim|does as well\b|is said\b|are said\b|"
+    r"makes? them anew|goes on with",
+    re.IGNORECASE,
+)
 
 
 def commands(text: str) -> list[str]:
@@ -31,6 +38,22 @@ def test_pages_have_commands():
 def test_commands_have_no_single_quotes(page):
     found = [command for command in commands(page.read_text()) if "'" in command]
     assert not found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_are_written_as_engineers_write(page):
+    text = " ".join(page.read_text().split())
+    assert _STILTED.findall(text) == []
+
+
+def test_pages_say_what_to_use_instead_and_answer_questions():
+    instead = (ROOT / "docs" / "alternatives.md").read_text()
+    for tool in ("rembg", "Cellpose", "Segment Anything", "MaskCut", "TokenCut", "nnU-Net"):
+        assert re.search(rf"\[[^]]*{tool}[^]]*\]\(https://github.com/", instead), tool
+    assert "a supervised model" in instead
+    questions = re.split(r"^### ", (ROOT / "docs" / "questions.md").read_text(), flags=re.M)[1:]
+    assert len(questions) >= 20
+    assert all(len(question.partition("\n")[2].split()) >= 8 for question in questions)
 
 
 def test_messages_quote_requirements_for_any_shell():

@@ -89,7 +89,7 @@ def fit(
         steps: for "collective" the training steps of the graph head that per-image epochs start
             from (100; 0 leaves it out); else the steps per image in each shared pass.
         passes: T0, shared passes over the set; not for "collective".
-        key: `jax.random.key` of all chance; None is that of `seed`.
+        key: `jax.random.key` for all randomness; None makes it from `seed`.
         seed: random seed; of the model too, which applies it to per-image epochs.
         backbone: name, path to weights, or loaded.
         batch_size: images on the device at a time.
@@ -99,17 +99,17 @@ def fit(
         map: how a batch is taken while fitting, see `unseg_jax.cluster`.
         value_range: (low, high), the values of deep images that become black and white, or "set"
             for the range of all images; None stretches each by itself. The model keeps it.
-        workers: threads that decode; None is one a core.
-        on_image: called as images are read, with how many of the pass are and of how many.
+        workers: threads that decode images; None is one per core.
+        on_image: called after each image with the number read in this pass and the total.
         examples: a few marked images that steer "collective": path of an image of the set to its
-            mask, (H, W) bool or whatever `unseg_jax.data.read_mask` reads. The model that ships is
-            steered, or with other features than its own what is fitted on the set. Such a model
-            has no `tile` and no epochs. A mask may be empty: there is nothing in this image.
+            mask, (H, W) bool or whatever `unseg_jax.data.read_mask` reads. They steer the shipped
+            model or, with features of another backbone, what is fitted on the set. A steered model
+            has no `tile` and no epochs. An empty mask says that there is nothing in its image.
         clicks: path of an image of the set to its clicks, which steer as `examples` do and weigh
             less: (x, y, True) on a thing and (x, y, False) on background, in pixels from the top
             left of the image.
-        look_for: what things are more than the rest of their images: "bright", "dark", "centre",
-            "small" or "large". A weak cue; `examples` and `clicks` correct what it gives.
+        look_for: how objects differ from the rest of their images: "bright", "dark", "centre",
+            "small" or "large". A weak cue, which `examples` and `clicks` override.
         **overrides: fields of `Method`.
 
     Returns:

@@ -19,7 +19,7 @@ class Reading:
             12 bits; "set" for the range of all images, see `measured`; None stretches each deep
             image by itself, see `unseg_jax.data.read_image`.
         page: of files with several, from 1; None takes all.
-        workers: threads that decode; None is one a core.
+        workers: threads that decode images; None is one per core.
 
     Example:
         >>> Reading((0, 4095)).to_json()

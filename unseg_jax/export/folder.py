@@ -321,7 +321,7 @@ def segment_files(
         output: what is written.
         plan: from `plan_run` with the same arguments; None makes one that does everything.
         on_entry: called with each image as it is done, in order.
-        workers: threads that draw and write; None is one a core.
+        workers: threads that draw and write; None is one per core.
 
     Raises:
         InputError: see `plan_run`.

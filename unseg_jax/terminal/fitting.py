@@ -38,8 +38,8 @@ class Fit(Images):
             "--examples",
             metavar="MASKS|FILE",
             callback=expand_home,
-            help="What steers the model: a folder with masks of a few of the images, the decisions "
-            "that were exported from a report, or a JSON export of Label Studio.",
+            help="Steer the model: a folder with masks of a few images, decisions exported from a "
+            "report, or a JSON export of Label Studio.",
         ),
     ] = None
     click: Annotated[
@@ -55,7 +55,7 @@ class Fit(Images):
         typer.Option(
             "--look-for",
             metavar="bright|dark|centre|small|large",
-            help="What things are more than the rest of their images: a weak cue.",
+            help="How objects differ from the rest of their images; a weak cue.",
         ),
     ] = None
     steps: Annotated[

@@ -66,7 +66,7 @@ class Common:
         str,
         typer.Option(
             "--dtype",
-            help="Precision of the backbone: float32, bfloat16, or auto for the faster one here.",
+            help="Precision of the backbone: float32, bfloat16, or auto for the faster one.",
         ),
     ] = "auto"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -102,7 +102,7 @@ class Images(Common):
             "--jobs",
             "-j",
             min=1,
-            help="Threads that decode images, and that write results (default: one per core).",
+            help="Threads that decode images and write results (default: one per core).",
         ),
     ] = None
     quiet: Annotated[
