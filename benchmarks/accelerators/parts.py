@@ -309,7 +309,7 @@ def heads(context: Context) -> None:
         ("unseggnet", NODES, {"epochs": 20, "quirks": "code"}, (64,)),
     )
     if quick:
-        rows = (("deepcut-cc", 64, {"epochs": 2}, (2,)),)
+        rows = (("deepcut", 64, {"epochs": 5}, (2,)),)  # the program of the part "loop"
     for name, nodes, overrides, batches in rows:
         if context.clock.over:
             return

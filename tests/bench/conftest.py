@@ -119,5 +119,5 @@ def records():
 def whole(settings, tmp_path_factory):
     """An undisturbed run of two methods, and its summary. Not to be written to."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    both = settings(out, methods=("deepcut", "deepcut-cc"), batch_size=4, save_masks=True)
+    both = settings(out, methods=("deepcut", "vit-kmeans"), batch_size=4, save_masks=True)
     return out, run(both, quiet=True)

@@ -37,7 +37,7 @@ def test_two_names_are_refused(chosen):
 def test_a_set_is_learnt_once_and_resumed(
     settings, weights, records, tmp_path, monkeypatch, method
 ):
-    overrides = {"image_size": 48, "stride": 8, "epochs": 1, "collective_steps": 1}
+    overrides = {"image_size": 64, "stride": 8, "epochs": 1, "collective_steps": 1}
     overrides |= {"resize": "stretch", "branches": ((8,),), "mlp_width": 8}
     if method == "unsegmedgat-c":
         overrides["collective_epochs"] = 1

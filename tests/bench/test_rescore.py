@@ -31,7 +31,7 @@ def inverted(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(inverted, settings):
-    changes = {"methods": ("deepcut", "deepcut-cc"), "batch_size": 4, "limit": 6}
+    changes = {"methods": ("deepcut", "vit-kmeans"), "batch_size": 4, "limit": 6}
     return functools.partial(settings, data=inverted, **changes)
 
 
@@ -48,10 +48,10 @@ def test_as_if_run_under_the_protocol(honest, both, records, tmp_path):
 
     summary = rescore(honest, tmp_path / "again", "published")
     wanted = run(both(tmp_path / "run", protocol="published"), quiet=True)
-    found = summary["methods"]["deepcut-cc"]
+    found = summary["methods"]["vit-kmeans"]
     assert found["protocol"] == "published"
-    assert found["flipped"] == wanted["methods"]["deepcut-cc"]["flipped"] > 0
-    assert found["miou"] == wanted["methods"]["deepcut-cc"]["miou"]
+    assert found["flipped"] == wanted["methods"]["vit-kmeans"]["flipped"] > 0
+    assert found["miou"] == wanted["methods"]["vit-kmeans"]["miou"]
     assert scored(tmp_path / "again") == scored(tmp_path / "run")
     assert (tmp_path / "again" / "report.html").exists()
     # And back.

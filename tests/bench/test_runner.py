@@ -1,6 +1,5 @@
 """Whole runs on a small data set with a small random backbone."""
 
-import dataclasses
 import errno
 import functools
 import json
@@ -21,7 +20,6 @@ from unseg_jax.bench.run import engine as engine_module
 from unseg_jax.bench.run import runner as runner_module
 from unseg_jax.bench.run.engine import Engine
 from unseg_jax.bench.run.items import Finisher, Preparer
-from unseg_jax.clustering.losses import ncut
 from unseg_jax.data import Dataset, Item
 from unseg_jax.errors import WriteError
 from unseg_jax.metrics import dice, iou
@@ -32,7 +30,7 @@ OVERRIDES = {"image_size": 48, "epochs": 4}
 @pytest.fixture
 def both(settings):
     """Settings of the methods of `whole`."""
-    return functools.partial(settings, methods=("deepcut", "deepcut-cc"), batch_size=4)
+    return functools.partial(settings, methods=("deepcut", "vit-kmeans"), batch_size=4)
 
 
 def scores(summary):
@@ -228,8 +226,8 @@ def test_resuming_does_only_what_is_left(whole, tmp_path, monkeypatch, both, rec
     # The third image has one of its two records, and a part of the other.
     texts = (out / "per_image.jsonl").read_text().splitlines(keepends=True)
     lines = dict(zip(records(out), texts, strict=True))
-    kept = [lines[id, name] for id in ("000", "001") for name in ("deepcut", "deepcut-cc")]
-    kept += [lines["002", "deepcut"], lines["002", "deepcut-cc"][:30]]
+    kept = [lines[id, name] for id in ("000", "001") for name in ("deepcut", "vit-kmeans")]
+    kept += [lines["002", "deepcut"], lines["002", "vit-kmeans"][:30]]
     (out / "per_image.jsonl").write_text("".join(kept))
     (out / "summary.json").unlink()
     done = []
@@ -242,7 +240,7 @@ def test_resuming_does_only_what_is_left(whole, tmp_path, monkeypatch, both, rec
     monkeypatch.setattr(Finisher, "__call__", counted)
     changes = {"resume": True, "save_masks": True}
     summary = run(both(out, **changes), quiet=True)
-    assert sorted(done)[0] == ("002", ["deepcut-cc"])
+    assert sorted(done)[0] == ("002", ["vit-kmeans"])
     assert len(done) == 8
     assert records(out) == records(whole[0])
     assert scores(summary) == scores(whole[1])
@@ -305,7 +303,7 @@ def test_images_without_masks_are_segmented_and_not_scored(data, tmp_path, both)
 
 
 def arguments(data, weights, out, *more):
-    given = ["--data", data, "--backbone", weights, "--out", out, "--method", "deepcut,deepcut-cc"]
+    given = ["--data", data, "--backbone", weights, "--out", out, "--method", "deepcut,vit-kmeans"]
     given += ["--image-size", 48, "--epochs", 4, "--batch-size", 1, "--save-masks", *more]
     return [str(value) for value in given]
 
@@ -371,7 +369,7 @@ def test_stopped_and_killed_and_resumed_ends_as_if_undisturbed(
     summary = run(both(out, resume=True, save_masks=True), quiet=True)
     assert scores(summary)[:3] == scores(whole[1])[:3]
     assert records(out) == records(whole[0])
-    for name in ("deepcut/000.png", "deepcut-cc/009.png"):
+    for name in ("deepcut/000.png", "vit-kmeans/009.png"):
         mask = (out / "masks" / name).read_bytes()
         assert mask == (whole[0] / "masks" / name).read_bytes()
     assert not leftovers()
@@ -383,23 +381,3 @@ def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "nowhere was not found" in said
     assert "Traceback" not in said
-
-
-def halved_cut(assignments, adjacency, *, mask, factor=0.5):
-    return factor * ncut(assignments, adjacency, mask=mask)
-
-
-def test_a_loss_of_ones_own_is_run_and_known_by_its_name(tmp_path, both):
-    given = {"methods": ("deepcut",), "limit": 2}
-    own = both(tmp_path, **given, overrides={**OVERRIDES, "loss": halved_cut})
-    summary = run(own, quiet=True)
-    (name,) = summary["methods"]  # the row names the loss
-    assert name == f"deepcut+{__name__}.halved_cut"
-    assert summary["config"]["methods"][name]["loss"] == f"{__name__}.halved_cut"
-    assert summary["methods"][name]["images"] == 2
-    again = run(dataclasses.replace(own, resume=True), quiet=True)
-    assert scores(again) == scores(summary)
-    other = functools.partial(halved_cut, factor=2.0)
-    changed = both(tmp_path, **given, overrides={**OVERRIDES, "loss": other})
-    with pytest.raises(BenchError, match=r"halved_cut is .* there and null here"):
-        run(dataclasses.replace(changed, resume=True), quiet=True)

@@ -48,9 +48,11 @@ def two_sets(tmp_path):
     return tmp_path
 
 
-def test_folders_of_any_kind_are_measured(two_sets, tiny_weights, tmp_path, monkeypatch, capsys):
+def test_folders_of_any_kind_are_measured(
+    two_sets, tiny_weights, tmp_path, monkeypatch, capsys, short_training
+):
     def small(name):
-        return resolve(name, image_size=40, epochs=0 if name == "collective" else 2, refine="none")
+        return resolve(name, image_size=64, epochs=0 if name == "collective" else 2, refine="none")
 
     real = any_folder.load_for
     monkeypatch.setattr(any_folder, "resolve", small)
