@@ -96,8 +96,8 @@ def test_core_works_without_extras_and_names_what_is_missing(tmp_path):
         (tmp_path / name).write_bytes(b"not read")
     code = MISSING.format(names=EXTRAS) + (
         "import numpy as np, unseg_jax\n"
-        "features = np.random.default_rng(0).normal(size=(12, 4)).astype('float32')\n"
-        "found = unseg_jax.cluster(features, epochs=1, branches=((8,),), mlp_width=8)\n"
+        "features = np.random.default_rng(0).normal(size=(12, 6)).astype('float32')\n"
+        "found = unseg_jax.cluster(features, epochs=2, branches=((8,),), mlp_width=8)\n"
         "print(found.labels.shape, len(unseg_jax.list_methods()) > 20)\n"
         f"for call in {[call for call, _ in CALLS.values()]!r}:\n"
         "    try:\n"

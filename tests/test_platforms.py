@@ -1,11 +1,13 @@
 """The library where Python lacks what only Unix has, and where terminals lack letters."""
 
-import os
+import io
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
+
+from unseg_jax.cli.main import main
 
 # As on Windows, and on platforms without locks of files.
 NO_UNIX = """
@@ -85,15 +87,12 @@ def test_one_process_at_a_time_has_a_folder(tmp_path, stub):
     assert (tmp_path / ".unseg_jax.lock").read_text() == "my notes\n"
 
 
-def test_a_terminal_without_the_letters_of_a_name_shows_it_escaped(tmp_path):
+def test_a_terminal_without_the_letters_of_a_name_shows_it_escaped(tmp_path, monkeypatch):
     Image.new("RGB", (9, 7)).save(tmp_path / "夜の鳥.png")
-    code = (
-        "import sys\n"
-        "from unseg_jax.cli.main import main\n"
-        "out = ['--out', sys.argv[1] + '/out', '--dry-run']\n"
-        "sys.exit(main(['segment', sys.argv[1], *out]) or main(['bench', '-h']))\n"
-    )
-    done = python(code, tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0, done.stderr
-    assert r"\u591c\u306e\u9ce5.png" in done.stdout
-    assert "--protocol" in done.stdout
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["segment", str(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert main(["bench", "-h"]) == 0
+    sys.stdout.flush()
+    assert rb"\u591c\u306e\u9ce5.png" in written.getvalue()
+    assert b"--protocol" in written.getvalue()

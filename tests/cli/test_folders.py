@@ -83,7 +83,7 @@ def names(out):
     return {path.name for path in out.iterdir() if not path.name.startswith(".")}
 
 
-def test_runs_at_once_wait_for_one_another_and_end_with_the_union(tmp_path):
+def test_runs_at_once_wait_for_one_another_and_end_with_the_union(segment, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         STAND
@@ -93,7 +93,7 @@ def test_runs_at_once_wait_for_one_another_and_end_with_the_union(tmp_path):
             from unseg_jax.cli import main
             from unseg_jax.terminal import segmenting
 
-            segmenting.load_segmenter = lambda *_: Stand(lambda index: time.sleep(0.3))
+            segmenting.load_segmenter = lambda *_: Stand(lambda index: time.sleep(0.1))
             sys.exit(main.main(sys.argv[1:]))
             """
         )
@@ -124,6 +124,11 @@ def test_runs_at_once_wait_for_one_another_and_end_with_the_union(tmp_path):
     done = {name for name in us.read_results(out)["name"] if name.startswith("d")}
     assert 0 <= len(masks) - len(done) <= (os.cpu_count() or 1)
     assert {f"{name}_mask.png" for name in done} <= masks
+    # The next one ends as one that was never killed.
+    code, _, said = segment(more, "-f", "mask", "-f", "coco")
+    assert code == 0
+    assert f"{len(done)} of 40 images are done already" in said
+    assert len({name for name in us.read_results(out)["name"] if name.startswith("d")}) == 40
 
 
 def test_a_folder_in_use_is_waited_for_or_refused(segment, tmp_path, monkeypatch):
@@ -306,7 +311,7 @@ def test_a_fitted_model_is_kept_and_used_for_the_same_images(
     fits, fit = [], fitting.fit_set
     monkeypatch.setattr(fitting, "fit_set", lambda *a, **k: fits.append(len(a[0])) or fit(*a, **k))
     photos, out = draw(tmp_path / "a", 3), tmp_path / "found"
-    common = ["--backbone", tiny_weights, "--method", "collective", "--image-size", "40"]
+    common = ["--backbone", tiny_weights, "--method", "collective", "--image-size", "64"]
 
     def run(*arguments, out=out):
         code = main.main(["segment", *map(str, [photos, "--out", out, *common, *arguments])])
