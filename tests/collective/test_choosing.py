@@ -5,14 +5,16 @@ import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.cache import compile_clock
-from unseg_jax.collective import choosing, fitting, scoring
+from unseg_jax.collective import fitting, frames, scoring
 from unseg_jax.collective.choosing import choose, load
 from unseg_jax.collective.shipped import SHIPPED_MODEL, load_shipped
 from unseg_jax.data.reading import Reading
 from unseg_jax.errors import WeightsError
+from unseg_jax.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("short_training")
 
@@ -61,7 +63,7 @@ def test_the_ready_model_is_small_and_whole(backbone, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("draw", "count", "fitted"),
-    [(framed, 7, False), (framed, choosing.SET_SIZE, True), (square, choosing.SET_SIZE, False)],
+    [(framed, 7, False), (framed, frames.SET_SIZE, True), (square, frames.SET_SIZE, False)],
 )
 def test_a_set_behind_a_black_frame_is_fitted(
     backbone, small_images, monkeypatch, caplog, draw, count, fitted
@@ -85,17 +87,52 @@ def test_a_set_behind_a_black_frame_is_fitted(
 def test_a_frame_is_black_at_one_place_in_most_images(tmp_path):
     rng = np.random.default_rng(0)
     frame = [framed(seed) for seed in range(40)]
-    assert choosing.has_black_frame(frame)
-    assert choosing.has_black_frame([*frame[:36], *map(square, range(4))])
-    assert not choosing.has_black_frame([*frame[:28], *map(square, range(12))])
-    assert not choosing.has_black_frame([framed(seed, 1) for seed in range(8)])  # too thin
-    assert not choosing.has_black_frame([framed(seed, 16) for seed in range(8)])  # dark fields
-    assert not choosing.has_black_frame([image + np.uint8(60) for image in frame])  # grey frames
+    assert frames.has_black_frame(frame)
+    assert frames.has_black_frame([*frame[:36], *map(square, range(4))])
+    assert not frames.has_black_frame([*frame[:28], *map(square, range(12))])
+    assert not frames.has_black_frame([framed(seed, 1) for seed in range(8)])  # too thin
+    assert not frames.has_black_frame([framed(seed, 16) for seed in range(8)])  # dark fields
+    assert not frames.has_black_frame([image + np.uint8(60) for image in frame])  # grey frames
     moving = [np.roll(image, rng.integers(10, 50, 2), (0, 1)) for image in frame]
-    assert not choosing.has_black_frame(moving)
-    assert choosing.has_black_frame([tmp_path / "missing.png", *frame[:4]])
-    assert not choosing.has_black_frame([tmp_path / "missing.png"])
-    assert not choosing.has_black_frame([])
+    assert not frames.has_black_frame(moving)
+    assert frames.has_black_frame([tmp_path / "missing.png", *frame[:4]])
+    assert not frames.has_black_frame([tmp_path / "missing.png"])
+    assert not frames.has_black_frame([])
+
+
+@pytest.mark.parametrize(
+    ("draw", "marks", "count", "better", "fitted", "tried"),
+    [
+        (square, "examples", 8, (0.5, 0.5), False, 2),
+        (square, "examples", 8, (0.5, 0.6), True, 2),
+        (framed, "examples", 8, (0.6, 0.5), False, 2),
+        (square, "examples", 7, (0.5, 0.6), False, 1),
+        (square, "clicks", 8, (np.nan, np.nan), False, 1),
+        (framed, "clicks", 8, (np.nan, np.nan), True, 1),
+    ],
+)
+def test_marks_steer_what_agrees_with_them_best(
+    backbone, tmp_path, monkeypatch, draw, marks, count, better, fitted, tried
+):
+    own = dataclasses.replace(backbone, name=resolve("collective").backbone)
+    shipped, real, seen = load_shipped(backbone=own), fitting.fit_steering, []
+
+    def steer(scorer, *rest):
+        of_fit = not np.array_equal(scorer.mean, shipped.scorer.mean)
+        seen.append(of_fit)
+        return real(scorer, *rest)[0], better[of_fit]
+
+    monkeypatch.setattr(fitting, "fit_steering", steer)
+    paths = [tmp_path / f"{seed}.png" for seed in range(count)]
+    for seed, path in enumerate(paths):
+        Image.fromarray(draw(seed)).save(path)
+    mask = np.zeros((56, 70), bool)
+    mask[14:42, 20:50] = True
+    marked = {paths[1]: mask if marks == "examples" else [(30, 20, True)]}
+    model = us.fit(paths, backbone=own, image_size=56, **{marks: marked})
+    assert np.array_equal(model.scorer.mean, shipped.scorer.mean) != fitted
+    assert (model.foreground == shipped.foreground) != fitted
+    assert len(seen) == tried
 
 
 def test_settings_of_published_methods_take_deepcut(backbone):

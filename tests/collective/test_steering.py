@@ -54,6 +54,36 @@ def test_solution_is_that_of_least_squares(lam, mu):
     np.testing.assert_array_equal(nothing, 0)
 
 
+@pytest.mark.parametrize("kind", ["consistent", "opposed", "single"])
+def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
+    """Patches are told by one column; in the second example its sign may be the opposite."""
+    rng, grid, examples = np.random.default_rng(0), (6, 6), []
+    gram = np.zeros((5, 5))
+    for at in range(1 if kind == "single" else 4):
+        inside = np.zeros(grid, bool)
+        inside[at : at + 3, 1:5] = True
+        sign = -1 if kind == "opposed" and at % 2 else 1
+        columns = np.ones((36, 5))
+        columns[:, :4] = rng.normal(0, 0.05, (36, 4))
+        columns[:, 0] += sign * np.where(inside.ravel(), 1, -1)
+        prior = np.where(np.roll(inside, 1), 0.4, -0.4).ravel()  # nearly right
+        truth = Truth(inside.repeat(4, 0).repeat(4, 1))
+        parts = steering.patch_targets(truth, grid)
+        fine = steering.patch_targets(truth, (24, 24))
+        examples.append(steering._Example(grid, columns, prior, *parts, fine))
+        gram += columns.T @ columns / 36 / (1 if kind == "single" else 4)
+    found, quality = steering._learn_masks(gram, examples, np.zeros(5))
+    before = np.mean([steering._agreement(one, 0 * found) for one in examples])
+    if kind == "opposed":
+        np.testing.assert_array_equal(found, 0)
+        assert quality == before
+    else:
+        assert found[0] > 0.1
+        after = np.mean([steering._agreement(one, found) for one in examples])
+        assert before < after
+        assert (quality == before) if kind == "single" else (before < quality)
+
+
 @hypothesis.given(
     st.floats(0, 1, exclude_max=True),
     st.floats(0, 1, exclude_max=True),
@@ -129,7 +159,7 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     prior = steering._columns_of(scorer, grids)[0]
     assert (np.abs(prior) == 1).mean() > 0.8
     marks = steering.Marks((4, 4), Truth(np.asarray(prior[0] > 0).reshape(4, 4)))
-    found = steering.fit_steering(scorer, [grids], [(grids[:1], marks)])
+    found, _ = steering.fit_steering(scorer, [grids], [(grids[:1], marks)])
     steer = jax.jit(jax.vmap(lambda one: steering.steer(scorer, found, one, (4, 4))))
     after = steer(features)
     np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(prior) > 0)

@@ -5,16 +5,13 @@ The command line, the page, the plugin, the benchmark and `Segmenter` all call `
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from unseg_jax.collective.frames import calls_for_fit
 from unseg_jax.data.reading import PLAIN, Reading
-from unseg_jax.errors import ImageError
 from unseg_jax.method import Method, current_names, override
 from unseg_jax.registry import ELSEWHERE, refuse_options, refuse_sets, resolve
 
@@ -25,13 +22,6 @@ if TYPE_CHECKING:
     from unseg_jax.parallel import How
     from unseg_jax.segmenter import BatchSegmenter
 
-SET_SIZE = 8
-"""Images from which on `auto` may fit a set."""
-FRAME_SHARES = (0.05, 0.5)
-"""Shares of the image between which a black frame makes `auto` fit a set."""
-# A patch below this mean value, 0 to 1, is black; a place that is black in this share of the images
-# belongs to the frame. So many images are looked at, on so many patches a side.
-_BLACK, _STEADY, _LOOKED_AT, _SIDE = 0.1, 0.8, 32, 28
 MAX_FITTED = 512
 """Images that are fitted at most; `auto` keeps the first so many of a longer stream in a list."""
 
@@ -110,7 +100,7 @@ def choose(
     tile = asked.get("tile")
     if tile:
         why = f"auto: 'collective' is fitted on tiles of {tile} pixels, and joins them."
-    elif len(images) >= SET_SIZE and has_black_frame(images):
+    elif calls_for_fit(images):
         why = (
             f"auto: these {len(images)} images have a black frame in common, so 'collective' is "
             "fitted on them, which learns to leave it out."
@@ -126,31 +116,6 @@ def choose(
             chosen, model=SHIPPED_MODEL, options=asked, closer=closer, why=why
         )
     return dataclasses.replace(chosen, closer=closer, why=why)
-
-
-def has_black_frame(images: Sequence[Source]) -> bool:
-    """Whether images show their scene through one opening, as endoscopes and ultrasound do.
-
-    The frame is what is black in most images at the same place. It is none below a twentieth of
-    the image, and above half of it, as in images of dark fields.
-
-    Args:
-        images: all of a set; at most 32 of them are read, evenly spread. Those that cannot be read
-            are passed over.
-    """
-    from PIL import Image
-
-    spread = range(0, len(images), -(-len(images) // _LOOKED_AT) or 1)
-    found = []
-    for index in spread:
-        with contextlib.suppress(ImageError):
-            pixels = PLAIN.read(images[index], (_SIDE, _SIDE)).pixels
-            small = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-            found.append(np.asarray(small).mean(-1) < 255 * _BLACK)
-    if not found:
-        return False
-    share = (np.mean(found, 0) > _STEADY).mean()
-    return bool(FRAME_SHARES[0] <= share <= FRAME_SHARES[1])
 
 
 def _named(method: str | Method, asked: Mapping[str, Any]) -> Choice:

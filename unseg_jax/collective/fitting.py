@@ -21,12 +21,14 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
 from unseg_jax.collective.cues import neighbours, project
+from unseg_jax.collective.frames import SET_SIZE, calls_for_fit
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.scoring import fit_scorer, score
 from unseg_jax.collective.shipped import is_of_shipped, load_shipped
 from unseg_jax.collective.steering import (
     LOOK_FOR,
     MAX_LOOKED_AT,
+    Steering,
     fit_steering,
     fit_word,
     read_marks,
@@ -47,7 +49,7 @@ from unseg_jax.segmenter.streaming import decode
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16
 
-    from unseg_jax.collective.steering import Click
+    from unseg_jax.collective.steering import Click, Marks
     from unseg_jax.data.images import Source
 
 _NO_IMAGES = "there are no images to fit; pass a folder or a list that has some."
@@ -101,13 +103,15 @@ def fit(
             for the range of all images; None stretches each by itself. The model keeps it.
         workers: threads that decode images; None is one per core.
         on_image: called after each image with the number read in this pass and the total.
-        examples: a few marked images that steer "collective": path of an image of the set to its
-            mask, (H, W) bool or whatever `unseg_jax.data.read_mask` reads. They steer the shipped
-            model or, with features of another backbone, what is fitted on the set. A steered model
-            has no `tile` and no epochs. An empty mask says that there is nothing in its image.
-        clicks: path of an image of the set to its clicks, which steer as `examples` do and weigh
+        examples: a few marked images that steer "collective": path of an image of the set, or its
+            place in a list from 0, to its mask, (H, W) bool or whatever `unseg_jax.data.read_mask`
+            reads. They steer the shipped model, or a fit on eight images or more, whichever agrees
+            better with them (with another backbone always the fit), as strongly as scores best on
+            examples that are left out. A steered model has no `tile` and no epochs. An empty mask
+            says that there is nothing in its image.
+        clicks: path or place of an image to its clicks, which steer as `examples` do and weigh
             less: (x, y, True) on a thing and (x, y, False) on background, in pixels from the top
-            left of the image.
+            left of the image. Clicks alone steer what "auto" takes, the shipped model or a fit.
         look_for: how objects differ from the rest of their images: "bright", "dark", "centre",
             "small" or "large". A weak cue, which `examples` and `clicks` override.
         **overrides: fields of `Method`.
@@ -221,30 +225,24 @@ def fit_set(
     segmenter = BatchSegmenter(method, loaded, batch_size, seed, map, reading, kept=kept)
     tiles = max(1, max_images // len(sources))
     reader = Reader(segmenter, sources, on_image, tiles, whole=kept is not None)
+
+    def evidence(steps: int) -> Any:
+        clusters = _SET_CLUSTERS if num_clusters is None else num_clusters
+        return fit_evidence(reader, method, clusters, steps, max_images, key)
+
     steering = None
-    if (marks or look_for) and is_of_shipped(method, loaded):
-        ready = load_shipped(backbone=loaded)
-        parts = ready.scorer, None, ready.foreground
-    elif by_evidence:
-        parts = fit_evidence(
-            reader,
-            method,
-            _SET_CLUSTERS if num_clusters is None else num_clusters,
-            _DISTIL_STEPS if steps is None else steps,
-            max_images,
-            key,
-        )
-    else:
+    if not by_evidence:
         parts = fit_shared(reader, method, key)
+    elif not (marks or look_for):
+        parts = evidence(_DISTIL_STEPS if steps is None else steps)
+    else:
+        chosen = _draw(len(sources), max_images, key)[0]
+        found = [
+            (*_steer(scorer, reader, chosen, marks, look_for), (scorer, None, clusters))
+            for scorer, clusters in _candidates(sources, marks, method, loaded, evidence)
+        ]
+        steering, _, parts = max(found, key=lambda one: one[1])  # the first of equal ones
     scorer, params, foreground = parts
-    drawn = _draw(len(sources), max_images, key)[0]
-    if look_for and scorer is not None:
-        few = drawn[:: -(-len(drawn) // MAX_LOOKED_AT)]
-        seen = ((next(reader([at])), reading.read(sources[at]).pixels) for at in few)
-        steering = fit_word(scorer, seen, look_for)
-    if marks and scorer is not None:
-        taught = [(next(reader([index])), one) for index, one in marks.items()]
-        steering = fit_steering(scorer, reader(drawn), taught, steering)
     return CollectiveModel(
         method,
         loaded,
@@ -258,6 +256,51 @@ def fit_set(
         reading=reading,
         steering=steering,
     )
+
+
+def _candidates(
+    sources: Sequence[Source],
+    marks: Mapping[int, Marks],
+    method: Method,
+    backbone: Backbone,
+    evidence: Callable[[int], Any],
+) -> Iterator[tuple[Any, Any]]:
+    """Scorers that may be steered, and their clusters: with masks to compare with the model that
+    ships and a fit, else what "auto" takes."""
+    shipped = is_of_shipped(method, backbone)
+    masks = any(one.truth is not None for one in marks.values())
+    if masks and len(sources) >= SET_SIZE:
+        fits = True
+    else:
+        fits = calls_for_fit(sources)
+        shipped &= not fits
+    if shipped:
+        ready = load_shipped(backbone=backbone)
+        yield ready.scorer, ready.foreground
+    if fits or not shipped:
+        scorer, _, clusters = evidence(0)
+        yield scorer, clusters
+
+
+def _steer(
+    scorer: Any,
+    reader: Reader,
+    chosen: Sequence[int],
+    marks: Mapping[int, Marks],
+    look_for: str | None,
+) -> tuple[Steering, float]:
+    """What a word and marks teach a scorer, and how well it then fits masks."""
+    steering, quality = None, 0.0
+    if look_for:
+        few = chosen[:: -(-len(chosen) // MAX_LOOKED_AT)]
+        pixels = (reader.segmenter.reading.read(reader.sources[at]).pixels for at in few)
+        features = (next(reader([at])) for at in few)
+        steering = fit_word(scorer, zip(features, pixels, strict=True), look_for)
+    if marks:
+        taught = [(next(reader([at])), one) for at, one in marks.items()]
+        steering, quality = fit_steering(scorer, reader(chosen), taught, steering)
+    assert steering is not None
+    return steering, quality
 
 
 def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Source]:

@@ -233,7 +233,8 @@ class CollectiveModel:
                 yield np.asarray(segmenter.kept_features(view[None]))
 
         marked = [(one, marks[at]) for at, one in zip(marks, features(marks), strict=True)]
-        steering = fit_steering(self.scorer, features(range(len(sources))), marked, self.steering)
+        everything = features(range(len(sources)))
+        steering, _ = fit_steering(self.scorer, everything, marked, self.steering)
         return dataclasses.replace(self, steering=steering)
 
     def save(self, path: str | Path) -> None:
