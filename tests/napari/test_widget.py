@@ -19,6 +19,7 @@ from PIL import Image
 magicgui = pytest.importorskip("magicgui")
 pytest.importorskip("magicgui.widgets")
 
+from unseg_jax.collective.model import load_model  # noqa: E402
 from unseg_jax.metrics import iou  # noqa: E402
 from unseg_jax.napari import widget as module  # noqa: E402
 
@@ -171,6 +172,29 @@ def test_fitting_writes_the_model_and_turns_to_it(widget, tmp_path, monkeypatch)
     widget.fit.changed.emit(True)
     assert "moths.safetensors is there already" in widget.status.value
     assert len(asked) == 1
+
+
+def test_labels_that_are_drawn_steer_the_fit(widget, tmp_path, tiny_weights):
+    """On the third plane of a stack nothing is drawn; the folder adds an image."""
+    viewer, stack = widget._viewer, np.stack([square(10, 20), square(30, 60), square(0, 0)])
+    viewer.add_image(stack, "stack", True)
+    drawn = (stack[..., 0] > 100) * np.array([3, 1, 0])[:, None, None]
+    viewer.layers.append(SimpleNamespace(data=drawn, name="drawn", brush_size=10))
+    assert list(widget.examples.choices) == [module.NO_EXAMPLES, "drawn"]
+    assert list(widget.image.choices) == ["stack"]
+    widget.examples.value = "drawn"
+    widget.backbone.choices = [*widget.backbone.choices, str(tiny_weights)]
+    widget.backbone.value = str(tiny_weights)
+    for folder, count in (("", 3), (tmp_path / "more", 4)):
+        widget.folder.value = str(folder)
+        widget.model.value = str(tmp_path / f"{count}.safetensors")
+        if folder:
+            folder.mkdir()
+            Image.fromarray(square(20, 20)).save(folder / "a.png")
+        widget.fit.changed.emit(True)
+        assert widget.status.value.startswith(f"Fitted on {count} images")
+        model = load_model(tmp_path / f"{count}.safetensors")
+        assert (model.images, int(model.steering.examples)) == (count, 2)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,7 +7,8 @@ scorer's two scores and 1, the steered margins are P + Qc, where c minimises
 
 y goes from -1 to 1 with the share of a patch that is marked. The second term holds the images to
 what was found without examples, so that a single one does no harm. v lets foreground and
-background count alike; τ is the mean variance of a feature.
+background count alike; τ is the mean variance of a feature. With two examples or more, λ and μ are
+divided by the strength that scores best on examples left out, which may be none at all.
 
 Clicks correct what masks have taught, in a second step of the same form with larger λ and μ. Each
 marks the patches around it, where the margin is to be at least .5, or at most -.5.
@@ -44,8 +45,8 @@ _EXAMPLES, _LAMBDA, _MU = (1, 3, 10), (0.5, 0.3, 0.1), (0.1, 0.03, 0.03)
 _SCORES = 0.2  # standard deviation of the two scores in Q
 _OFFSET = 1e-3  # what stands for λτ in the column of ones
 _RAREST = 0.02  # least share of the marked patches that v allows for
-# λ and μ are divided by the strength that scores best on examples left out in as many folds; the
-# first of equal ones is taken, which is that of a single example. 0 leaves all as it is.
+# Strengths, and folds of examples left out. The first of equal ones is taken, as with a single
+# example. 0 leaves all as it is.
 _STRENGTHS, _FOLDS = (1.0, 3.0, 0.3, 0.0), 5
 _FINER = 4  # cells of a side of a patch in which masks are compared
 # Clicks: on 13 data sets, 1, 3 and 10 clicks on errors in one image raised the mean IoU of the
@@ -155,7 +156,7 @@ class _Example(NamedTuple):
     """A marked image on patches: columns, prior, and of a mask targets and known shares; the same
     two on a finer grid, to compare what is found with."""
 
-    grid: tuple[int, ...]
+    grid: tuple[int, int]
     columns: np.ndarray
     prior: np.ndarray
     targets: np.ndarray
@@ -165,7 +166,7 @@ class _Example(NamedTuple):
 
 def _example(scorer: Scorer, features: Float[np.ndarray, "1 h w d"], marks: Marks) -> _Example:
     prior, columns = (np.asarray(part[0], np.float64) for part in _columns_of(scorer, features))
-    grid = features.shape[1:3]
+    grid = features.shape[1], features.shape[2]
     if marks.truth is None:
         return _Example(grid, columns, prior, prior, prior, None)
     fine = patch_targets(marks.truth, (_FINER * grid[0], _FINER * grid[1]))
@@ -376,6 +377,8 @@ def read_marks(
 
 
 def _index_of(path: Any, places: Mapping[Any, int], sources: Sequence[Source]) -> int:
+    if isinstance(path, int) and 0 <= path < len(sources):
+        return path
     index = None if _place(path) is None else places.get(_place(path))
     if index is None:
         match = closest(str(path), [str(source) for source in sources if _place(source)])

@@ -56,6 +56,19 @@ def labels_of(results: Sequence[Any], leading: tuple[int, ...], shown: str) -> n
     )
 
 
+def marks_of(labels: Any) -> dict[int, np.ndarray]:
+    """The planes of a Labels layer on which something is drawn, as masks of examples.
+
+    Args:
+        labels: (…, H, W) integers, 0 where nothing is drawn.
+
+    Returns:
+        (H, W) bool of each such plane, by its place among all planes.
+    """
+    planes = enumerate(planes_of(labels, rgb=False))
+    return {place: plane > 0 for place, plane in planes if plane.any()}
+
+
 def _labels(result: Any, shown: str) -> np.ndarray:
     if shown == "parts":
         return result.labels

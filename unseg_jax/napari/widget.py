@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from magicgui.widgets import ComboBox, Container, FileEdit, Label, PushButton, SpinBox
 
-from unseg_jax.napari.planes import SHOWN, labels_of, planes_of
+from unseg_jax.napari.planes import SHOWN, labels_of, marks_of, planes_of
 
 MODEL_FILE = "model file"
 """The method that reads the file named below it."""
+NO_EXAMPLES = "none"
+"""The choice of no Labels layer."""
 
 
 class SegmentWidget(Container):
@@ -26,6 +28,7 @@ class SegmentWidget(Container):
         shown: what the Labels layer holds.
         segment: the button.
         folder, model, fit: images to fit on, the file that the model goes to, and the button.
+        examples: the Labels layer drawn on the image layer, which steers the fit.
         status: one sentence on what happened.
     """
 
@@ -37,6 +40,7 @@ class SegmentWidget(Container):
     segment: Any
     folder: Any
     model: Any
+    examples: Any
     fit: Any
     status: Any
 
@@ -64,6 +68,7 @@ class SegmentWidget(Container):
         self.segment = PushButton(text="Segment")
         self.folder = FileEdit(label="Folder", mode="d")  # type: ignore[arg-type]
         self.model = FileEdit(label="Model file", mode="w", filter="*.safetensors")  # type: ignore[arg-type]
+        self.examples = ComboBox(label="Examples", choices=self._labels, nullable=False)
         self.fit = PushButton(text="Fit on the folder")
         self.status = Label(value="")
         super().__init__(
@@ -76,6 +81,7 @@ class SegmentWidget(Container):
                 self.segment,
                 self.folder,
                 self.model,
+                self.examples,
                 self.fit,
                 self.status,
             ]
@@ -89,8 +95,21 @@ class SegmentWidget(Container):
     def _images(self, *_: Any) -> list[str]:
         return [layer.name for layer in self._viewer.layers if hasattr(layer, "rgb")]
 
+    def _labels(self, *_: Any) -> list[str]:
+        layers = self._viewer.layers
+        return [NO_EXAMPLES, *(layer.name for layer in layers if hasattr(layer, "brush_size"))]
+
+    def _layer(self, name: str) -> Any:
+        """A layer, and its data at full size; None where there is none of this name."""
+        layer = next((layer for layer in self._viewer.layers if layer.name == name), None)
+        return layer and (
+            layer,
+            layer.data[0] if getattr(layer, "multiscale", False) else layer.data,
+        )
+
     def _on_layers(self, *_: Any) -> None:
         self.image.reset_choices()
+        self.examples.reset_choices()
         if self.image.choices and self.image.value is None:
             self.image.value = self.image.choices[0]
 
@@ -112,11 +131,11 @@ class SegmentWidget(Container):
 
     def _on_segment(self, *_: Any) -> None:
         name = self.image.value
-        layer = next((layer for layer in self._viewer.layers if layer.name == name), None)
-        if layer is None:
+        chosen = self._layer(name)
+        if chosen is None:
             self.status.value = "There is no image: open one first."
             return
-        data = layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+        layer, data = chosen
         shown, method, model = self.shown.value, self.method.value, str(self.model.value)
         clusters, backbone = self.clusters.value or None, self.backbone.value
         leading = tuple(data.shape[: len(data.shape) - (3 if layer.rgb else 2)])
@@ -142,7 +161,8 @@ class SegmentWidget(Container):
 
     def _on_fit(self, *_: Any) -> None:
         folder, path = str(self.folder.value), Path(str(self.model.value))
-        backbone = self.backbone.value
+        backbone, drawn = self.backbone.value, self._layer(self.examples.value)
+        seen = drawn and self._layer(self.image.value)
         if path.suffix != ".safetensors":
             self.status.value = "Name a model file that ends in .safetensors first."
             return
@@ -151,16 +171,23 @@ class SegmentWidget(Container):
             return
 
         def work() -> Any:
-            from unseg_jax.collective.fitting import fit
+            from unseg_jax.collective.fitting import fit, list_sources
 
-            model = fit(folder, steps=0, backbone=backbone)
+            if not (drawn and seen):
+                model = fit(folder, steps=0, backbone=backbone)
+            else:
+                (image, pixels), (_, labels) = seen, drawn
+                images = [*planes_of(pixels, image.rgb)]
+                images += list_sources(folder) if folder not in ("", ".") else []
+                model = fit(images, examples=marks_of(labels), backbone=backbone)
             model.save(path)
             return model
 
         def show(model: Any) -> str:
             self.method.value = MODEL_FILE
-            left_out = f", {len(model.skipped)} left out" if model.skipped else ""
-            return f"Fitted on {model.images} images{left_out}; written to {path.name};"
+            said = "1 image" if model.images == 1 else f"{model.images} images"
+            said += f", {len(model.skipped)} left out" if model.skipped else ""
+            return f"Fitted on {said}; written to {path.name};"
 
         self._begin("Fitting.", work, show)
 
