@@ -111,6 +111,20 @@ def open_file(open_url):
     return lambda path, *arguments, **options: open_url(path.as_uri(), *arguments, **options)
 
 
+@pytest.fixture(scope="session")
+def luminance():
+    """`luminance(page, name)` of a colour that the page's style names, as WCAG has it."""
+
+    def of(page, name):
+        style = "getComputedStyle(document.documentElement)"
+        text = page.evaluate(f"{style}.getPropertyValue('--{name}').trim()")
+        srgb = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    return of
+
+
 MANY_MAPS = 30_000
 
 

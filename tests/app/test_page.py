@@ -190,7 +190,7 @@ def test_two_users_at_once_see_their_own(open_page, photographs, server):
 
 
 def test_eight_images_behind_a_frame_are_fitted_by_auto(open_page, photographs, monkeypatch):
-    monkeypatch.setattr("unseg_jax.collective.frames.has_black_frame", lambda images: True)
+    monkeypatch.setattr("unseg_jax.collective.choosing.has_black_frame", lambda images: True)
     page = open_page()
     # Names may be given twice.
     drop(page, *photographs.values())
@@ -249,17 +249,8 @@ def test_what_is_in_a_picture_is_chosen_first(open_page, photographs, server):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def luminance(page, variable):
-    text = page.evaluate(
-        f"getComputedStyle(document.documentElement).getPropertyValue('--{variable}').trim()"
-    )
-    channels = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
-
-
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])
-def test_text_is_legible_and_methods_are_grouped(open_page, scheme, width):
+def test_text_is_legible_and_methods_are_grouped(open_page, luminance, scheme, width):
     page = open_page(width, 800, scheme)
     pairs = [(ink, ground) for ink in ("ink", "soft", "accent", "bad", "warn")
              for ground in ("page", "card", "tint")]  # fmt: skip

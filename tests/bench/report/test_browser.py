@@ -186,16 +186,7 @@ def test_nothing_is_wider_than_the_screen(open_page):
         assert width < 1280 or page.locator("#score-table").evaluate(hidden) <= 0
 
 
-def luminance(page, variable):
-    text = page.evaluate(
-        f"getComputedStyle(document.documentElement).getPropertyValue('--{variable}').trim()"
-    )
-    channels = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
-
-
-def test_charts_and_tables_are_saved(open_page, tmp_path):
+def test_charts_and_tables_are_saved(open_page, luminance):
     page = open_page(scheme="dark")
     page.select_option("#plot-method", "ncut-gcn")
     assert page.locator("[data-rho=confidence]").inner_text() == "ρ = 1.00"
@@ -248,7 +239,7 @@ def test_a_run_is_compared_with_another(open_page, make_folder, ious, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_legible_in_both_themes_and_the_button_changes_them(open_page, scheme):
+def test_text_is_legible_in_both_themes_and_the_button_changes_them(open_page, luminance, scheme):
     page = open_page(scheme=scheme)
 
     def check(dark):
