@@ -173,8 +173,11 @@ def tiny_weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def small_images():
-    """The methods by name, made to resize images to 112 pixels where no other size is asked for."""
-    small = {name: dataclasses.replace(m, image_size=112) for name, m in registry.METHODS.items()}
+    """The methods by name, made small where nothing else is asked for: 112 pixels, one layer."""
+    small = {
+        name: dataclasses.replace(m, image_size=112, branches=(m.branches[0][:1],), arma_layers=1)
+        for name, m in registry.METHODS.items()
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "METHODS", small)
         yield small
