@@ -15,7 +15,7 @@ GRID = (8, 8)
 @pytest.fixture(scope="module")
 def one():
     """Images with a square object of one material on a ground of another."""
-    rng, count = np.random.default_rng(0), 10
+    rng, count = np.random.default_rng(0), 8
     material = np.linalg.qr(rng.normal(size=(24, 24)))[0]
     features, truths = [], []
     for _ in range(count):
@@ -40,7 +40,7 @@ def test_a_measurement_ends_in_a_table(one, monkeypatch):
     monkeypatch.setattr(quality, "SIZES", (5,))
     monkeypatch.setattr(quality, "PROBE_IMAGES", 5)
     result = quality.measure({"a": one}, (0,), lambda line: None)
-    table = quality.table({**result, "seeds": [0], "images": {"a": 10}})
+    table = quality.table({**result, "seeds": [0], "images": {"a": 8}})
     assert "| 5 images |" in table
     assert "called empty" in table
     assert result["probe"]["a"]["miou"] > 0.8
@@ -50,7 +50,7 @@ def test_a_measurement_ends_in_a_table(one, monkeypatch):
     assert all(found["a"]["miou"] > plain for found in result["edges"].values())
     # Images are told from crops without an object.
     found = result["no_object"]["a"]
-    assert found["crops"] == 10
+    assert found["crops"] == 8
     assert max(found["auc"].values()) == found["auc"][found["rule"]] > 0.9
     images, crops = found["called empty by chosen"]
     assert images < 0.2 < 0.8 < crops

@@ -88,10 +88,17 @@ def test_each_image_has_its_files_and_nothing_else_lies_there(run):
     assert {path.name for path in out.iterdir()} - {LOCK} == expected | whole
 
 
+@pytest.fixture(scope="module")
+def by_api(photos, tiny_weights):
+    """What the API finds, by the name of the files."""
+    sources = [photos / source for source in GOOD.values()]
+    found = unseg_jax.segment(sources, backbone=tiny_weights, **FAST_FIELDS)
+    return dict(zip(GOOD, found, strict=True))
+
+
 @pytest.mark.parametrize("name", GOOD)
-def test_files_hold_what_the_api_finds(run, photos, tiny_weights, name):
-    out = run[0]
-    found = unseg_jax.segment(photos / GOOD[name], backbone=tiny_weights, **FAST_FIELDS)[0]
+def test_files_hold_what_the_api_finds(run, photos, by_api, name):
+    out, found = run[0], by_api[name]
     mask = np.asarray(Image.open(out / f"{name}_mask.png"))
     assert set(np.unique(mask)) <= {0, 255}
     np.testing.assert_array_equal(mask == 255, found.mask)
@@ -310,9 +317,11 @@ def test_demo_writes_one_picture_of_all(run, tmp_path, monkeypatch):
         assert picture.size == (2 * 246 + 6, 2 * 186 + 6)
 
 
-def test_methods_of_sets_are_fitted_on_what_is_given(photos, tiny_weights, tmp_path, capsys):
+def test_methods_of_sets_are_fitted_on_what_is_given(
+    photos, tiny_weights, tmp_path, capsys, short_training
+):
     chosen = [str(photos / name) for name in ("one.png", "grey.png", "two.png")]
-    arguments = ["--backbone", str(tiny_weights), "--image-size", "40", "--method", "collective"]
+    arguments = ["--backbone", str(tiny_weights), "--image-size", "64", "--method", "collective"]
     assert main.main(["segment", *chosen, "--out", str(tmp_path), *arguments]) == 0
     captured = capsys.readouterr()
     # One line says what is fitted; the bar of the fit gives its line to the one that stays.

@@ -16,7 +16,7 @@ from unseg_jax.runs.locking import LOCK
 from unseg_jax.terminal.console import progress
 from unseg_jax.terminal.segmenting import Segment
 
-FAST = ["--image-size", "40", "--epochs", "2", "--batch-size", "2"]
+FAST = ["--method", "vit-kmeans", "--image-size", "40", "--batch-size", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """How a batch is taken changes nothing: vmapped, in turn, or on threads."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -33,7 +35,8 @@ def test_vmapped_is_in_turn(batch, name):
     # Colours need an image; the loop is the same on any affinity.
     affinity = "ncut" if METHODS[name].affinity == "colour" else None
     branches = tuple((8,) * len(widths) for widths in METHODS[name].branches)
-    method = resolve(name, affinity=affinity, epochs=EPOCHS, branches=branches, mlp_width=8)
+    small = {"epochs": EPOCHS, "branches": branches, "mlp_width": 8, "arma_layers": 1}
+    method = resolve(name, affinity=affinity, **small)
     in_turn, vmapped = (
         us.cluster(features, method=method, node_mask=mask, map=how) for how in ("loop", "vmap")
     )
@@ -63,6 +66,7 @@ def test_a_program_is_lowered_as_its_platform_likes(batch):
     features, mask = batch
     method = resolve("deepcut", **SMALL)
 
+    @functools.cache
     def loops(how, platform):
         program = jax.jit(
             lambda features, mask: (

@@ -14,7 +14,7 @@ from unseg_jax.clustering import loop, parts
 from unseg_jax.clustering.probe import check_own_parts
 
 NODES, WIDTH = 14, 6
-SMALL = {"branches": ((8, 8),), "mlp_width": 8, "epochs": 6, "learning_rate": 0.01}
+SMALL = {"branches": ((8,),), "mlp_width": 8, "epochs": 6, "learning_rate": 0.01}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def test_a_name_is_short_for_a_loss_or_a_layer():
 
 
 def test_a_layer_equal_to_gcn_is_gcn(batch):
-    fields = {"branches": ((8, 8), (4,)), "dropout": 0.3, "layer_dropout": 0.3}
+    fields = {"branches": ((8, 8),), "dropout": 0.3, "layer_dropout": 0.3}
     named = run(batch, layer="gcn", **fields)
     assert_same(run(batch, layer=Convolution(), **fields), named, atol=1e-5)
 
@@ -108,7 +108,8 @@ class Ready(Convolution):
 
 
 def test_optional_members_of_a_layer(batch):
-    fields = {"inner_activation": "silu", "weight_decay": 0.5, "dropout": 0.0}
+    fields = {"branches": ((8, 8),), "inner_activation": "silu"}
+    fields |= {"weight_decay": 0.5, "dropout": 0.0}
     plain, ready = (run(batch, layer=layer, **fields) for layer in (Convolution(), Ready()))
     # Dropout in training alone: the first loss differs, and the first labels are recorded without.
     assert float(jnp.abs(plain.losses - ready.losses).max()) > 1e-4
@@ -252,7 +253,7 @@ class Divided(Convolution):
 )
 def test_layers_that_cannot_be_are_refused_before_anything_runs(batch, layer, said):
     with pytest.raises(ValueError, match=said) as caught:
-        run(batch, layer=layer)
+        run(batch, layer=layer, branches=((8, 8),))
     assert str(caught.value).endswith(".")
 
 
