@@ -8,7 +8,13 @@ from unseg_jax import custom, method, methods, plugs, registry
 from unseg_jax.registry import GROUPS, METHODS, resolve
 
 
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'unseggnet'"):
+        resolve("unsegnet")
+
+
 def test_cc_arma_says_why_it_cannot_be():
+    assert "cc-arma" not in METHODS
     with pytest.raises(ValueError, match="square roots of degrees"):
         resolve("cc-arma")
 

@@ -10,9 +10,12 @@ import scipy.linalg
 from sklearn import cluster as sklearn_cluster
 from sklearn.metrics import adjusted_rand_score
 
-from unseg_jax.clustering.baselines import ALGORITHMS, kmeans
+from unseg_jax.clustering import baselines
+from unseg_jax.clustering.baselines import ALGORITHMS
 from unseg_jax.clustering.graphs import build_graph
 from unseg_jax.registry import METHODS, resolve
+
+kmeans = jax.jit(baselines.kmeans, static_argnums=2, static_argnames=("iterations", "restarts"))
 
 NAMES = ("vit-kmeans", "deep-spectral", "tokencut", "spectral-ncut")
 
