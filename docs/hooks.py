@@ -30,6 +30,8 @@ from unseg_jax.method import FIELDS, OVERRIDES, Field, Method  # noqa: E402
 from unseg_jax.registry import GROUPS, METHODS, TITLES  # noqa: E402
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Method)}
+_BLOCK = re.compile(r"<pre>.*?</pre>", re.DOTALL)
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
 _PLOT = re.compile(r"!\[([^\]]*)\]\((?:\.\./)*images/(\w+)\.svg\)")
 
 
@@ -37,10 +39,9 @@ def on_config(config):
     """Links to the repository and its issues, where the build is told of it as on GitHub."""
     repository = os.environ.get("GITHUB_REPOSITORY")
     if repository:
-        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
-        config.repo_url, config.repo_name = f"{server}/{repository}", repository
-        config.edit_uri = ""
-        config.nav.append({"Report an issue": f"{config.repo_url}/issues"})
+        # Not `repo_url`: for that, the theme's script asks GitHub for stars.
+        url = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
+        config.nav += [{"Repository": url}, {"Report an issue": f"{url}/issues"}]
     return config
 
 
@@ -65,6 +66,12 @@ def on_page_markdown(markdown, page, config, files):
         markdown = markdown.replace("<!-- fields -->", fields_table())
     markdown = _PLOT.sub(_inline_plot, markdown)
     return re.sub(r"\$\$(.+?)\$\$", _equation, markdown, flags=re.DOTALL)
+
+
+def on_page_content(html, page, config, files):
+    """Keeps short names, and options of commands, on one line."""
+    html = re.sub(r"<code>([^<\n]{1,32})</code>", r'<code class="whole">\1</code>', html)
+    return _BLOCK.sub(lambda block: _OPTION.sub(r'<span class="whole">\1</span>', block[0]), html)
 
 
 def _equation(match: re.Match) -> str:
@@ -128,7 +135,7 @@ def notebook_page(notebook: dict) -> str:
                 picture = f"![What the code above shows](data:{pictures[0]};base64,{encoded})"
                 parts.append(picture)
             elif printed := "".join(data["text/plain"]).rstrip():
-                parts.append(f"```text\n{printed}\n```")
+                parts.append(f"``` {{ .text .output }}\n{printed}\n```")
     return "\n\n".join(parts) + "\n"
 
 

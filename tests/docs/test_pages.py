@@ -9,6 +9,7 @@ from benchmarks import tables
 from benchmarks.measure import common
 from benchmarks.tables import pictures
 
+load_config = pytest.importorskip("mkdocs.config").load_config
 hooks = pytest.importorskip("docs.hooks")
 METHODS = hooks.METHODS
 
@@ -87,6 +88,25 @@ def test_a_plot_places_scores_on_its_axis():
     assert sorted(drawn) == pytest.approx(sorted(expected), abs=0.1)
 
 
+def test_the_site_links_to_the_repository_and_its_issues(monkeypatch):
+    config = load_config(str(hooks.ROOT / "mkdocs.yml"))
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    pages = len(hooks.on_config(config).nav)
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/unseg_jax")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://example.org")
+    repository = "https://example.org/someone/unseg_jax"
+    links = [{"Repository": repository}, {"Report an issue": f"{repository}/issues"}]
+    assert hooks.on_config(config).nav[pages:] == links
+    assert not config.repo_url  # or the theme's script would ask GitHub for stars
+
+
+def test_short_names_stay_on_one_line():
+    page = "<p><code>--shard I/N</code></p><pre><code>unseg-jax x.png --out=y\n</code></pre>"
+    found = hooks.on_page_content(page, None, None, None)
+    expected = page.replace("<code>--shard", '<code class="whole">--shard')
+    assert found == expected.replace("--out", '<span class="whole">--out</span>')
+
+
 def test_notebooks_are_pages_with_their_outputs():
     cells = [
         {"cell_type": "markdown", "source": ["# A title"]},
@@ -103,6 +123,6 @@ def test_notebooks_are_pages_with_their_outputs():
         },
     ]
     assert hooks.notebook_page({"cells": cells}) == (
-        "# A title\n\n```python\nprint(1)\ndraw()\n```\n\n```text\n1\n```\n\n"
+        "# A title\n\n```python\nprint(1)\ndraw()\n```\n\n``` { .text .output }\n1\n```\n\n"
         "![What the code above shows](data:image/png;base64,iVBORw==)\n"
     )
