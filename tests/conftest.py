@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -50,6 +52,24 @@ def golden(shared):
             return {name: archive[name] for name in archive.files}
 
     return load
+
+
+@pytest.fixture(scope="session")
+def python():
+    """`python(code, *arguments, **variables)`: a new Python that has run the code to its end."""
+
+    def run(code, *arguments, environment=os.environ, check=True, **variables):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0 or not check, done.stderr[-3000:]
+        return done
+
+    return run
 
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -62,7 +60,7 @@ def test_the_library_raises_the_sentence(no_accelerator, tiny_weights):
         ("cuda,cpu", "JAX_PLATFORMS names cuda, which is not here: cpu is used."),
     ],
 )
-def test_jax_itself(platforms, said):
+def test_jax_itself(run, platforms, said):
     code = (
         "import logging; logging.basicConfig(level='INFO')\n"
         "from unseg_jax.devices import usable_devices; usable_devices(); usable_devices()"
@@ -96,27 +94,27 @@ COMPILE = (
 )
 
 
-def run(code, **variables):
-    """What a process without JAX's own variables prints, and what it says."""
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**environment, **variables},
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout, done.stderr.splitlines()
+@pytest.fixture
+def run(python):
+    """What a process without JAX's own variables prints, and the lines that it says."""
+
+    def run_code(code, **variables):
+        own = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
+        done = python(code, environment=own, check=False, **variables)
+        return done.stdout, done.stderr.splitlines()
+
+    return run_code
 
 
 @pytest.mark.parametrize("variable", ["UNSEG_JAX_CACHE", "JAX_COMPILATION_CACHE_DIR"])
-def test_programs_that_cannot_be_kept_are_one_line(unwritable, variable):
+def test_programs_that_cannot_be_kept_are_one_line(run, unwritable, variable):
     printed, (line,) = run(COMPILE, **{variable: str(unwritable)})
     assert printed == "3.0\n"
     assert line.startswith("compiled programs cannot be kept in ")
     assert f"set {variable} to a folder" in line
 
 
-def test_damaged_programs_say_nothing(tmp_path):
+def test_damaged_programs_say_nothing(run, tmp_path):
     damage = (
         "\nfrom pathlib import Path\n"
         f"kept = list(Path({str(tmp_path)!r}, 'compiled').glob('*-cache'))\n"

@@ -2,8 +2,6 @@
 
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,14 +25,7 @@ EXTRAS = {"jraph", "tensorflow_datasets", "onnx", "torch", "ray", "imageio", "av
 EXTRAS |= {"starlette"}
 
 
-def python(code: str) -> list[str]:
-    """The lines that a new Python prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_imports_pull_in_nothing_that_only_some_need():
+def test_imports_pull_in_nothing_that_only_some_need(python):
     """The package alone waits for nothing; all of its names, and the command line, for little."""
     code = (
         "import sys, unseg_jax\n"
@@ -43,10 +34,10 @@ def test_imports_pull_in_nothing_that_only_some_need():
         "names = [getattr(unseg_jax, name) for name in unseg_jax.__all__]\n"
         f"show({NOT_AT_IMPORT!r})\n"
     )
-    assert python(code) == ["[]", "[]"]
+    assert python(code).stdout == "[]\n[]\n"
     names = [*(name for name in NOT_AT_IMPORT if name != "typer"), "jax", "numpy"]
     code = f"import unseg_jax.cli.main, sys; print([n for n in {names!r} if n in sys.modules])"
-    assert python(code) == ["[]"]
+    assert python(code).stdout == "[]\n"
 
 
 def test_every_public_name_is_there():
@@ -91,7 +82,7 @@ CALLS = {
 """What needs an extra, and how the extra is named where it is missing."""
 
 
-def test_core_works_without_extras_and_names_what_is_missing(tmp_path):
+def test_core_works_without_extras_and_names_what_is_missing(python, tmp_path):
     for name in ("model.onnx", "model.pth"):
         (tmp_path / name).write_bytes(b"not read")
     code = MISSING.format(names=EXTRAS) + (
@@ -105,7 +96,7 @@ def test_core_works_without_extras_and_names_what_is_missing(tmp_path):
         "    except Exception as error:\n"
         "        print(type(error).__name__, error)\n"
     )
-    worked, *said = python(code)
+    worked, *said = python(code).stdout.splitlines()
     assert worked == "(12,) True"
     for (_, remedy), line in zip(CALLS.values(), said, strict=True):
         assert remedy in line

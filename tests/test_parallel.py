@@ -1,8 +1,6 @@
 """Several images at once: what comes out is what one call for all would give."""
 
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -118,12 +116,6 @@ for one, other in zip(jax.jit(cluster)(features), jax.jit(sharded)(features)):
 """
 
 
-def test_several_devices_share_a_batch_and_change_nothing(tiny_weights):
+def test_several_devices_share_a_batch_and_change_nothing(python, tiny_weights):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    found = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, str(tiny_weights)],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
+    python(TWO_DEVICES, tiny_weights, XLA_FLAGS=flags)
