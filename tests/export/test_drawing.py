@@ -161,7 +161,9 @@ def test_label_file_holds_labels_and_shows_colours():
 
 
 @pytest.mark.parametrize("array", [DISC, IMAGE, IMAGE[..., 0], np.dstack([IMAGE, IMAGE[..., 0]])])
-def test_png_round_trip(tmp_path, array):
+@pytest.mark.parametrize("rows", [7, 1024])
+def test_png_round_trip(tmp_path, monkeypatch, array, rows):
+    monkeypatch.setattr(files, "_ROWS", rows)
     path = tmp_path / "new" / "folder" / "picture.png"
     files.write_png(path, array)
     with Image.open(path) as picture:
@@ -173,6 +175,8 @@ def test_png_round_trip(tmp_path, array):
 def test_png_of_something_else(tmp_path):
     with pytest.raises(ValueError, match="as PNG; pass a bool mask"):
         files.write_png(tmp_path / "a.png", IMAGE / 255)
+    with pytest.raises(ValueError, match="as PNG; pass a bool mask"):
+        files.write_png(tmp_path / "a.png", IMAGE[:0])
     with pytest.raises(ValueError, match="takes labels"):
         files.write_png(tmp_path / "a.png", np.array([[300]]), drawing.palette(301))
     assert os.listdir(tmp_path) == []

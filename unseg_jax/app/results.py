@@ -9,10 +9,12 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from unseg_jax.app.sessions import Refused
 from unseg_jax.app.work import FORMATS, MODEL, Job
+from unseg_jax.files import encode_png
 
 if TYPE_CHECKING:
     from unseg_jax.export.records import Entry
@@ -102,12 +104,11 @@ def picture(job: Job, index: int, kind: str, small: bool) -> tuple[bytes, str]:
     # The nearest neighbour keeps the colours of labels apart.
     sharp = kind in ("mask", "labels")
     shown.thumbnail((side, side), Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
     if kind in ("photograph", "overlay"):
+        buffer = io.BytesIO()
         shown.save(buffer, "JPEG", quality=88)
         return buffer.getvalue(), "image/jpeg"
-    shown.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue(), "image/png"
+    return encode_png(np.asarray(shown)), "image/png"
 
 
 def picture_file(job: Job, index: int, kind: str) -> Path:

@@ -70,16 +70,16 @@ def colour_labels(labels: np.ndarray) -> np.ndarray:
     return palette(int(labels.max(initial=0)) + 1)[labels]
 
 
-def encode_labels(labels: np.ndarray, *, level: int = 6) -> bytes:
+def encode_labels(labels: np.ndarray) -> bytes:
     """Labels (H, W) as a PNG that holds the labels themselves and shows their colours.
 
-    With more than 256 labels only the colours are written. `level` is that of compression.
+    With more than 256 labels only the colours are written.
     """
     labels = _as_labels(labels)
     count = int(labels.max(initial=0)) + 1
     if count > 256:
-        return encode_png(colour_labels(labels), level=level)
-    return encode_png(labels, palette(count), level=level)
+        return encode_png(colour_labels(labels))
+    return encode_png(labels, palette(count))
 
 
 def shrink_image(pixels: np.ndarray, side: int = WORKING_SIDE) -> np.ndarray:

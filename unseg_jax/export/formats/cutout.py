@@ -81,7 +81,7 @@ def _encode(picture: np.ndarray, file: str) -> bytes:
     from PIL import Image
 
     if file == "png":
-        return encode_png(picture, level=1)
+        return encode_png(picture)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, {"jpg": "JPEG", "webp": "WEBP"}[file], quality=90)
     return buffer.getvalue()

@@ -7,13 +7,10 @@ from unseg_jax.files import encode_png
 
 SUFFIXES = ("_mask.png", "_labels.png", "_overlay.png")
 
-# Pillow's default level takes several times as long, for files a tenth smaller.
-_LEVEL = 1
-
 
 def encode_mask(found: Any) -> bytes:
     """The mask of a `Segmentation` at the image's size, 255 inside, 0 outside."""
-    return encode_png(found.mask, level=_LEVEL)
+    return encode_png(found.mask)
 
 
 def encode(found: Any) -> dict[str, bytes]:
@@ -22,7 +19,7 @@ def encode(found: Any) -> dict[str, bytes]:
     labels = found.enlarged(found.small_labels)
     files = (
         encode_mask(found),
-        encode_labels(labels, level=_LEVEL),
-        encode_png(found.overlay(), level=_LEVEL),
+        encode_labels(labels),
+        encode_png(found.overlay()),
     )
     return dict(zip(SUFFIXES, files, strict=True))
