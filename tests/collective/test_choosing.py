@@ -104,7 +104,9 @@ def test_a_frame_is_black_at_one_place_in_most_images(tmp_path):
     ("draw", "marks", "count", "better", "fitted", "tried"),
     [
         (square, "examples", 8, (0.5, 0.5), False, 2),
-        (square, "examples", 8, (0.5, 0.6), True, 2),
+        (square, "examples", 8, (0.5, 0.54), False, 2),
+        (square, "examples", 8, (0.5, 0.56), True, 2),
+        (framed, "examples", 8, (0.5, 0.5), True, 2),
         (framed, "examples", 8, (0.6, 0.5), False, 2),
         (square, "examples", 7, (0.5, 0.6), False, 1),
         (square, "clicks", 8, (np.nan, np.nan), False, 1),

@@ -70,7 +70,8 @@ def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
         truth = Truth(inside.repeat(4, 0).repeat(4, 1))
         parts = steering.patch_targets(truth, grid)
         fine = steering.patch_targets(truth, (24, 24))
-        examples.append(steering._Example(grid, columns, prior, *parts, fine))
+        mean = np.full(2, 0.1 * at)
+        examples.append(steering._Example(grid, mean, columns, prior, *parts, fine))
         gram += columns.T @ columns / 36 / (1 if kind == "single" else 4)
     found, quality = steering._learn_masks(gram, examples, np.zeros(5))
     before = np.mean([steering._agreement(one, 0 * found) for one in examples])
@@ -204,6 +205,20 @@ def test_clicks_steer_and_refine_a_model_that_stays_as_it_is(models, photos, tin
         dataclasses.replace(plain, method=resolve(plain.method, tile=64)).refine(sources)
 
 
+def test_examples_count_in_images_like_theirs(models):
+    scorer, features = models[0].scorer, np.random.default_rng(0).normal(size=(16, 48))
+    prior, columns = steering.prior_and_columns(scorer, features, (4, 4))
+    mean = np.asarray(columns[:, :48]).mean(0)
+    away = np.eye(48)[0] * (mean[0] < 0) - np.eye(48)[0] * (mean[0] >= 0)
+    word, like = np.random.default_rng(1).normal(size=(2, 51))
+    for distances, share in (((0.4,), 1), ((0.525, 2), 0.5), ((0.61, 0.7), 0)):
+        centres = mean + np.array(distances)[:, None] * away
+        found = steering.Steering(np.stack([word, like]), centres, 1)
+        margins = steering.steer(scorer, found, features, (4, 4))
+        wanted = prior + columns @ (word + share * like)
+        np.testing.assert_allclose(margins, wanted, atol=2e-3)
+
+
 @pytest.mark.parametrize("word", ["bright", "dark", "centre"])
 def test_a_word_raises_what_it_names(models, word):
     """One image of random features, of which the left half is bright."""
@@ -215,7 +230,7 @@ def test_a_word_raises_what_it_names(models, word):
     scorer = models[0].scorer
     found = steering.fit_word(scorer, [(features, pixels)], word)
     columns = steering._columns_of(scorer, features)[1][0]
-    change = np.asarray(columns @ found.coefficients).reshape(grid)
+    change = np.asarray(columns @ found.coefficients[0]).reshape(grid)
     assert change[named[word]].mean() > change[~named[word]].mean() + 0.02
     assert int(found.examples) == 0
 
@@ -229,7 +244,7 @@ def test_pieces_are_small_or_large():
     np.testing.assert_array_equal(small, -large)
 
 
-@pytest.mark.parametrize("change", ["short", "missing", "uncounted"])
+@pytest.mark.parametrize("change", ["short", "missing", "uncounted", "nowhere"])
 def test_damaged_steering_is_refused(models, tmp_path, change):
     from safetensors import safe_open
     from safetensors.numpy import load, save_file
@@ -241,8 +256,8 @@ def test_damaged_steering_is_refused(models, tmp_path, change):
         facts = file.metadata()
     if change == "short":
         tensors["steering"] = tensors["steering"][1:]
-    elif change == "missing":
-        del tensors["steering"]
+    elif change in ("missing", "nowhere"):
+        del tensors["steering" if change == "missing" else "steering/centres"]
     else:
         del facts["examples"]
     save_file(tensors, path, facts)

@@ -57,6 +57,9 @@ _SET_CLUSTERS = 16
 _DISTIL_STEPS = 100
 _DISTIL_BATCH = 4
 _DISTIL_RATE = 3e-3
+# IoU with examples by which a fit must be better than the shipped model, or the other way round, to
+# be steered where "auto" would take the other.
+_BETTER = 0.05
 
 
 def fit(
@@ -241,7 +244,9 @@ def fit_set(
             (*_steer(scorer, reader, chosen, marks, look_for), (scorer, None, clusters))
             for scorer, clusters in _candidates(sources, marks, method, loaded, evidence)
         ]
-        steering, _, parts = max(found, key=lambda one: one[1])  # the first of equal ones
+        best = max(found, key=lambda one: one[1])
+        # What "auto" takes comes first, and knows more than a few examples tell.
+        steering, _, parts = best if best[1] > found[0][1] + _BETTER else found[0]
     scorer, params, foreground = parts
     return CollectiveModel(
         method,
@@ -265,21 +270,18 @@ def _candidates(
     backbone: Backbone,
     evidence: Callable[[int], Any],
 ) -> Iterator[tuple[Any, Any]]:
-    """Scorers that may be steered, and their clusters: with masks to compare with the model that
-    ships and a fit, else what "auto" takes."""
-    shipped = is_of_shipped(method, backbone)
+    """Scorers that may be steered, and their clusters: what "auto" takes, and where there are masks
+    to compare with also the other of the shipped model and a fit."""
     masks = any(one.truth is not None for one in marks.values())
-    if masks and len(sources) >= SET_SIZE:
-        fits = True
-    else:
-        fits = calls_for_fit(sources)
-        shipped &= not fits
-    if shipped:
-        ready = load_shipped(backbone=backbone)
-        yield ready.scorer, ready.foreground
-    if fits or not shipped:
-        scorer, _, clusters = evidence(0)
-        yield scorer, clusters
+    first = calls_for_fit(sources) or not is_of_shipped(method, backbone)
+    both = is_of_shipped(method, backbone) and masks and len(sources) >= SET_SIZE
+    for fits in (first, not first) if both else (first,):
+        if fits:
+            scorer, _, clusters = evidence(0)
+            yield scorer, clusters
+        else:
+            ready = load_shipped(backbone=backbone)
+            yield ready.scorer, ready.foreground
 
 
 def _steer(

@@ -264,6 +264,7 @@ class CollectiveModel:
         if self.steering is not None:
             facts["examples"] = str(self.steering.examples)
             tensors["steering"] = single(self.steering.coefficients)
+            tensors["steering/centres"] = single(self.steering.centres)
         if self.head is not None:
             state = flatten_dict({"head": to_state_dict(self.head)}, sep="/")
             tensors |= {name: single(leaf) for name, leaf in state.items()}

@@ -131,9 +131,13 @@ def build_model(
     if stored.examples is not None:
         if scorer is None or "steering" not in tensors:
             raise _refusal(path, "it holds nothing of its examples")
-        _check_array(path, "steering", tensors["steering"], (width + 3,), np.float32)
-        steering = Steering(jnp.asarray(tensors["steering"]), jnp.int32(stored.examples))
-    known = len(scorer or ()) + len(jax.tree.leaves(head)) + (steering is not None)
+        _check_array(path, "steering", tensors["steering"], (2, width + 3), np.float32)
+        centres = tensors.get("steering/centres", np.zeros((0, width)))
+        shape = (max(1, len(centres)), width)
+        _check_array(path, "steering/centres", centres, shape, np.float32)
+        coefficients, centres = jnp.asarray(tensors["steering"]), jnp.asarray(centres)
+        steering = Steering(coefficients, centres, jnp.int32(stored.examples))
+    known = len(scorer or ()) + len(jax.tree.leaves(head)) + (0 if steering is None else 2)
     if known < len(tensors):
         raise _refusal(path, "it holds tensors of unknown names")
     if scorer is None and head is None:
