@@ -54,7 +54,7 @@ def test_solution_is_that_of_least_squares(lam, mu):
     np.testing.assert_array_equal(nothing, 0)
 
 
-@pytest.mark.parametrize("kind", ["consistent", "opposed", "single"])
+@pytest.mark.parametrize("kind", ["consistent", "opposed", "unlike", "single"])
 def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
     """Patches are told by one column; in the second example its sign may be the opposite."""
     rng, grid, examples = np.random.default_rng(0), (6, 6), []
@@ -62,7 +62,7 @@ def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
     for at in range(1 if kind == "single" else 4):
         inside = np.zeros(grid, bool)
         inside[at : at + 3, 1:5] = True
-        sign = -1 if kind == "opposed" and at % 2 else 1
+        sign = -1 if kind in ("opposed", "unlike") and at % 2 else 1
         columns = np.ones((36, 5))
         columns[:, :4] = rng.normal(0, 0.05, (36, 4))
         columns[:, 0] += sign * np.where(inside.ravel(), 1, -1)
@@ -70,17 +70,23 @@ def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
         truth = Truth(inside.repeat(4, 0).repeat(4, 1))
         parts = steering.patch_targets(truth, grid)
         fine = steering.patch_targets(truth, (24, 24))
-        mean = np.full(2, 0.1 * at)
-        examples.append(steering._Example(grid, mean, columns, prior, *parts, fine))
+        mean = np.full(2, at % 2 if kind == "unlike" else 0.1 * at)
+        examples.append(steering._Example(grid, mean, 0, columns, prior, *parts, fine))
         gram += columns.T @ columns / 36 / (1 if kind == "single" else 4)
-    found, quality = steering._learn_masks(gram, examples, np.zeros(5))
-    before = np.mean([steering._agreement(one, 0 * found) for one in examples])
+    strength, quality = steering._strength(gram, examples, np.zeros((0, 2)))
+    means = np.stack([one.mean for one in examples])
+    found = steering._taught(gram, examples, means, strength)
+    before = np.mean([steering._agreement(one, None) for one in examples])
     if kind == "opposed":
         np.testing.assert_array_equal(found, 0)
         assert quality == before
+    elif kind == "unlike":  # each pair of a kind has its own
+        assert found[0, 0] > 0.1
+        np.testing.assert_array_equal(found[0], found[2])
+        np.testing.assert_allclose(found[1, 0], -found[0, 0], rtol=0.3)
     else:
-        assert found[0] > 0.1
-        after = np.mean([steering._agreement(one, found) for one in examples])
+        assert (found[:, 0] > 0.1).all()
+        after = np.mean([steering._agreement(*pair) for pair in zip(examples, found, strict=True)])
         assert before < after
         assert (quality == before) if kind == "single" else (before < quality)
 
@@ -196,9 +202,7 @@ def test_clicks_steer_and_refine_a_model_that_stays_as_it_is(models, photos, tin
     fitted = fit(
         photos, backbone=plain.backbone, clicks={str(photos / "1.png"): CLICKS}, **SETTINGS
     )
-    np.testing.assert_allclose(
-        fitted.steering.coefficients, refined.steering.coefficients, atol=2e-3
-    )
+    np.testing.assert_allclose(fitted.steering.like, refined.steering.like, atol=2e-3)
     again = refined.refine(examples={sources[0]: _blue(0)})  # which starts from the first
     assert again.steering.examples == 2
     with pytest.raises(ValueError, match="only a model of 'collective' without"):
@@ -213,7 +217,8 @@ def test_examples_count_in_images_like_theirs(models):
     word, like = np.random.default_rng(1).normal(size=(2, 51))
     for distances, share in (((0.4,), 1), ((0.525, 2), 0.5), ((0.61, 0.7), 0)):
         centres = mean + np.array(distances)[:, None] * away
-        found = steering.Steering(np.stack([word, like]), centres, 1)
+        rows = like[None] * [[1], [-1]][: len(distances)]
+        found = steering.Steering(word, rows, centres, 1)
         margins = steering.steer(scorer, found, features, (4, 4))
         wanted = prior + columns @ (word + share * like)
         np.testing.assert_allclose(margins, wanted, atol=2e-3)
@@ -230,7 +235,7 @@ def test_a_word_raises_what_it_names(models, word):
     scorer = models[0].scorer
     found = steering.fit_word(scorer, [(features, pixels)], word)
     columns = steering._columns_of(scorer, features)[1][0]
-    change = np.asarray(columns @ found.coefficients[0]).reshape(grid)
+    change = np.asarray(columns @ found.everywhere).reshape(grid)
     assert change[named[word]].mean() > change[~named[word]].mean() + 0.02
     assert int(found.examples) == 0
 
@@ -255,9 +260,9 @@ def test_damaged_steering_is_refused(models, tmp_path, change):
     with safe_open(path, "numpy") as file:
         facts = file.metadata()
     if change == "short":
-        tensors["steering"] = tensors["steering"][1:]
+        tensors["steering/like"] = tensors["steering/like"][:, 1:]
     elif change in ("missing", "nowhere"):
-        del tensors["steering" if change == "missing" else "steering/centres"]
+        del tensors["steering/like" if change == "missing" else "steering/centres"]
     else:
         del facts["examples"]
     save_file(tensors, path, facts)
@@ -276,8 +281,8 @@ def test_command_line_reads_masks_by_stem(photos, tiny_weights, models, tmp_path
     Image.fromarray(_blue(1).astype(np.uint8) * 38).save(masks / "1.bmp")
     assert main.main(command) == 0
     assert "fitted on 4 images, steered by 1 of them" in capsys.readouterr().out
-    found = load_model(out, backbone=models[1].backbone).steering.coefficients
-    np.testing.assert_array_equal(found, models[1].steering.coefficients)
+    found = load_model(out, backbone=models[1].backbone).steering.like
+    np.testing.assert_array_equal(found, models[1].steering.like)
     # Decisions that keep the same mask teach the same; clicks beside it change it.
     objects = [{"box": [32, 40, 48, 56], "counts": encode_rle(np.ones((16, 16), bool))["counts"]}]
     image = {"name": "1", "decision": "keep", "size": [64, 64], "objects": objects}
@@ -291,7 +296,7 @@ def test_command_line_reads_masks_by_stem(photos, tiny_weights, models, tmp_path
         assert main.main([*command, "--overwrite", *clicks]) == 0
         said = f"steered by {1 + bool(clicks)} of them"
         assert said in capsys.readouterr().out
-        again = load_model(out, backbone=models[1].backbone).steering.coefficients
+        again = load_model(out, backbone=models[1].backbone).steering.like
         assert np.array_equal(found, again) != bool(clicks)
     command[-1] = str(masks)
     (masks / "1.bmp").rename(masks / "1_mask.bmp")
@@ -354,7 +359,7 @@ def test_what_is_looked_for_is_fitted_saved_and_said(photos, models, tmp_path, c
     model.save(out)
     again = load_model(out, backbone=models[0].backbone)
     assert int(again.steering.examples) == 0
-    np.testing.assert_array_equal(again.steering.coefficients, model.steering.coefficients)
+    np.testing.assert_array_equal(again.steering.everywhere, model.steering.everywhere)
     assert _ious(again, photos) == _ious(model, photos)
     both = fit(
         photos,

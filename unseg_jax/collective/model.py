@@ -263,8 +263,9 @@ class CollectiveModel:
             tensors |= {f"evidence/{k}": single(v) for k, v in self.scorer._asdict().items()}
         if self.steering is not None:
             facts["examples"] = str(self.steering.examples)
-            tensors["steering"] = single(self.steering.coefficients)
-            tensors["steering/centres"] = single(self.steering.centres)
+            parts = self.steering._asdict()
+            del parts["examples"]
+            tensors |= {f"steering/{name}": single(part) for name, part in parts.items()}
         if self.head is not None:
             state = flatten_dict({"head": to_state_dict(self.head)}, sep="/")
             tensors |= {name: single(leaf) for name, leaf in state.items()}

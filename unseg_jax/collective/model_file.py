@@ -129,15 +129,17 @@ def build_model(
         head = _build_head(path, stored, inputs)
     steering = None
     if stored.examples is not None:
-        if scorer is None or "steering" not in tensors:
-            raise _refusal(path, "it holds nothing of its examples")
-        _check_array(path, "steering", tensors["steering"], (2, width + 3), np.float32)
         centres = tensors.get("steering/centres", np.zeros((0, width)))
-        shape = (max(1, len(centres)), width)
-        _check_array(path, "steering/centres", centres, shape, np.float32)
-        coefficients, centres = jnp.asarray(tensors["steering"]), jnp.asarray(centres)
-        steering = Steering(coefficients, centres, jnp.int32(stored.examples))
-    known = len(scorer or ()) + len(jax.tree.leaves(head)) + (0 if steering is None else 2)
+        count = max(1, len(centres))
+        shapes = {"everywhere": (width + 3,), "like": (count, width + 3), "centres": (count, width)}
+        parts = {name: tensors.get(f"steering/{name}") for name in shapes}
+        if scorer is None or any(part is None for part in parts.values()):
+            raise _refusal(path, "it holds nothing of its examples")
+        for name, shape in shapes.items():
+            _check_array(path, f"steering/{name}", parts[name], shape, np.float32)
+        arrays = {name: jnp.asarray(part) for name, part in parts.items()}
+        steering = Steering(**arrays, examples=jnp.int32(stored.examples))
+    known = len(scorer or ()) + len(jax.tree.leaves(head)) + (0 if steering is None else 3)
     if known < len(tensors):
         raise _refusal(path, "it holds tensors of unknown names")
     if scorer is None and head is None:

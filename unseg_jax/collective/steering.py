@@ -8,8 +8,11 @@ scorer's two scores and 1, the steered margins are P + Qc, where c minimises
 y goes from -1 to 1 with the share of a patch that is marked. The second term holds the images to
 what was found without examples, so that a single one does no harm. v lets foreground and
 background count alike; τ is the mean variance of a feature. With two examples or more, λ and μ are
-divided by the strength that scores best on examples left out, which may be none at all. Qc counts
-in full in images like a marked one, and not at all in those of another kind, such as another stain.
+divided by the strength that scores best on examples left out, which may be none at all.
+
+Each marked image has a c of its own, of the examples like it; where all are alike, as in most sets,
+these are equal. An image takes the c of the marked image that is most like it, and none if it is of
+another kind than all of them, such as another stain.
 
 Clicks correct what masks have taught, in a second step of the same form with larger λ and μ. Each
 marks the patches around it, where the margin is to be at least .5, or at most -.5.
@@ -18,7 +21,7 @@ marks the patches around it, where the margin is to be at least .5, or at most -
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,9 +49,9 @@ _EXAMPLES, _LAMBDA, _MU = (1, 3, 10), (0.5, 0.3, 0.1), (0.1, 0.03, 0.03)
 _SCORES = 0.2  # standard deviation of the two scores in Q
 _OFFSET = 1e-3  # what stands for λτ in the column of ones
 _RAREST = 0.02  # least share of the marked patches that v allows for
-# Strengths, and folds of examples left out. The first of equal ones is taken, as with a single
-# example. 0 leaves all as it is.
-_STRENGTHS, _FOLDS = (1.0, 3.0, 0.3, 0.0), 5
+# Strengths, and folds of examples left out. The first of equal ones is taken: a weak one, where no
+# example is like another. A single example counts in full; 0 leaves all as it is.
+_STRENGTHS, _FOLDS = (0.3, 1.0, 3.0, 0.0), 5
 # Distances of mean features within which examples count in full, and beyond which not at all. On
 # 18 data sets that changed the mean IoU of other images by -.003 (1 example) and .000 (3 and 10);
 # on the one of several stains an example of a rare stain costs .35 without, and nothing with it.
@@ -87,13 +90,15 @@ class Steering(NamedTuple):
     """What was learned from marked images.
 
     Attributes:
-        coefficients: (2, D + 3) of the features of length 1, the linear score, that of the
-            convolution, and 1: for all images, and for those like a marked one.
+        everywhere: (D + 3,) coefficients, for all images, of the features of length 1, the linear
+            score, that of the convolution, and 1.
+        like: (E, D + 3) those for images like each marked one, on top of it.
         centres: (E, D) mean features of the marked images.
         examples: () number of marked images; 0 where a word alone steers.
     """
 
-    coefficients: Float[Array, "2 d+3"]
+    everywhere: Float[Array, " d+3"]
+    like: Float[Array, "e d+3"]
     centres: Float[Array, "e d"]
     examples: Any
 
@@ -103,15 +108,15 @@ def steer(
 ) -> Float[Array, " n"]:
     """(N,) margins of one image, above 0 is foreground; see `scoring.score`."""
     prior, columns = prior_and_columns(scorer, features, grid)
-    mean = columns[:, : steering.centres.shape[1]].mean(0)
-    everywhere, like = steering.coefficients
-    return prior + columns @ (everywhere + likeness(mean, steering.centres) * like)
+    share, place = nearest(columns[:, :-3].mean(0), steering.centres)
+    return prior + columns @ (steering.everywhere + share * steering.like[place])
 
 
-def likeness(mean: Float[Array, " d"], centres: Float[Array, "e d"]) -> Float[Array, ""]:
-    """1 for an image whose mean feature is near one of the marked images', 0 if it is far."""
-    distance = jnp.linalg.norm(centres - mean, axis=-1).min()
-    return jnp.clip((_FAR - distance) / (_FAR - _NEAR), 0, 1)
+def nearest(mean: Any, centres: Any) -> tuple[Any, Any]:
+    """How far an image of a mean feature (D,) is like the marked one (E, D) that is most like it,
+    0 to 1, and which that is."""
+    distances = jnp.linalg.norm(jnp.asarray(centres) - mean, axis=-1)
+    return jnp.clip((_FAR - distances.min()) / (_FAR - _NEAR), 0, 1), distances.argmin()
 
 
 def prior_and_columns(
@@ -149,43 +154,60 @@ def fit_steering(
             columns = np.asarray(one, np.float64)
             gram, count = gram + columns.T @ columns, count + len(columns)
     gram = gram / count
-    everywhere, found = np.zeros((2, len(gram))) if earlier is None else earlier.coefficients
-    everywhere, found = np.asarray(everywhere), np.asarray(found)
-    examples = [_example(scorer, features, marks, everywhere) for features, marks in marked]
+    everywhere, like = np.zeros(len(gram)), np.zeros((0, len(gram)))
+    centres = np.zeros((0, len(gram) - 3))
+    if earlier is not None:
+        everywhere = np.asarray(earlier.everywhere)
+        if earlier.examples:
+            like, centres = np.asarray(earlier.like), np.asarray(earlier.centres)
+    examples = [_example(scorer, *one, everywhere, like, centres) for one in marked]
     masked = [one for one in examples if one.fine is not None]
-    known = () if earlier is None or not earlier.examples else earlier.centres
-    found, quality = _learn_masks(gram, masked, found, known)
+    like = np.stack([*like, *(one.before for one in examples)])
+    centres = np.stack([*centres, *(one.mean for one in examples)])
+    strength, quality = _strength(gram, masked, centres[: -len(examples)])
+    like = like + _taught(gram, masked, centres, strength)
     clicked = []
-    for one, (_, marks) in zip(examples, marked, strict=True):
-        margins = one.prior + one.columns @ found
+    for one, row, (_, marks) in zip(examples, like[-len(examples) :], marked, strict=True):
+        margins = one.prior + one.columns @ (row - one.before)
         for x, y, thing in marks.clicks:
             gaps = np.maximum(_SURE - margins, 0) if thing else np.minimum(-_SURE - margins, 0)
             weight = min(_CLICK, _CLICKS / len(marks.clicks))
-            shares = click_shares(x, y, marks.size, one.grid)
-            clicked.append((one.columns, gaps, weight * shares))
+            shares = weight * click_shares(x, y, marks.size, one.grid)
+            clicked.append((one.mean, one.columns, gaps, shares))
     if clicked:
-        columns, gaps, weights = map(np.concatenate, zip(*clicked, strict=True))
-        found = found + solve(gram, columns, gaps, weights / max(1, weights.sum()), _HELD, _HELD)
-    count = len(marked) + (0 if earlier is None else int(earlier.examples))
-    centres = np.stack([*known, *(one.mean for one in examples)])
+        like = like + _of_points(
+            centres,
+            clicked,
+            lambda columns, gaps, weights: solve(
+                gram, columns, gaps, weights / max(1, weights.sum()), _HELD, _HELD
+            ),
+        )
     # Some twice, so that the program that applies it is compiled for few numbers of them.
-    centres = centres[np.arange(1 << (len(centres) - 1).bit_length()) % len(centres)]
-    return _steering(everywhere, found, centres, count), quality
+    again = np.arange(1 << (len(centres) - 1).bit_length()) % len(centres)
+    count = len(marked) + (0 if earlier is None else int(earlier.examples))
+    return _steering(everywhere, like[again], centres[again], count), quality
 
 
-def _steering(
-    everywhere: np.ndarray, like: np.ndarray, centres: np.ndarray, count: int
-) -> Steering:
-    coefficients = jnp.asarray(np.stack([everywhere, like]), jnp.float32)
-    return Steering(coefficients, jnp.asarray(centres, jnp.float32), jnp.int32(count))
+def _steering(everywhere: Any, like: Any, centres: Any, count: int) -> Steering:
+    parts = [jnp.asarray(one, jnp.float32) for one in (everywhere, like, centres)]
+    return Steering(parts[0], parts[1], parts[2], jnp.int32(count))
 
 
 class _Example(NamedTuple):
-    """A marked image on patches: mean feature, columns, prior, and of a mask targets and known
-    shares; the same two on a finer grid, to compare what is found with."""
+    """A marked image on patches.
+
+    Attributes:
+        grid: (h, w).
+        mean: (D,) feature.
+        before: (D + 3,) what steered images like it before.
+        columns, prior: of its patches, the prior with all that steered them before.
+        targets, known: of its mask; see `patch_targets`.
+        fine: the same two on a finer grid, to compare what is found with; None without a mask.
+    """
 
     grid: tuple[int, int]
     mean: np.ndarray
+    before: np.ndarray
     columns: np.ndarray
     prior: np.ndarray
     targets: np.ndarray
@@ -194,69 +216,113 @@ class _Example(NamedTuple):
 
 
 def _example(
-    scorer: Scorer, features: Float[np.ndarray, "1 h w d"], marks: Marks, everywhere: np.ndarray
+    scorer: Scorer,
+    features: Float[np.ndarray, "1 h w d"],
+    marks: Marks,
+    everywhere: np.ndarray,
+    like: np.ndarray,
+    centres: np.ndarray,
 ) -> _Example:
     prior, columns = (np.asarray(part[0], np.float64) for part in _columns_of(scorer, features))
-    prior = prior + columns @ everywhere
-    mean = columns[:, : features.shape[-1]].mean(0)
+    mean, before = columns[:, :-3].mean(0), 0 * everywhere
+    if len(centres):
+        share, place = nearest(mean, centres)
+        before = float(share) * like[int(place)]
+    prior = prior + columns @ (everywhere + before)
     grid = features.shape[1], features.shape[2]
     if marks.truth is None:
-        return _Example(grid, mean, columns, prior, prior, prior, None)
+        return _Example(grid, mean, before, columns, prior, prior, prior, None)
     fine = patch_targets(marks.truth, (_FINER * grid[0], _FINER * grid[1]))
-    return _Example(grid, mean, columns, prior, *patch_targets(marks.truth, grid), fine)
+    parts = patch_targets(marks.truth, grid)
+    return _Example(grid, mean, before, columns, prior, *parts, fine)
 
 
-def _learn_masks(
-    gram: np.ndarray, examples: Sequence[_Example], found: np.ndarray, known: Iterable[Any] = ()
-) -> tuple[np.ndarray, float]:
-    """Coefficients that masks teach, on top of those found before; and their quality.
+def _of_points(
+    points: Iterable[np.ndarray],
+    marked: Sequence[tuple[np.ndarray, ...]],
+    learn: Callable[..., np.ndarray],
+) -> np.ndarray:
+    """(P, D + 3) what is learned for images of each mean feature (D,), of marked ones like it.
+
+    Args:
+        points: (P, D) mean features.
+        marked: mean feature, columns, and further arrays of patches, the weights last.
+        learn: coefficients from columns, these arrays and weights.
+    """
+    found: dict[bytes, np.ndarray] = {}  # in most sets all marked images are alike
+    rows = []
+    for point in points:
+        shares = np.array([float(nearest(point, one[0][None])[0]) for one in marked])
+        key = shares.round(3).tobytes()
+        if key not in found:
+            *arrays, weights = (
+                np.concatenate(part) for part in list(zip(*marked, strict=True))[1:]
+            )
+            weights = weights * np.repeat(shares, [len(one[1]) for one in marked])
+            found[key] = learn(*arrays, weights) if shares.any() else np.zeros(arrays[0].shape[1])
+        rows.append(found[key])
+    return np.stack(rows)
+
+
+def _taught(
+    gram: np.ndarray, examples: Sequence[_Example], points: np.ndarray, strength: float
+) -> np.ndarray:
+    """(P, D + 3) what masks teach for images of each mean feature; see `_of_points`."""
+    if not (examples and strength):
+        return np.zeros((len(points), len(gram)))
+
+    def learn(columns, gaps, inside, weights):
+        count = np.log(max(1.0, weights.sum() / np.mean([one.known.sum() for one in examples])))
+        lam, mu = (
+            np.exp(np.interp(count, np.log(_EXAMPLES), np.log(values))) / strength
+            for values in (_LAMBDA, _MU)
+        )
+        share = np.clip(np.average(inside, weights=weights), _RAREST, 1 - _RAREST)
+        weights = weights * np.where(inside, share, 1 - share) ** -0.5
+        return solve(gram, columns, gaps, weights / weights.sum(), lam, mu)
+
+    parts = [(e.mean, e.columns, e.targets - e.prior, e.targets > 0, e.known) for e in examples]
+    return _of_points(points, parts, learn)
+
+
+def _strength(
+    gram: np.ndarray, examples: Sequence[_Example], centres: np.ndarray
+) -> tuple[float, float]:
+    """The strength that scores best on examples left out, and its mean IoU.
 
     Args:
         gram: see `solve`.
         examples: with masks.
-        found: coefficients of images like a marked one.
-        known: mean features of images that were marked before.
+        centres: (C, D) mean features of images that were marked before.
     """
-
-    def taught(some: Sequence[_Example], strength: float) -> np.ndarray:
-        if not (some and strength):
-            return found
-        lam, mu = (
-            np.exp(np.interp(np.log(len(some)), np.log(_EXAMPLES), np.log(values))) / strength
-            for values in (_LAMBDA, _MU)
-        )
-        parts = [
-            (e.columns, e.targets - e.prior - e.columns @ found, e.targets, e.known) for e in some
-        ]
-        columns, gaps, targets, known = map(np.concatenate, zip(*parts, strict=True))
-        inside = targets > 0
-        share = np.clip(np.average(inside, weights=known), _RAREST, 1 - _RAREST)
-        weights = known * np.where(inside, share, 1 - share) ** -0.5
-        return found + solve(gram, columns, gaps, weights / weights.sum(), lam, mu)
 
     def quality(strength: float) -> float:
         folds = min(len(examples), _FOLDS)
         scores = []
         for fold in range(folds):
             rest = [one for at, one in enumerate(examples) if at % folds != fold]
-            coefficients, centres = taught(rest, strength), [*known, *(one.mean for one in rest)]
+            points = np.stack([*centres, *(one.mean for one in rest)]) if rest else centres
+            taught = _taught(gram, rest, points, strength)
             for one in examples[fold::folds]:
-                like = float(likeness(*map(jnp.asarray, (one.mean, centres)))) if centres else 0.0
-                scores.append(_agreement(one, like * coefficients))
+                share, place = nearest(one.mean, points) if len(points) else (0.0, 0)
+                scores.append(_agreement(one, float(share) * taught[int(place)] if rest else None))
         return float(np.mean(scores))
 
     if not examples:
-        return found, np.nan
+        return 0.0, np.nan
+    if len(examples) == 1:
+        return 1.0, quality(0.0)
     qualities = {strength: quality(strength) for strength in _STRENGTHS}
     best = max(qualities, key=qualities.__getitem__)
-    return taught(examples, best), qualities[best]
+    return best, qualities[best]
 
 
-def _agreement(one: _Example, coefficients: np.ndarray) -> float:
-    """IoU of what is found in an example with its mask."""
+def _agreement(one: _Example, coefficients: np.ndarray | None) -> float:
+    """IoU of what is found in an example with its mask, after a change of the coefficients."""
     assert one.fine is not None
     targets, known = one.fine
-    margins = np.clip(one.prior + one.columns @ coefficients, -1, 1).reshape(one.grid)
+    change = 0.0 if coefficients is None else one.columns @ coefficients
+    margins = np.clip(one.prior + change, -1, 1).reshape(one.grid)
     mask = upsample_margins(margins, tuple(_FINER * side for side in one.grid)).ravel()
     either = known[mask | (targets > 0)].sum()
     return float(known[mask & (targets > 0)].sum() / either) if either else 1.0
@@ -283,7 +349,7 @@ def fit_word(
     weights = np.full(len(gaps), 1 / len(gaps))
     gram = columns.T @ columns / len(columns)
     found = solve(gram, columns, gaps, weights, _WORD_LAMBDA, 0)
-    return _steering(found, 0 * found, np.zeros((1, len(found) - 3)), 0)
+    return _steering(found, 0 * found[None], np.zeros((1, len(found) - 3)), 0)
 
 
 def _cue(word: str, prior: np.ndarray, pixels: np.ndarray) -> np.ndarray:
