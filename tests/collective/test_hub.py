@@ -53,7 +53,9 @@ def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, caps
     assert "fitted with unseg_jax on 2 images" in card
     assert "No labels were used" in card
     assert "--model hf:me/moths" in card
-    taught = Steering(np.zeros(51, np.float32), np.int32(1))
+    taught = Steering(
+        *map(np.float32, (np.zeros(51), np.zeros((1, 51)), np.zeros((1, 48)))), np.int32(1)
+    )
     dataclasses.replace(model, steering=taught).push_to_hub("me/steered")
     card = (store / "me/steered/README.md").read_text()
     assert "steered by masks of 1 of the images" in card
