@@ -126,7 +126,7 @@ audit:
 	@$(call environment,test,$(TEST_EXTRAS))
 	$(BIN)/python .ci/audit.py
 
-# Builds and checks a release and tags it here; nothing is pushed or uploaded.
+# Builds and checks a release and tags it here; the tag is yours to push.
 release: package
 	version=$$($(BIN)/python -c 'import unseg_jax; print(unseg_jax.__version__)')
 	if [ -n "$$(git status --porcelain)" ]; then
@@ -139,7 +139,7 @@ release: package
 	fi
 	$(BIN)/python -m twine check --strict build/package/dist/*
 	git tag --annotate "v$$version" --message "Version $$version"
-	echo "tagged v$$version; push it and upload build/package/dist/* to release"
+	echo "tagged v$$version; push the tag to release: the workflow Release uploads it to PyPI"
 
 # In a folder of its own, so that nothing else takes this machine for one with a TPU.
 .tpu/libtpu/libtpu.so:
