@@ -68,14 +68,14 @@ def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
         columns[:, 0] += sign * np.where(inside.ravel(), 1, -1)
         prior = np.where(np.roll(inside, 1), 0.4, -0.4).ravel()  # nearly right
         truth = Truth(inside.repeat(4, 0).repeat(4, 1))
-        parts = steering.patch_targets(truth, grid)
-        fine = steering.patch_targets(truth, (24, 24))
         mean = np.full(2, at % 2 if kind == "unlike" else 0.1 * at)
-        examples.append(steering._Example(grid, mean, 0, columns, prior, *parts, fine))
+        examples.append((steering._Example(grid, mean, np.zeros(5), columns, prior), truth))
         gram += columns.T @ columns / 36 / (1 if kind == "single" else 4)
-    strength, quality = steering._strength(gram, examples, np.zeros((0, 2)))
+    system = steering._System(gram)
+    examples = [steering._with_mask(system, *one) for one in examples]
+    strength, quality = steering._strength(system, examples, np.zeros((0, 2)))
     means = np.stack([one.mean for one in examples])
-    found = steering._taught(gram, examples, means, strength)
+    found = steering._taught(system, examples, means, [strength])[strength]
     before = np.mean([steering._agreement(one, None) for one in examples])
     if kind == "opposed":
         np.testing.assert_array_equal(found, 0)

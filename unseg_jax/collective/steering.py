@@ -6,7 +6,7 @@ scorer's two scores and 1, the steered margins are P + Qc, where c minimises
     mean over marked patches of v (y - P - Qc)² + μ · mean over all patches of (Qc)² + λτ|c|².
 
 y goes from -1 to 1 with the share of a patch that is marked. The second term holds the images to
-what was found without examples, so that a single one does no harm. v lets foreground and
+what was found without examples, so that a single one does little harm. v lets foreground and
 background count alike; τ is the mean variance of a feature. With two examples or more, λ and μ are
 divided by the strength that scores best on examples left out, which may be none at all.
 
@@ -160,26 +160,29 @@ def fit_steering(
         everywhere = np.asarray(earlier.everywhere)
         if earlier.examples:
             like, centres = np.asarray(earlier.like), np.asarray(earlier.centres)
-    examples = [_example(scorer, *one, everywhere, like, centres) for one in marked]
+    system = _System(gram)
+    examples = [_example(system, scorer, *one, everywhere, like, centres) for one in marked]
     masked = [one for one in examples if one.fine is not None]
+    strength, quality = _strength(system, masked, centres)
     like = np.stack([*like, *(one.before for one in examples)])
     centres = np.stack([*centres, *(one.mean for one in examples)])
-    strength, quality = _strength(gram, masked, centres[: -len(examples)])
-    like = like + _taught(gram, masked, centres, strength)
-    clicked = []
+    like = like + _taught(system, masked, centres, [strength])[strength]
+    clicks = []
     for one, row, (_, marks) in zip(examples, like[-len(examples) :], marked, strict=True):
         margins = one.prior + one.columns @ (row - one.before)
         for x, y, thing in marks.clicks:
             gaps = np.maximum(_SURE - margins, 0) if thing else np.minimum(-_SURE - margins, 0)
             weight = min(_CLICK, _CLICKS / len(marks.clicks))
             shares = weight * click_shares(x, y, marks.size, one.grid)
-            clicked.append((one.mean, one.columns, gaps, shares))
-    if clicked:
-        like = like + _of_points(
+            clicks.append(_moments(system, one.columns, one.mean, gaps, shares))
+    if clicks:
+        like = like + _by_likeness(
             centres,
-            clicked,
-            lambda columns, gaps, weights: solve(
-                gram, columns, gaps, weights / max(1, weights.sum()), _HELD, _HELD
+            clicks,
+            lambda shares: system.solve(
+                *_sum(clicks, shares / max(1, shares @ [one.weight for one in clicks])),
+                _HELD,
+                _HELD,
             ),
         )
     # Some twice, so that the program that applies it is compiled for few numbers of them.
@@ -193,6 +196,68 @@ def _steering(everywhere: Any, like: Any, centres: Any, count: int) -> Steering:
     return Steering(parts[0], parts[1], parts[2], jnp.int32(count))
 
 
+class _System:
+    """The normal equations of the module's objective in the columns of Q.
+
+    Attributes:
+        scale, mean: (D + 3,) of the columns that Q is made of.
+        everywhere: (D + 3, D + 3) mean over all patches of the products of columns of Q.
+    """
+
+    def __init__(self, gram: np.ndarray):
+        width, self.mean = len(gram) - 3, gram[-1].copy()
+        self.scale = np.ones(len(gram))
+        variances = np.diag(gram) - self.mean**2
+        self.scale[width:-1] = _SCORES / np.sqrt(variances + 1e-9)[width:-1]
+        self.mean[-1] = 0  # the column of ones stays
+        centred = gram - np.outer(gram[-1], self.mean) - np.outer(self.mean, gram[-1])
+        centred += np.outer(self.mean, self.mean)
+        self.everywhere = self.scale[:, None] * centred * self.scale
+        self._ridge = np.trace(self.everywhere[:width, :width]) / width
+
+    def of(self, columns: np.ndarray) -> np.ndarray:
+        """(M, D + 3) columns as rows of Q."""
+        return (columns - self.mean) * self.scale
+
+    def solve(self, gram: np.ndarray, gaps: np.ndarray, lam: float, mu: float) -> np.ndarray:
+        """The coefficients (D + 3,), of columns as they are.
+
+        Args:
+            gram, gaps: of the marked patches, QᵀVQ and QᵀV(y - P).
+            lam, mu: λ and μ.
+        """
+        ridge = np.full(len(gram), lam * self._ridge)
+        ridge[-1] = _OFFSET
+        found = np.linalg.solve(gram + mu * self.everywhere + np.diag(ridge), gaps) * self.scale
+        found[-1] -= self.mean @ found
+        return found
+
+
+class _Moments(NamedTuple):
+    """Patches of a marked image: its mean feature, QᵀVQ, QᵀV(y - P), and the sum of V."""
+
+    mean: np.ndarray
+    gram: np.ndarray
+    gaps: np.ndarray
+    weight: float
+
+
+def _moments(
+    system: _System, columns: np.ndarray, mean: np.ndarray, gaps: np.ndarray, weights: np.ndarray
+) -> _Moments:
+    used = weights > 0
+    rows = system.of(columns[used])
+    weighted = rows * weights[used, None]
+    return _Moments(mean, rows.T @ weighted, gaps[used] @ weighted, float(weights.sum()))
+
+
+def _sum(parts: Sequence[_Moments], factors: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The sums of moments, each times a factor."""
+    pairs = [(factor, one) for factor, one in zip(factors, parts, strict=True) if factor]
+    gram = sum((factor * one.gram for factor, one in pairs), 0 * parts[0].gram)
+    return gram, sum((factor * one.gaps for factor, one in pairs), 0 * parts[0].gaps)
+
+
 class _Example(NamedTuple):
     """A marked image on patches.
 
@@ -201,8 +266,9 @@ class _Example(NamedTuple):
         mean: (D,) feature.
         before: (D + 3,) what steered images like it before.
         columns, prior: of its patches, the prior with all that steered them before.
-        targets, known: of its mask; see `patch_targets`.
-        fine: the same two on a finer grid, to compare what is found with; None without a mask.
+        sides: moments of the patches inside and outside of its mask; () without one.
+        fine: targets and known shares on a finer grid, to compare what is found with; see
+            `patch_targets`.
     """
 
     grid: tuple[int, int]
@@ -210,12 +276,12 @@ class _Example(NamedTuple):
     before: np.ndarray
     columns: np.ndarray
     prior: np.ndarray
-    targets: np.ndarray
-    known: np.ndarray
-    fine: tuple[np.ndarray, np.ndarray] | None
+    sides: tuple[_Moments, ...] = ()
+    fine: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def _example(
+    system: _System,
     scorer: Scorer,
     features: Float[np.ndarray, "1 h w d"],
     marks: Marks,
@@ -230,91 +296,103 @@ def _example(
         before = float(share) * like[int(place)]
     prior = prior + columns @ (everywhere + before)
     grid = features.shape[1], features.shape[2]
-    if marks.truth is None:
-        return _Example(grid, mean, before, columns, prior, prior, prior, None)
-    fine = patch_targets(marks.truth, (_FINER * grid[0], _FINER * grid[1]))
-    parts = patch_targets(marks.truth, grid)
-    return _Example(grid, mean, before, columns, prior, *parts, fine)
+    found = _Example(grid, mean, before, columns, prior)
+    return found if marks.truth is None else _with_mask(system, found, marks.truth)
 
 
-def _of_points(
+def _with_mask(system: _System, one: _Example, truth: Truth) -> _Example:
+    targets, known = patch_targets(truth, one.grid)
+    sides = tuple(
+        _moments(system, one.columns, one.mean, targets - one.prior, known * side)
+        for side in (targets > 0, targets <= 0)
+    )
+    fine = patch_targets(truth, (_FINER * one.grid[0], _FINER * one.grid[1]))
+    return one._replace(sides=sides, fine=fine)
+
+
+def _by_likeness(
     points: Iterable[np.ndarray],
-    marked: Sequence[tuple[np.ndarray, ...]],
-    learn: Callable[..., np.ndarray],
-) -> np.ndarray:
-    """(P, D + 3) what is learned for images of each mean feature (D,), of marked ones like it.
-
-    Args:
-        points: (P, D) mean features.
-        marked: mean feature, columns, and further arrays of patches, the weights last.
-        learn: coefficients from columns, these arrays and weights.
-    """
-    found: dict[bytes, np.ndarray] = {}  # in most sets all marked images are alike
+    marked: Sequence[Any],
+    learn: Callable[[np.ndarray], Any],
+) -> Any:
+    """What is learned for images of each mean feature (D,), of how far each of the marked ones,
+    which have a `mean`, is like it."""
+    found: dict[bytes, Any] = {}  # in most sets all marked images are alike
     rows = []
+    means = np.stack([one.mean for one in marked])
     for point in points:
-        shares = np.array([float(nearest(point, one[0][None])[0]) for one in marked])
-        key = shares.round(3).tobytes()
-        if key not in found:
-            *arrays, weights = (
-                np.concatenate(part) for part in list(zip(*marked, strict=True))[1:]
-            )
-            weights = weights * np.repeat(shares, [len(one[1]) for one in marked])
-            found[key] = learn(*arrays, weights) if shares.any() else np.zeros(arrays[0].shape[1])
+        distances = np.linalg.norm(means - point, axis=-1)
+        shares = np.clip((_FAR - distances) / (_FAR - _NEAR), 0, 1).round(3)
+        if (key := shares.tobytes()) not in found:
+            found[key] = learn(shares)
         rows.append(found[key])
     return np.stack(rows)
 
 
 def _taught(
-    gram: np.ndarray, examples: Sequence[_Example], points: np.ndarray, strength: float
-) -> np.ndarray:
-    """(P, D + 3) what masks teach for images of each mean feature; see `_of_points`."""
-    if not (examples and strength):
-        return np.zeros((len(points), len(gram)))
+    system: _System,
+    examples: Sequence[_Example],
+    points: np.ndarray,
+    strengths: Sequence[float],
+) -> dict[float, np.ndarray]:
+    """(P, D + 3) what masks teach for images of each mean feature (D,), by the strength."""
+    shape = len(points), len(system.scale)
+    if not examples or not len(points):
+        return dict.fromkeys(strengths, np.zeros(shape))
+    whole = np.mean([sum(side.weight for side in one.sides) for one in examples])
 
-    def learn(columns, gaps, inside, weights):
-        count = np.log(max(1.0, weights.sum() / np.mean([one.known.sum() for one in examples])))
+    def learn(shares):
+        weights = [shares @ [one.sides[at].weight for one in examples] for at in range(2)]
+        if not sum(weights):
+            return np.zeros((len(strengths), shape[1]))
+        inside = np.clip(weights[0] / sum(weights), _RAREST, 1 - _RAREST)
+        factors = np.array([inside, 1 - inside]) ** -0.5
+        factors /= factors @ weights
+        parts = [side for one in examples for side in one.sides]
+        moments = _sum(parts, np.outer(shares, factors).ravel())
+        count = np.log(max(1.0, sum(weights) / whole))
         lam, mu = (
-            np.exp(np.interp(count, np.log(_EXAMPLES), np.log(values))) / strength
-            for values in (_LAMBDA, _MU)
+            np.exp(np.interp(count, np.log(_EXAMPLES), np.log(values))) for values in (_LAMBDA, _MU)
         )
-        share = np.clip(np.average(inside, weights=weights), _RAREST, 1 - _RAREST)
-        weights = weights * np.where(inside, share, 1 - share) ** -0.5
-        return solve(gram, columns, gaps, weights / weights.sum(), lam, mu)
+        return np.stack(
+            [
+                system.solve(*moments, lam / strength, mu / strength)
+                if strength
+                else np.zeros(shape[1])
+                for strength in strengths
+            ]
+        )
 
-    parts = [(e.mean, e.columns, e.targets - e.prior, e.targets > 0, e.known) for e in examples]
-    return _of_points(points, parts, learn)
+    rows = _by_likeness(points, examples, learn)
+    return {strength: rows[:, at] for at, strength in enumerate(strengths)}
 
 
 def _strength(
-    gram: np.ndarray, examples: Sequence[_Example], centres: np.ndarray
+    system: _System, examples: Sequence[_Example], centres: np.ndarray
 ) -> tuple[float, float]:
     """The strength that scores best on examples left out, and its mean IoU.
 
     Args:
-        gram: see `solve`.
+        system: of the set.
         examples: with masks.
         centres: (C, D) mean features of images that were marked before.
     """
-
-    def quality(strength: float) -> float:
-        folds = min(len(examples), _FOLDS)
-        scores = []
-        for fold in range(folds):
-            rest = [one for at, one in enumerate(examples) if at % folds != fold]
-            points = np.stack([*centres, *(one.mean for one in rest)]) if rest else centres
-            taught = _taught(gram, rest, points, strength)
-            for one in examples[fold::folds]:
-                share, place = nearest(one.mean, points) if len(points) else (0.0, 0)
-                scores.append(_agreement(one, float(share) * taught[int(place)] if rest else None))
-        return float(np.mean(scores))
-
     if not examples:
         return 0.0, np.nan
     if len(examples) == 1:
-        return 1.0, quality(0.0)
-    qualities = {strength: quality(strength) for strength in _STRENGTHS}
-    best = max(qualities, key=qualities.__getitem__)
-    return best, qualities[best]
+        return 1.0, _agreement(examples[0], None)
+    folds, scores = min(len(examples), _FOLDS), []
+    for fold in range(folds):
+        rest = [one for at, one in enumerate(examples) if at % folds != fold]
+        points = np.stack([*centres, *(one.mean for one in rest)])
+        taught = _taught(system, rest, points, _STRENGTHS)
+        for one in examples[fold::folds]:
+            share, place = nearest(one.mean, points)
+            change = [float(share) * taught[strength][int(place)] for strength in _STRENGTHS]
+            scores.append([_agreement(one, coefficients) for coefficients in change])
+    qualities = np.mean(scores, 0)
+    best = int(qualities.argmax())
+    return _STRENGTHS[best], float(qualities[best])
 
 
 def _agreement(one: _Example, coefficients: np.ndarray | None) -> float:
@@ -424,17 +502,9 @@ def solve(
         gaps, weights: (M,) y - P, and what each counts.
         lam, mu: λ and μ.
     """
-    width = len(gram) - 3
-    scale, mean = np.ones(width + 3), gram[-1]
-    scale[width:-1] = _SCORES / np.sqrt(np.diag(gram) - mean**2 + 1e-9)[width:-1]
-    change = np.diag(scale)  # Q = columns @ change
-    change[-1, :-1] = -mean[:-1] * scale[:-1]
-    everywhere = change.T @ gram @ change
-    ridge = np.full(width + 3, lam * np.trace(everywhere[:width, :width]) / width)
-    ridge[-1] = _OFFSET
-    columns = columns @ change
-    system = columns.T @ (weights[:, None] * columns) + mu * everywhere + np.diag(ridge)
-    return change @ np.linalg.solve(system, columns.T @ (weights * gaps))
+    system = _System(gram)
+    marked = _moments(system, columns, gram[-1], gaps, weights)
+    return system.solve(marked.gram, marked.gaps, lam, mu)
 
 
 def read_marks(
