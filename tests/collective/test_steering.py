@@ -12,7 +12,7 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.cli import main
-from unseg_jax.collective import steering
+from unseg_jax.collective import marks, steering
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import load_model
 from unseg_jax.collective.shipped import is_of_shipped, load_shipped
@@ -98,7 +98,7 @@ def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
 )
 def test_a_click_marks_its_patch_most(x, y, grid):
     size = 300, 200
-    shares = steering.click_shares(x * size[1], y * size[0], size, grid).reshape(grid)
+    shares = marks.click_shares(x * size[1], y * size[0], size, grid).reshape(grid)
     assert shares.sum() == pytest.approx(1)
     at = int(y * grid[0]), int(x * grid[1])
     assert shares[at] == pytest.approx(shares.max(), rel=1e-6)
@@ -109,11 +109,11 @@ def test_a_click_marks_its_patch_most(x, y, grid):
 def test_targets_are_shares_of_patches():
     mask = np.zeros((6, 9), bool)
     mask[:3, :3] = True
-    targets, known = steering.patch_targets(Truth(mask), (2, 2))
+    targets, known = marks.patch_targets(Truth(mask), (2, 2))
     np.testing.assert_allclose(targets, [2 * 3 / 4.5 - 1, -1, -1, -1])
     np.testing.assert_allclose(known, 1)
     void = Truth(mask, np.arange(9) < np.full((6, 1), 3))
-    targets, known = steering.patch_targets(void, (2, 3))
+    targets, known = marks.patch_targets(void, (2, 3))
     np.testing.assert_allclose(known, [1, 0, 0] * 2)
     np.testing.assert_allclose(targets[known > 0], [1, -1])
 
@@ -165,8 +165,8 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     grids = features.reshape(len(features), 4, 4, -1)
     prior = steering._columns_of(scorer, grids)[0]
     assert (np.abs(prior) == 1).mean() > 0.8
-    marks = steering.Marks((4, 4), Truth(np.asarray(prior[0] > 0).reshape(4, 4)))
-    found, _ = steering.fit_steering(scorer, [grids], [(grids[:1], marks)])
+    marked = marks.Marks((4, 4), Truth(np.asarray(prior[0] > 0).reshape(4, 4)))
+    found, _ = steering.fit_steering(scorer, [grids], [(grids[:1], marked)])
     steer = jax.jit(jax.vmap(lambda one: steering.steer(scorer, found, one, (4, 4))))
     after = steer(features)
     np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(prior) > 0)

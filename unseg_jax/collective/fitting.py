@@ -22,6 +22,7 @@ from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_see
 from unseg_jax.collective import shared_head
 from unseg_jax.collective.cues import neighbours, project
 from unseg_jax.collective.frames import SET_SIZE, calls_for_fit
+from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.scoring import fit_scorer, score
 from unseg_jax.collective.shipped import is_of_shipped, load_shipped
@@ -31,7 +32,6 @@ from unseg_jax.collective.steering import (
     Steering,
     fit_steering,
     fit_word,
-    read_marks,
 )
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.folders import find_images
@@ -49,7 +49,7 @@ from unseg_jax.segmenter.streaming import decode
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16
 
-    from unseg_jax.collective.steering import Click, Marks
+    from unseg_jax.collective.marks import Click, Marks
     from unseg_jax.data.images import Source
 
 _NO_IMAGES = "there are no images to fit; pass a folder or a list that has some."

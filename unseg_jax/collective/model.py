@@ -35,10 +35,11 @@ from flax.traverse_util import flatten_dict
 from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.backbone import CALLABLE
 from unseg_jax.collective.hub import model_path, push
+from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.scoring import Scorer
 from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, Fitted
-from unseg_jax.collective.steering import Steering, fit_steering, read_marks
+from unseg_jax.collective.steering import Steering, fit_steering
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.images import as_iterable
 from unseg_jax.data.reading import PLAIN, Reading
@@ -52,7 +53,7 @@ from unseg_jax.segmenter import BatchSegmenter
 from unseg_jax.segmenter.keeping import Store
 
 if TYPE_CHECKING:
-    from unseg_jax.collective.steering import Click
+    from unseg_jax.collective.marks import Click
     from unseg_jax.data.images import Range, Source
 
 

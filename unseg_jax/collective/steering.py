@@ -20,9 +20,7 @@ marks the patches around it, where the margin is to be at least .5, or at most -
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -32,16 +30,13 @@ from PIL import Image
 
 from unseg_jax.clustering.graphs import normalise_rows
 from unseg_jax.collective import scoring
-from unseg_jax.data.masks import read_mask
-from unseg_jax.errors import closest
+from unseg_jax.collective.marks import Marks, click_shares, patch_targets
 from unseg_jax.postprocess.margins import upsample_margins
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from unseg_jax.collective.scoring import Scorer
-    from unseg_jax.data.images import Source
-    from unseg_jax.data.reading import Reading
     from unseg_jax.data.truths import Truth
 
 # Numbers of examples, and λ and μ that were measured with them; between them by logarithms.
@@ -60,7 +55,6 @@ _FINER = 4  # cells of a side of a patch in which masks are compared
 # Clicks: on 13 data sets, 1, 3 and 10 clicks on errors in one image raised the mean IoU of the
 # others by .003, .007 and .009, and clicks on random places by .000, .001 and .001.
 _CLICK, _CLICKS = 0.1, 0.3  # what one weighs, and all of an image, where a mask weighs 1
-_RADIUS = 0.7  # standard deviation of what a click marks, in patches
 _SURE = 0.5  # margin that a click asks for
 _HELD = 2.0  # λ and μ of clicks
 
@@ -73,17 +67,6 @@ LOOK_FOR = ("bright", "dark", "centre", "small", "large")
 """What `fit` can be told to look for."""
 MAX_LOOKED_AT = 32
 """Images of a set from which a word is learned, at most."""
-
-Click = tuple[float, float, bool]
-"""x and y in pixels of the image, from its left and its top, and whether a thing is there."""
-
-
-class Marks(NamedTuple):
-    """What is marked in one image: a mask, clicks, or both."""
-
-    size: tuple[int, int]
-    truth: Truth | None = None
-    clicks: tuple[Click, ...] = ()
 
 
 class Steering(NamedTuple):
@@ -116,7 +99,12 @@ def nearest(mean: Any, centres: Any) -> tuple[Any, Any]:
     """How far an image of a mean feature (D,) is like the marked one (E, D) that is most like it,
     0 to 1, and which that is."""
     distances = jnp.linalg.norm(jnp.asarray(centres) - mean, axis=-1)
-    return jnp.clip((_FAR - distances.min()) / (_FAR - _NEAR), 0, 1), distances.argmin()
+    return likeness(distances.min()), distances.argmin()
+
+
+def likeness(distance: Any) -> Any:
+    """1 where mean features are near to each other, 0 where they are far."""
+    return jnp.clip((_FAR - distance) / (_FAR - _NEAR), 0, 1)
 
 
 def prior_and_columns(
@@ -322,7 +310,7 @@ def _by_likeness(
     means = np.stack([one.mean for one in marked])
     for point in points:
         distances = np.linalg.norm(means - point, axis=-1)
-        shares = np.clip((_FAR - distances) / (_FAR - _NEAR), 0, 1).round(3)
+        shares = np.asarray(likeness(distances), np.float64).round(3)
         if (key := shares.tobytes()) not in found:
             found[key] = learn(shares)
         rows.append(found[key])
@@ -456,36 +444,6 @@ def _columns_of(scorer, features):
     return jax.vmap(lambda one: prior_and_columns(scorer, one, grid))(rows)
 
 
-def click_shares(
-    x: float, y: float, size: tuple[int, int], grid: tuple[int, int]
-) -> Float[np.ndarray, " n"]:
-    """(N,) how much of a click falls to each patch, 1 in all: a Gaussian of patches around it."""
-    places = [(np.arange(count) + 0.5) for count in grid]
-    rows, columns = (
-        np.exp(-(((place - at * count / length) / _RADIUS) ** 2) / 2)
-        for place, at, count, length in zip(places, (y, x), grid, size, strict=True)
-    )
-    shares = np.outer(rows, columns).ravel()
-    shares[shares < 0.1 * shares.max()] = 0
-    return shares / shares.sum()
-
-
-def patch_targets(truth: Truth, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) targets from -1 (none of a patch is marked) to 1 (all), and (N,) its known share."""
-    rows, columns = (_overlaps(*sides) for sides in zip(truth.shape, grid, strict=True))
-    valid = np.ones(truth.shape) if truth.valid is None else truth.valid
-    mask, known = (rows @ part.astype(np.float64) @ columns.T for part in (truth.mask, valid))
-    return (2 * mask / np.maximum(known, 1e-9) - 1).ravel(), known.ravel()
-
-
-def _overlaps(length: int, count: int) -> np.ndarray:
-    """(count, length) the share that each pixel has in each of equal parts of a side."""
-    edges = np.linspace(0, length, count + 1)[:, None]
-    pixels = np.arange(length)
-    shared = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    return np.maximum(shared, 0) * count / length
-
-
 def solve(
     gram: np.ndarray,
     columns: np.ndarray,
@@ -505,68 +463,3 @@ def solve(
     system = _System(gram)
     marked = _moments(system, columns, gram[-1], gaps, weights)
     return system.solve(marked.gram, marked.gaps, lam, mu)
-
-
-def read_marks(
-    sources: Sequence[Source],
-    reading: Reading,
-    examples: Mapping[Any, Source] | None = None,
-    clicks: Mapping[Any, Iterable[Click]] | None = None,
-) -> dict[int, Marks]:
-    """The marks of images, by the index of their image in `sources`.
-
-    Raises:
-        ValueError: no marks, one of an image that is none of the set, a mask of another size, a
-            click outside of its image, or nothing but foreground or background in all masks.
-        ImageError: an image or a mask that cannot be read.
-    """
-    places = {_place(source): index for index, source in enumerate(sources)}
-    marks: dict[int, Marks] = {}
-    for path, mask in (examples or {}).items():
-        index = _index_of(path, places, sources)
-        truth, size = read_mask(mask), reading.read(sources[index]).size
-        if truth.shape != tuple(size):
-            raise ValueError(
-                f"the mask of {path} has {truth.shape[1]} × {truth.shape[0]} pixels and the image "
-                f"{size[1]} × {size[0]}: give one of the image's size."
-            )
-        marks[index] = Marks(size, truth)
-    clicked = False
-    for path, points in (clicks or {}).items():
-        index = _index_of(path, places, sources)
-        points = tuple((float(x), float(y), bool(thing)) for x, y, thing in points)
-        if not points:
-            continue
-        clicked = True
-        known = marks.get(index) or Marks(reading.read(sources[index]).size)
-        for x, y, _ in points:
-            if not (0 <= x < known.size[1] and 0 <= y < known.size[0]):
-                raise ValueError(
-                    f"the click at {x:g}, {y:g} lies outside of {path}, which has "
-                    f"{known.size[1]} × {known.size[0]} pixels: give x and y from its top left."
-                )
-        marks[index] = known._replace(clicks=known.clicks + points)
-    truths = [one.truth for one in marks.values() if one.truth is not None]
-    if not clicked and not any(truth.mask.any() for truth in truths):
-        raise ValueError("no example marks any foreground: mark an object in at least one image.")
-    if not clicked and all(truth.known(truth.mask).all() for truth in truths):
-        raise ValueError("all examples are foreground all over: leave some background unmarked.")
-    return marks
-
-
-def _index_of(path: Any, places: Mapping[Any, int], sources: Sequence[Source]) -> int:
-    if isinstance(path, int) and 0 <= path < len(sources):
-        return path
-    index = None if _place(path) is None else places.get(_place(path))
-    if index is None:
-        match = closest(str(path), [str(source) for source in sources if _place(source)])
-        hint = f"did you mean {match}?" if match else "give the path of one that is fitted."
-        raise ValueError(f"the example {path} is not among the images: {hint}")
-    return index
-
-
-def _place(source: Any) -> tuple[Path, int | None] | None:
-    """What tells a file, or a page of one, from others; None of what is no path."""
-    if not isinstance(source, str | os.PathLike):
-        return None
-    return Path(source).expanduser().resolve(), getattr(source, "number", None)

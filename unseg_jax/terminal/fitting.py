@@ -17,7 +17,7 @@ from unseg_jax.terminal.console import expand, progress, say
 from unseg_jax.terminal.options import Images, expand_home, parse_page, parse_range
 
 if TYPE_CHECKING:
-    from unseg_jax.collective.steering import Click
+    from unseg_jax.collective.marks import Click
     from unseg_jax.data.images import Page
 
 
