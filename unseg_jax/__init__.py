@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from unseg_jax.serving import export_segment_fn
 
 # Public name → the module that holds it. A module is imported when one of its names is first used:
-# flax and optax take as long to import as JAX itself, and not every program needs them.
+# JAX takes a second to import, and not every program needs it.
 _HOMES = {
     **dict.fromkeys(("Segmenter", "segment"), "api"),
     **dict.fromkeys(("Backbone", "from_callable", "list_backbones", "load_backbone"), "backbones"),

@@ -6,11 +6,11 @@ import os
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
-from unseg_jax.backbones import VisionTransformer, WeightsError
+from unseg_jax.backbones import WeightsError
 from unseg_jax.backbones.layouts import build_params
+from unseg_jax.backbones.vit import with_params
 from unseg_jax.backbones.weights import SOURCES, cached_path, fetch
 
 PHOTOGRAPH = "UNSEG_JAX_COCO_39769"
@@ -32,11 +32,11 @@ def test_dino_gives_the_published_hidden_state():
     except WeightsError as error:
         pytest.fail(str(error))
     config = dataclasses.replace(SOURCES["dino_vits8"].config, position_offset=0.0)
-    graphdef, params = build_params(tensors, config, "dino_vits8")
+    params = build_params(tensors, config, "dino_vits8")
 
     @jax.jit
     def hidden(params, pixels):
-        model: VisionTransformer = nnx.merge(graphdef, params)
+        model = with_params(config, params)
         return model.norm(model.run_blocks(model.tokens(pixels), config.depth))
 
     state = hidden(params, np.asarray(resized)[None])

@@ -28,14 +28,14 @@ def values(golden):
 @pytest.fixture(scope="module")
 def tiny(values):
     weights = {name[6:]: value for name, value in values.items() if name.startswith("param.")}
-    return Backbone("tiny", "golden", *build_params(weights, TINY, "golden"), TINY)
+    return Backbone("tiny", "golden", build_params(weights, TINY, "golden"), TINY)
 
 
 @pytest.fixture(scope="module")
 def version2(state_dict):
     plain = {"norm.weight": np.ones(64, np.float32), "norm.bias": np.zeros(64, np.float32)}
     params = build_params(state_dict(VERSION2) | plain, VERSION2, "random")
-    return Backbone("random", "random", *params, VERSION2)
+    return Backbone("random", "random", params, VERSION2)
 
 
 def golden_pixels(values, size):
@@ -84,7 +84,7 @@ def test_grid_counts_patches(tiny):
 
 def attention_by_hand(tiny, x, index):
     """Softmax attention of a block, in NumPy float64, all tokens."""
-    leaf = {k: np.asarray(v, np.float64) for k, v in flat(tiny.params).items()}
+    leaf = {k: np.asarray(v, np.float64) for k, v in tiny.params.items()}
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
     y = (x - mean) / np.sqrt(variance + TINY.norm_epsilon)
     y = y * leaf["blocks.norm1.scale"][index] + leaf["blocks.norm1.bias"][index]
@@ -95,8 +95,11 @@ def attention_by_hand(tiny, x, index):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def flat(state):
-    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+@pytest.mark.parametrize("config", [TINY, dataclasses.replace(VERSION2, registers=4)])
+def test_shapes_are_those_of_the_model(config):
+    model = nnx.eval_shape(lambda: vit.VisionTransformer(config, rngs=nnx.Rngs(0)))
+    leaves = nnx.to_flat_state(nnx.state(model))
+    assert {".".join(map(str, path)): leaf.shape for path, leaf in leaves} == config.shapes
 
 
 def tokens_before(tiny, pixels, index):
@@ -104,7 +107,7 @@ def tokens_before(tiny, pixels, index):
 
     @jax.jit
     def tokens(params, pixels):
-        model = nnx.merge(tiny.graphdef, params)
+        model = vit.with_params(tiny.config, params)
         return model.run_blocks(model.tokens(pixels), index)
 
     return np.asarray(tokens(tiny.params, pixels), np.float64)
@@ -127,7 +130,7 @@ def test_attention_facet_is_each_patch_over_all_tokens(tiny, values):
 
 
 def test_blocks_count_from_both_ends(tiny):
-    model = nnx.merge(tiny.graphdef, tiny.params)
+    model = vit.with_params(tiny.config, tiny.params)
     assert [model.block_index(block) for block in range(-3, 3)] == [0, 1, 2, 0, 1, 2]
     for block in (3, -4):
         with pytest.raises(ValueError, match="there is no block"):
@@ -165,7 +168,7 @@ def test_an_image_does_not_see_its_batch(tiny, pixels):
 
 def test_many_tokens_give_the_same_head_by_head(tiny, pixels, monkeypatch):
     image = pixels(2, 40, 32, 3)
-    model = nnx.merge(tiny.graphdef, tiny.params)
+    model = vit.with_params(tiny.config, tiny.params)
     together = jax.jit(lambda pixels: model.block(0)(model.tokens(pixels)))(image)
     monkeypatch.setattr(vit, "_TOKENS_AT_ONCE", 8)
     in_turn = jax.jit(lambda pixels: model.block(0)(model.tokens(pixels)))(image)
@@ -174,7 +177,7 @@ def test_many_tokens_give_the_same_head_by_head(tiny, pixels, monkeypatch):
 
 def test_pixels_beyond_the_last_whole_patch_do_not_count(tiny, pixels):
     image = pixels(1, 37, 35, 3)
-    model = nnx.merge(tiny.graphdef, tiny.params)
+    model = vit.with_params(tiny.config, tiny.params)
     # Both have a 4 x 4 grid, but only square images keep the embedding as it is.
     tokens = jax.jit(lambda pixels: model.tokens(pixels))
     np.testing.assert_allclose(tokens(image), tokens(image[:, :36, :35]), atol=1e-6)
@@ -207,15 +210,13 @@ def test_bfloat16_stays_near_float32(version2, pixels):
 def test_keys_need_nothing_that_comes_after_them(tiny, values):
     """What the last block does after its keys is not even read."""
     pixels = golden_pixels(values, "32x32")
-    used = {"norm1", "qkv"}
-    poisoned = nnx.from_flat_state(
-        [
-            (path, leaf.replace(leaf[...].at[-1].set(jnp.nan)))
-            if path[0] == "blocks" and path[1] not in used
-            else (path, leaf)
-            for path, leaf in nnx.to_flat_state(tiny.params)
-        ]
-    )
+    used = ("blocks.norm1", "blocks.qkv")
+    poisoned = {
+        name: leaf.at[-1].set(jnp.nan)
+        if name.startswith("blocks.") and not name.startswith(used)
+        else leaf
+        for name, leaf in tiny.params.items()
+    }
     np.testing.assert_array_equal(
         tiny.features(poisoned, pixels, facet="key"),
         tiny.features(tiny.params, pixels, facet="key"),

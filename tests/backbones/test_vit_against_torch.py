@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 pytest.importorskip("torch")
 
@@ -14,6 +13,7 @@ from benchmarks.reference import torch_vit
 from unseg_jax.backbones import Backbone
 from unseg_jax.backbones.grids import bicubic_matrix, interpolate_positions
 from unseg_jax.backbones.layouts import build_params
+from unseg_jax.backbones.vit import with_params
 from unseg_jax.backbones.weights import SOURCES
 
 CONFIG = SOURCES["dino_vits8"].config
@@ -26,7 +26,7 @@ def weights(state_dict):
 
 @pytest.fixture(scope="module")
 def backbone(weights):
-    return Backbone("random", "random", *build_params(weights, CONFIG, "random"), CONFIG)
+    return Backbone("random", "random", build_params(weights, CONFIG, "random"), CONFIG)
 
 
 def torch_blocks(weights, images):
@@ -48,7 +48,7 @@ def test_every_block_equals_pytorch_at_the_real_size(backbone, weights, pixels, 
 
     @jax.jit
     def after_each(params, images):
-        model = nnx.merge(backbone.graphdef, params)
+        model = with_params(backbone.config, params)
         first = model.tokens(images)
 
         def step(x, index):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from unseg_jax.backbones.backbone import Backbone, from_callable
 from unseg_jax.backbones.compare import compare_weights
+from unseg_jax.backbones.config import Facet, ViTConfig
 from unseg_jax.backbones.layouts import build_params
-from unseg_jax.backbones.vit import Facet, VisionTransformer, ViTConfig
 from unseg_jax.backbones.weights import (
     AUTO,
     SOURCES,
@@ -23,7 +23,6 @@ __all__ = [
     "Backbone",
     "Facet",
     "ViTConfig",
-    "VisionTransformer",
     "WeightsError",
     "compare_weights",
     "convert_weights",
@@ -67,5 +66,5 @@ def load_backbone(name_or_path: str | Path = AUTO, *, dtype: str = "auto") -> Ba
         )
         raise ValueError(f"a {type(name_or_path).__name__} is not a backbone; {remedy}.")
     name, source, weights, config = find(name_or_path)
-    graphdef, params = build_params(weights.tensors, config, str(weights.path), dtype)
-    return Backbone(name, source, graphdef, params, config)
+    params = build_params(weights.tensors, config, str(weights.path), dtype)
+    return Backbone(name, source, params, config)

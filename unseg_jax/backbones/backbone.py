@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from unseg_jax.backbones import grids
-from unseg_jax.backbones.vit import Facet, ViTConfig
+from unseg_jax.backbones.config import Facet, ViTConfig
 from unseg_jax.errors import why
 
 if TYPE_CHECKING:
@@ -27,15 +26,18 @@ CALLABLE = "callable:"
 _PROBE = 14  # patches a side of the made-up image on which the width is read
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "facet", "block", "stride", "log_bin"))
-def _features(graphdef, params, pixels, *, facet, block, stride, log_bin):
-    model = nnx.merge(graphdef, params)
-    return model.features(pixels, facet=facet, block=block, stride=stride, log_bin=log_bin)
+@functools.partial(jax.jit, static_argnames=("config", "facet", "block", "stride", "log_bin"))
+def _features(config, params, pixels, **wanted):
+    from unseg_jax.backbones.vit import with_params  # with Flax, only where something is traced
+
+    return with_params(config, params).features(pixels, **wanted)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "stride"))
-def _class_attention(graphdef, params, pixels, *, stride):
-    return nnx.merge(graphdef, params).class_attention(pixels, stride=stride)
+@functools.partial(jax.jit, static_argnames=("config", "stride"))
+def _class_attention(config, params, pixels, *, stride):
+    from unseg_jax.backbones.vit import with_params
+
+    return with_params(config, params).class_attention(pixels, stride=stride)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,14 +50,12 @@ class Backbone:
     Attributes:
         name: of `list_backbones()`, hf:ORG/NAME, or the stem of the weights file.
         source: where the weights came from.
-        graphdef: the model without its arrays, static.
-        params: the arrays, an `nnx.State` of float32 or bfloat16.
+        params: dotted path → array of float32 or bfloat16, see `ViTConfig.shapes`.
         config: the model's shape and its best facet.
     """
 
     name: str
     source: str
-    graphdef: nnx.GraphDef
     params: Any
     config: ViTConfig
 
@@ -110,7 +110,7 @@ class Backbone:
         """
         pixels = jnp.asarray(pixels)
         return _features(
-            self.graphdef, params, pixels, facet=facet, block=block, stride=stride, log_bin=log_bin
+            self.config, params, pixels, facet=facet, block=block, stride=stride, log_bin=log_bin
         )
 
     def class_attention(
@@ -131,7 +131,7 @@ class Backbone:
         Raises:
             ValueError: an unknown stride, or an image smaller than a patch.
         """
-        return _class_attention(self.graphdef, params, jnp.asarray(pixels), stride=stride)
+        return _class_attention(self.config, params, jnp.asarray(pixels), stride=stride)
 
 
 @functools.lru_cache(maxsize=64)
@@ -275,5 +275,4 @@ def from_callable(
             )
         width = int(shape[2])
     config = ViTConfig(patch_size=patch, width=width, depth=1, heads=1, grid=_PROBE, facet="token")
-    graphdef: Any = None
-    return CallableBackbone(name, CALLABLE + name, graphdef, params, config, function)
+    return CallableBackbone(name, CALLABLE + name, params, config, function)

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
 from unseg_jax.backbones.layouts import build_params
 from unseg_jax.backbones.weights import find
@@ -72,15 +71,14 @@ def compare_weights(a: str | Path, b: str | Path) -> Comparison:
 def _parameters(name_or_path: str | Path) -> dict[str, np.ndarray]:
     """All parameters by name, those of the blocks one by one."""
     _, _, weights, config = find(name_or_path)
-    _, state = build_params(weights.tensors, config, str(name_or_path))
+    params = build_params(weights.tensors, config, str(name_or_path))
     parameters = {}
-    for path, leaf in nnx.to_flat_state(state):
-        leaf_name, array = ".".join(map(str, path)), np.asarray(leaf[...])
-        if path[0] == "blocks":
-            for block, part in enumerate(array):
-                parameters[f"blocks.{block}.{leaf_name.removeprefix('blocks.')}"] = part
+    for name, leaf in params.items():
+        if name.startswith("blocks."):
+            for block, part in enumerate(np.asarray(leaf)):
+                parameters[f"blocks.{block}.{name.removeprefix('blocks.')}"] = part
         else:
-            parameters[leaf_name] = array
+            parameters[name] = np.asarray(leaf)
     return parameters
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from unseg_jax.backbones.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from unseg_jax.backbones.layouts import infer_config
-from unseg_jax.backbones.vit import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from unseg_jax.cache import unwritable
 from unseg_jax.errors import WeightsError, why
 

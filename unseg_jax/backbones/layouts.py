@@ -15,9 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from unseg_jax.backbones.vit import VisionTransformer, ViTConfig
+from unseg_jax.backbones.config import ViTConfig
 from unseg_jax.errors import WeightsError, printable
 
 Tensors = Mapping[str, np.ndarray]
@@ -224,8 +223,8 @@ def infer_config(tensors: Tensors, where: str) -> ViTConfig:
 
 def build_params(
     tensors: Tensors, config: ViTConfig, where: str, dtype: str = "float32"
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """(graph definition, state) of a model with the tensors (without prefixes) of `where`.
+) -> dict[str, jax.Array]:
+    """Parameters of a model, by `ViTConfig.shapes`, of the tensors (without prefixes) of `where`.
 
     What is allocated is what the tensors take as float32, and only after all of them fit.
 
@@ -233,10 +232,7 @@ def build_params(
         WeightsError: names that are unknown or double, tensors of a wrong shape or dtype, values
             that are not finite, and parameters without a tensor, all in one message.
     """
-    model = nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    leaves = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
-    shapes = {name: leaf.get_value().shape for name, (_, leaf) in leaves.items()}
+    shapes = config.shapes
     filled, problems = _fill(tensors, config, shapes)
     problems += _missing(filled, config, shapes)
     if problems:
@@ -259,9 +255,7 @@ def build_params(
                 "use other weights."
             )
     # Converted by NumPy: JAX would compile a program for each shape.
-    on_device = jax.device_put({name: array.astype(dtype) for name, array in arrays.items()})
-    values = [(path, leaf.replace(on_device[name])) for name, (path, leaf) in leaves.items()]
-    return graphdef, nnx.from_flat_state(values)
+    return jax.device_put({name: array.astype(dtype) for name, array in arrays.items()})
 
 
 def _fill(

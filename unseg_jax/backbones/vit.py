@@ -7,10 +7,10 @@ for: keys of the last block need that block's first normalisation and a third of
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,89 +18,15 @@ import numpy as np
 from flax import nnx
 
 from unseg_jax.backbones import grids
+from unseg_jax.backbones.config import FACETS, IMAGENET_MEAN, IMAGENET_STD, Facet, ViTConfig
 from unseg_jax.parallel import take_by_platform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
 
-Facet = Literal["key", "query", "value", "token", "attn"]
-FACETS: tuple[Facet, ...] = ("key", "query", "value", "token", "attn")
 # With more tokens (small strides), heads run in turn: their (T, T) weights would fill memory.
 _TOKENS_AT_ONCE = 4096
 _THIRDS = {"query": 0, "key": 1, "value": 2}
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """The shape of a vision transformer.
-
-    Attributes:
-        patch_size: side of a patch in pixels.
-        width: D, length of a token.
-        depth: number of blocks.
-        heads: attention heads; they divide the width.
-        grid: side of the square grid that the position embedding was learned on.
-        mlp_ratio: hidden width of the multilayer perceptrons over `width`.
-        layer_scale: whether branches are scaled by a learned vector (DINOv2).
-        registers: number of register tokens, which follow the class token and are left out of
-            the features.
-        norm_epsilon: of every layer normalisation.
-        position_offset, position_antialias: see `interpolate_positions`.
-        normalised_tokens: whether the facet "token" of the last block is taken after the final
-            normalisation (DINOv2) or before (DINO).
-        facet: the facet that serves these weights best.
-    """
-
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    grid: int
-    mlp_ratio: int = 4
-    layer_scale: bool = False
-    registers: int = 0
-    norm_epsilon: float = 1e-6
-    position_offset: float = 0.1
-    position_antialias: bool = False
-    normalised_tokens: bool = False
-    facet: Facet = "key"
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Pixels that there may be between patches: the divisors of the patch size, ascending."""
-        patch = self.patch_size
-        return tuple(stride for stride in range(1, patch + 1) if patch % stride == 0)
-
-    def stride(self, stride: int | None) -> int:
-        """The stride in pixels; None is the patch size. Raises ValueError if it is no divisor."""
-        stride = self.patch_size if stride is None else stride
-        if stride not in self.strides:
-            raise ValueError(
-                f"stride {stride} does not divide the patch size {self.patch_size}; "
-                f"use one of {list(self.strides)}."
-            )
-        return stride
-
-    def patch_grid(self, size: tuple[int, int], stride: int | None = None) -> tuple[int, int]:
-        """(rows, columns) of patches of an image of `size` (height, width) in pixels.
-
-        >>> ViTConfig(patch_size=8, width=384, depth=12, heads=6, grid=28).patch_grid((280, 64), 4)
-        (69, 15)
-
-        Raises:
-            ValueError: an image smaller than a patch, or a stride that does not divide the patch.
-        """
-        stride = self.stride(stride)
-        if min(size) < self.patch_size:
-            raise ValueError(
-                f"an image of {size[0]}x{size[1]} pixels is smaller than one patch of "
-                f"{self.patch_size}; resize it first."
-            )
-        height, width = (1 + (side - self.patch_size) // stride for side in size)
-        return height, width
 
 
 def normalise_pixels(
@@ -365,3 +291,16 @@ class VisionTransformer(nnx.Module):
             return weights[:, :, 0, 1 + self.config.registers :].mean(axis=1)
 
         return over_images(extract, pixels)
+
+
+@functools.cache
+def _without_arrays(config: ViTConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0))))
+
+
+def with_params(config: ViTConfig, params: Mapping[str, Array]) -> VisionTransformer:
+    """The model with these parameters, by their dotted paths: see `ViTConfig.shapes`."""
+    graphdef, state = _without_arrays(config)
+    leaves = nnx.to_flat_state(state)
+    filled = [(path, leaf.replace(params[".".join(map(str, path))])) for path, leaf in leaves]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unseg_jax.backbones import focus, hub
+from unseg_jax.backbones.config import ViTConfig
 from unseg_jax.backbones.layouts import build_params, infer_config, strip_prefixes
 from unseg_jax.backbones.readers import (
     read_tensors,
@@ -23,7 +24,6 @@ from unseg_jax.backbones.readers import (
     tensors_sha256,
     write_safetensors,
 )
-from unseg_jax.backbones.vit import ViTConfig
 from unseg_jax.cache import CACHE_VARIABLE, cache_folder, check_sha256, unwritable
 from unseg_jax.errors import WeightsError, nearest
 

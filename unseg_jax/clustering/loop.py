@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.core import Tracer
 
 from unseg_jax.clustering import graphs, head, parts
@@ -23,6 +22,7 @@ from unseg_jax.parallel import How, check_map, map_batch, map_images
 from unseg_jax.registry import resolve
 
 if TYPE_CHECKING:
+    import optax
     from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Params = dict[str, Any]

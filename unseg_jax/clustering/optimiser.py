@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+
+if TYPE_CHECKING:
+    import optax
 
 _FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8
 
@@ -63,6 +65,8 @@ def adamw(learning_rate: float, weight_decay: Any) -> optax.GradientTransformati
             steps = jax.tree.map(change, mean, square, params, weight_decay)
         return steps, AdamWState(count, mean, square)
 
+    import optax  # a quarter of a second, which only training takes
+
     return optax.GradientTransformation(init, update)
 
 
@@ -85,6 +89,8 @@ def descend(
     Returns:
         Parameters and optimiser state after the step; loss and auxiliary tree before it.
     """
+    import optax
+
     (loss, auxiliary), gradient = jax.value_and_grad(objective, has_aux=True)(params, *inputs)
     steps, state = optimiser.update(gradient, state, params)
     return optax.apply_updates(params, steps), state, loss, auxiliary

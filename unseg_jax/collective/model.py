@@ -27,10 +27,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.serialization import to_state_dict
-from flax.traverse_util import flatten_dict
 
 from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.backbone import CALLABLE
@@ -268,8 +267,9 @@ class CollectiveModel:
             del parts["examples"]
             tensors |= {f"steering/{name}": single(part) for name, part in parts.items()}
         if self.head is not None:
-            state = flatten_dict({"head": to_state_dict(self.head)}, sep="/")
-            tensors |= {name: single(leaf) for name, leaf in state.items()}
+            for keys, leaf in jax.tree.leaves_with_path({"head": self.head}):
+                name = jax.tree_util.keystr(keys, simple=True, separator="/")
+                tensors[name] = single(leaf)
         content = save(tensors, facts)
         with atomic(Path(path).expanduser()) as partial:
             partial.write_bytes(content)

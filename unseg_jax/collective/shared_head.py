@@ -11,7 +11,6 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
-import optax
 
 from unseg_jax.clustering import graphs, head
 from unseg_jax.clustering.loop import init_key, make_objective, make_optimiser
@@ -100,6 +99,8 @@ def distil(
         Parameters, optimiser state, loss before the step.
     """
 
+    from optax import sigmoid_binary_cross_entropy
+
     def objective(params):
         def image(inputs):
             nodes, cosines, margins = inputs
@@ -107,7 +108,7 @@ def distil(
             prepared = head.prepare_head(method, graph)
             logits = head.apply_head(params, prepared, method)
             targets = jax.nn.sigmoid(_SHARPNESS * margins)
-            return optax.sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], targets).mean()
+            return sigmoid_binary_cross_entropy(logits[:, 1] - logits[:, 0], targets).mean()
 
         return map_batch(image, (nodes, cosines, margins)).mean(), None
 
