@@ -82,6 +82,20 @@ def test_batches_of_an_accelerator_give_the_same(backbone, images, found):
     assert batched.compilations == len(set(GRIDS))
 
 
+def check_features(segmenter, images, found):
+    """With features, results are as without, and hold those that the backbone gives."""
+    results = segmenter.but(with_features=True)(images)
+    for image, one, other in zip(images, results, found, strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        kept = segmenter.kept_features(segmenter.prepare(image)[None])[0]
+        assert (other.patch_features, one.patch_features.dtype) == (None, np.float16)
+        np.testing.assert_allclose(one.patch_features, kept, atol=0.01)
+
+
+def test_results_hold_the_features_of_their_patches(segmenter, images, found):
+    check_features(segmenter, images, found)
+
+
 HEAD = {"branches": ((8,),), "mlp_width": 8}
 
 
@@ -96,6 +110,7 @@ def test_a_set_of_all_shapes_is_fitted(backbone, images, tmp_path):
     for one, other, grid in zip(model.segment(images), read.segment(images), GRIDS, strict=True):
         assert one.patch_labels.shape == grid
         np.testing.assert_array_equal(one.mask, other.mask)
+    check_features(model.segmenter(), images, model.segment(images))
 
 
 def test_shared_passes_take_all_shapes(backbone, images):

@@ -207,6 +207,7 @@ def segment_pixels(
     key: Array,
     record_every: int = 0,
     map: How | None = None,
+    features: Float[Array, "b n d"] | None = None,
 ) -> tuple[PatchResult, Any]:
     """From pixels to voted labels: the backbone's features, then `segment_features`.
 
@@ -216,8 +217,10 @@ def segment_pixels(
         pixels: (B, H, W, 3), uint8 or float in [0, 1].
         key: of initial parameters and dropout.
         record_every, map: see `segment_features`, static.
+        features: those of the pixels, where they are known.
     """
-    features = extract_features(backbone, method, params, pixels)
+    if features is None:
+        features = extract_features(backbone, method, params, pixels)
     attention = None
     if method.foreground in ("attention", "auto"):
         attention = backbone.class_attention(params, pixels, stride=method.stride)

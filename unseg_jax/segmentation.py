@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from unseg_jax.postprocess import Object, object_box, scale_box, upsample_labels
+from unseg_jax.postprocess.components import source_indices
 from unseg_jax.postprocess.objects import MIN_AREA, Pieces, find_pieces, objects_of
 
 
@@ -59,6 +60,8 @@ class Segmentation:
         split: whether pieces that touch are cut into objects at their necks; see `find_objects`.
             `dataclasses.replace(found, split="auto")` cuts those of a result.
         pixel_size: width and height of a pixel in micrometres, where known.
+        patch_features: (h, w, D) float16 on the grid of patches, or a finer one where the image was
+            seen in tiles; None if not kept.
         look_closer: whether what was found is so small, and the image so large, that tiles of it
             may show more.
 
@@ -87,6 +90,7 @@ class Segmentation:
     min_area: float = MIN_AREA
     split: str = "never"
     pixel_size: tuple[float, float] | None = None
+    patch_features: np.ndarray | None = None
     look_closer: bool = False
 
     @classmethod
@@ -187,6 +191,20 @@ class Segmentation:
         mask = dataclasses.replace(pieces, kept=kept).shown(kept=True)
         labels = np.where(mask, self.raw_labels, self.raw_labels.dtype.type(0))
         return dataclasses.replace(self, raw_mask=mask, raw_labels=labels)
+
+    def without(self, objects: Sequence[Object]) -> Segmentation:
+        """The same without some of its `objects`; specks stay specks."""
+        gone = np.zeros(self.size, bool)
+        for item in objects:
+            left, top, right, bottom = item.box
+            gone[top:bottom, left:right] |= item.mask
+        rows, columns = (
+            np.searchsorted(source_indices(*lengths), np.arange(lengths[0]))
+            for lengths in zip(self.raw_mask.shape, self.size, strict=True)
+        )
+        kept = ~gone[np.ix_(rows, columns)]
+        labels = np.where(kept, self.raw_labels, self.raw_labels.dtype.type(0))
+        return dataclasses.replace(self, raw_mask=self.raw_mask & kept, raw_labels=labels)
 
     @property
     def coverage(self) -> float:

@@ -12,7 +12,14 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.collective.segmenter import SCORED
-from unseg_jax.collective.tiling import CLOSER, blend, choose_threshold, tile_boxes, tile_side
+from unseg_jax.collective.tiling import (
+    CLOSER,
+    blend,
+    choose_threshold,
+    join,
+    tile_boxes,
+    tile_side,
+)
 from unseg_jax.errors import ImageError
 from unseg_jax.registry import resolve
 
@@ -47,6 +54,15 @@ def test_a_tile_is_blended_where_it_lies():
     np.testing.assert_array_equal(blended[:, :75], -1)
     np.testing.assert_array_equal(blended[:, 100:], 1)
     assert (np.diff(blended[50, 75:100]) > 0).all()
+
+
+def test_features_of_tiles_lie_where_the_tiles_do():
+    boxes = tile_boxes(64, 112, 64)
+    cells = np.arange(8, dtype=np.float16) * 8 + 4
+    tiles = [np.stack(np.meshgrid(cells + left, cells + top), -1) for left, top, *_ in boxes]
+    joined = join(np.float16(tiles), boxes, (64, 112))
+    expected = np.stack(np.meshgrid(np.arange(14) * 8 + 4, cells), -1)
+    np.testing.assert_array_equal(joined, expected)
 
 
 def test_the_threshold_is_that_of_tiles_with_an_object():

@@ -30,11 +30,12 @@ from unseg_jax.postprocess.objects import MIN_AREA
 from unseg_jax.registry import resolve
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter, Work
+from unseg_jax.segmenter.device import WithFeatures
 from unseg_jax.segmenter.finishing import not_finite
 from unseg_jax.segmenter.streaming import name_of, stream_batches
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Float16
 
     from unseg_jax.data.images import Picture, Source
 
@@ -173,6 +174,10 @@ def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
         for start in range(0, len(boxes), size)
     ]
     found: Any = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    features = None
+    if isinstance(found, WithFeatures):
+        found, tiles = found
+        features = join(tiles, boxes, full)
     if not found.finite.all():
         raise not_finite(image.name, segmenter.backbone_name)
     threshold = choose_threshold(found.thresholds, found.clearness)
@@ -199,6 +204,7 @@ def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
         losses=np.zeros(0, np.float32),
         evidence=np.clip(blended, -1, 1),
         pixels=image.picture.pixels,
+        patch_features=features,
         # A speck is one of a tile, not of the image.
         min_area=MIN_AREA * min(1.0, method.tile**2 / (full[0] * full[1])),
         method=method.name,
@@ -294,6 +300,22 @@ def blend(
         total[rows, columns] += window * interpolate(one, shape)
         weight[rows, columns] += window
     return total / np.maximum(weight, 1e-6)
+
+
+def join(
+    tiles: Float16[np.ndarray, "t h w d"], boxes: list[Box], size: tuple[int, int]
+) -> Float16[np.ndarray, "r c d"]:
+    """Features of tiles as one grid over the image; where tiles overlap, those of the last."""
+    _, tall, wide, width = tiles.shape
+    left, top, right, bottom = boxes[0]
+    free = size[0] - (bottom - top), size[1] - (right - left)
+    rows, columns = round(size[0] * tall / (bottom - top)), round(size[1] * wide / (right - left))
+    joined = np.zeros((rows, columns, width), tiles.dtype)
+    for tile, (left, top, _, _) in zip(tiles, boxes, strict=True):
+        row = round(top / max(1, free[0]) * (rows - tall))
+        column = round(left / max(1, free[1]) * (columns - wide))
+        joined[row : row + tall, column : column + wide] = tile
+    return joined
 
 
 def _window(length: int) -> np.ndarray:

@@ -110,6 +110,7 @@ def overlay(
     *,
     dim: float = 0.55,
     contour: bool = True,
+    colours: np.ndarray | None = None,
 ) -> np.ndarray:
     """Shows what was found in an image: the background dimmed, every label outlined.
 
@@ -122,6 +123,7 @@ def overlay(
             nothing is dimmed.
         contour: whether to draw the edges of the labels: a line in their colour, within a white
             one where the background begins.
+        colours: (labels, 3) uint8; None takes those of `palette`.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -137,7 +139,7 @@ def overlay(
     count = int(labels.max(initial=0)) + 1
     if count == 1:
         return image.copy()
-    foreground, colours = labels > 0, palette(count)
+    foreground, colours = labels > 0, palette(count) if colours is None else colours
     tint = (0.0 if count == 2 else 0.35) if tint is None else tint
     # Pillow mixes whole images several times faster than NumPy.
     picture = Image.fromarray(image)

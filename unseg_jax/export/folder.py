@@ -26,6 +26,7 @@ from unseg_jax.data.folders import FoundImages, ImageFile
 from unseg_jax.data.images import read_image
 from unseg_jax.data.loader import Writer, default_workers
 from unseg_jax.data.pixel_size import parse_pixel_size, pixel_size
+from unseg_jax.data.reading import PLAIN
 from unseg_jax.errors import DISK_FULL, ImageError, InputError, WriteError, printable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
@@ -39,8 +40,10 @@ from unseg_jax.export.formats import (
     record_of,
     suffixes_of,
 )
+from unseg_jax.export.kinds import Count, Kinds, describe
 from unseg_jax.export.naming import below_common, names_in
 from unseg_jax.export.records import Entry, Record, Run
+from unseg_jax.export.regrouping import carries_kinds, draw_kinds, tell_kinds
 from unseg_jax.export.report import render_report
 from unseg_jax.postprocess.objects import check_min_area
 from unseg_jax.postprocess.splitting import check_split
@@ -73,6 +76,8 @@ class Output:
         pixel_size: side of a pixel in micrometres, or with a unit, such as "320nm"; None takes
             what a file says of its own.
         label_studio_url: where Label Studio finds the folder of the images.
+        kinds: into how many kinds the objects of the folder are grouped, "auto" for the number that
+            is most stable, or the kinds themselves, of which some may be dropped; None groups none.
     """
 
     formats: tuple[str, ...] = ("png",)
@@ -85,6 +90,7 @@ class Output:
     cutout: Cutout = CUTOUT
     pixel_size: float | str | None = None
     label_studio_url: str = ""
+    kinds: Count | Kinds | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formats", check_formats(self.formats))
@@ -93,8 +99,28 @@ class Output:
         check_split(self.split)
         if self.min_area is not None:
             check_min_area(self.min_area)
+        if isinstance(self.kinds, int) and self.kinds < 2:
+            raise ValueError(f"kinds={self.kinds} must be at least 2, or 'auto'.")
         if self.pixel_size is not None:
             object.__setattr__(self, "pixel_size", parse_pixel_size(self.pixel_size)[0])
+
+    @property
+    def dropped(self) -> frozenset[int]:
+        """Numbers of the kinds whose objects are left out."""
+        return self.kinds.dropped if isinstance(self.kinds, Kinds) else frozenset()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plain values that decide what is found; not what images are called, whether there is a
+        report, and into how many kinds objects are grouped."""
+        wanted = dataclasses.asdict(dataclasses.replace(self, kinds=None))
+        for name in ("report", "recursive", "kinds"):
+            wanted.pop(name)
+        if self.kinds is not None:
+            wanted["kinds"] = True
+        if self.dropped:
+            wanted["dropped kinds"] = self.kinds.key  # type: ignore[union-attr]
+        return wanted
 
     @property
     def full_pixels(self) -> bool:
@@ -172,7 +198,15 @@ class Plan:
     @property
     def written(self) -> list[str]:
         """Names of all files that are written, a model not among them."""
-        return [*(name for image in self.todo for name in self.names_of(image)), *self.whole]
+        names = [name for image in self.todo for name in self.names_of(image)]
+        if self.output.kinds is not None:
+            names += [
+                file
+                for name, done in self.store.images.items()
+                for file in done.files
+                if file not in names and carries_kinds(file[len(name) :])
+            ]
+        return [*names, *self.whole]
 
     @property
     def removed(self) -> list[str]:
@@ -223,10 +257,7 @@ def plan_run(
     named = names_in(images, store.images, recursive=output.recursive)
     if only is not None:
         named = _keep_only(named, only)
-    wanted = {**(settings or {}), **dataclasses.asdict(output)}
-    # What the images are called and whether there is a report is no matter of what is found.
-    for name in ("report", "recursive"):
-        wanted.pop(name)
+    wanted = {**(settings or {}), **output.settings}
     own = [image.name for image in named]
     with_results = [name for name in own if _has_result(store, name)]
     differences = [] if overwrite else store.differences(wanted, with_results)
@@ -329,6 +360,13 @@ def segment_files(
     """
     plan = plan or plan_run(images, out, output, overwrite=True)
     output, store = plan.output, plan.store
+    if output.kinds is not None and segmenter:
+        if segmenter.backbone is None:
+            raise InputError(
+                f"'{segmenter.method.name}' has no patch features, by which kinds are told: take a "
+                "method with a backbone."
+            )
+        segmenter = segmenter.but(with_features=True)
     settings, replaced = store.use(plan.settings), {image.name for image in plan.replaced}
     entries: list[Entry] = []
     waiting: collections.deque[tuple[Future, int]] = collections.deque()
@@ -363,7 +401,8 @@ def segment_files(
                 else:
                     result = next(found)
                     job = writer.submit(_finish, plan, image, settings, result, pictured)
-                waiting.append((job, 1 + getattr(getattr(result, "pixels", None), "nbytes", 0)))
+                kept = (getattr(result, name, None) for name in ("pixels", "patch_features"))
+                waiting.append((job, 1 + sum(getattr(one, "nbytes", 0) for one in kept)))
                 settle(_WAITING_BYTES)
             settle(0)
         seconds = max(0.0, time.perf_counter() - start - clock.seconds)
@@ -374,6 +413,12 @@ def segment_files(
             pictured = output.report and len(entries) + len(waiting) < PICTURED
             waiting.append((writer.submit(_reuse, store, image, pictured), 1))
         settle(0)
+        kinds = None
+        if output.kinds is not None:
+            reading = PLAIN if segmenter is None else segmenter.reading
+            kinds = tell_kinds(store, output.kinds, reading, writer.submit)
+            told = [writer.submit(_told, entry, store) for entry in entries if kinds]
+            entries = [one.result() for one in told] or entries
         run = Run(
             tuple(entries[: len(plan.images)]),
             seconds,
@@ -381,10 +426,24 @@ def segment_files(
             plan.left_out,
             sum(e.image.name in replaced and not e.error for e in entries[: len(plan.images)]),
             len(plan.pruned),
+            kinds,
         )
         _write_whole(plan, dataclasses.replace(run, entries=tuple(entries)), segmenter)
         store.finish()
     return run
+
+
+def _told(entry: Entry, store: Store) -> Entry:
+    """An entry with the kinds of its objects, and a picture that shows them."""
+    done = store.images.get(entry.image.name)
+    if entry.error or done is None or done.record is None:
+        return entry
+    record, pictures = Record.from_plain(done.record), dict(entry.pictures)
+    if "photograph" in pictures and all("kind" in item for item in record.objects):
+        with Image.open(io.BytesIO(pictures["photograph"])) as photograph:
+            drawn = draw_kinds(np.asarray(photograph.convert("RGB")), record)
+        pictures["overlay"] = _picture(drawn)
+    return dataclasses.replace(entry, record=record, pictures=pictures)
 
 
 def _others(plan: Plan, entries: Sequence[Entry]) -> list[ImageFile]:
@@ -464,6 +523,11 @@ def _write(plan: Plan, image: ImageFile, found: Any, pictured: bool):
         found = dataclasses.replace(found, min_area=output.min_area)
     if output.objects == "largest":
         found = found.only_largest()
+    if output.dropped and found.objects:
+        described, _ = describe(found.objects, found.patch_features, found.size)
+        numbers = output.kinds.number(described)  # type: ignore[union-attr]
+        both = zip(found.objects, numbers, strict=True)
+        found = found.without([item for item, number in both if number in output.dropped])
     if not output.full_overlay and "cutout" in output.formats:
         cut = encode_image(found, ["cutout"], output.cutout)
         found = dataclasses.replace(found, pixels=shrink_image(found.pixels))

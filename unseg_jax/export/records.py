@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unseg_jax.data.folders import ImageFile
+from unseg_jax.export.kinds import Kinds, describe, encode
 from unseg_jax.export.measures import measure
 from unseg_jax.export.rle import decode_rle, encode_rle
 from unseg_jax.postprocess import Object
@@ -29,11 +30,13 @@ class Record:
         confidence: of the image, 0 to 1.
         labels: labels above 0 that are in use.
         objects: plain dicts with box, area, score, label, and `counts`, the run lengths of the
-            mask cropped to the box; what `measures` adds where a table is written.
+            mask cropped to the box; what `measures` adds where a table is written; and where kinds
+            are told, `features`, and in the end `kind` and `kind_name`.
         losses: of the optimisation; () for baselines.
         notes: what was done to the image while it was read, a sentence each.
         specks: how many pieces were too small to be objects, and were left out.
         pixel_size: width and height of a pixel in micrometres, where known.
+        within: how features vary within objects, where kinds are told; see `kinds.describe`.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Record:
     notes: tuple[str, ...] = ()
     specks: int = 0
     pixel_size: tuple[float, float] | None = None
+    within: str = ""
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Record:
@@ -61,7 +65,10 @@ class Record:
     def as_plain(self) -> dict[str, Any]:
         """The record as JSON takes it; it has no word for a loss that is not finite."""
         losses = [loss if math.isfinite(loss) else None for loss in self.losses]
-        return {**dataclasses.asdict(self), "losses": losses}
+        values = {**dataclasses.asdict(self), "losses": losses}
+        if not self.within:
+            del values["within"]
+        return values
 
     def restored(self) -> list[Object]:
         """The objects with their masks."""
@@ -91,7 +98,11 @@ def record_of(found: Any, name: str = "", file: str = "", *, measured: bool = Fa
         file: path of the image to write down; "" takes the name within its id.
         measured: whether the objects are measured as well; see `unseg_jax.export.measures`.
     """
-    path = Path(found.id or "image")
+    path, within = Path(found.id or "image"), ""
+    described: list[dict[str, str]] = [{} for _ in found.objects]
+    if found.patch_features is not None:
+        means, spread = describe(found.objects, found.patch_features, found.size)
+        described, within = [{"features": encode(mean)} for mean in means], encode(spread)
     objects = tuple(
         {
             "box": list(item.box),
@@ -100,8 +111,9 @@ def record_of(found: Any, name: str = "", file: str = "", *, measured: bool = Fa
             "label": item.label,
             "counts": encode_rle(item.mask)["counts"],
             **(measure(item, found.pixels, found.size, found.pixel_size) if measured else {}),
+            **features,
         }
-        for item in found.objects
+        for item, features in zip(found.objects, described, strict=True)
     )
     return Record(
         name or path.stem,
@@ -115,7 +127,20 @@ def record_of(found: Any, name: str = "", file: str = "", *, measured: bool = Fa
         tuple(found.notes),
         found.specks,
         found.pixel_size,
+        within,
     )
+
+
+def kinds_of(records: Sequence[Record]) -> dict[int, str]:
+    """Number → name of the kinds that objects of some records are of, in order; a last one for the
+    objects that have none. Empty where none has one."""
+    items = [item for record in records for item in record.objects]
+    kinds = dict(
+        sorted({item["kind"]: item["kind_name"] for item in items if "kind" in item}.items())
+    )
+    if kinds and any("kind" not in item for item in items):
+        kinds[max(kinds) + 1] = "no kind"
+    return kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +175,7 @@ class Run:
         left_out: what the search for images did not take, a sentence each.
         replaced: images whose earlier results were replaced.
         removed: images whose results were removed.
+        kinds: of the objects of the folder, where they were asked for and there are any.
     """
 
     entries: tuple[Entry, ...]
@@ -158,6 +184,7 @@ class Run:
     left_out: tuple[str, ...] = ()
     replaced: int = 0
     removed: int = 0
+    kinds: Kinds | None = None
 
     @property
     def done(self) -> list[Entry]:

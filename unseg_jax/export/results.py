@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.errors import InputError
+from unseg_jax.export.formats.table import KINDS
 from unseg_jax.export.records import Record
 from unseg_jax.runs.store import MANIFEST, Store
 
@@ -21,7 +22,7 @@ def read_results(folder: str | os.PathLike, *, objects: bool = False) -> dict[st
     Returns:
         Column → values. Of images: path, name, width, height, objects, coverage, confidence,
         error, and files, a list of absolute paths. Of objects: path, id (from 1), left, top,
-        right, bottom, area, score, label.
+        right, bottom, area, score, label; kind and kind_name where kinds were told.
 
     Raises:
         InputError: no such results, or a manifest that cannot be read.
@@ -55,9 +56,11 @@ def read_results(folder: str | os.PathLike, *, objects: bool = False) -> dict[st
             continue
         for number, item in enumerate(record.objects if record else (), 1):
             sides = dict(zip(("left", "top", "right", "bottom"), item["box"], strict=True))
-            numbers = {key: item[key] for key in ("area", "score", "label")}
+            numbers = {key: item.get(key) for key in ("area", "score", "label", *KINDS)}
             rows.append({"path": done.source, "id": number, **sides, **numbers})
     names = _OBJECT if objects else _IMAGE
+    if objects and any(row["kind"] for row in rows):
+        names = (*names, *KINDS)
     return {name: [row[name] for row in rows] for name in names}
 
 

@@ -29,7 +29,7 @@ from unseg_jax.parallel import How, check_map
 from unseg_jax.pipeline import PatchResult, fit_to_backbone, segment_pixels
 from unseg_jax.registry import refuse_options, refuse_sets, resolve
 from unseg_jax.segmentation import Segmentation
-from unseg_jax.segmenter.device import Apply, Device, device_for
+from unseg_jax.segmenter.device import Apply, Device, WithFeatures, device_for
 from unseg_jax.segmenter.finishing import finish_labels
 from unseg_jax.segmenter.keeping import Store
 from unseg_jax.segmenter.streaming import stream_batches
@@ -89,6 +89,7 @@ class BatchSegmenter:
         work: what is done.
         fitted: tree of arrays that `work.apply` takes: what was fitted on a set; None without.
         kept: what was read of the images while the model was fitted on them; None reads all.
+        with_features: whether results hold the features of their patches.
 
     Raises:
         ValueError: a batch size below 1, a seed out of range, or an unknown `map`.
@@ -103,6 +104,7 @@ class BatchSegmenter:
     work: Work = FRESH
     fitted: Any = None
     kept: Store | None = None
+    with_features: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -181,14 +183,16 @@ class BatchSegmenter:
 
         Returns:
             Arrays with a leading axis of the images; where these differ in shape, lists with one
-            entry for each, of which `jax.device_get` or `np.asarray` makes its array.
+            entry for each, of which `jax.device_get` or `np.asarray` makes its array. They are
+            the `result` of `WithFeatures` where features are asked for.
 
         Raises:
             ValueError: no images.
         """
         params = None if self.backbone is None else self.backbone.params
         shared, most = (params, self.key, self.fitted), self.batch_size
-        return self._device.run(shared, pixels, most=most, size=size, record_every=record_every)
+        options = {"record_every": record_every, "with_features": self.with_features}
+        return self._device.run(shared, pixels, most=most, size=size, **options)
 
     def features(self, pixels: np.ndarray) -> Float[Array, "b n d"]:
         """(B, N, D) float32 patch features of prepared images (B, h, w, 3), on the device.
@@ -282,7 +286,13 @@ class BatchSegmenter:
         Raises:
             ImageError: features or assignments are not finite.
         """
-        return self.work.finish(self.method, self.backbone_name, result, index, image, id, size)
+        features = None
+        if isinstance(result, WithFeatures):
+            result, features = result
+        found = self.work.finish(self.method, self.backbone_name, result, index, image, id, size)
+        if features is None:
+            return found
+        return dataclasses.replace(found, patch_features=np.asarray(features[index]))
 
 
 _FIELDS = dataclasses.fields(BatchSegmenter)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,12 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import has_batch_axis
 from unseg_jax.method import Method
 from unseg_jax.parallel import How, map_images, pad_batch, takes_images_apart
-from unseg_jax.pipeline import PatchResult, segment_features, segment_pixels
+from unseg_jax.pipeline import (
+    PatchResult,
+    extract_features,
+    segment_features,
+    segment_pixels,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16
@@ -46,6 +51,13 @@ def _extract(params, pixels, form, **wanted):
 @functools.partial(jax.jit, static_argnames="grid")
 def _keep(features, grid):
     return features.reshape(len(features), *grid, -1).astype(jnp.float16)
+
+
+class WithFeatures(NamedTuple):
+    """What was found in a batch, and the features of its patches."""
+
+    result: Any
+    features: Float16[Array, "b h w d"]
 
 
 class _Row:
@@ -80,10 +92,16 @@ class Device:
         # With threads the batch of a program is one image.
         inner = None if how == "threads" else how
 
-        def run_pixels(shared, pixels, record_every):
+        def run_pixels(shared, pixels, record_every, with_features):
             params, key, _ = shared
             assert form is not None
-            return segment_pixels(form, method, params, pixels, key, record_every, inner)[0]
+            features = extract_features(form, method, params, pixels) if with_features else None
+            result, _ = segment_pixels(
+                form, method, params, pixels, key, record_every, inner, features
+            )
+            return (
+                WithFeatures(result, self._on_grid(features, pixels)) if with_features else result
+            )
 
         def run_kept(shared, features, record_every):
             batch, *grid, width = features.shape
@@ -96,7 +114,7 @@ class Device:
                 nodes, key, method=method, grid=grid, record_every=record_every, map=inner, **given
             )
 
-        self._pixels = jax.jit(run_pixels, static_argnames=("record_every",))
+        self._pixels = jax.jit(run_pixels, static_argnames=("record_every", "with_features"))
         self._kept = jax.jit(run_kept, static_argnames=("record_every",))
         self._nodes = jax.jit(run_nodes, static_argnames=("grid", "record_every"))
         self._regions: dict[tuple, Any] = {}
@@ -116,6 +134,7 @@ class Device:
         most: int,
         size: int | None = None,
         record_every: int = 0,
+        with_features: bool = False,
     ) -> Any:
         """Runs prepared images; see `BatchSegmenter.run`.
 
@@ -125,6 +144,7 @@ class Device:
             most: images that go to the device at once.
             size: see `BatchSegmenter.run`.
             record_every: record labels every so many epochs.
+            with_features: give `WithFeatures` instead of the result alone.
         """
         if not len(pixels):
             raise ValueError("there are no images to run; pass at least one.")
@@ -132,19 +152,19 @@ class Device:
         for index, one in enumerate(pixels):
             alike.setdefault(one.shape, []).append(index)
         if len(alike) == 1 and len(pixels) <= most:
-            return self._run_alike(shared, pixels, size, record_every)
+            return self._run_alike(shared, pixels, size, record_every, with_features)
         found: list[Any] = [None] * len(pixels)
         for indices in alike.values():
             for start in range(0, len(indices), most):
                 chunk = indices[start : start + most]
                 padded = None if size is None else min(size, most)
                 part = [pixels[at] for at in chunk]
-                result = self._run_alike(shared, part, padded, record_every)
+                result = self._run_alike(shared, part, padded, record_every, with_features)
                 for at, index in enumerate(chunk):
                     found[index] = jax.tree.map(lambda leaf, at=at: _Row(leaf, at), result)
         return jax.tree.map(lambda *leaves: list(leaves), *found)
 
-    def _run_alike(self, shared, pixels, size, record_every) -> Any:
+    def _run_alike(self, shared, pixels, size, record_every, with_features) -> Any:
         """Images of one shape, at most a batch of them."""
         size = len(pixels) if size is None or takes_images_apart(self._how) else size
         padded = pad_batch(np.stack(pixels), size)
@@ -153,11 +173,13 @@ class Device:
             def apply(shared, batch):
                 params, *rest = shared
                 features = batch if batch.dtype == np.float16 else self._keep(params, batch)
-                return self._kept(tuple(rest), features, record_every=record_every)
+                result = self._kept(tuple(rest), features, record_every=record_every)
+                return WithFeatures(result, features) if with_features else result
 
             result = map_images(apply, shared, padded, self._how)
         elif self._method.nodes == "patches":
-            program = functools.partial(self._pixels, record_every=record_every)
+            options = {"record_every": record_every, "with_features": with_features}
+            program = functools.partial(self._pixels, **options)
             result = map_images(program, shared, padded, self._how)
         else:
             program, regions = self.compile_regions(shared[1], padded, record_every=record_every)
@@ -175,9 +197,12 @@ class Device:
         return map_images(self._keep, params, pixels, self._how)
 
     def _keep(self, params, pixels):
+        return self._on_grid(self._extract(params, pixels), pixels)
+
+    def _on_grid(self, features, pixels):
         assert self._form is not None
         grid = self._form.grid((pixels.shape[1], pixels.shape[2]), self._method.stride)
-        return _keep(self._extract(params, pixels), grid)
+        return _keep(features, grid)
 
     def _extract(self, params, pixels):
         names = ("facet", "block", "stride", "log_bin")

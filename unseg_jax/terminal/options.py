@@ -284,6 +284,19 @@ def parse_page(text: str) -> int | None:
     return int(text)
 
 
+def parse_kinds(text: str) -> int | Literal["auto"]:
+    """How many kinds of objects there are: a number from 2, or "auto".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text.strip().lower() == "auto":
+        return "auto"
+    if not (text.strip().isdigit() and int(text) > 1):
+        raise ValueError(f"--kinds {text} is no number of kinds: write 2 or more, or auto.")
+    return int(text)
+
+
 def parse_range(text: str) -> tuple[float, float] | Literal["set"] | None:
     """Which pixel values become black and white: "image", "set", or "LOW:HIGH".
 

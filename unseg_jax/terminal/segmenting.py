@@ -23,7 +23,7 @@ from unseg_jax.method import plain_fields
 from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
 from unseg_jax.terminal.costs import expected_cost
 from unseg_jax.terminal.fitting import fitting_bar
-from unseg_jax.terminal.options import Images, expand_home, parse_page
+from unseg_jax.terminal.options import Images, expand_home, parse_kinds, parse_page
 
 if TYPE_CHECKING:
     from unseg_jax.collective.choosing import Choice
@@ -71,6 +71,15 @@ class Segment(Images):
             help="Separate touching objects: never, auto (convex ones such as nuclei) or always.",
         ),
     ] = "never"
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            "--kinds",
+            metavar="K|auto",
+            help="Group the objects of the folder into K kinds that look alike, or as many as are "
+            "stable; csv, coco and others then name the kind of each.",
+        ),
+    ] = None
     pixel_size: Annotated[
         str | None,
         typer.Option(
@@ -184,6 +193,7 @@ class Segment(Images):
             cutout=self.cutout,
             pixel_size=self.pixel_size,
             label_studio_url=self.label_studio_url,
+            kinds=None if self.kinds is None else parse_kinds(self.kinds),
         )
 
     @property
@@ -482,6 +492,8 @@ def _run(asked: Segment, segmenter: Any, plan: Plan, took: Took) -> int:
         # Standard output is for the lines of JSON alone.
         stream = sys.stderr if asked.show else sys.stdout
         print(f"{len(run.done)} of {len(run.entries)} images {_speed(run, took)}", file=stream)
+        if plan.output.kinds is not None:
+            print(_kinds(run, plan.output), file=stream)
         if run.specks:
             print(with_options(f"specks left out: {run.specks}"), file=stream)
         print(f"look at {plan.out / folder.REPORT}", file=stream)
@@ -502,13 +514,26 @@ def _speed(run: Run, took: Took) -> str:
     )
 
 
+def _kinds(run: Run, output: Output) -> str:
+    if run.kinds is None:
+        return "kinds: there are no objects to group"
+    counts = zip(run.kinds.names, run.kinds.counts, strict=True)
+    found = ", ".join(f"{name}: {count}" for name, count in counts if count)
+    how = ""
+    if output.kinds == "auto":
+        number = len(run.kinds.names)
+        how = f"{number} by stability, " if number > 1 else "no grouping is stable, "
+    return f"kinds: {how}objects of each: {found}"
+
+
 def _line(entry: Entry, plan: Plan) -> dict[str, Any]:
     line: dict[str, Any] = {"path": str(entry.image.path)}
     if entry.record is None:
         return {**line, "error": entry.error}
     record = entry.record
     objects = [
-        {name: value for name, value in item.items() if name != "counts"} for item in record.objects
+        {name: value for name, value in item.items() if name not in ("counts", "features")}
+        for item in record.objects
     ]
     return {
         **line,

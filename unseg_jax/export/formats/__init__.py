@@ -90,6 +90,12 @@ def encode_run(
     return content
 
 
+WITH_KINDS = {
+    form.SUFFIXES[0]: form.with_kinds for form in FORMATS.values() if hasattr(form, "with_kinds")
+}
+"""Suffix → (content, objects with kinds) → content, of the files of an image that hold classes."""
+
+
 def suffixes_of(formats: Sequence[str], how: Cutout = CUTOUT) -> tuple[str, ...]:
     """Ends of the names of the files of one image, as far as they are the same for all."""
     suffixes: list[str] = []

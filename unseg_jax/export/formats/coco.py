@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unseg_jax.export.formats.polygons import single_ring
-from unseg_jax.export.records import Record
+from unseg_jax.export.records import Record, kinds_of
 from unseg_jax.export.rle import encode_rle
 
 FILES = ("coco.json", "coco_polygons.json")
@@ -31,15 +31,16 @@ def dataset(records: Sequence[Record], *, polygons: bool = False) -> dict[str, A
     Returns:
         {"images": [...], "annotations": [...], "categories": [...]}, of plain Python values.
         `file_name` is the path below the common folder of the images, boxes are [x, y, width,
-        height] in pixels, the category is the label ("object", or "part k" where images were cut
-        into parts), and identifiers count from 1.
+        height] in pixels, the category is the kind where kinds were told, else the label ("object",
+        or "part k" where images were cut into parts), and identifiers count from 1.
     """
     images, annotations = [], []
     labels = {1}
+    kinds = kinds_of(records)
     for image_id, record in enumerate(records, 1):
         height, width = record.size
         images.append({"id": image_id, "file_name": record.file, "height": height, "width": width})
-        for item in record.restored():
+        for item, stored in zip(record.restored(), record.objects, strict=True):
             left, top, right, bottom = item.box
             labels.add(item.label)
             if polygons:
@@ -50,7 +51,7 @@ def dataset(records: Sequence[Record], *, polygons: bool = False) -> dict[str, A
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
-                    "category_id": item.label,
+                    "category_id": stored.get("kind", max(kinds)) if kinds else item.label,
                     "bbox": [left, top, right - left, bottom - top],
                     "area": item.area,
                     "iscrowd": 0,
@@ -60,5 +61,6 @@ def dataset(records: Sequence[Record], *, polygons: bool = False) -> dict[str, A
             )
     count = max(labels)
     name = "part {}" if count > 1 else "object"
-    categories = [{"id": n, "name": name.format(n)} for n in range(1, count + 1)]
+    names = kinds or {n: name.format(n) for n in range(1, count + 1)}
+    categories = [{"id": n, "name": name} for n, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -4,6 +4,7 @@ QuPath takes each object as a detection with a class, its colour, and measuremen
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unseg_jax.export.drawing import palette
@@ -42,6 +43,17 @@ def encode(found: Any) -> dict[str, bytes]:
     ]
     collection = {"type": "FeatureCollection", "features": features}
     return {SUFFIXES[0]: json.dumps(collection).encode()}
+
+
+def with_kinds(content: bytes, objects: Sequence[Mapping[str, Any]]) -> bytes:
+    """The file that `encode` gave, with the kinds of the objects as classes."""
+    collection = json.loads(content)
+    colours = palette(1 + max((item["kind"] for item in objects), default=0))
+    for feature, item in zip(collection["features"], objects, strict=True):
+        kind, name = item["kind"], item["kind_name"]
+        classification = {"name": name, "color": colours[kind].tolist()}
+        feature["properties"] |= {"classification": classification, "kind": kind}
+    return json.dumps(collection).encode()
 
 
 def _measurements(found: Any, item: Object) -> dict[str, float]:

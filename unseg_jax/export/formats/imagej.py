@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,29 @@ def encode(found: Any) -> dict[str, bytes]:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, item in enumerate(found.objects, 1):
             name = f"{number:04d}-{item.score:.2f}"
-            roi = _roi(outlines(item), name)
-            entry = zipfile.ZipInfo(f"{name}.roi")  # no time, so that equal runs give equal files
-            archive.writestr(entry, roi.tobytes())
+            _add(archive, f"{name}.roi", _roi(outlines(item), name))
     return {SUFFIXES[0]: buffer.getvalue()}
+
+
+def with_kinds(content: bytes, objects: Sequence[Mapping[str, Any]]) -> bytes:
+    """The zip that `encode` gave, with the kinds of the objects as groups of ROIs."""
+    from roifile import ImagejRoi
+
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name, item in zip(old.namelist(), objects, strict=True):
+            roi = ImagejRoi.frombytes(old.read(name))
+            roi.group = item["kind"]
+            _add(archive, name, roi)
+    return buffer.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, name: str, roi: Any) -> None:
+    entry = zipfile.ZipInfo(name)  # no time, so that equal runs give equal files
+    archive.writestr(entry, roi.tobytes())
 
 
 def _roi(rings: list[np.ndarray], name: str) -> Any:

@@ -9,18 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
 from unseg_jax.errors import InputError
+from unseg_jax.export.drawing import palette
 from unseg_jax.export.formats.polygons import single_ring
-from unseg_jax.export.records import Record
+from unseg_jax.export.records import Record, kinds_of
 
 FILES = ("label_studio.json", "label_studio.xml")
 CONFIG = """<View>
   <Image name="image" value="$image" zoom="true"/>
   <PolygonLabels name="label" toName="image">
-    <Label value="object"/>
+    {}
   </PolygonLabels>
 </View>
 """
@@ -33,11 +35,12 @@ def encode_set(records: Sequence[Record], url: str = "") -> dict[str, bytes]:
     `image` is the path below the common folder, after `url` if that is given.
     """
     start = url + "/" * (bool(url) and url[-1] not in "/=")
-    tasks = []
+    tasks, kinds = [], kinds_of(records)
     for record in records:
         height, width = record.size
         shapes = []
-        for number, item in enumerate(record.restored(), 1):
+        both = zip(record.restored(), record.objects, strict=True)
+        for number, (item, stored) in enumerate(both, 1):
             ring = single_ring(item) * (100 / width, 100 / height)
             shapes.append(
                 {
@@ -52,7 +55,7 @@ def encode_set(records: Sequence[Record], url: str = "") -> dict[str, bytes]:
                     "value": {
                         "points": ring.round(4).tolist(),
                         "closed": True,
-                        "polygonlabels": ["object"],
+                        "polygonlabels": [_label(stored, kinds)],
                     },
                 }
             )
@@ -63,7 +66,20 @@ def encode_set(records: Sequence[Record], url: str = "") -> dict[str, bytes]:
         }
         image = start + quote(record.file) if url else record.file
         tasks.append({"data": {"image": image}, "predictions": [prediction]})
-    return dict(zip(FILES, (json.dumps(tasks).encode(), CONFIG.encode()), strict=True))
+    return {FILES[0]: json.dumps(tasks).encode(), FILES[1]: _config(kinds).encode()}
+
+
+def _label(stored: Mapping[str, Any], kinds: Mapping[int, str]) -> str:
+    return kinds[stored.get("kind", max(kinds))] if kinds else "object"
+
+
+def _config(kinds: Mapping[int, str]) -> str:
+    colours = [f"#{bytes(one).hex()}" for one in palette(max(kinds, default=0) + 1).tolist()]
+    labels = [
+        f'<Label value={quoteattr(name)} background="{colours[number]}"/>'
+        for number, name in kinds.items()
+    ]
+    return CONFIG.format("\n    ".join(labels or ['<Label value="object"/>']))
 
 
 def is_export(path: Path) -> bool:

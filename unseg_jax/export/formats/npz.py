@@ -1,6 +1,7 @@
 """NumPy archives: mask, labels, and one row for each object."""
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,12 @@ def encode(found: Any) -> dict[str, bytes]:
         confidence=np.float32(found.confidence),
     )
     return {SUFFIXES[0]: buffer.getvalue()}
+
+
+def with_kinds(content: bytes, objects: Sequence[Mapping[str, Any]]) -> bytes:
+    """The archive that `encode` gave, with object_kinds (n,) from 1."""
+    buffer = io.BytesIO()
+    with np.load(io.BytesIO(content)) as arrays:
+        kinds = np.array([item["kind"] for item in objects], np.int32)
+        np.savez_compressed(buffer, **{**arrays, "object_kinds": kinds})
+    return buffer.getvalue()

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 
 from unseg_jax.export.measures import MEASURED
-from unseg_jax.export.records import Record
+from unseg_jax.export.records import Record, kinds_of
 
 FILES = ("objects.csv", "images.csv")
-COLUMNS = (
-    *("file", "id", "left", "top", "right", "bottom", "area", "score", "label"),
-    *MEASURED,
-)
+_PLACED = ("file", "id", "left", "top", "right", "bottom", "area", "score", "label")
+COLUMNS = (*_PLACED, *MEASURED)
+KINDS = ("kind", "kind_name")
+"""Columns that follow the label where kinds were told."""
 IMAGE_COLUMNS = (
     *("file", "width", "height", "objects", "specks", "coverage", "confidence"),
     *("mean_area", "objects_per_megapixel", "mean_area_um2", "objects_per_mm2"),
@@ -24,16 +24,16 @@ def encode_set(records: Sequence[Record]) -> dict[str, bytes]:
 
     What is not known, as the area in µm² of an image whose pixels have no size, is left empty.
     """
-    objects = [row for record in records for row in _object_rows(record)]
-    tables = ((COLUMNS, objects), (IMAGE_COLUMNS, map(_image_row, records)))
+    more = (*(KINDS if kinds_of(records) else ()), *MEASURED)
+    objects = [row for record in records for row in _object_rows(record, more)]
+    tables = (((*_PLACED, *more), objects), (IMAGE_COLUMNS, map(_image_row, records)))
     return {name: _csv(*table) for name, table in zip(FILES, tables, strict=True)}
 
 
-def _object_rows(record: Record) -> Iterable[tuple]:
+def _object_rows(record: Record, more: Sequence[str]) -> Iterable[tuple]:
     for number, item in enumerate(record.objects, 1):
         row = (item["area"], f"{item['score']:.4f}", item["label"])
-        measured = [item.get(name) for name in MEASURED]
-        yield (record.file, number, *item["box"], *row, *measured)
+        yield (record.file, number, *item["box"], *row, *(item.get(name) for name in more))
 
 
 def _image_row(record: Record) -> tuple:

@@ -1,5 +1,6 @@
 """YOLO segmentation labels: a line for each object, its class and its outline."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,3 +19,10 @@ def encode(found: Any) -> dict[str, bytes]:
         ring = single_ring(item) / np.array([width, height])
         lines.append(f"{item.label - 1} " + " ".join(f"{value:.6f}" for value in ring.ravel()))
     return {SUFFIXES[0]: "".join(line + "\n" for line in lines).encode()}
+
+
+def with_kinds(content: bytes, objects: Sequence[Mapping[str, Any]]) -> bytes:
+    """The file that `encode` gave, with the kinds of the objects (kind - 1) as classes."""
+    both = zip(content.decode().splitlines(), objects, strict=True)
+    lines = [f"{item['kind'] - 1} {line.partition(' ')[2]}\n" for line, item in both]
+    return "".join(lines).encode()

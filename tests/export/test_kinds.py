@@ -1,0 +1,209 @@
+"""Kinds of objects: what tells them apart, and the files of a folder in which they are told."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pandas
+import pytest
+import roifile
+from PIL import Image
+
+import unseg_jax as us
+from unseg_jax.data.folders import find_images
+from unseg_jax.data.images import load_image
+from unseg_jax.data.reading import PLAIN
+from unseg_jax.errors import InputError
+from unseg_jax.export.drawing import palette
+from unseg_jax.export.folder import Output, plan_run, segment_files
+from unseg_jax.export.formats import FORMATS, label_studio
+from unseg_jax.export.kinds import describe, find_kinds, pack, unpack
+from unseg_jax.postprocess import Object
+from unseg_jax.registry import resolve
+from unseg_jax.runs.store import MANIFEST
+
+pytestmark = pytest.mark.quick
+WIDTH = 24
+
+
+def mixture(kinds, images=24, seed=0):
+    """Objects of an image are of one kind. They vary in three directions more than kinds do."""
+    rng = np.random.default_rng(seed)
+    centres, nuisance = rng.normal(size=(kinds, WIDTH)), 3 * rng.normal(size=(3, WIDTH))
+    truth = np.repeat(np.arange(images) % kinds, 1 + 4 * (np.arange(images) % kinds == 0))
+    image = np.repeat(np.arange(images), 1 + 4 * (np.arange(images) % kinds == 0))
+    noise = 0.2 * rng.normal(size=(len(truth), WIDTH))
+    return (
+        centres[truth] + rng.normal(size=(len(truth), 3)) @ nuisance + noise,
+        image,
+        nuisance,
+        truth,
+    )
+
+
+@pytest.mark.parametrize("count", [3, "auto"])
+def test_kinds_are_found_where_objects_vary_more_within(count):
+    descriptions, images, within, truth = mixture(3)
+    kinds = find_kinds(descriptions, images, within, count)
+    numbers = np.array(kinds.number(descriptions))
+    pairs = set(zip(numbers.tolist(), truth.tolist(), strict=True))
+    assert len(pairs) == len(kinds.names) == 3
+    assert (numbers == 1).sum() == np.bincount(truth).max()  # the largest is the first
+    read = unpack(json.loads(json.dumps(pack(kinds))))
+    assert read.number(descriptions) == numbers.tolist()
+    again = find_kinds(descriptions, images, within, count)
+    np.testing.assert_array_equal(again.centres, kinds.centres)
+    # Kinds of one name are one.
+    merged = dataclasses.replace(kinds, names=("a", "b", "a"))
+    assert set(zip(merged.number(descriptions), numbers.tolist(), strict=True)) == {
+        (1, 1),
+        (2, 2),
+        (1, 3),
+    }
+
+
+@pytest.mark.parametrize("images", [24, 1])
+def test_what_is_of_one_kind_stays_one(images):
+    descriptions, image, within, _ = mixture(1, images)
+    assert find_kinds(descriptions, image, within, "auto").names == ("kind 1",)
+
+
+def test_there_are_no_more_kinds_than_different_objects():
+    same = np.ones((5, WIDTH))
+    assert len(find_kinds(same, range(5), np.zeros((4, WIDTH)), 3).names) == 1
+
+
+def test_an_object_is_described_by_the_patches_under_it():
+    features = np.random.default_rng(0).normal(size=(3, 4, 5))
+    mask = np.zeros((30, 48), bool)
+    mask[4:17, 9:31] = True
+    item = Object(mask[4:17, 9:31], (9, 4, 31, 17), int(mask.sum()), 1.0, 1)
+    (mean,), within = describe([item], features, mask.shape)
+    inside = np.kron(features, np.ones((10, 12, 1)))[mask]
+    np.testing.assert_allclose(mean, inside.mean(0), atol=2e-3)
+    variance = np.linalg.eigvalsh(np.cov(inside.T, bias=True))[-4:]
+    np.testing.assert_allclose(np.square(np.float32(within)).sum(1), variance, rtol=1e-2)
+
+
+class Stand:
+    """In place of a segmenter: what is bright are objects, and their colour is their kind."""
+
+    def __init__(self):
+        self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
+        self.reading, self.fitted, self.seen, self.features = PLAIN, None, [], False
+
+    def but(self, with_features):
+        self.features = with_features
+        return self
+
+    def stream(self, images, *, full_pixels=False):
+        for path in images:
+            self.seen.append(path.stem)
+            pixels = load_image(path)
+            mask = pixels.max(2) > 100
+            features = np.float16(pixels[::4, ::4]) / 255 if self.features else None
+            found = us.Segmentation.of(
+                mask, mask, confidence=0.5, pixels=pixels, id=str(path), patch_features=features
+            )
+            yield found
+
+
+COLOURS = ((200, 0, 0), (0, 200, 0))
+FORMS = tuple(name for name in FORMATS if name != "cutout")
+SETTINGS = {"method": "deepcut"}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Nine images with a red thing, a green one, or both."""
+    (tmp_path / "in").mkdir()
+    for index in range(9):
+        pixels = np.zeros((24, 40, 3), np.uint8)
+        for colour in {0: (0,), 1: (1,), 2: (0, 1)}[index % 3]:
+            left = 4 + 20 * colour
+            pixels[4 : 12 + index, left : left + 10] = COLOURS[colour]
+            pixels[4 : 12 + index, left : left + 10, 2] = 30 * (index // 3)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{index}.png")
+    return tmp_path / "in"
+
+
+def run(photos, out, kinds, formats=FORMS, **options):
+    images = find_images([photos], out=out)
+    output = Output(formats, kinds=kinds)
+    plan = plan_run(images, out, output, SETTINGS, **options)
+    stand = Stand()
+    stand.backbone = types.SimpleNamespace(name="any", source="")
+    done = segment_files(stand, images, out, plan=plan)
+    return stand.seen, done, plan
+
+
+def told(out):
+    """Image and centre of each object -> its kind; red things lie on the left."""
+    table = pandas.read_csv(out / "objects.csv", dtype={"file": str})
+    return {(row.file, row.left < 20): row.kind for row in table.itertuples()}
+
+
+def test_all_files_name_the_kinds(photos, tmp_path):
+    out = tmp_path / "out"
+    seen, done, plan = run(photos, out, 2)
+    kinds = told(out)
+    red, green = kinds["0.png", True], kinds["1.png", False]
+    assert {red, green} == {1, 2}
+    assert kinds == {key: red if key[1] else green for key in kinds}
+    assert (len(seen), done.kinds.counts) == (9, (6, 6))
+    coco = json.loads((out / "coco.json").read_text())
+    assert coco["categories"] == [{"id": n, "name": f"kind {n}"} for n in (1, 2)]
+    assert [one["category_id"] for one in coco["annotations"]] == list(kinds.values())
+    labels = np.asarray(Image.open(out / "2_labels.png"))
+    assert (labels[5, 5], labels[5, 25], labels[0, 0]) == (red, green, 0)
+    overlay = np.asarray(Image.open(out / "2_overlay.png").convert("RGB"))
+    np.testing.assert_array_equal(overlay[4, 5], palette(3)[red])
+    np.testing.assert_array_equal(overlay[4, 25], palette(3)[green])
+    features = json.loads((out / "2.geojson").read_text())["features"]
+    order = [number for (file, _), number in kinds.items() if file == "2.png"]
+    assert [one["properties"]["kind"] for one in features] == order
+    assert features[0]["properties"]["classification"]["name"] == f"kind {order[0]}"
+    assert [int(line.split()[0]) + 1 for line in (out / "2.txt").read_text().splitlines()] == order
+    with np.load(out / "2.npz") as arrays:
+        assert arrays["object_kinds"].tolist() == order
+    rois = roifile.ImagejRoi.fromfile(out / "2_rois.zip")
+    assert [roi.group for roi in rois] == order
+    tasks = json.loads((out / label_studio.FILES[0]).read_text())
+    assert tasks[0]["predictions"][0]["result"][0]["value"]["polygonlabels"] == [f"kind {red}"]
+    assert us.read_results(out, objects=True)["kind"] == list(kinds.values())
+    assert set(plan_run(find_images([photos]), out, plan.output, SETTINGS).written) >= {
+        "0_labels.png",
+        "0.geojson",
+    }
+
+
+def test_later_runs_group_again_and_segment_nothing_again(photos, tmp_path):
+    out = tmp_path / "out"
+    late = (photos / "8.png").read_bytes()
+    (photos / "8.png").unlink()
+    run(photos, out, 2)
+    (photos / "8.png").write_bytes(late)
+    (out / "0.geojson").write_text("mine")
+    seen, done, _ = run(photos, out, "auto")
+    assert (seen, sum(done.kinds.counts)) == (["8"], 12)
+    assert (out / "0.geojson").read_text() == "mine"
+    assert done.entries[0].record.objects[0]["kind"] == told(out)["0.png", True]
+    seen, done, _ = run(photos, out, 3)
+    assert (seen, sorted(done.kinds.counts)) == ([], sorted(done.kinds.counts))
+    assert len(set(told(out).values())) == 3
+    with pytest.raises(InputError, match="kinds True, now unset"):
+        run(photos, out, None)
+
+
+def test_without_kinds_nothing_is_kept_or_named(photos, tmp_path):
+    run(photos, tmp_path / "without", None)
+    written = (path.read_bytes() for path in (tmp_path / "without").iterdir())
+    assert not [1 for content in written if b'"kind' in content or b",kind" in content]
+    assert "features" not in (tmp_path / "without" / MANIFEST).read_text()
+    with pytest.raises(InputError, match="kinds unset, now True"):
+        run(photos, tmp_path / "without", 2)
+    with pytest.raises(ValueError, match="kinds=1 must be at least 2"):
+        Output(kinds=1)
+    with pytest.raises(InputError, match="'deepcut' has no patch features"):
+        segment_files(Stand(), find_images([photos]), tmp_path / "new", Output(kinds=2))
