@@ -484,6 +484,11 @@ def bound(row: dict[str, Any], batch: int | None = None) -> float:
     return images / max(compute, moved)
 
 
+def cycle_rate(row: dict[str, Any]) -> float:
+    """Images a second of a TPU program by the cycles that its compiler expects."""
+    return row["batch"] * CHIPS["tpu"].clock / row["cycles"]
+
+
 def epoch_loop(row: dict[str, Any]) -> dict[str, Any] | None:
     """The loop over epochs; None of a method that has none."""
     loops = [loop for loop in row["loops"] if loop["trips"] == row["epochs"]]
@@ -520,7 +525,6 @@ def _tpu_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         loop, images = epoch_loop(row), row["batch"] / row["devices"]
-        cycles = row["batch"] / (row["cycles"] / CHIPS["tpu"].clock)
         lines.append(
             [
                 _title(row),
@@ -532,7 +536,7 @@ def _tpu_table(rows: list[dict[str, Any]]) -> str:
                 *_loop_cells(loop),
                 f"{row['seconds_to_compile']:.0f}",
                 f"{bound(row):.0f}",
-                f"{cycles:.0f}",
+                f"{cycle_rate(row):.0f}",
             ]
         )
     header = ["TPU v5e: compiled, never run", "batch / devices", "temporaries, GB"]

@@ -9,6 +9,7 @@ the like for what it gave elsewhere. `NAME` may also be
 * `optimisation/short`: of each head the published loop, the best dense PyTorch and ours;
 * `bench` or `bench/GLOB`: one table of all benchmarks/results/bench/*.json (or of those that
   match), which are `summary.json` files of `python -m unseg_jax.bench`, one row a file and method;
+* `million/plan`: what a million images take on each kind of device;
 * `headline/quality` and `headline/speed`: sentences that open the results page;
 * `bench/sets`: `collective` on all images of each set;
 * `methods`: the registry, one row a method, as `unseg-jax methods` prints it;
@@ -36,6 +37,7 @@ from benchmarks.measure import (
     common,
     host,
     limit,
+    million,
     objects,
     optimisation,
     quality,
@@ -95,6 +97,8 @@ def render(name: str, results: Path = common.RESULTS) -> str:
     family, _, part = name.partition("/")
     if name in plots.HEADLINES:
         return plots.HEADLINES[name](results)
+    if name == "million/plan":
+        return million.plan(results)
     if name == "bench/sets":
         return bench.sets(results / "bench")
     if family == "bench":
@@ -175,6 +179,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "compiled": compiled.table,
     "host": host.table,
     "limit": limit.table,
+    "million": million.table,
     "any_folder": any_folder.table,
     "objects": objects.table,
     "slides": slides.table,

@@ -107,6 +107,22 @@ def test_records_go_out_in_parts_and_come_back(tmp_path, place):
     assert not place.system.find(place.root)
 
 
+def test_pictures_go_out_together(tmp_path, place, monkeypatch):
+    names, calls = [f"masks/deepcut/{number:03d}.png" for number in range(300)], []
+    remote = Remote(place.url, tmp_path)
+    with open_store(tmp_path) as store:
+        store.write(dict.fromkeys(names, b"a mask"))
+    pipe = remote._system.pipe
+    monkeypatch.setattr(remote._system, "pipe", lambda files: calls.append([*files]) or pipe(files))
+    with remote.locked():
+        calls.clear()
+        remote.push()
+        lock, few = [".unseg_jax.lock.json"], [names[:128], names[128:256], names[256:]]
+        # The lock is renewed in between.
+        assert calls == [lock, [MANIFEST], [JOURNAL], few[0], lock, few[1], lock, few[2]]
+    assert set(place.contents()) == set(names)
+
+
 def test_a_run_is_written_and_resumed_at_a_url(given, place):
     summary = run(given(place.url), quiet=True)
     assert json.loads(place.read("summary.json")) == summary

@@ -162,6 +162,66 @@ def test_a_killed_worker_loses_nothing(data, weights, alone, records, tmp_path, 
     assert len(list((out / "masks" / "vit-kmeans").iterdir())) == 9
 
 
+@pytest.mark.filterwarnings("ignore")  # of Ray
+def test_a_lost_node_loses_nothing(data, weights, alone, records, tmp_path, monkeypatch):
+    pytest.importorskip("ray.data", reason="the extra 'cluster' is not installed")
+    from ray.cluster_utils import Cluster
+
+    from unseg_jax.bench.scale import on_ray
+
+    out, once = tmp_path / "run", tmp_path / "once"
+    lines = out / "per_image.jsonl"
+    once.touch()
+
+    class Lost(on_ray.SegmentActor):
+        """Takes its node down, once, when a batch is recorded."""
+
+        calls = 0
+
+        def __call__(self, batch):
+            self.calls += 1
+            if once.exists() and self.calls == 3:
+                while not (lines.exists() and lines.read_text().endswith("\n")):
+                    time.sleep(0.01)
+                once.unlink()
+                os.kill(os.getppid(), signal.SIGKILL)  # the node's own process
+                time.sleep(60)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(on_ray, "SegmentActor", Lost)
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        given = ["--data", data, "--backbone", weights, "--out", out, "--method", "vit-kmeans"]
+        given += ["--image-size", 48, "--epochs", 4, "--batch-size", 2, "--quiet"]
+        assert main([*map(str, given), "--cluster", cluster.address, "--actors", "1"]) == 0
+    finally:
+        cluster.shutdown()
+    assert not once.exists()
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert len({record["worker"] for record in found}) == 2
+    ious = {(record["id"], record["method"]): record["iou"] for record in found}
+    assert len(found) == len(ious)
+    assert ious == {key: record["iou"] for key, record in alone.items()}
+
+
+def test_a_slow_disk_loses_nothing(settings, records, alone, tmp_path, monkeypatch):
+    fsync, waits = os.fsync, []
+
+    def slow(file):
+        waits.append(time.sleep(0.05))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    run(settings(tmp_path, methods=("vit-kmeans",), save_masks=True), quiet=True)
+    assert len(waits) > 10  # of the records, and of the masks before them
+    found = records(tmp_path)
+    assert found.keys() == alone.keys()
+    assert all(found[key]["iou"] == record["iou"] for key, record in alone.items())
+
+
 def test_an_unreachable_cluster_is_one_sentence(settings, tmp_path):
     pytest.importorskip("ray.data", reason="the extra 'cluster' is not installed")
     with pytest.raises(BenchError, match=r"at 127\.0\.0\.1:1 cannot be reached"):

@@ -233,6 +233,19 @@ def test_bootstrap_interval_against_scipy():
     np.testing.assert_allclose(ours, theirs, atol=0.004)
 
 
+def test_many_scores_take_the_normal_distribution(monkeypatch):
+    values, others = RNG.beta(2, 1, (2, 5000))
+    others += 0.2 / len(values) ** 0.5  # about one standard error apart
+    drawn = metrics.bootstrap_interval(values), metrics.paired_difference(values, others)
+    monkeypatch.setattr(metrics.statistics, "_MANY", 4999)
+    normal = metrics.bootstrap_interval(values), metrics.paired_difference(values, others)
+    width = drawn[0][1] - drawn[0][0]
+    np.testing.assert_allclose(normal[0], drawn[0], atol=width / 20)
+    assert normal[1].p_value == pytest.approx(drawn[1].p_value, abs=0.04)
+    assert normal[1].low != drawn[1].low
+    assert metrics.paired_difference(values, values).p_value == 1
+
+
 def test_paired_difference():
     first = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.9, 0.8, 0.7])
     second = first - np.array([0.1, 0.05, 0.0, -0.02, 0.1, 0.08, 0.1, 0.07])

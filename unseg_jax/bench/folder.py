@@ -226,9 +226,8 @@ def _record_problem(record: Mapping[str, Any]) -> str | None:
         value = record.get(name)
         if not (_is_string(value) or (name == "error" and value is None)):
             return f"{name} is no string"
-    for name, (low, high) in _RANGES.items():
-        value = record.get(name)
-        if value is not None and not _within(value, low, high):
+    for name, value in record.items():
+        if value is not None and name in _RANGES and not _within(value, *_RANGES[name]):
             return f"{name} is {value!r}"
     if not _is_list(record.get("iou_by_epoch", []), lambda value: _within(value, 0.0, 1.0)):
         return "iou_by_epoch is no list of scores"
@@ -242,7 +241,8 @@ def _record_problem(record: Mapping[str, Any]) -> str | None:
 
 
 def _within(value: Any, low: float, high: float) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Of JSON, and called for every number of a run: a bool is no int here.
+    is_number = type(value) in (int, float)
     return is_number and math.isfinite(value) and low - 1e-6 <= value <= high + 1e-6
 
 

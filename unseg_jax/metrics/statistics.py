@@ -7,12 +7,15 @@ import numpy as np
 
 # Values drawn at once; bounds the memory of resampling a large data set.
 _CHUNK = 4_000_000
+# With more values the mean is normal for every purpose, and resampling takes minutes.
+_MANY = 100_000
 
 
 def bootstrap_interval(
     values: np.ndarray, seed: int = 0, *, level: float = 0.95, samples: int = 2000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron, 1979).
+    """Percentile bootstrap interval of the mean (Efron, 1979); of more than 100,000 values, where
+    it takes minutes, the normal interval, mean ± z·s/√N.
 
     Args:
         values: (N,) one score per image, finite.
@@ -35,6 +38,9 @@ def bootstrap_interval(
     if values.size < 2:  # SciPy takes no single observation
         value = float(values[0]) if values.size else float("nan")
         return value, value
+    if values.size > _MANY:
+        half = stats.norm.ppf((1 + level) / 2) * values.std(ddof=1) / values.size**0.5
+        return float(values.mean() - half), float(values.mean() + half)
     interval = stats.bootstrap(
         (values,),
         np.mean,
@@ -61,7 +67,8 @@ class PairedDifference:
     Attributes:
         mean: of first − second.
         low, high: 95 % bootstrap interval of that mean.
-        p_value: two-sided sign-flip test of "the mean difference is 0".
+        p_value: two-sided sign-flip test of "the mean difference is 0"; its normal approximation
+            for more than 100,000 images.
         wins, ties, losses: images on which the first is better, equal, worse.
     """
 
@@ -101,6 +108,24 @@ def paired_difference(
     differences = first - second
     mean = float(differences.mean())
     low, high = bootstrap_interval(differences, seed, samples=samples)
+    return PairedDifference(
+        mean=mean,
+        low=low,
+        high=high,
+        p_value=_sign_flip(differences, seed, samples),
+        wins=int(np.count_nonzero(differences > 0)),
+        ties=int(np.count_nonzero(differences == 0)),
+        losses=int(np.count_nonzero(differences < 0)),
+    )
+
+
+def _sign_flip(differences: np.ndarray, seed: int, samples: int) -> float:
+    """p-value of the mean among means with random signs."""
+    if differences.size > _MANY and differences.any():
+        from scipy import stats
+
+        # Σ ± d has the variance Σ d².
+        return float(2 * stats.norm.sf(abs(differences.sum()) / np.linalg.norm(differences)))
     # `scipy.stats.permutation_test` gives the same numbers in 4 to 6 times the time: 19 s instead
     # of 4 s for a run of 23 methods on 1,000 images.
     rng = np.random.default_rng(seed + 1)
@@ -109,17 +134,9 @@ def paired_difference(
         number = min(step, samples - start)
         signs = rng.integers(0, 2, (number, differences.size), dtype=np.int8) * 2.0 - 1
         flipped = np.abs(signs @ differences) / differences.size
-        extreme += int(np.count_nonzero(flipped >= abs(mean) - 1e-12))
-    return PairedDifference(
-        mean=mean,
-        low=low,
-        high=high,
-        # The observed signs are one of the flips: the estimate is never 0.
-        p_value=(extreme + 1) / (samples + 1),
-        wins=int(np.count_nonzero(differences > 0)),
-        ties=int(np.count_nonzero(differences == 0)),
-        losses=int(np.count_nonzero(differences < 0)),
-    )
+        extreme += int(np.count_nonzero(flipped >= abs(differences.mean()) - 1e-12))
+    # The observed signs are one of the flips: the estimate is never 0.
+    return (extreme + 1) / (samples + 1)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -248,15 +248,17 @@ def _has(value: Any) -> bool:
 def _embed(scores: Scores, folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """Pictures of each image as text for a script element, and which image has which element."""
     pictures, shown = [], {}
-    for id in scores.ids:
+    pictured = {path.stem for path in (folder / "image").glob("*.jpg")}
+    for id in scores.ids if pictured else ():
         stem = file_stem(id)
+        if stem not in pictured:
+            continue
         paths = [folder / "image" / f"{stem}.jpg"]
         paths += [folder / kind / f"{stem}.png" for kind in ("truth", *scores.methods)]
         encoded = [path.read_bytes() if path.is_file() else b"" for path in paths]
-        if encoded[0]:
-            shown[id] = len(pictures)
-            text = "|".join(base64.b64encode(data).decode() for data in encoded)
-            pictures.append((f"picture-{shown[id]}", text))
+        shown[id] = len(pictures)
+        text = "|".join(base64.b64encode(data).decode() for data in encoded)
+        pictures.append((f"picture-{shown[id]}", text))
     return pictures, shown
 
 

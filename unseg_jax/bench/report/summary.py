@@ -1,5 +1,6 @@
 """From records to `summary.json`: means, how sure they are, and who beats whom."""
 
+import functools
 import itertools
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,6 +72,11 @@ class _Column:
         if not record.get("scored", True):
             self.unscored.add(index)
 
+    @functools.cached_property
+    def in_order(self) -> list[tuple[str, int]]:
+        """Ids and positions, sorted; read once all records are in."""
+        return sorted(self.position.items())
+
     @property
     def failures(self) -> set[int]:
         """Failed images that would have had scores."""
@@ -121,7 +127,7 @@ def summarise(
         "failures": [
             {"id": id, "method": name, "error": column.errors[position]}
             for name, column in columns.items()
-            for id, position in sorted(column.position.items())
+            for id, position in column.in_order
             if position in column.errors
         ],
         "complete": all(len(column.position) == expected for column in columns.values()),
@@ -140,7 +146,7 @@ def _counted(column: _Column, name: str, protocol: Protocol) -> tuple[list[str],
     """Ids in order and their scores as the protocol counts them."""
     ids, values = [], []
     scores, failures = column.scores[name], column.failures
-    for id, position in sorted(column.position.items()):
+    for id, position in column.in_order:
         value = scores[position]
         if position in column.errors:
             # Without a truth there is nothing to score, and a failure is nobody's 0.

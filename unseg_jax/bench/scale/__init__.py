@@ -1,6 +1,6 @@
 """Runs, merges and reports, in a folder of this machine or at a URL, here or on a cluster."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ from unseg_jax.bench.folder import (
     shard_folder,
 )
 from unseg_jax.bench.report.page import write_summary
-from unseg_jax.bench.report.summary import summarise
 from unseg_jax.bench.run.runner import run_in_folder, work_here
 from unseg_jax.bench.run.settings import Settings
 from unseg_jax.bench.scale.on_ray import work_on_cluster
 from unseg_jax.bench.scale.remote import local_folder, remote
 from unseg_jax.errors import BenchError
-from unseg_jax.runs.journal import seal_lines
+from unseg_jax.runs.journal import read_lines, seal_lines
 from unseg_jax.runs.locking import RunLock
 
 
@@ -119,9 +118,14 @@ def _merge(path: Path, partial: bool) -> dict[str, Any]:
                 f"kind."
             )
     if not partial:
-        _check_complete(path, shards, configs, count)
-    for _ in _records(shards, configs):  # all of them can be read before anything is changed
-        pass
+        present = {config["shard"][0] for config in configs}
+        missing = [str(index) for index in range(count) if index not in present]
+        if missing:
+            raise BenchError(
+                f"{path} lacks the shards {', '.join(missing)} of {count}: run them, or give "
+                "--partial."
+            )
+    _check_records(shards, configs, partial)  # before anything is changed
     merged = {**configs[0], "shard": [0, 1]}
     with RunLock(path), open_store(path) as store:
         # Another run than an earlier merge of the same shards is refused.
@@ -133,7 +137,8 @@ def _merge(path: Path, partial: bool) -> dict[str, Any]:
         store.sweep()
         store.remove(store.names(*FOLDERS))
         store.write({CONFIG: json_bytes(merged)})
-        store.rewrite_journal(RECORDS, seal_lines(_records(shards, configs)))
+        records = (record for shard in shards for record in read_lines(shard / RECORDS))
+        store.rewrite_journal(RECORDS, seal_lines(records))
         sessions = [read_sessions(shard) for shard in shards]
         last = [session[-1] for session in sessions if session]
         store.rewrite_journal(SESSIONS, seal_lines([_join(last)] if last else []))
@@ -143,12 +148,14 @@ def _merge(path: Path, partial: bool) -> dict[str, Any]:
         return write_summary(path, store)
 
 
-def _records(
-    shards: Sequence[Path], configs: Sequence[Mapping[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """All records; an image that two shards hold ends the merge."""
+def _check_records(
+    shards: Sequence[Path], configs: Sequence[Mapping[str, Any]], partial: bool
+) -> None:
+    """Raises BenchError for records that cannot be read, for an image that two shards hold, and
+    unless it is to be `partial` for a shard that is not finished."""
     owners: dict[str, Path] = {}
     for shard, config in zip(shards, configs, strict=True):
+        done: dict[str, set[str]] = {name: set() for name in config["methods"]}
         for record in read_records(shard, identity(config)):
             owner = owners.setdefault(record["id"], shard)
             if owner != shard:
@@ -156,18 +163,11 @@ def _records(
                     f"{shard} and {owner} both hold records of {record['id']}: remove the one "
                     f"that does not belong to this run."
                 )
-            yield record
-
-
-def _check_complete(path, shards, configs, count) -> None:
-    present = {config["shard"][0] for config in configs}
-    missing = [str(index) for index in range(count) if index not in present]
-    if missing:
-        raise BenchError(
-            f"{path} lacks the shards {', '.join(missing)} of {count}: run them, or give --partial."
-        )
-    for shard, config in zip(shards, configs, strict=True):
-        if not summarise(read_records(shard), config)["complete"]:
+            if record["method"] in done:
+                done[record["method"]].add(record["id"])
+        index, count = config["shard"]
+        expected = len(range(index, config["images"], count))
+        if not partial and any(len(ids) != expected for ids in done.values()):
             raise BenchError(f"{shard} is not finished: --resume it, or give --partial.")
 
 

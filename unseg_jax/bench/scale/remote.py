@@ -9,6 +9,7 @@ Each job copies its own shard's folder alone: its siblings are writing theirs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _LOCK = ".unseg_jax.lock.json"
 _SECONDS = 30.0
 # A lock that was not renewed for so long belongs to a process that is gone.
 _STALE_SECONDS = 4 * _SECONDS
+# Pictures that are copied out at the same time.
+_AT_ONCE = 128
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -91,6 +94,7 @@ class Remote:
         # What is known to be the run's there, and what this process has put there itself.
         self._known: Store | None = None
         self._mine: set[str] = set()
+        self._folders: set[str] = set()
         self._sent: dict[str, tuple[int, int]] = {}
         # Of the records: bytes that are there in parts, how many parts, and the file they are of.
         self._offset, self._count, self._inode = 0, 0, None
@@ -128,7 +132,7 @@ class Remote:
     def _renew(self) -> None:
         lock = {"token": self._token, "host": socket.gethostname()}
         lock |= {"process": os.getpid(), "time": time.time()}
-        self._pipe(_LOCK, json.dumps({"unseg_jax": lock}).encode())
+        self._pipe({_LOCK: json.dumps({"unseg_jax": lock}).encode()})
         self._held = True
 
     def _read_lock(self) -> dict[str, Any]:
@@ -197,8 +201,10 @@ class Remote:
                 self._system.get(names, list(map(str, targets)))
             # A run that was copied there by hand has its records whole only.
             parts = self._find(_PARTS)
-            contents = [self._system.cat_file(path) for path in parts or self._find(RECORDS)]
-            if contents:
+            names = parts or self._find(RECORDS)
+            if names:
+                found = self._system.cat(names)  # all at the same time
+                contents = [found[name] for name in names]
                 with open(self.folder / RECORDS, "ab") as file:
                     file.writelines(contents)
                     self._inode = os.fstat(file.fileno()).st_ino
@@ -212,14 +218,24 @@ class Remote:
         with self._lock, self._plainly():
             if self._held:
                 self._renew()
+            pictures = []
             for name, stamp in self._changed():
                 path = self.folder / name
+                if name.partition("/")[0] in FOLDERS:
+                    pictures.append((name, stamp))
+                    continue
                 if name == RECORDS:
                     self._push_part(path)
                     if not last:
                         continue
-                self._put(name, path.read_bytes())
+                self._put({name: path.read_bytes()})
                 self._sent[name] = stamp
+            for start in range(0, len(pictures), _AT_ONCE):
+                if start and self._held:
+                    self._renew()  # a million pictures take longer than a lock is good for
+                part = pictures[start : start + _AT_ONCE]
+                self._put({name: (self.folder / name).read_bytes() for name, _ in part})
+                self._sent.update(part)
 
     @contextlib.contextmanager
     def pushing(self) -> Iterator[None]:
@@ -247,7 +263,7 @@ class Remote:
             if self._inode not in (None, inode):
                 # All records go out again, because lines among them were taken out. They go out
                 # whole first, for a run that is killed meanwhile.
-                self._put(RECORDS, path.read_bytes())
+                self._put({RECORDS: path.read_bytes()})
                 self._remove(list(filter(self._is_own, self._find(_PARTS))))
                 self._offset, self._count = 0, 0
             self._inode = inode
@@ -255,7 +271,7 @@ class Remote:
             content = file.read()
         content = content[: content.rfind(b"\n") + 1]
         if content:
-            self._put(f"{_PARTS}/{self._count:06d}.jsonl", content)
+            self._put({f"{_PARTS}/{self._count:06d}.jsonl": content})
             self._count += 1
             self._offset += len(content)
 
@@ -292,22 +308,30 @@ class Remote:
         """The files there by these names or in folders of these names, in order."""
         return sorted(path for name in names for path in self._system.find(name))
 
-    def _put(self, name: str, content: bytes) -> None:
-        """Writes a file there, unless one is in the way that is not the run's own."""
-        if name not in self._mine:
-            if self._system.exists(name) and not self._is_own(name):
-                raise foreign_error(f"{self._name}/{name}")
-            self._mine.add(name)
-        self._pipe(name, content)
+    @functools.cached_property
+    def _there(self) -> set[str]:
+        """What was there when this process first wrote: one request for each file is too slow."""
+        return set(self._find(*FILES, MANIFEST, JOURNAL, *FOLDERS, _PARTS))
 
-    def _pipe(self, name: str, content: bytes) -> None:
-        self._system.makedirs(name.rpartition("/")[0], exist_ok=True)
-        self._system.pipe_file(name, content)
+    def _put(self, files: Mapping[str, bytes]) -> None:
+        """Writes files there at the same time, unless one is in the way that is not the run's."""
+        for name in files:
+            if name not in self._mine and name in self._there and not self._is_own(name):
+                raise foreign_error(f"{self._name}/{name}")
+        self._mine.update(files)
+        self._pipe(files)
+
+    def _pipe(self, files: Mapping[str, bytes]) -> None:
+        for parent in {name.rpartition("/")[0] for name in files} - self._folders:
+            self._system.makedirs(parent, exist_ok=True)
+            self._folders.add(parent)
+        self._system.pipe(dict(files))
 
     def _remove(self, names: list[str]) -> None:
         for name in names:
             self._system.rm_file(name)
             self._mine.discard(name)
+            self._there.discard(name)
 
     def _changed(self) -> list[tuple[str, tuple[int, int]]]:
         changed = []
