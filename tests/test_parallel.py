@@ -101,6 +101,16 @@ assert np.array_equal(labels, one(params, pixels))
 loop = jax.jit(lambda images: jax.lax.map(lambda image: image.sum(), images))
 assert "all-gather" in loop.lower(split).compile().as_text()
 
+# A segmenter takes batch_size images on each device, and finds what one image alone gives.
+segmenter = us.Segmenter("deepcut", backbone=sys.argv[1], image_size=32, batch_size=2, **small)
+assert segmenter.at_once == 4
+found = segmenter.run(pixels)
+assert found.labels.sharding.num_devices == 2 and found.labels.sharding.spec[0] == "images"
+alone = us.Segmenter("deepcut", backbone=sys.argv[1], image_size=32, map="loop", **small)
+assert alone.at_once == 8
+for many, one in zip(segmenter([*pixels, *pixels[:1]]), alone([*pixels, *pixels[:1]]), strict=True):
+    assert np.array_equal(many.labels, one.labels)
+
 # Under the user's own shard_map each image is optimised on its own gradient, not on the sum over
 # the devices.
 features = np.random.default_rng(0).normal(size=(4, 24, 8)).astype(np.float32)

@@ -60,7 +60,7 @@ class Segmenter(BatchSegmenter):
                 other than `resize` and `tile`, "auto" is `deepcut` with these.
             backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's own,
                 which is DINO ViT-S/8 where it can be fetched, else its stand-in.
-            batch_size: images given to the device at a time, at least 1.
+            batch_size: images given to each device at a time, at least 1.
             seed: random seed.
             dtype: "auto", "float32" or "bfloat16", of the backbone; losses are always float32.
             map: how a batch is taken, see `unseg_jax.cluster`.

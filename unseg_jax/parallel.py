@@ -8,7 +8,8 @@ many calls at a time as there are cores. Results then do not depend on the batch
 in, and one program serves batches of all sizes.
 
 `How` names the choice: "vmap", "loop" (in turn, in one program), "threads" (one call per image),
-or None for the default of the platform that the program is lowered for.
+or None for the default of the platform that the program is lowered for. Where this process has
+several accelerators, a vmapped batch is divided among them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unseg_jax.devices import core_count
 
@@ -88,10 +90,32 @@ def takes_images_apart(how: How | None = None) -> bool:
     return how == "threads"
 
 
+def devices_for(how: How | None = None) -> int:
+    """How many devices `map_images` divides a batch among: all of this process, but one where
+    images are taken one by one, or where `jax_default_device` names it."""
+    one = takes_images_apart(how) or how == "loop" or jax.config.jax_default_device is not None
+    return 1 if one else jax.local_device_count()
+
+
+def replicate(tree: Any, how: How | None = None) -> Any:
+    """A tree of arrays on each of the devices that `map_images` uses; as it is where that is one.
+
+    Done once, it is not copied with every batch."""
+    return tree if devices_for(how) == 1 else jax.device_put(tree, _shardings()[0])
+
+
+@functools.cache
+def _shardings() -> tuple[NamedSharding, NamedSharding]:
+    """On all devices of this process: the same arrays, and the leading axis divided."""
+    mesh = Mesh(np.array(jax.local_devices()), ("images",))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("images"))
+
+
 def map_images(
     function: Callable[[Any, Any], Result], shared: Any, batch: Any, how: How | None = None
 ) -> Result:
-    """function(shared, batch), as one call per image where `takes_images_apart` says so.
+    """function(shared, batch), as one call per image where `takes_images_apart` says so, and with
+    the batch divided among several devices where they divide it evenly.
 
     The function is called on other threads, where JAX's context managers (`jax.debug_nans` and its
     like) do not reach; `jax.config` does.
@@ -116,6 +140,9 @@ def map_images(
     count = len(leaves[0])
     traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *jax.tree.leaves(shared)))
     if count < 2 or traced or not takes_images_apart(how):
+        if not traced and devices_for(how) > 1 and count % devices_for(how) == 0:
+            whole, divided = _shardings()
+            shared, batch = jax.device_put(shared, whole), jax.device_put(batch, divided)
         return function(shared, batch)
     # NumPy's slices are free; JAX's are one program for all.
     split = _split if all(isinstance(leaf, np.ndarray) for leaf in leaves) else _split_on_device

@@ -167,7 +167,7 @@ def _read_tiles(segmenter: BatchSegmenter, full_pixels: bool, entry) -> _Tiles:
 
 
 def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
-    full, boxes, size = image.picture.size, image.boxes, segmenter.batch_size
+    full, boxes, size = image.picture.size, image.boxes, segmenter.at_once
     method, fitted = segmenter.method, segmenter.fitted
     parts = [
         jax.device_get(segmenter.run(image.prepared[start : start + size], size=size))

@@ -25,7 +25,7 @@ from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.devices import usable_devices
 from unseg_jax.errors import ImageError
 from unseg_jax.method import Method
-from unseg_jax.parallel import How, check_map
+from unseg_jax.parallel import How, check_map, devices_for, replicate
 from unseg_jax.pipeline import PatchResult, fit_to_backbone, segment_pixels
 from unseg_jax.registry import refuse_options, refuse_sets, resolve
 from unseg_jax.segmentation import Segmentation
@@ -80,7 +80,7 @@ class BatchSegmenter:
     Attributes:
         method: the `Method`, with a stride that fits the backbone.
         backbone: the loaded `Backbone`; None for methods on superpixels or pixels.
-        batch_size: images given to the device at a time, at least 1; a CPU works on as many at
+        batch_size: images given to each device at a time, at least 1; a CPU works on as many at
             once as it has cores.
         seed: random seed of initial parameters and dropout, the same for every image, from 0 to
             2⁶³ − 1.
@@ -160,6 +160,16 @@ class BatchSegmenter:
         """`jax.random.key` of the seed."""
         return key_from_seed(self.seed)
 
+    @property
+    def at_once(self) -> int:
+        """Images that go to the devices of this process at a time: `batch_size` to each."""
+        return self.batch_size * devices_for(self.map)
+
+    @functools.cached_property
+    def _params(self) -> Any:
+        """Weights of the backbone on all devices that are used."""
+        return None if self.backbone is None else replicate(self.backbone.params, self.map)
+
     @functools.cached_property
     def _device(self) -> Device:
         form = None if self.backbone is None else self.backbone.form
@@ -176,9 +186,9 @@ class BatchSegmenter:
 
         Args:
             pixels: arrays from `prepare`, or where a model is applied their features from
-                `kept_features`; up to `batch_size` of one shape go to the device at once.
-            size: pad to this many images, at most `batch_size`, unless a CPU takes them one by
-                one; padding is cut off the result lazily.
+                `kept_features`; up to `at_once` of one shape go to the devices at once.
+            size: pad to this many images, at most `at_once`, unless a CPU takes them one by one;
+                padding is cut off the result lazily.
             record_every: record labels every so many epochs.
 
         Returns:
@@ -189,8 +199,7 @@ class BatchSegmenter:
         Raises:
             ValueError: no images.
         """
-        params = None if self.backbone is None else self.backbone.params
-        shared, most = (params, self.key, self.fitted), self.batch_size
+        shared, most = (self._params, self.key, self.fitted), self.at_once
         options = {"record_every": record_every, "with_features": self.with_features}
         return self._device.run(shared, pixels, most=most, size=size, **options)
 
@@ -201,12 +210,11 @@ class BatchSegmenter:
         """
         if self.backbone is None:
             raise ValueError(f"'{self.method.name}' works on {self.method.nodes}, not on features.")
-        return self._device.features(self.backbone.params, pixels)
+        return self._device.features(self._params, pixels)
 
     def kept_features(self, pixels: np.ndarray) -> Float16[Array, "b h w d"]:
         """Patch features of prepared images as models are fitted on them and applied to them."""
-        assert self.backbone is not None
-        return self._device.kept_features(self.backbone.params, pixels)
+        return self._device.kept_features(self._params, pixels)
 
     def assign(
         self,

@@ -183,7 +183,9 @@ class Device:
             result = map_images(program, shared, padded, self._how)
         else:
             program, regions = self.compile_regions(shared[1], padded, record_every=record_every)
-            result = map_images(lambda _, regions: program(regions), None, regions, self._how)[0]
+            # Compiled for one device.
+            one = None if takes_images_apart(self._how) else "loop"
+            result = map_images(lambda _, regions: program(regions), None, regions, one)[0]
         if size == len(pixels):
             return result
         return jax.tree.map(lambda leaf: leaf[: len(pixels)], result)

@@ -41,15 +41,15 @@ def stream_batches(
     entries = enumerate(as_iterable(images))
     # Only images of one shape make a batch, so more of them are held to choose from.
     mixed = segmenter.method.resize == "keep" and not takes_images_apart(segmenter.map)
-    held = segmenter.batch_size * (_WINDOW if mixed else 1)
+    held = segmenter.at_once * (_WINDOW if mixed else 1)
     workers = segmenter.reading.workers
     with contextlib.closing(batches(entries, read, held, workers=workers)) as loaded:
         for batch in loaded:
             pixels = [outcome.value[1].prepared for outcome in batch if outcome.value is not None]
             # A last, partial batch is padded to the size that is compiled already; a few
             # images alone are not padded far.
-            full = full or len(batch) >= segmenter.batch_size
-            size = segmenter.batch_size if full else _power_of_two(len(batch))
+            full = full or len(batch) >= segmenter.at_once
+            size = segmenter.at_once if full else _power_of_two(len(batch))
             result = segmenter.run(pixels, size=size) if pixels else None
             # The device is at work on this batch while the host finishes the last one.
             if waiting is not None:
