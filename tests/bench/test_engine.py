@@ -1,6 +1,7 @@
 """Which backbone a run of several methods takes, and what learns from the whole set first."""
 
 import dataclasses
+from collections import Counter
 
 import pytest
 
@@ -8,7 +9,9 @@ import unseg_jax as us
 from unseg_jax.bench import run
 from unseg_jax.bench.run import engine
 from unseg_jax.collective import choosing, fitting, frames
+from unseg_jax.data.reading import Reading
 from unseg_jax.registry import METHODS, resolve
+from unseg_jax.segmenter.device import Device
 
 pytestmark = pytest.mark.usefixtures("short_training")
 
@@ -33,9 +36,28 @@ def test_two_names_are_refused(chosen):
         chosen(other, METHODS["collective"])
 
 
+@pytest.fixture
+def worked(monkeypatch):
+    """How often each image is decoded, and how many images the backbone encodes."""
+    reads, encoded = Counter(), []
+    read, encode = Reading.read, Device._keep
+
+    def reading(self, source, *args):
+        reads[source] += 1
+        return read(self, source, *args)
+
+    def encoding(self, params, pixels):
+        encoded.extend(pixels)
+        return encode(self, params, pixels)
+
+    monkeypatch.setattr(Reading, "read", reading)
+    monkeypatch.setattr(Device, "_keep", encoding)
+    return lambda: (set(reads.values()), len(encoded))
+
+
 @pytest.mark.parametrize("method", ["unsegmedgat-c", "collective"])
 def test_a_set_is_learnt_once_and_resumed(
-    settings, weights, records, tmp_path, monkeypatch, method
+    settings, weights, records, tmp_path, monkeypatch, method, worked
 ):
     overrides = {"image_size": 64, "stride": 8, "epochs": 1, "collective_steps": 1}
     overrides |= {"resize": "stretch", "branches": ((8,),), "mlp_width": 8}
@@ -49,6 +71,7 @@ def test_a_set_is_learnt_once_and_resumed(
     }
     summary = run(settings(tmp_path / "run", **changes), quiet=True)
     assert summary["methods"][method]["failed"] == 0
+    assert worked() == ({1}, 3)
     # One range for the fit and for what is scored.
     model = us.load_model(tmp_path / "run" / "models" / f"{method}.safetensors", backbone=weights)
     assert model.reading.value_range == (0, 200)
@@ -61,6 +84,8 @@ def test_a_set_is_learnt_once_and_resumed(
 
     monkeypatch.setattr(fitting, "fit_set", never)
     again = run(settings(tmp_path / "run", resume=True, **changes), quiet=True)
+    # Without the features that the fit kept, the same.
+    assert worked()[1] > 3
     assert records(tmp_path / "run") == whole
     assert again["methods"][method]["miou"] == summary["methods"][method]["miou"]
 

@@ -39,6 +39,7 @@ from unseg_jax.errors import DISK_FULL, BenchError, WriteError, readable
 from unseg_jax.files import encode_png
 from unseg_jax.runs.stamps import stamp_source
 from unseg_jax.segmenter import BatchSegmenter
+from unseg_jax.segmenter.keeping import Decoded, Store
 
 ITEM_ERRORS = (OSError, MemoryError, ValueError, ArithmeticError, LookupError, RecursionError)
 """What reading or scoring a damaged file may raise: `ImageError` is a ValueError."""
@@ -128,6 +129,7 @@ class Prepared:
         thumbnail: an encoded JPEG, or None.
         stamp: of the image file, see `stamp_source`.
         notes: what was done to the image while it was read.
+        features: by method, those that its fit kept of this image.
     """
 
     size: tuple[int, int]
@@ -138,6 +140,7 @@ class Prepared:
     thumbnail: bytes | None
     stamp: str | None = None
     notes: tuple[str, ...] = ()
+    features: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +154,14 @@ class Preparer:
         keep_image: whether a method needs the image at its own size afterwards.
         settings: of the run.
         rule: which mask values are foreground.
+        kept: by method, what its fit read; images that were reduced there are read again.
     """
 
     framings: Sequence[Framing]
     keep_image: bool
     settings: Settings
     rule: MaskRule
+    kept: Mapping[str, Store] = dataclasses.field(default_factory=dict)
 
     def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
         """Raises ImageError if the image, or the mask that a crop needs, cannot be read."""
@@ -166,7 +171,9 @@ class Preparer:
             heights, widths = zip(*(framing.at_least for framing in self.framings), strict=True)
             at_least = (max(heights), max(widths))
         stamp = stamp_source(item.image)
-        picture = self.settings.reading.read(item.image, at_least)
+        found = {} if margin is not None else self._kept(item)
+        picture = next(iter(found.values()), None)
+        picture = picture or self.settings.reading.read(item.image, at_least)
         pixels, size, crop = picture.pixels, picture.size, None
         if margin is not None:
             crop = crop_box(load_truth(item, self.rule, size)[0].mask, margin)
@@ -182,7 +189,12 @@ class Preparer:
             _thumbnail(pixels) if thumbnail else None,
             stamp,
             picture.notes,
+            {name: image.prepared for name, image in found.items()},
         )
+
+    def _kept(self, item: Item) -> dict[str, Decoded]:
+        images = ((name, store.get(item.image)) for name, store in self.kept.items())
+        return {name: it for name, it in images if it and it.pixels.shape[:2] == it.size}
 
 
 def collect_pixels(prepared: Sequence[Prepared]) -> dict[Framing, list[np.ndarray]]:

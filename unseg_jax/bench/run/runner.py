@@ -318,7 +318,8 @@ def work_here(job: Job, ledger: Ledger, timing: Timing, bar: Any) -> Iterator[Pa
 
 
 def _pass(job: Job, items: Sequence[Item], ledger: Ledger, timing: Timing) -> None:
-    preparer, engine, thumbnails = job.preparer, job.engine, job.thumbnails
+    engine, thumbnails = job.engine, job.thumbnails
+    preparer = dataclasses.replace(job.preparer, kept=engine.kept)
     finisher = Finisher(engine.segmenters, job.settings, job.dataset.rule)
 
     def prepare(item: Item) -> Prepared:
@@ -349,7 +350,8 @@ def _pass(job: Job, items: Sequence[Item], ledger: Ledger, timing: Timing) -> No
             if good:
                 prepared = [outcome.value for outcome in good]
                 begin = time.perf_counter()
-                results = engine.run(collect_pixels(prepared))
+                features = [one.features for one in prepared]
+                results = engine.run(collect_pixels(prepared), features)
                 timing.device += time.perf_counter() - begin
                 writer.submit(finish, [outcome.item for outcome in good], prepared, results)
 
