@@ -303,7 +303,18 @@ def _turn_to(image: Image.Image, page: int) -> None:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow was built with."""
-    Image.init()
+    Image.preinit()
+    # `Image.init` would import all of the forty.
+    from PIL import (  # noqa: F401  # noqa: F401
+        IcoImagePlugin,
+        Jpeg2KImagePlugin,
+        MpoImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    with contextlib.suppress(ImportError):  # as of Pillow 11.3
+        from PIL import AvifImagePlugin  # noqa: F401
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
