@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from unseg_jax import registry
+from unseg_jax import programs, registry
 
 SHARED_VARIABLE = "UNSEG_JAX_SHARED"
 
@@ -29,6 +29,8 @@ def pytest_configure():
     for name, value in COMPILED.items():
         os.environ.setdefault(name.upper(), str(value))
         jax.config.update(name, type(value)(os.environ[name.upper()]))
+    # In this process constants are patched, after which no program is named.
+    programs.kept_in = lambda: None
 
 
 @pytest.fixture(scope="session")
@@ -188,6 +190,14 @@ def tiny_weights(tmp_path_factory) -> Path:
     """A random one-block ViT with patches of 8 pixels, as a file that `backbone=` takes."""
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **_tiny_vit())
+    return path
+
+
+@pytest.fixture(scope="session")
+def wide_weights(tmp_path_factory) -> Path:
+    """The same of the width that the model which ships takes."""
+    path = tmp_path_factory.mktemp("weights") / "wide.npz"
+    np.savez(path, **_tiny_vit(384, 14))
     return path
 
 

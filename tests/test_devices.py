@@ -154,7 +154,7 @@ def test_the_default_type(platform, flags, version, expected, monkeypatch):
         device.compute_capability = capability
     monkeypatch.delenv(devices.DTYPE_VARIABLE)
     monkeypatch.setattr(devices, "usable_devices", lambda: [device])
-    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(jax, "__version_info__", version)
     assert devices.resolve_dtype() == expected
     assert devices.resolve_dtype("float32") == "float32"
@@ -164,7 +164,7 @@ def test_the_flags_of_this_cpu_are_read():
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     for flag in devices._BFLOAT16_FLAGS:
-        assert (flag in devices._cpu_flags()) == bool(re.search(rf"\b{flag}\b", text))
+        assert (flag in devices.cpu_flags()) == bool(re.search(rf"\b{flag}\b", text))
 
 
 def test_the_variable_decides_and_is_checked(monkeypatch, tiny_weights):

@@ -85,14 +85,14 @@ def _multiplies_bfloat16(device: Any) -> bool:
     import jax
 
     if device.platform == "cpu":
-        return jax.__version_info__ >= (0, 11) and not _BFLOAT16_FLAGS.isdisjoint(_cpu_flags())
+        return jax.__version_info__ >= (0, 11) and not _BFLOAT16_FLAGS.isdisjoint(cpu_flags())
     # AMD's and Intel's GPUs have no such number.
     capability = str(getattr(device, "compute_capability", "")).partition(".")[0]
     return device.platform == "tpu" or (capability.isdigit() and int(capability) >= 8)
 
 
 @functools.cache
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
     """What Linux says the processor can do; nothing on other systems."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:

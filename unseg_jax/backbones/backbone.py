@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.extend  # with Flax it would come amid a first trace, and JAX traces all anew after it
 import jax.numpy as jnp
 
 from unseg_jax.backbones import grids

@@ -255,7 +255,7 @@ def build_params(
                 "use other weights."
             )
     # Converted by NumPy: JAX would compile a program for each shape.
-    return jax.device_put({name: array.astype(dtype) for name, array in arrays.items()})
+    return jax.device_put({name: array.astype(dtype, copy=False) for name, array in arrays.items()})
 
 
 def _fill(

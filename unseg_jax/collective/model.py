@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone, list_backbones
@@ -148,8 +147,9 @@ class CollectiveModel:
         else:
             work = SHARED if method.foreground == "set" else CONTINUED
         chosen = np.array([entry["found"] == "foreground" for entry in self.foreground], int)
-        numbers = jnp.asarray(chosen * np.cumsum(chosen), jnp.int32)
-        unlike = jnp.float32(np.inf if self.unlike is None else self.unlike)
+        # Of NumPy: JAX would compile a program for each.
+        numbers = np.asarray(chosen * np.cumsum(chosen), np.int32)
+        unlike = np.array(np.inf if self.unlike is None else self.unlike, np.float32)
         return BatchSegmenter(
             method,
             self.backbone,

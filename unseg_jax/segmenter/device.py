@@ -24,6 +24,7 @@ from unseg_jax.pipeline import (
     segment_features,
     segment_pixels,
 )
+from unseg_jax.programs import Program
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16
@@ -43,14 +44,27 @@ def device_for(
     return Device(apply, form, method, how)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "facet", "block", "stride", "log_bin"))
-def _extract(params, pixels, form, **wanted):
-    return form.features(params, pixels, **wanted)
+@functools.lru_cache(maxsize=64)
+def _extractor(form: Backbone, **wanted: Any) -> Program:
+    def extract(params, pixels):
+        return form.features(params, pixels, **wanted)
+
+    return Program(jax.jit(extract), _made_from("extract", form, tuple(wanted.items())))
 
 
 @functools.partial(jax.jit, static_argnames="grid")
-def _keep(features, grid):
+def _reduce(features, grid):
     return features.reshape(len(features), *grid, -1).astype(jnp.float16)
+
+
+_reduced = Program(_reduce, "reduced")
+
+
+def _made_from(name: str, form: Backbone | None, *others: Any) -> tuple | None:
+    """What a `Program` is made from; None where a function of the user's own is among it."""
+    own = any(isinstance(other, Method) and other.own_parts for other in others)
+    known = form is None or type(form) is Backbone
+    return (name, form and form.config, *others) if known and not own else None
 
 
 class WithFeatures(NamedTuple):
@@ -114,17 +128,23 @@ class Device:
                 nodes, key, method=method, grid=grid, record_every=record_every, map=inner, **given
             )
 
-        self._pixels = jax.jit(run_pixels, static_argnames=("record_every", "with_features"))
-        self._kept = jax.jit(run_kept, static_argnames=("record_every",))
+        applied = apply and f"{apply.__module__}.{apply.__qualname__}"
+        self._pixels = Program(
+            jax.jit(run_pixels, static_argnames=("record_every", "with_features")),
+            _made_from("pixels", form, method, inner),
+        )
+        self._kept = Program(
+            jax.jit(run_kept, static_argnames=("record_every",)),
+            _made_from("kept", None, applied, method, inner),
+        )
         self._nodes = jax.jit(run_nodes, static_argnames=("grid", "record_every"))
         self._regions: dict[tuple, Any] = {}
 
     @property
     def compilations(self) -> int:
         """How many programs were compiled so far."""
-        programs = (self._pixels, self._nodes, self._kept)
-        jitted = sum(program._cache_size() for program in programs)  # type: ignore[attr-defined]
-        return jitted + len(self._regions)
+        nodes: int = self._nodes._cache_size()  # type: ignore[attr-defined]
+        return self._pixels.compilations + self._kept.compilations + nodes + len(self._regions)
 
     def run(
         self,
@@ -204,12 +224,13 @@ class Device:
     def _on_grid(self, features, pixels):
         assert self._form is not None
         grid = self._form.grid((pixels.shape[1], pixels.shape[2]), self._method.stride)
-        return _keep(features, grid)
+        return _reduced(features, grid=grid)
 
     def _extract(self, params, pixels):
+        assert self._form is not None
         names = ("facet", "block", "stride", "log_bin")
         wanted = {name: getattr(self._method, name) for name in names}
-        return _extract(params, pixels, self._form, **wanted)
+        return _extractor(self._form, **wanted)(params, pixels)
 
     def assign(
         self, key: Array, features: Array, grid: tuple[int, int], attention, params, record_every
