@@ -1,8 +1,10 @@
 """What a user sees and is spared: patterns, typing errors, dry runs, lines of JSON, going on."""
 
 import csv
+import html
 import json
 import logging
+import re
 import threading
 
 import numpy as np
@@ -62,6 +64,28 @@ def test_only_takes_what_a_report_kept(photos, tmp_path, capsys):
     assert code == 0, said
     assert "2_mask.png" in printed
     assert "0_mask.png" not in printed
+
+
+def test_kinds_are_told_and_decided_on(photos, tiny_weights, tmp_path, capsys):
+    common = [photos, "--backbone", tiny_weights, *FAST, "--format", "coco", "--out"]
+    code, printed, said = segment(capsys, *common, tmp_path / "out", "--kinds", "2")
+    assert code == 0, said
+    assert re.search(r"^kinds: kind 1 \(\d+\), kind 2 \(\d+\)$", printed, re.MULTILINE)
+    page = (tmp_path / "out" / "report.html").read_text()
+    told = json.loads(html.unescape(re.search('data-told="([^"]*)"', page)[1]))
+    decided = tmp_path / "decisions.json"
+    content = {"format": "unseg-jax decisions", "images": [{"name": "2", "decision": "reject"}]}
+    kinds = {"told": told, "names": ["cat", ""], "dropped": [2]}
+    decided.write_text(json.dumps({**content, "kinds": kinds}))
+    only = [*common, tmp_path / "new", "--only", decided]
+    assert segment(capsys, *only)[0] == 0
+    coco = json.loads((tmp_path / "new" / "coco.json").read_text())
+    assert coco["categories"] == [{"id": 1, "name": "cat"}]
+    assert [image["file_name"] for image in coco["images"]] == ["0.png", "1.png"]
+    for kinds, said in (("3", "3 are not the 2 kinds"), ("1", "no number of kinds")):
+        code, _, message = segment(capsys, *only, "--kinds", kinds)
+        assert code > 0
+        assert said in message
 
 
 def test_lines_of_json_and_going_on(photos, tiny_weights, tmp_path, capsys):

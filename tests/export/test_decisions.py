@@ -7,7 +7,8 @@ import pytest
 
 from unseg_jax.data.folders import ImageFile
 from unseg_jax.errors import InputError
-from unseg_jax.export.decisions import kept_names, marks_from, read_decisions
+from unseg_jax.export.decisions import kept_names, marks_from, read_decisions, read_kinds
+from unseg_jax.export.kinds import Kinds, pack
 
 pytestmark = pytest.mark.quick
 
@@ -84,3 +85,35 @@ def test_an_image_that_cannot_be_is_refused(tmp_path, change):
     file = write(tmp_path / "x.json", {"name": "a", "decision": "keep", **MASK, **change})
     with pytest.raises(InputError, match=r"x[.]json cannot be read"):
         read_decisions(file)
+
+
+KINDS = Kinds(np.ones(3), np.ones((3, 2)), np.ones((2, 2)), ("kind 1", "kind 2"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"told": None},
+        {"told": {"shape": [3, 2, 9], "values": "AAAA"}},
+        {"told": {"shape": [3, 2, 2], "values": "no base64"}},
+        {"names": ["a"]},
+        {"names": ["a", 1]},
+        {"dropped": [3]},
+        {"dropped": [[1]]},
+    ],
+)
+def test_kinds_are_read_or_refused(tmp_path, change):
+    path = tmp_path / "x.json"
+    assert read_kinds(write(path)) is None
+    single = (np.float32(part) for part in (KINDS.mean, KINDS.basis, KINDS.centres))
+    told = pack(Kinds(*single, KINDS.names))
+    stored = {"told": told, "names": [" cat\n ", ""], "dropped": [2], **change}
+    path.write_text(json.dumps({"format": "unseg-jax decisions", "images": [], "kinds": stored}))
+    if not change:
+        kinds = read_kinds(path)
+        assert (kinds.names, kinds.dropped) == (("cat", "kind 2"), {2})
+        np.testing.assert_array_equal(kinds.basis, KINDS.basis)
+        return
+    with pytest.raises(InputError, match=r"x[.]json cannot be read .its kinds cannot be used"):
+        read_kinds(path)

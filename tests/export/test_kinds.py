@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import types
 
 import numpy as np
@@ -15,6 +16,7 @@ from unseg_jax.data.folders import find_images
 from unseg_jax.data.images import load_image
 from unseg_jax.data.reading import PLAIN
 from unseg_jax.errors import InputError
+from unseg_jax.export.decisions import read_decisions, read_kinds
 from unseg_jax.export.drawing import palette
 from unseg_jax.export.folder import Output, plan_run, segment_files
 from unseg_jax.export.formats import FORMATS, label_studio
@@ -23,7 +25,6 @@ from unseg_jax.postprocess import Object
 from unseg_jax.registry import resolve
 from unseg_jax.runs.store import MANIFEST
 
-pytestmark = pytest.mark.quick
 WIDTH = 24
 
 
@@ -198,8 +199,10 @@ def test_later_runs_group_again_and_segment_nothing_again(photos, tmp_path):
 
 def test_without_kinds_nothing_is_kept_or_named(photos, tmp_path):
     run(photos, tmp_path / "without", None)
-    written = (path.read_bytes() for path in (tmp_path / "without").iterdir())
-    assert not [1 for content in written if b'"kind' in content or b",kind" in content]
+    for path in (tmp_path / "without").iterdir():
+        content = path.read_bytes()
+        assert path.suffix == ".html" or not (b'"kind' in content or b",kind" in content)
+    assert 'class="kind' not in (tmp_path / "without" / "report.html").read_text()
     assert "features" not in (tmp_path / "without" / MANIFEST).read_text()
     with pytest.raises(InputError, match="kinds unset, now True"):
         run(photos, tmp_path / "without", 2)
@@ -207,3 +210,71 @@ def test_without_kinds_nothing_is_kept_or_named(photos, tmp_path):
         Output(kinds=1)
     with pytest.raises(InputError, match="'deepcut' has no patch features"):
         segment_files(Stand(), find_images([photos]), tmp_path / "new", Output(kinds=2))
+
+
+def test_kinds_are_named_and_dropped_on_the_page(photos, tmp_path, open_file):
+    out, file = tmp_path / "out", tmp_path / "decisions.json"
+    run(photos, out, 2)
+    red = told(out)["0.png", True]
+    page = open_file(out / "report.html", 400, accept_downloads=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.locator(".kind .crops img").count() == 10
+    field = page.locator(f".kind[data-kind='{red}'] input")
+    field.fill(" <b>rose")
+    page.click(f".kind[data-kind='{3 - red}'] [data-drop]")
+    page.click(f"[data-show-kind='{red}']")
+    said = "6 shown, 0 kept, 0 rejected, 1 named, 1 kind dropped"
+    assert page.locator("#tally").inner_text() == said
+    page.reload()  # decisions outlive the page
+    assert field.input_value() == "<b>rose"
+    assert page.locator(f"option[value='kind {red}']").inner_text() == "<b>rose"
+    with page.expect_download() as download:
+        page.click("#export")
+    download.value.save_as(file)
+    # Found again by its examples where its number is another.
+    text = (out / "report.html").read_text()
+    swapped = text.translate({ord("1"): "2", ord("2"): "1"})
+    places = re.compile(r'data-kinds="[^"]*"|class="kind" data-kind="\d"')
+    text = places.sub(lambda one: swapped[one.start() : one.end()], text)
+    (out / "report.html").write_text(text)
+    page.reload()
+    assert page.locator(f".kind[data-kind='{3 - red}'] input").input_value() == "<b>rose"
+    kinds = read_kinds(file)
+    assert (kinds.names[red - 1], kinds.dropped) == ("<b>rose", {3 - red})
+    assert read_decisions(file) == ()
+
+
+def test_decided_kinds_are_written_by_name_and_dropped(photos, tmp_path):
+    out, new = tmp_path / "out", tmp_path / "new"
+    _, done, _ = run(photos, out, 2)
+    red, before = told(out)["0.png", True], told(out)
+    named = dataclasses.replace(
+        done.kinds, names=tuple("rose" if n == red else "leaf" for n in (1, 2))
+    )
+    assert run(photos, out, named)[0] == []  # a name segments nothing again
+    assert told(out) == before
+    assert "rose" in (out / "0.geojson").read_text()
+    dropping = dataclasses.replace(named, dropped=frozenset([3 - red]))
+    with pytest.raises(InputError, match="dropped kinds unset, now"):
+        run(photos, out, dropping)
+    seen, done, _ = run(photos, new, dropping, without=["8"])
+    assert len(seen) == 8
+    assert told(new) == {key: red for key in before if key[1] and key[0] != "8.png"}
+    coco = json.loads((new / "coco.json").read_text())
+    assert coco["categories"] == [{"id": red, "name": "rose"}]
+    for name in "12":
+        old, now = (np.asarray(Image.open(at / f"{name}_mask.png")) for at in (out, new))
+        np.testing.assert_array_equal(now[:, :20], old[:, :20])
+        assert (old[:, 20:].any(), now[:, 20:].any()) == (True, False)
+    other = dataclasses.replace(named, mean=np.zeros(7, np.float32))
+    with pytest.raises(InputError, match="features of 7 numbers, not of 3"):
+        run(photos, out, other)
+
+
+def test_objects_that_are_left_out_leave_nothing_where_a_mask_is_enlarged():
+    mask = np.zeros((7, 9), bool)
+    mask[1:3, 1:4] = mask[4:6, 5:8] = True
+    found = us.Segmentation.of(mask, mask, size=(11, 15), min_area=0)
+    for item in found.objects:
+        left = found.without([item])
+        assert (len(left.objects), left.mask.sum()) == (1, found.mask.sum() - item.area)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from unseg_jax.data.folders import ImageFile
 from unseg_jax.errors import InputError, printable
+from unseg_jax.export.kinds import Kinds, unpack
 from unseg_jax.export.rle import decode_rle
 
 VERDICTS = ("keep", "reject", "undecided")
@@ -59,10 +61,25 @@ def read_decisions(path: str | os.PathLike) -> tuple[Decision, ...]:
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
+    return _read(path, parse_decisions, functools.partial(_from_csv, path))
+
+
+def read_kinds(path: str | os.PathLike) -> Kinds | None:
+    """The kinds that the report exported, with their names and those dropped; None without.
+
+    Raises:
+        InputError: see `read_decisions`.
+    """
+    return _read(path, parse_kinds, lambda text: None)
+
+
+def _read(
+    path: str | os.PathLike, parse: Callable[[Any], Any], from_csv: Callable[[str], Any]
+) -> Any:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             text = file.read()
-        return parse_decisions(json.loads(text)) if text.startswith("{") else _from_csv(path, text)
+        return parse(json.loads(text)) if text.startswith("{") else from_csv(text)
     except (OSError, ValueError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
@@ -78,6 +95,26 @@ def parse_decisions(content: Any) -> tuple[Decision, ...]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError("it holds no decisions of unseg-jax")
     return tuple(map(_parsed, _list(content.get("images"))))
+
+
+def parse_kinds(content: Any) -> Kinds | None:
+    """Kinds from the JSON of the report; None where it decided on none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    stored = content.get("kinds")
+    if stored is None:
+        return None
+    try:
+        kinds, dropped = unpack(stored["told"]), frozenset(_list(stored["dropped"]))
+        both = zip(_list(stored["names"]), kinds.names, strict=True)
+        names = tuple(printable(given.strip(), 80) or name for given, name in both)
+        if not dropped <= set(range(1, len(names) + 1)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError("its kinds cannot be used") from None
+    return dataclasses.replace(kinds, names=names, dropped=dropped)
 
 
 def kept_names(decisions: Iterable[Decision]) -> frozenset[str]:

@@ -235,6 +235,7 @@ def plan_run(
     overwrite: bool = False,
     prune: bool = False,
     only: Collection[str] | None = None,
+    without: Collection[str] = (),
 ) -> Plan:
     """Looks at the folder: what is done already, and what may be written. Nothing is changed.
 
@@ -247,6 +248,7 @@ def plan_run(
         overwrite: do all of the images again, also with other settings.
         prune: remove the results of all other images in the folder.
         only: names of the images to take, as the report calls them; None takes all.
+        without: names of images that are left out.
 
     Raises:
         InputError: the folder holds results with other settings, a file of the run's own names
@@ -257,6 +259,7 @@ def plan_run(
     named = names_in(images, store.images, recursive=output.recursive)
     if only is not None:
         named = _keep_only(named, only)
+    named = tuple(image for image in named if image.name not in without)
     wanted = {**(settings or {}), **output.settings}
     own = [image.name for image in named]
     with_results = [name for name in own if _has_result(store, name)]

@@ -29,7 +29,7 @@ from unseg_jax.runs.store import Done, Store
 
 _LABELS, _OVERLAY = "_labels.png", "_overlay.png"
 # How much of its colour an object takes in pictures.
-_TINT = 0.25
+_TINT = 0.2
 
 
 def carries_kinds(suffix: str) -> bool:

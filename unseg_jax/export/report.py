@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import base64
 import datetime
+import io
 import json
 import math
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unseg_jax.custom import name_of
 from unseg_jax.errors import printable
+from unseg_jax.export.drawing import palette
+from unseg_jax.export.kinds import pack
 from unseg_jax.export.records import Entry, Record, Run
 from unseg_jax.export.statistics import summarise_objects
 
@@ -27,6 +30,8 @@ UNSURE = 0.25
 FULL = 0.9
 """Share of the image from which on a mask is to be checked."""
 _OFFERED = 3
+# Examples of a kind by which the page finds it again, those that it shows, and their height.
+_EXAMPLES, _CROPS, _CROP = 24, 5, 96
 
 
 def render_report(
@@ -82,6 +87,7 @@ def render_report(
         shown=shown,
         offered=[(place, records_shown[place - 1].file) for place in sorted(offered)],
         others=[entry for entry in done if not entry.pictures],
+        **_kinds(run, shown),
         encode=lambda data: base64.b64encode(data).decode(),
         links=links,
         target=target,
@@ -92,6 +98,58 @@ def render_report(
         unsure=UNSURE,
         full=round(100 * FULL),
     )
+
+
+def _kinds(run: Run, shown: Sequence[Entry]) -> dict[str, Any]:
+    """What the template shows of kinds; `kinds` is empty where none were told."""
+    if run.kinds is None:
+        return {"kinds": []}
+    told, found = run.kinds, []
+    for number, (name, total) in enumerate(zip(told.names, told.counts, strict=True), 1):
+        if not total and number not in told.dropped:
+            continue
+        members = [
+            (entry, kinds.index(number))
+            for entry in shown
+            if entry.record is not None
+            and number in (kinds := [item.get("kind") for item in entry.record.objects])
+        ]
+        members = members[:: max(1, len(members) // _EXAMPLES)][:_EXAMPLES]
+        crops = [_crop(*one) for one in members[:_CROPS] if "photograph" in one[0].pictures]
+        examples = json.dumps([[entry.image.name, at] for entry, at in members])
+        found.append(
+            {"number": number, "name": name, "count": total, "crops": crops, "examples": examples}
+        )
+    colours = palette(len(told.names) + 1).tolist()
+    return {
+        "kinds": found,
+        "told": json.dumps(pack(told)),
+        "names": json.dumps(told.names),
+        "dropped": json.dumps(sorted(told.dropped)),
+        "colour": lambda number: f"#{bytes(colours[number]).hex()}",
+    }
+
+
+def _crop(entry: Entry, at: int) -> bytes:
+    """JPEG of an object, cut from the small photograph of its image."""
+    from PIL import Image
+
+    assert entry.record is not None
+    (height, width), (left, top, right, bottom) = entry.record.size, entry.record.objects[at]["box"]
+    with Image.open(io.BytesIO(entry.pictures["photograph"])) as photograph:
+        across, down = photograph.width / width, photograph.height / height
+        crop = photograph.crop(
+            (
+                math.floor(left * across),
+                math.floor(top * down),
+                math.ceil(right * across),
+                math.ceil(bottom * down),
+            )
+        )
+    crop.thumbnail((2 * _CROP, _CROP))
+    buffer = io.BytesIO()
+    crop.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def _link_word(suffix: str) -> str:

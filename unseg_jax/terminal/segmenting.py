@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unseg_jax.data.images import Source
     from unseg_jax.export.folder import Output, Plan
     from unseg_jax.export.formats import Cutout
+    from unseg_jax.export.kinds import Count, Kinds
     from unseg_jax.export.records import Entry, Run
 
 
@@ -144,7 +145,8 @@ class Segment(Images):
         typer.Option(
             "--only",
             callback=expand_home,
-            help="Decisions exported from the report: segment only the images kept there.",
+            help="Decisions exported from the report: segment only the images kept there, without "
+            "objects of the kinds dropped there.",
         ),
     ] = None
     overwrite: Annotated[
@@ -193,8 +195,29 @@ class Segment(Images):
             cutout=self.cutout,
             pixel_size=self.pixel_size,
             label_studio_url=self.label_studio_url,
-            kinds=None if self.kinds is None else parse_kinds(self.kinds),
+            kinds=self.wanted_kinds,
         )
+
+    @functools.cached_property
+    def wanted_kinds(self) -> Count | Kinds | None:
+        """Into which kinds objects are grouped; those of `only` where it decides on some.
+
+        Raises:
+            typer.BadParameter: another number of kinds than was decided on.
+            InputError: see `read_kinds`.
+        """
+        from unseg_jax.export.decisions import read_kinds
+
+        count = None if self.kinds is None else parse_kinds(self.kinds)
+        decided = None if self.only is None else read_kinds(self.only)
+        if decided is None:
+            return count
+        if isinstance(count, int) and count != len(decided.names):
+            raise typer.BadParameter(
+                f"--kinds {count} are not the {len(decided.names)} kinds that {self.only} decides "
+                "on: leave out --kinds."
+            )
+        return decided
 
     @property
     def cutout(self) -> Cutout:
@@ -363,6 +386,7 @@ def segment_images(
     from unseg_jax.data.folders import find_images
     from unseg_jax.export.decisions import kept_names, read_decisions
     from unseg_jax.export.folder import model_file, plan_run
+    from unseg_jax.export.kinds import Kinds
     from unseg_jax.files import check_writable
     from unseg_jax.runs.locking import RunLock
 
@@ -377,10 +401,17 @@ def segment_images(
         for sentence in filter(None, (chosen.why, expected_cost(chosen, images))):
             say(sentence)
     model = model_key(asked, chosen, images)
-    only = None if asked.only is None else kept_names(read_decisions(asked.only))
+    chosen_images: dict[str, Any] = {}
+    if asked.only is not None:
+        decisions = read_decisions(asked.only)
+        by_kind = isinstance(asked.wanted_kinds, Kinds)
+        if by_kind and not any(one.verdict == "keep" for one in decisions):
+            chosen_images["without"] = [one.name for one in decisions if one.verdict == "reject"]
+        else:
+            chosen_images["only"] = kept_names(decisions)
 
     def plan() -> Plan:
-        options = {"overwrite": asked.overwrite, "prune": asked.prune, "only": only}
+        options = {"overwrite": asked.overwrite, "prune": asked.prune, **chosen_images}
         return plan_run(images, out, asked.output, asked.settings(), model=model, **options)
 
     if asked.dry_run:
@@ -518,12 +549,12 @@ def _kinds(run: Run, output: Output) -> str:
     if run.kinds is None:
         return "kinds: there are no objects to group"
     counts = zip(run.kinds.names, run.kinds.counts, strict=True)
-    found = ", ".join(f"{name}: {count}" for name, count in counts if count)
+    found = ", ".join(f"{name} ({count})" for name, count in counts if count)
     how = ""
     if output.kinds == "auto":
         number = len(run.kinds.names)
-        how = f"{number} by stability, " if number > 1 else "no grouping is stable, "
-    return f"kinds: {how}objects of each: {found}"
+        how = f"{number} by stability: " if number > 1 else "no grouping is stable: "
+    return f"kinds: {how}{found}"
 
 
 def _line(entry: Entry, plan: Plan) -> dict[str, Any]:

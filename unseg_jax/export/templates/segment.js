@@ -15,6 +15,7 @@
     store(() => localStorage.setItem(key, JSON.stringify([...desk.decisions])));
     show();
   });
+  const kinds = kindsDesk(cards, key + " kinds", store, () => show());
   const saved = new Map(store(() => JSON.parse(localStorage.getItem(key))) ?? []);
   for (const card of cards) {
     const { coverage, objects, confidence, name } = card.dataset;
@@ -38,10 +39,12 @@
     for (const card of cards) {
       desk.show(card);
       const { decision, check } = card.dataset;
+      const [, kind] = filter.value.split("kind ");
       card.hidden = !(filter.value === "all" || filter.value === decision ||
-        (filter.value === "check" && check === "1"));
+        (filter.value === "check" && check === "1") || (kind && kinds.has(card, kind)));
     }
-    tally.value = `${visible().length} shown, ${desk.tally(cards)}`;
+    kinds.show();
+    tally.value = `${visible().length} shown, ${desk.tally(cards)}${kinds.tally()}`;
   }
 
   function choose(card) {
@@ -92,7 +95,7 @@
   }
 
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input")) return;
     const verdict = { y: "keep", n: "reject", u: "undecided" }[event.key];
     const reason = REASONS[Number(event.key) - 1];
     const clicks = { "+": "thing", "=": "thing", "-": "background" }[event.key];
@@ -113,7 +116,7 @@
   });
 
   document.getElementById("export").addEventListener("click", () => {
-    const text = JSON.stringify(desk.exported(cards));
+    const text = JSON.stringify({ ...desk.exported(cards), ...kinds.exported() });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     link.download = "decisions.json";
@@ -124,6 +127,12 @@
   addEventListener("resize", show);
   sort.addEventListener("change", show);
   filter.addEventListener("change", show);
+  for (const button of document.querySelectorAll("[data-show-kind]"))
+    button.addEventListener("click", () => {
+      const wanted = `kind ${button.dataset.showKind}`;
+      filter.value = filter.value === wanted ? "all" : wanted;
+      show();
+    });
   for (const hidden of document.querySelectorAll("#bar, .keys, .decide")) hidden.hidden = false;
   show();
 })();
