@@ -166,3 +166,15 @@ def test_a_second_run_traces_nothing_and_writes_the_same_masks(python, wide_weig
         assert done.stdout == f"{traced}\n", out
         masks.add((tmp_path / out / "square_mask.png").read_bytes())
     assert len(masks) == 1
+
+
+def test_settings_of_the_moment_count(folder, new):
+    program, traced = new(function=lambda x: x @ x.T)
+    program({"x": X})
+    with jax.default_matmul_precision("float32"):
+        program({"x": X})
+    assert (len(traced), len(list(folder.iterdir()))) == (2, 2)
+    logarithm, _ = new(function=jnp.log, made_from="log")
+    logarithm({"x": X})
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        logarithm({"x": X})

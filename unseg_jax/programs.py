@@ -33,6 +33,15 @@ _MOST_BYTES = 200_000_000
 _ARRAYS = (jax.Array, np.ndarray)
 _one_at_a_time = threading.RLock()
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+# Settings of JAX that a user may change between two calls: what is traced depends on these, and
+# these want JAX's own way of calling.
+_TRACED = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+)
+_DEBUGGING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
 
 
 def kept_in() -> Path | None:
@@ -70,21 +79,28 @@ class Program:
         """As the function itself."""
         leaves, tree = jax.tree.flatten(args)
         plain = all(isinstance(leaf, _ARRAYS) and not isinstance(leaf, Tracer) for leaf in leaves)
-        if not plain or self._made_from is None:
+        debugged = any(getattr(jax.config, name, False) for name in _DEBUGGING)
+        if not plain or debugged or self._made_from is None:
             return self._function(*args, **static)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        form = (tree, shapes, *sorted(static.items()))
+        settings = tuple(getattr(jax.config, name, None) for name in _TRACED)
+        form = (tree, shapes, settings, *sorted(static.items()))
         if form not in self._compiled:
             with _one_at_a_time:
                 folder = kept_in()
-                if folder is None:
-                    return self._function(*args, **static)
-                if form not in self._compiled:
+                if folder is not None and form not in self._compiled:
                     made_from = (self._made_from, str(tree), shapes, sorted(static.items()))
-                    name = hashlib.sha256(f"{made_from} {_surroundings()}".encode()).hexdigest()
-                    self._compiled[form], result = self._obtain(folder / name, args, static)
+                    settings = [
+                        (name, getattr(jax.config, name, None))
+                        for name in sorted(jax.config.values)
+                    ]
+                    about = f"{made_from} {settings} {_surroundings()}"
+                    name = hashlib.sha256(about.encode()).hexdigest()
+                    path = folder / f"{name}-cache"
+                    self._compiled[form], result = self._obtain(path, args, static)
                     return result
-        return self._compiled[form](*args)
+        # Not within the lock: images of a batch run at once.
+        return self._compiled.get(form, functools.partial(self._function, **static))(*args)
 
     def _obtain(self, path: Path, args: tuple, static: dict[str, Any]) -> tuple[Any, Any]:
         """A compiled form, from its file or for it, and its result."""
@@ -153,12 +169,11 @@ def _write(path: Path, compiled: Any) -> None:
 
 @functools.cache
 def _surroundings() -> str:
-    """All else that a program depends on: code, versions, settings, processor."""
+    """All else that a program depends on: code, versions, variables, processor."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
-    settings = {name: getattr(jax.config, name, None) for name in jax.config.values}
     variables = {name: text for name, text in os.environ.items() if name.startswith("XLA_")}
     versions = [importlib.metadata.version(name) for name in _PACKAGES]
     processor = (platform.machine(), core_count(), sorted(cpu_flags()) or platform.node())
-    return repr((code.hexdigest(), settings, variables, versions, processor))
+    return repr((code.hexdigest(), variables, versions, processor))

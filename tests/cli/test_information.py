@@ -37,7 +37,8 @@ def info(capsys, *arguments):
 
 
 def test_json_holds_what_is_installed_and_cached(capsys, own_cache):
-    (own_cache / "compiled").mkdir(parents=True)
+    (own_cache / "compiled" / "unseg_jax").mkdir(parents=True)
+    (own_cache / "compiled" / "unseg_jax" / "89ab-cache").write_bytes(bytes(300))
     (own_cache / "compiled" / "jit_f-0123-cache").write_bytes(bytes(1000))
     (own_cache / "compiled" / "jit_g-4567-cache").write_bytes(bytes(500))
     (own_cache / "compiled" / "jit_g-4567-atime").write_bytes(bytes(8))
@@ -48,8 +49,8 @@ def test_json_holds_what_is_installed_and_cached(capsys, own_cache):
     assert [device["id"] for device in facts["devices"]] == [d.id for d in jax.devices()]
     (weights,) = [w for w in facts["weights"] if w["name"] == "dinov2_vits14_focus"]
     assert (weights["bytes"], weights["verified"]) == (4321, True)
-    assert facts["cache"]["compiled_programs"] == 2
-    assert facts["cache"]["compiled_bytes"] == 1500
+    assert facts["cache"]["compiled_programs"] == 3
+    assert facts["cache"]["compiled_bytes"] == 1800
     assert facts["advice"] == []
 
 

@@ -16,6 +16,7 @@ from unseg_jax.data.folders import find_images
 from unseg_jax.data.images import load_image
 from unseg_jax.data.reading import PLAIN
 from unseg_jax.errors import InputError
+from unseg_jax.export import regrouping
 from unseg_jax.export.decisions import read_decisions, read_kinds
 from unseg_jax.export.drawing import palette
 from unseg_jax.export.folder import Output, plan_run, segment_files
@@ -195,6 +196,21 @@ def test_later_runs_group_again_and_segment_nothing_again(photos, tmp_path):
     assert len(set(told(out).values())) == 3
     with pytest.raises(InputError, match="kinds True, now unset"):
         run(photos, out, None)
+
+
+def test_a_run_that_is_stopped_before_kinds_are_told_goes_on(photos, tmp_path, monkeypatch):
+    out, written = tmp_path / "out", regrouping.encode_labels
+
+    def stop(labels):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(regrouping, "encode_labels", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, out, 2)
+    monkeypatch.setattr(regrouping, "encode_labels", written)
+    seen, done, _ = run(photos, out, 2)
+    assert (seen, done.kinds.counts) == ([], (6, 6))
+    assert len(told(out)) == 12
 
 
 def test_without_kinds_nothing_is_kept_or_named(photos, tmp_path):

@@ -95,7 +95,7 @@ def _cache() -> dict[str, Any]:
 
     chosen = jax.config.jax_compilation_cache_dir
     folder = Path(chosen) if chosen else compiled_folder()
-    sizes = [path.stat().st_size for path in folder.glob("*-cache") if path.is_file()]
+    sizes = [path.stat().st_size for path in folder.rglob("*-cache") if path.is_file()]
     return {
         "folder": str(cache_folder()),
         "compiled_folder": str(folder),

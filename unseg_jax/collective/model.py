@@ -148,8 +148,8 @@ class CollectiveModel:
             work = SHARED if method.foreground == "set" else CONTINUED
         chosen = np.array([entry["found"] == "foreground" for entry in self.foreground], int)
         # Of NumPy: JAX would compile a program for each.
-        numbers = np.asarray(chosen * np.cumsum(chosen), np.int32)
-        unlike = np.array(np.inf if self.unlike is None else self.unlike, np.float32)
+        numbers: Any = np.asarray(chosen * np.cumsum(chosen), np.int32)
+        unlike: Any = np.array(np.inf if self.unlike is None else self.unlike, np.float32)
         return BatchSegmenter(
             method,
             self.backbone,

@@ -177,7 +177,7 @@ def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
     features = None
     if isinstance(found, WithFeatures):
         found, tiles = found
-        features = join(tiles, boxes, full)
+        features = join(np.asarray(tiles), boxes, full)
     if not found.finite.all():
         raise not_finite(image.name, segmenter.backbone_name)
     threshold = choose_threshold(found.thresholds, found.clearness)
