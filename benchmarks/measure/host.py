@@ -291,7 +291,7 @@ def _bench(folder: Path, weights: Path, overrides: dict[str, Any], **more: Any) 
     from unseg_jax.bench import Settings, run
     from unseg_jax.bench.run.engine import Engine, Timed
 
-    def answer(engine, pixels):
+    def answer(engine, pixels, features):
         answers = {}
         for name, segmenter in engine.segmenters.items():
             count = len(next(iter(pixels.values())))

@@ -39,7 +39,7 @@ _BUCKET = "s3://runs/million"
 # What a worker of twenty images a second adds between two copies, which are half a minute apart.
 _PUSHED = 600
 _PUSHES = 4
-_MASKS = 60  # of a copy, since one request each is all there is to count
+_MASKS = 20  # of a copy, since one request each is all there is to count
 _A_PROCESS = 4  # workers
 
 

@@ -107,9 +107,9 @@ def test_honest_sees_no_truth_before_it_scores(data, tmp_path, monkeypatch, prot
     monkeypatch.setattr(runner_module, "open_data", lambda _: Dataset("watched", items))
     compute = Engine.run
 
-    def watched_run(self, pixels):
+    def watched_run(self, pixels, *features):
         log.append(("device", ""))
-        return compute(self, pixels)
+        return compute(self, pixels, *features)
 
     monkeypatch.setattr(Engine, "run", watched_run)
     changes = {"methods": ("deepcut",), "protocol": protocol}
