@@ -107,6 +107,25 @@ assert summary["device"].startswith("2 × "), summary["device"]
         assert found[key] == record
 
 
+def struck(actor, once, lines, strike):
+    """An actor that is struck once, in its third batch, when the first is recorded: Ray hands a
+    batch on when the next one is there."""
+
+    class Struck(actor):
+        calls = 0
+
+        def __call__(self, batch):
+            self.calls += 1
+            if once.exists() and self.calls == 3:
+                while not (lines.exists() and lines.read_text().endswith("\n")):
+                    time.sleep(0.01)
+                once.unlink()
+                strike()
+            return super().__call__(batch)
+
+    return Struck
+
+
 @pytest.mark.filterwarnings("ignore")  # of Ray, which starts processes from one with threads
 def test_a_killed_worker_loses_nothing(data, weights, alone, records, tmp_path, monkeypatch):
     """And the failure of an image comes back from it."""
@@ -119,22 +138,8 @@ def test_a_killed_worker_loses_nothing(data, weights, alone, records, tmp_path, 
     once.touch()
     lines = out / "per_image.jsonl"
 
-    class Killed(on_ray.SegmentActor):
-        """Is killed once, in its third batch, when the first is recorded: Ray hands a batch on when
-        the next one is there."""
-
-        calls = 0
-
-        def __call__(self, batch):
-            self.calls += 1
-            if once.exists() and self.calls == 3:
-                while not (lines.exists() and lines.read_text().endswith("\n")):
-                    time.sleep(0.01)
-                once.unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().__call__(batch)
-
-    monkeypatch.setattr(on_ray, "SegmentActor", Killed)
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731 (sent to another process)
+    monkeypatch.setattr(on_ray, "SegmentActor", struck(on_ray.SegmentActor, once, lines, kill))
     # Each is a process that imports JAX.
     monkeypatch.setattr(on_ray, "_SPARE_CPUS", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
@@ -173,22 +178,12 @@ def test_a_lost_node_loses_nothing(data, weights, alone, records, tmp_path, monk
     lines = out / "per_image.jsonl"
     once.touch()
 
-    class Lost(on_ray.SegmentActor):
-        """Takes its node down, once, when a batch is recorded."""
+    def take_node_down():
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
 
-        calls = 0
-
-        def __call__(self, batch):
-            self.calls += 1
-            if once.exists() and self.calls == 3:
-                while not (lines.exists() and lines.read_text().endswith("\n")):
-                    time.sleep(0.01)
-                once.unlink()
-                os.kill(os.getppid(), signal.SIGKILL)  # the node's own process
-                time.sleep(60)
-            return super().__call__(batch)
-
-    monkeypatch.setattr(on_ray, "SegmentActor", Lost)
+    actor = struck(on_ray.SegmentActor, once, lines, take_node_down)
+    monkeypatch.setattr(on_ray, "SegmentActor", actor)
     head = {"num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
