@@ -20,7 +20,7 @@ OPTIONS = {
     "batch_size": 2,
     "seed": 3,
     "dtype": "float32",
-    "map": "loop",
+    "batching": "loop",
     "value_range": (0.0, 4080.0),
     "workers": 1,
     "num_clusters": 2,
@@ -111,7 +111,7 @@ def test_the_options_of_a_command_are_the_fields_of_a_dataclass():
     assert asked == []
 
 
-@pytest.mark.parametrize("setting", ["map=loop", "page=2", "steps=1"])
+@pytest.mark.parametrize("setting", ["batching=loop", "page=2", "steps=1"])
 def test_what_a_command_does_not_set_is_said(setting, tmp_path, capsys):
     arguments = ["segment", str(tmp_path), "--method", "deepcut", "--set", setting]
     assert main.main(arguments) == 1

@@ -95,7 +95,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("how", ["loop", "vmap"])
 def test_images_are_segmented_as_by_the_named_ones(backbone, images, named, how):
-    segmenter = us.Segmenter(OWN, backbone=backbone, map=how)
+    segmenter = us.Segmenter(OWN, backbone=backbone, batching=how)
     assert_same(segmenter(images), named)
     assert_same(segmenter(images), named)
     assert segmenter.compilations == 1

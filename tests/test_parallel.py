@@ -95,7 +95,7 @@ assert "all-gather" not in text and "all-to-all" not in text, "gathered"
 labels = compiled(whole, split)
 assert labels.sharding.spec[0] == "images", labels.sharding
 assert {part.data.shape for part in labels.addressable_shards} == {(2, 4, 4)}
-one = us.make_segment_fn("deepcut", sys.argv[1], image_size=32, map="loop", **small)[0]
+one = us.make_segment_fn("deepcut", sys.argv[1], image_size=32, batching="loop", **small)[0]
 assert np.array_equal(labels, one(params, pixels))
 # The check can fail: a loop over the images does gather them.
 loop = jax.jit(lambda images: jax.lax.map(lambda image: image.sum(), images))
@@ -106,7 +106,7 @@ segmenter = us.Segmenter("deepcut", backbone=sys.argv[1], image_size=32, batch_s
 assert segmenter.at_once == 4
 found = segmenter.run(pixels)
 assert found.labels.sharding.num_devices == 2 and found.labels.sharding.spec[0] == "images"
-alone = us.Segmenter("deepcut", backbone=sys.argv[1], image_size=32, map="loop", **small)
+alone = us.Segmenter("deepcut", backbone=sys.argv[1], image_size=32, batching="loop", **small)
 assert alone.at_once == 8
 for many, one in zip(segmenter([*pixels, *pixels[:1]]), alone([*pixels, *pixels[:1]]), strict=True):
     assert np.array_equal(many.labels, one.labels)

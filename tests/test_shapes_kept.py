@@ -72,7 +72,7 @@ def test_square_images_are_as_stretched_ones(backbone, images, found):
 def test_batches_of_an_accelerator_give_the_same(backbone, images, found):
     """There a batch is one program, so images are sorted by shape and batches padded."""
     batched = us.Segmenter(
-        "vit-kmeans", backbone=backbone, image_size=32, resize="keep", batch_size=2, map="vmap"
+        "vit-kmeans", backbone=backbone, image_size=32, resize="keep", batch_size=2, batching="vmap"
     )
     results = list(batched.stream([*images[:3], b"no image", *images[3:]]))
     assert isinstance(results.pop(3), ImageError)

@@ -15,7 +15,7 @@ from unseg_jax.data.images import as_iterable
 from unseg_jax.data.reading import Reading
 from unseg_jax.errors import ImageError
 from unseg_jax.method import Method
-from unseg_jax.parallel import How
+from unseg_jax.parallel import Batching
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
@@ -47,7 +47,7 @@ class Segmenter(BatchSegmenter):
         batch_size: int = 8,
         seed: int = 0,
         dtype: str = "auto",
-        map: How | None = None,
+        batching: Batching | None = None,
         value_range: tuple[float, float] | Literal["set"] | None = None,
         workers: int | None = None,
         **overrides: Any,
@@ -63,7 +63,7 @@ class Segmenter(BatchSegmenter):
             batch_size: images given to each device at a time, at least 1.
             seed: random seed.
             dtype: "auto", "float32" or "bfloat16", of the backbone; losses are always float32.
-            map: how a batch is taken, see `unseg_jax.cluster`.
+            batching: how a batch is taken, see `unseg_jax.cluster`.
             value_range: (low, high), the values of deep images that become black and white, or
                 "set" for the range of the images of a call; None stretches each by itself.
             workers: threads that decode images; None is one per core.
@@ -79,7 +79,7 @@ class Segmenter(BatchSegmenter):
             [(48, 64), (40, 64)]
         """
         choice, reading = choose(method, overrides=overrides), Reading(value_range, workers=workers)
-        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "map": map}
+        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "batching": batching}
         if choice.fits:
             explicit = choice.explicit
             resolved, loaded = load_for(choice.method, backbone, dtype=dtype, explicit=explicit)
@@ -119,7 +119,7 @@ class Segmenter(BatchSegmenter):
                 backbone=self.backbone or "auto",
                 batch_size=self.batch_size,
                 seed=self.seed,
-                map=self.map,
+                batching=self.batching,
             )
         everything = itertools.chain(sources, waiting)
         yield from segmenter.stream(everything, full_pixels=full_pixels)

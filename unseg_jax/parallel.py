@@ -7,9 +7,9 @@ cache. So on a CPU a program takes its images in turn, and a batch is one call p
 many calls at a time as there are cores. Results then do not depend on the batch that an image is
 in, and one program serves batches of all sizes.
 
-`How` names the choice: "vmap", "loop" (in turn, in one program), "threads" (one call per image),
-or None for the default of the platform that the program is lowered for. Where this process has
-several accelerators, a vmapped batch is divided among them.
+`Batching` names the choice: "vmap", "loop" (in turn, in one program), "threads" (one call per
+image), or None for the default of the platform that the program is lowered for. Where this process
+has several accelerators, a vmapped batch is divided among them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unseg_jax.devices import core_count
 
 Result = TypeVar("Result")
-How = Literal["vmap", "loop", "threads"]
+Batching = Literal["vmap", "loop", "threads"]
 
 
-def check_map(how: str | None, choices: tuple[str, ...] = get_args(How)) -> None:
+def check_batching(how: str | None, choices: tuple[str, ...] = get_args(Batching)) -> None:
     """Raises ValueError if `how` is neither None nor one of the choices."""
     if how is not None and how not in choices:
-        raise ValueError(f"map={how!r} is not one of {', '.join(choices)}.")
+        raise ValueError(f"batching={how!r} is not one of {', '.join(choices)}.")
 
 
-def map_batch(function: Callable[[Any], Result], batch: Any, how: How | None = None) -> Result:
+def map_batch(function: Callable[[Any], Result], batch: Any, how: Batching | None = None) -> Result:
     """A function of one image over a batch, within one program that may be jitted or exported.
 
     Args:
@@ -79,7 +79,7 @@ def take_by_platform(
     return jax.lax.platform_dependent(batch, cpu=in_turn, default=at_once)
 
 
-def takes_images_apart(how: How | None = None) -> bool:
+def takes_images_apart(how: Batching | None = None) -> bool:
     """Whether `map_images` calls a function once per image.
 
     Args:
@@ -90,14 +90,14 @@ def takes_images_apart(how: How | None = None) -> bool:
     return how == "threads"
 
 
-def devices_for(how: How | None = None) -> int:
+def devices_for(how: Batching | None = None) -> int:
     """How many devices `map_images` divides a batch among: all of this process, but one where
     images are taken one by one, or where `jax_default_device` names it."""
     one = takes_images_apart(how) or how == "loop" or jax.config.jax_default_device is not None
     return 1 if one else jax.local_device_count()
 
 
-def replicate(tree: Any, how: How | None = None) -> Any:
+def replicate(tree: Any, how: Batching | None = None) -> Any:
     """A tree of arrays on each of the devices that `map_images` uses; as it is where that is one.
 
     Done once, it is not copied with every batch."""
@@ -112,7 +112,7 @@ def _shardings() -> tuple[NamedSharding, NamedSharding]:
 
 
 def map_images(
-    function: Callable[[Any, Any], Result], shared: Any, batch: Any, how: How | None = None
+    function: Callable[[Any, Any], Result], shared: Any, batch: Any, how: Batching | None = None
 ) -> Result:
     """function(shared, batch), as one call per image where `takes_images_apart` says so, and with
     the batch divided among several devices where they divide it evenly.

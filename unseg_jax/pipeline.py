@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.method import Method, check_clusters, override
-from unseg_jax.parallel import How
+from unseg_jax.parallel import Batching
 from unseg_jax.postprocess import foreground_labels
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def segment_features(
     class_attention: Float[Array, "b n"] | None = None,
     params: Any = None,
     record_every: int = 0,
-    map: How | None = None,
+    batching: Batching | None = None,
 ) -> tuple[PatchResult, Any]:
     """From features to voted labels: a pure function.
 
-    Jit it with `method`, `grid`, `record_every` and `map` static.
+    Jit it with `method`, `grid`, `record_every` and `batching` static.
 
     Args:
         features: (B, N, D).
@@ -105,7 +105,7 @@ def segment_features(
         class_attention: (B, N), for the rules that read it.
         params: start of the heads (shared, or with a batch axis).
         record_every: see `cluster`.
-        map: "vmap" or "loop"; None as in `unseg_jax.parallel.map_batch`.
+        batching: "vmap" or "loop"; None as in `unseg_jax.parallel.map_batch`.
 
     Returns:
         The `PatchResult`, and the optimised parameters with a leading batch axis.
@@ -122,7 +122,7 @@ def segment_features(
         method=method,
         record_every=record_every,
         grid=patch_grid,
-        map=map,
+        batching=batching,
     )
 
     def spread(labels, index_map):
@@ -144,7 +144,7 @@ def segment_features(
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(clustering.assignments).all((1, 2))
     foreground = voted > 0
     if method.parts:
-        voted, num_clusters = _split(features, voted, key, method, grid, patch_grid, map)
+        voted, num_clusters = _split(features, voted, key, method, grid, patch_grid, batching)
     history = None
     if record_every:
         over_time = jax.vmap(jax.vmap(vote, (0, None, None)))
@@ -158,7 +158,7 @@ def segment_features(
     return result, clustering.params
 
 
-def _split(features, voted, key, method, grid, patch_grid, map):
+def _split(features, voted, key, method, grid, patch_grid, batching):
     """DeepCut's second stage: foreground, and if asked background, are cut again on their own.
 
     The sub-graphs are masks on the same nodes, so every image has the same shapes.
@@ -169,7 +169,7 @@ def _split(features, voted, key, method, grid, patch_grid, map):
         inner = override(method, num_clusters=clusters, epochs=epochs, parts=0, background_parts=0)
         mask = labels == part
         clustering = cluster_batch(
-            features, None, mask, None, key, method=inner, grid=patch_grid, map=map
+            features, None, mask, None, key, method=inner, grid=patch_grid, batching=batching
         )
         ranked = jax.vmap(functools.partial(_rank, count=clusters))(clustering.labels, mask)
         return jnp.where(mask, first + ranked, 0)
@@ -206,7 +206,7 @@ def segment_pixels(
     pixels: Array,
     key: Array,
     record_every: int = 0,
-    map: How | None = None,
+    batching: Batching | None = None,
     features: Float[Array, "b n d"] | None = None,
 ) -> tuple[PatchResult, Any]:
     """From pixels to voted labels: the backbone's features, then `segment_features`.
@@ -216,7 +216,7 @@ def segment_pixels(
         params: weights of the backbone.
         pixels: (B, H, W, 3), uint8 or float in [0, 1].
         key: of initial parameters and dropout.
-        record_every, map: see `segment_features`, static.
+        record_every, batching: see `segment_features`, static.
         features: those of the pixels, where they are known.
     """
     if features is None:
@@ -232,5 +232,5 @@ def segment_pixels(
         grid=grid,
         class_attention=attention,
         record_every=record_every,
-        map=map,
+        batching=batching,
     )

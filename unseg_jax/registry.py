@@ -43,7 +43,7 @@ def list_methods() -> list[str]:
 ELSEWHERE = {
     "page": "pass unseg_jax.data.Page(path, number) as an image",
     "key": "pass seed=",
-    "map": "the command line takes what suits the platform",
+    "batching": "the command line takes what suits the platform",
     "on_image": "call unseg_jax.fit, which reports the images it reads",
 }
 """Options of other entry points, and what to do instead."""

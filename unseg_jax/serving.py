@@ -28,7 +28,7 @@ def export_segment_fn(
     platforms: Sequence[str] = PLATFORMS,
     seed: int = 0,
     dtype: str = "auto",
-    map: Literal["vmap", "loop"] | None = None,
+    batching: Literal["vmap", "loop"] | None = None,
     **overrides: Any,
 ) -> None:
     """Writes a method's program, weights included, so that it can be served without this library.
@@ -48,7 +48,7 @@ def export_segment_fn(
         backbone: name, path to weights, or a `Backbone`; its weights go into the file.
         batch_size: B, images per call; fixed in the program.
         platforms: those that the program can run on, of "cpu", "cuda", "rocm" and "tpu".
-        seed, dtype, map: see `make_segment_fn`. By default each platform gets its own form of
+        seed, dtype, batching: see `make_segment_fn`. By default each platform gets its own form of
             the loop over the batch.
         **overrides: fields of `Method`.
 
@@ -73,7 +73,7 @@ def export_segment_fn(
             f"platforms={tuple(platforms)!r} must name one or more of {', '.join(known)}."
         )
     segment, params = make_segment_fn(
-        method, backbone, seed=seed, dtype=dtype, map=map, **overrides
+        method, backbone, seed=seed, dtype=dtype, batching=batching, **overrides
     )
     height, width = resolve(method, **overrides).size
     pixels = jax.ShapeDtypeStruct((batch_size, height, width, 3), jnp.uint8)

@@ -122,5 +122,5 @@ def test_run(run):
 def test_run_from_features_alone(run):
     """With our own affinity in place of the given one, and as a batch on an accelerator is run."""
     values, method, params, tolerance = run
-    batch = us.cluster(values["x"][None], method=method, params=params, map="vmap")
+    batch = us.cluster(values["x"][None], method=method, params=params, batching="vmap")
     _compare_run(jax.tree.map(lambda leaf: leaf[0], batch), values, tolerance)

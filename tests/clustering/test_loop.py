@@ -179,8 +179,8 @@ def test_knows_what_is_wrong(features):
     params = us.cluster(features, method=PLAIN).params
     with pytest.raises(ValueError, match="params end in 2 clusters"):
         us.cluster(features, params=params, num_clusters=3)
-    with pytest.raises(ValueError, match="map='vamp' is not one of vmap, loop, threads"):
-        us.cluster(features, map="vamp")
+    with pytest.raises(ValueError, match="batching='vamp' is not one of vmap, loop, threads"):
+        us.cluster(features, batching="vamp")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

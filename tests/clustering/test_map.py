@@ -38,7 +38,8 @@ def test_vmapped_is_in_turn(batch, name):
     small = {"epochs": EPOCHS, "branches": branches, "mlp_width": 8, "arma_layers": 1}
     method = resolve(name, affinity=affinity, **small)
     in_turn, vmapped = (
-        us.cluster(features, method=method, node_mask=mask, map=how) for how in ("loop", "vmap")
+        us.cluster(features, method=method, node_mask=mask, batching=how)
+        for how in ("loop", "vmap")
     )
     assert np.mean(np.asarray(in_turn.labels) == vmapped.labels) >= 0.999
     np.testing.assert_allclose(vmapped.losses, in_turn.losses, rtol=1e-4, atol=1e-4)
@@ -53,7 +54,7 @@ def test_threads_are_in_turn(batch):
     features, mask = batch
     fields = {"dropout": 0.3, "quirks": "code", "record_every": 2, **SMALL}
     results = [
-        us.cluster(features, node_mask=mask, map=how, **fields)
+        us.cluster(features, node_mask=mask, batching=how, **fields)
         for how in ("threads", "loop", "vmap")
     ]
     for other in results[1:]:
@@ -71,7 +72,7 @@ def test_a_program_is_lowered_as_its_platform_likes(batch):
         program = jax.jit(
             lambda features, mask: (
                 loop.cluster_batch(
-                    features, None, mask, None, jax.random.key(0), method=method, map=how
+                    features, None, mask, None, jax.random.key(0), method=method, batching=how
                 ).labels
             )
         )

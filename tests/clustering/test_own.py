@@ -52,7 +52,7 @@ def batch():
 def run(batch, how=None, **fields):
     features, mask = batch
     method = us.Method("mine", **(SMALL | fields))
-    return us.cluster(features, node_mask=mask, method=method, map=how)
+    return us.cluster(features, node_mask=mask, method=method, batching=how)
 
 
 def assert_same(one, other, atol=1e-6):

@@ -217,11 +217,11 @@ OPTIONS = {"image_size": 56, "steps": 0, "max_images": 4}
 
 def test_collective_is_fitted_on_the_images_of_a_call(backbone):
     images = [square(seed) for seed in range(3)]
-    model = us.fit(images, backbone=backbone, map="loop", seed=3, **OPTIONS)
+    model = us.fit(images, backbone=backbone, batching="loop", seed=3, **OPTIONS)
     options = {"backbone": backbone, "seed": 3, **OPTIONS}
     for found in (
-        us.segment(images, "collective", map="loop", **options),
-        us.Segmenter("collective", map="loop", **options)(images),
+        us.segment(images, "collective", batching="loop", **options),
+        us.Segmenter("collective", batching="loop", **options)(images),
     ):
         for one, other in zip(found, model.segment(images), strict=True):
             np.testing.assert_array_equal(one.evidence, other.evidence)
@@ -247,7 +247,7 @@ def test_two_users_of_one_model_do_not_disturb_each_other(backbone):
     again = one(deep[0])[0]
     np.testing.assert_array_equal(again.evidence, before.evidence)
     np.testing.assert_array_equal(again.pixels, square(0))
-    options = {"workers": 1, "batch_size": 1, "seed": 3, "map": "loop"}
+    options = {"workers": 1, "batch_size": 1, "seed": 3, "batching": "loop"}
     asked = model.segment(deep[0], value_range=np.array([0, 4080]), **options)[0]
     np.testing.assert_array_equal(asked.pixels, square(0))
     whole = model.segment(iter(deep[:1]), value_range="set")[0]

@@ -18,7 +18,7 @@ from unseg_jax.clustering.graphs import Graph
 from unseg_jax.clustering.optimiser import adamw, descend
 from unseg_jax.clustering.probe import check_own_parts
 from unseg_jax.method import Method
-from unseg_jax.parallel import How, check_map, map_batch, map_images
+from unseg_jax.parallel import Batching, check_batching, map_batch, map_images
 from unseg_jax.registry import resolve
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def cluster(
     quirks: str | None = None,
     record_every: int = 0,
     grid: tuple[int, int] | None = None,
-    map: How | None = None,
+    batching: Batching | None = None,
     **overrides: Any,
 ) -> Clustering:
     """Clusters the nodes of one graph, or of each graph of a batch on its own.
@@ -81,10 +81,10 @@ def cluster(
             gets the same numbers in every batch.
         record_every: also record the labels of a deterministic pass every so many epochs.
         grid: (height, width) of the patch grid; only `spatial_decay` needs it.
-        map: how a batch is taken: "vmap", one program for all graphs at once; "loop", one program
-            that takes them in turn; "threads", one call per graph, as many at a time as the CPU
-            has cores (under a transformation of JAX, where there is one call, as None). None is
-            "threads" on a CPU and "vmap" on accelerators.
+        batching: how a batch is taken: "vmap", one program for all graphs at once; "loop", one
+            program that takes them in turn; "threads", one call per graph, as many at a time as the
+            CPU has cores (under a transformation of JAX, where there is one call, as None). None
+            is "threads" on a CPU and "vmap" on accelerators.
         **overrides: other fields of `Method`.
 
     Returns:
@@ -110,7 +110,7 @@ def cluster(
             cannot weigh them, a loss or layer of your own that gives something else than it
             should, or a result that is not finite.
     """
-    check_map(map)
+    check_batching(batching)
     method = resolve(
         method,
         epochs=epochs,
@@ -167,11 +167,11 @@ def cluster(
             method=method,
             record_every=record_every,
             grid=grid,
-            map=None if map == "threads" else map,
+            batching=None if batching == "threads" else batching,
         )
 
     own, common = (params, None) if has_batch_axis(params) else (None, params)
-    result = map_images(run, (common, key), (features, adjacency, node_mask, own), map)
+    result = map_images(run, (common, key), (features, adjacency, node_mask, own), batching)
     _check_result(result, features, method)
     return _first(result) if single else result
 
@@ -189,7 +189,7 @@ def cluster_batch(
     method: Method,
     record_every: int = 0,
     grid: tuple[int, int] | None = None,
-    map: How | None = None,
+    batching: Batching | None = None,
 ) -> Clustering:
     """Pure function behind `cluster`: a batch of graphs, each optimised on its own.
 
@@ -201,7 +201,7 @@ def cluster_batch(
         key: of initial parameters and dropout.
         method: static.
         record_every, grid: see `cluster`, static.
-        map: "vmap" or "loop", static; None as in `unseg_jax.parallel.map_batch`.
+        batching: "vmap" or "loop", static; None as in `unseg_jax.parallel.map_batch`.
     """
     if params is None and method.algorithm == "gnn":
         params = head.init_head(init_key(key), method, features.shape[-1])
@@ -214,10 +214,12 @@ def cluster_batch(
         return cluster_graph(graph, start, key, method=method, record_every=record_every)
 
     arrays = (features, adjacency, mask, params if in_batch else None)
-    return map_batch(one, arrays, map)
+    return map_batch(one, arrays, batching)
 
 
-_cluster_batch = jax.jit(cluster_batch, static_argnames=("method", "record_every", "grid", "map"))
+_cluster_batch = jax.jit(
+    cluster_batch, static_argnames=("method", "record_every", "grid", "batching")
+)
 
 
 def cluster_graph(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unseg_jax.backbones import Backbone
     from unseg_jax.collective.model import CollectiveModel
     from unseg_jax.data.images import Source
-    from unseg_jax.parallel import How
+    from unseg_jax.parallel import Batching
     from unseg_jax.segmenter import BatchSegmenter
 
 MAX_FITTED = 512
@@ -143,7 +143,7 @@ def load(
     batch_size: int = 8,
     seed: int = 0,
     dtype: str = "auto",
-    map: How | None = None,
+    batching: Batching | None = None,
     kept: Path | None = None,
     keep: Callable[[CollectiveModel], Any] = lambda model: None,
     on_image: Callable[[int, int], Any] | None = None,
@@ -156,7 +156,7 @@ def load(
             set.
         reading: how images are read; None each by itself.
         backbone: name, path to weights, or loaded; "auto" takes that of the method or the model.
-        batch_size, seed, dtype, map: see `Segmenter`.
+        batch_size, seed, dtype, batching: see `Segmenter`.
         kept: file of a model that was fitted for the same choice and images: read if it is there.
         keep: called with a model that was fitted here.
         on_image: see `unseg_jax.fit`.
@@ -167,7 +167,7 @@ def load(
         ImageError: a set of which no image can be read.
     """
     reading = (reading or PLAIN).measured(sources)
-    settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "map": map}
+    settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "batching": batching}
     options: dict[str, Any] = {"backbone": backbone, "dtype": dtype}
     if choice.model is None and not choice.fits:
         from unseg_jax.segmenter import BatchSegmenter, load_for

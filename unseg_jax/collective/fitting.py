@@ -40,7 +40,7 @@ from unseg_jax.data.loader import batches
 from unseg_jax.data.reading import Reading
 from unseg_jax.errors import ImageError, nearest
 from unseg_jax.method import Method, override
-from unseg_jax.parallel import How, pad_batch, takes_images_apart
+from unseg_jax.parallel import Batching, pad_batch, takes_images_apart
 from unseg_jax.registry import ELSEWHERE, refuse_options, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
 from unseg_jax.segmenter.keeping import Decoded, Store
@@ -75,7 +75,7 @@ def fit(
     batch_size: int = 8,
     max_images: int = 512,
     dtype: str = "auto",
-    map: How | None = None,
+    batching: Batching | None = None,
     on_image: Callable[[int, int], Any] | None = None,
     value_range: tuple[float, float] | Literal["set"] | None = None,
     workers: int | None = None,
@@ -101,7 +101,7 @@ def fit(
         max_images: the evidence is fitted on at most this many images, drawn at random; with
             `tile` on about as many tiles of them.
         dtype: of the backbone.
-        map: how a batch is taken while fitting, see `unseg_jax.cluster`.
+        batching: how a batch is taken while fitting, see `unseg_jax.cluster`.
         value_range: (low, high), the values of deep images that become black and white, or "set"
             for the range of all images; None stretches each by itself. The model keeps it.
         workers: threads that decode images; None is one per core.
@@ -148,7 +148,7 @@ def fit(
         batch_size=batch_size,
         max_images=max_images,
         dtype=dtype,
-        map=map,
+        batching=batching,
         explicit=overrides,
         on_image=on_image,
         examples=examples,
@@ -171,7 +171,7 @@ def fit_set(
     batch_size: int = 8,
     max_images: int = 512,
     dtype: str = "auto",
-    map: How | None = None,
+    batching: Batching | None = None,
     explicit: Iterable[str] = (),
     on_image: Callable[[int, int], Any] | None = None,
     examples: Mapping[Any, Source] | None = None,
@@ -225,7 +225,7 @@ def fit_set(
     method, loaded = load_for(method, backbone, dtype=dtype, explicit=explicit)
     assert loaded is not None
     key = key_from_seed(seed) if key is None else key
-    segmenter = BatchSegmenter(method, loaded, batch_size, seed, map, reading, kept=kept)
+    segmenter = BatchSegmenter(method, loaded, batch_size, seed, batching, reading, kept=kept)
     tiles = max(1, max_images // len(sources))
     reader = Reader(segmenter, sources, on_image, tiles, whole=kept is not None)
 
@@ -381,7 +381,7 @@ class Reader:
         prepared = np.stack([view.prepared for _, view in part])
         if prepared.dtype == np.float16:
             return prepared
-        if not takes_images_apart(self.segmenter.map):
+        if not takes_images_apart(self.segmenter.batching):
             # Padded to one size, so that the backbone is compiled once a shape.
             prepared = pad_batch(prepared, self.segmenter.batch_size)
         features = np.asarray(self.segmenter.kept_features(prepared))[: len(part)]

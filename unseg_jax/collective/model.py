@@ -44,7 +44,7 @@ from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.method import Method, check_writable
-from unseg_jax.parallel import How
+from unseg_jax.parallel import Batching
 from unseg_jax.registry import refuse_options, resolve
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter
@@ -102,7 +102,7 @@ class CollectiveModel:
         closer: bool = False,
         batch_size: int | None = None,
         seed: int | None = None,
-        map: How | None = None,
+        batching: Batching | None = None,
         reading: Reading | None = None,
         kept: Store | None = None,
     ) -> BatchSegmenter:
@@ -115,7 +115,7 @@ class CollectiveModel:
                 the largest piece that was found whole lies in less than a hundredth of it. A model
                 of `collective` does so if it has no `tile` of its own and no epochs.
             batch_size, seed: instead of the model's own.
-            map: how a batch is taken, see `unseg_jax.cluster`.
+            batching: how a batch is taken, see `unseg_jax.cluster`.
             reading: how images are read; None reads them as those that were fitted.
             kept: what the fit kept of its images, see `BatchSegmenter`.
 
@@ -155,7 +155,7 @@ class CollectiveModel:
             self.backbone,
             self.batch_size if batch_size is None else batch_size,
             self.seed if seed is None else seed,
-            map,
+            batching,
             (reading or PLAIN).agreeing(self.reading),
             work,
             Fitted(self.scorer, self.head, numbers, unlike, self.steering),
@@ -177,7 +177,7 @@ class CollectiveModel:
             images: one or an iterable of paths, PIL images, or uint8 arrays (H, W, 3) or (H, W).
             epochs: see `segmenter`.
             value_range, workers: see `unseg_jax.Segmenter`; None takes the range of the model.
-            **options: `batch_size`, `seed` and `map` of `segmenter`.
+            **options: `batch_size`, `seed` and `batching` of `segmenter`.
 
         Returns:
             One `Segmentation` an image, in order.
@@ -186,7 +186,7 @@ class CollectiveModel:
             ImageError: the first image that cannot be read. `stream` goes on.
             ValueError: see `segmenter`; also an option that belongs to the fit.
         """
-        others = [name for name in options if name not in ("batch_size", "seed", "map")]
+        others = [name for name in options if name not in ("batch_size", "seed", "batching")]
         refuse_options(others, dict.fromkeys(others, "pass it to unseg_jax.fit or load_model"))
         reading = Reading(value_range, workers=workers)
         if reading.whole_set:

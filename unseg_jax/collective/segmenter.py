@@ -90,7 +90,7 @@ def apply_continued(method, how, key, fitted, features, grid, record_every) -> P
         grid=grid,
         params=fitted.head,
         record_every=record_every,
-        map=how,
+        batching=how,
     )[0]
 
 
@@ -98,7 +98,7 @@ def apply_shared(method, how, key, fitted, features, grid, record_every) -> Patc
     """The set decides which clusters are foreground, not a vote in each image."""
     mask = jnp.ones(features.shape[:2], bool)
     clustering = cluster_batch(
-        features, None, mask, fitted.head, key, method=method, grid=grid, map=how
+        features, None, mask, fitted.head, key, method=method, grid=grid, batching=how
     )
     labels = fitted.numbers[clustering.labels].reshape(-1, *grid)
     used = jax.nn.one_hot(clustering.labels, method.num_clusters, dtype=bool).any(1)
@@ -130,7 +130,7 @@ def apply_scorer(method, how, key, fitted, features, grid, record_every) -> Marg
         adjacency = map_batch(lambda one: graphs.affinity(one, method), cosines, how)
         mask = jnp.ones(nodes.shape[:2], bool)
         clustering = cluster_batch(
-            nodes, adjacency, mask, fitted.head, key, method=method, grid=grid, map=how
+            nodes, adjacency, mask, fitted.head, key, method=method, grid=grid, batching=how
         )
         # The graph refines what the set decided, with equal weight.
         margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)

@@ -25,7 +25,7 @@ from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.devices import usable_devices
 from unseg_jax.errors import ImageError
 from unseg_jax.method import Method
-from unseg_jax.parallel import How, check_map, devices_for, replicate
+from unseg_jax.parallel import Batching, check_batching, devices_for, replicate
 from unseg_jax.pipeline import PatchResult, fit_to_backbone, segment_pixels
 from unseg_jax.registry import refuse_options, refuse_sets, resolve
 from unseg_jax.segmentation import Segmentation
@@ -84,7 +84,7 @@ class BatchSegmenter:
             once as it has cores.
         seed: random seed of initial parameters and dropout, the same for every image, from 0 to
             2⁶³ − 1.
-        map: how a batch is taken, see `unseg_jax.cluster`; None by the platform.
+        batching: how a batch is taken, see `unseg_jax.cluster`; None by the platform.
         reading: how images are read.
         work: what is done.
         fitted: tree of arrays that `work.apply` takes: what was fitted on a set; None without.
@@ -92,14 +92,14 @@ class BatchSegmenter:
         with_features: whether results hold the features of their patches.
 
     Raises:
-        ValueError: a batch size below 1, a seed out of range, or an unknown `map`.
+        ValueError: a batch size below 1, a seed out of range, or an unknown `batching`.
     """
 
     method: Method
     backbone: Backbone | None
     batch_size: int = 8
     seed: int = 0
-    map: How | None = None
+    batching: Batching | None = None
     reading: Reading = PLAIN
     work: Work = FRESH
     fitted: Any = None
@@ -109,7 +109,7 @@ class BatchSegmenter:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
-        check_map(self.map)
+        check_batching(self.batching)
         key_from_seed(self.seed)
 
     def __getstate__(self):
@@ -163,17 +163,17 @@ class BatchSegmenter:
     @property
     def at_once(self) -> int:
         """Images that go to the devices of this process at a time: `batch_size` to each."""
-        return self.batch_size * devices_for(self.map)
+        return self.batch_size * devices_for(self.batching)
 
     @functools.cached_property
     def _params(self) -> Any:
         """Weights of the backbone on all devices that are used."""
-        return None if self.backbone is None else replicate(self.backbone.params, self.map)
+        return None if self.backbone is None else replicate(self.backbone.params, self.batching)
 
     @functools.cached_property
     def _device(self) -> Device:
         form = None if self.backbone is None else self.backbone.form
-        return device_for(self.work.apply, form, self.method, self.map)
+        return device_for(self.work.apply, form, self.method, self.batching)
 
     def prepare(self, image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
         """Resizes (H, W, 3) uint8 to what `framing` says (Lanczos)."""
@@ -349,7 +349,7 @@ def make_segment_fn(
     *,
     seed: int = 0,
     dtype: str = "auto",
-    map: Literal["vmap", "loop"] | None = None,
+    batching: Literal["vmap", "loop"] | None = None,
     **overrides: Any,
 ) -> tuple[Callable[[Any, Array], Array], Any]:
     """The whole way from pixels to labels as one pure jitted function.
@@ -359,9 +359,9 @@ def make_segment_fn(
         backbone: name, path to weights, or a `Backbone`.
         seed: random seed of initial parameters and dropout, from 0 to 2⁶³ − 1.
         dtype: "auto", "float32" or "bfloat16", of the backbone.
-        map: "vmap" optimises all images of a batch at once, "loop" one after the other. None is
-            decided where the program is compiled: "loop" for a CPU, "vmap" for accelerators and
-            for a CPU that is divided into several devices, where a batch may be sharded.
+        batching: "vmap" optimises all images of a batch at once, "loop" one after the other. None
+            is decided where the program is compiled: "loop" for a CPU, "vmap" for accelerators
+            and for a CPU that is divided into several devices, where a batch may be sharded.
         **overrides: fields of `Method`.
 
     Returns:
@@ -370,8 +370,8 @@ def make_segment_fn(
         as you like; params are the backbone's weights.
 
     Raises:
-        ValueError: an unknown method, backbone, field or `map`, a method without patches, or one
-            that is fitted on a set.
+        ValueError: an unknown method, backbone, field or `batching`, a method without patches, or
+            one that is fitted on a set.
 
     Example:
         >>> fn, params = make_segment_fn("vit-kmeans", backbone, image_size=32)
@@ -379,7 +379,7 @@ def make_segment_fn(
         (2, 4, 4)
     """
     refuse_options(overrides, _NOT_PURE)
-    check_map(map, ("vmap", "loop"))
+    check_batching(batching, ("vmap", "loop"))
     key_from_seed(seed)
     resolved = resolve(method, **overrides)
     refuse_sets(resolved)
@@ -396,7 +396,9 @@ def make_segment_fn(
             raise ValueError(
                 f"pixels have shape {pixels.shape}: (B, H, W, 3) with at least one image is needed."
             )
-        result, _ = segment_pixels(loaded, resolved, params, pixels, jax.random.key(seed), map=map)
+        result, _ = segment_pixels(
+            loaded, resolved, params, pixels, jax.random.key(seed), batching=batching
+        )
         return result.labels
 
     return jax.jit(segment), loaded.params

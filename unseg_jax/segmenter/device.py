@@ -17,7 +17,7 @@ import numpy as np
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import has_batch_axis
 from unseg_jax.method import Method
-from unseg_jax.parallel import How, map_images, pad_batch, takes_images_apart
+from unseg_jax.parallel import Batching, map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import (
     PatchResult,
     extract_features,
@@ -38,7 +38,7 @@ Apply = Callable[..., Any]
 
 @functools.lru_cache(maxsize=128)
 def device_for(
-    apply: Apply | None, form: Backbone | None, method: Method, how: How | None
+    apply: Apply | None, form: Backbone | None, method: Method, how: Batching | None
 ) -> Device:
     """The one `Device` of these arguments; `form` is that of a backbone."""
     return Device(apply, form, method, how)
@@ -92,7 +92,9 @@ class _Row:
 class Device:
     """The programs of a method, each compiled once for each shape of its arguments."""
 
-    def __init__(self, apply: Apply | None, form: Backbone | None, method: Method, how: How | None):
+    def __init__(
+        self, apply: Apply | None, form: Backbone | None, method: Method, how: Batching | None
+    ):
         """
         Args:
             apply: what was fitted on a set, to features; None starts each image from fresh
@@ -102,7 +104,7 @@ class Device:
             how: how a batch is taken, see `unseg_jax.cluster`.
         """
         self._method, self._form, self._apply = method, form, apply
-        self._how: How | None = how
+        self._how: Batching | None = how
         # With threads the batch of a program is one image.
         inner = None if how == "threads" else how
 
@@ -125,7 +127,13 @@ class Device:
 
         def run_nodes(key, nodes, grid, record_every, given):
             return segment_features(
-                nodes, key, method=method, grid=grid, record_every=record_every, map=inner, **given
+                nodes,
+                key,
+                method=method,
+                grid=grid,
+                record_every=record_every,
+                batching=inner,
+                **given,
             )
 
         applied = apply and f"{apply.__module__}.{apply.__qualname__}"

@@ -40,7 +40,7 @@ def stream_batches(
     full = False
     entries = enumerate(as_iterable(images))
     # Only images of one shape make a batch, so more of them are held to choose from.
-    mixed = segmenter.method.resize == "keep" and not takes_images_apart(segmenter.map)
+    mixed = segmenter.method.resize == "keep" and not takes_images_apart(segmenter.batching)
     held = segmenter.at_once * (_WINDOW if mixed else 1)
     workers = segmenter.reading.workers
     with contextlib.closing(batches(entries, read, held, workers=workers)) as loaded:

@@ -27,7 +27,7 @@ from unseg_jax.data.images import Source
 from unseg_jax.errors import ImageError
 from unseg_jax.export import drawing
 from unseg_jax.method import Method, override
-from unseg_jax.parallel import How
+from unseg_jax.parallel import Batching
 from unseg_jax.postprocess import foreground_labels, refine_labels, upsample_labels
 from unseg_jax.registry import refuse_sets, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
@@ -94,7 +94,7 @@ def segment_video(
     batch_size: int = 8,
     seed: int = 0,
     dtype: str = "auto",
-    map: How | None = None,
+    batching: Batching | None = None,
     **overrides: Any,
 ) -> VideoReport:
     """Segments a video into parts that keep their labels.
@@ -117,7 +117,7 @@ def segment_video(
         rate: frames a second of `out`; None is that of the source.
         opacity: how much of the parts' colours the drawing has, 0 to 1.
         overwrite: whether `out` may replace what is there.
-        backbone, batch_size, seed, dtype, map: see `Segmenter`.
+        backbone, batch_size, seed, dtype, batching: see `Segmenter`.
         **overrides: fields of `Method`.
 
     Raises:
@@ -133,7 +133,7 @@ def segment_video(
     resolved = resolve(method, num_clusters=num_clusters, **overrides)
     refuse_sets(resolved)
     fitted, loaded = load_for(resolved, backbone, dtype=dtype, explicit=overrides)
-    segmenter = BatchSegmenter(fitted, loaded, batch_size, seed, map)
+    segmenter = BatchSegmenter(fitted, loaded, batch_size, seed, batching)
     _check(segmenter.method)
     if not 0 <= memory < 1:
         raise ValueError(f"memory={memory} must lie in [0, 1).")
