@@ -100,7 +100,8 @@ def test_partition_is_the_second_eigenvector():
 
 
 def test_nearest_mean_takes_what_there_is():
-    cosines = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)
+    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    cosines = jnp.asarray(vectors @ vectors.T)
     among = np.array([True, False, True, False, False, False])
     nearest = cues.nearest_mean(cosines, jnp.asarray(among), 5)
     np.testing.assert_allclose(nearest, np.asarray(cosines)[:, among].mean(1), rtol=1e-6)

@@ -26,7 +26,7 @@ HIDDEN = 32
 """Hidden units of one head; the joined head has twice as many."""
 _STEPS = 50
 _LOOKS = 6  # times that the two are compared, each after so many steps
-_BATCH, _BATCHES = 1024, 16  # patches of a step, and how many of these are drawn for each head
+_BATCH, _BATCHES = 256, 16  # patches of a step, and how many of these are drawn for each head
 _COMPARED = 8192
 _RATE = 3e-3
 _DECAY = 1e-2

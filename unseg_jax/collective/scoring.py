@@ -244,19 +244,20 @@ def _regress(x, valid, evidence, pooled):
     Returns:
         Weights and offset; the scores, and the margins over each image's threshold.
     """
-    high = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    share = valid / jnp.maximum(valid.sum(), 1)
-    centre = high("in,inr->r", share, x)
-    rows = jnp.where(valid[..., None], x - centre, 0.0)
-    gram = high("inr,ins->rs", rows, rows)
+    shape, x = valid.shape, x.reshape(-1, x.shape[-1])
+    share = (valid / jnp.maximum(valid.sum(), 1)).ravel()
+    centre = share @ x
+    rows = jnp.where(valid.reshape(-1, 1), x - centre, 0.0)
+    gram = jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
     gram += jnp.eye(len(gram)) * (_RIDGE * jnp.trace(gram) / len(gram) + 1e-9)
     factor = jax.scipy.linalg.cho_factor(gram)
 
     def regress(target, _):
-        wanted = jnp.where(valid, target - jnp.sum(share * target), 0.0)
-        weights = jax.scipy.linalg.cho_solve(factor, high("inr,in->r", rows, wanted))
-        weights /= jnp.sqrt(jnp.sum(share * jnp.square(rows @ weights))) + 1e-9
+        wanted = jnp.where(valid, target - jnp.sum(share * target.ravel()), 0.0).ravel()
+        weights = jax.scipy.linalg.cho_solve(factor, wanted @ rows)
         scores = (x - centre) @ weights
+        scale = jnp.sqrt(jnp.sum(share * jnp.square(scores))) + 1e-9
+        weights, scores = weights / scale, (scores / scale).reshape(shape)
         threshold, own = _thresholds(scores, valid, pooled)
         labels = (scores > 0.5 * (threshold + own)).astype(jnp.float32)
         return labels, (weights, scores, scores - own)
