@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,10 +18,6 @@ def colours(pixels):
     patches = pixels.reshape(batch, height // 16, 16, width // 16, 16, 3)
     features = jnp.concatenate([patches.mean((2, 4)), patches.std((2, 4))], -1)
     return features.reshape(batch, -1, 6)
-
-
-def scaled(params, pixels):
-    return colours(pixels) @ params["mix"]
 
 
 def photograph():
@@ -62,7 +57,9 @@ def test_features_are_those_of_the_function(backbone):
 
 def test_params_are_an_argument():
     mix = {"mix": np.eye(6, 4, dtype=np.float32)}
-    backbone = us.from_callable(scaled, patch=16, width=4, params=mix, name="mixed")
+    backbone = us.from_callable(
+        lambda params, pixels: colours(pixels) @ params["mix"], 16, width=4, params=mix, name="mix"
+    )
     pixels = photograph()[None]
     one = backbone.features(backbone.params, pixels)
     double = backbone.features({"mix": 2 * mix["mix"]}, pixels)
@@ -79,9 +76,6 @@ def test_it_segments_in_batches_and_compiles_once(backbone):
         assert result.backbone == "colours"
         assert result.mask[40:56, 40:72].mean() > 0.9
         assert result.mask[:16].mean() < 0.1
-    fn, params = us.make_segment_fn("vit-kmeans", **options)
-    labels = jax.jit(fn)(params, photograph()[None])
-    np.testing.assert_array_equal(labels[0], results[0].patch_labels)
     # Published strides become the patch.
     assert us.Segmenter("mincutpool", **options).method.stride == 16
     with pytest.raises(ValueError, match="leave out stride=4"):
@@ -101,9 +95,8 @@ def test_it_segments_in_batches_and_compiles_once(backbone):
     ],
 )
 def test_functions_that_cannot_be_used(arguments, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=rf"({message}).*\.$"):
         us.from_callable(**arguments)
-    assert str(caught.value).endswith(".")
 
 
 def test_what_a_function_does_not_have_is_said(backbone):
@@ -115,13 +108,9 @@ def test_what_a_function_does_not_have_is_said(backbone):
     wider = us.from_callable(colours, patch=16, width=7)
     with pytest.raises(ValueError, match=r"gives an array of shape \(1, 36, 6\).*\(1, 36, 7\)"):
         wider.features(wider.params, pixels)
-
-
-@pytest.mark.parametrize(("given", "message"), [(colours, "from_callable"), (3, "a int is not")])
-def test_other_objects_are_refused_as_backbones(given, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        us.Segmenter("deepcut", backbone=given)
-    assert str(caught.value).endswith(".")
+    for given, message in ((colours, "from_callable"), (3, "a int is not")):
+        with pytest.raises(ValueError, match=rf"{message}.*\.$"):
+            us.Segmenter("deepcut", backbone=given)
 
 
 def test_a_model_fitted_on_a_function_needs_it_again(tmp_path):

@@ -156,23 +156,17 @@ def test_the_layer_that_differs_is_named(repository, named):
         load_backbone("hf:org/tiny")
 
 
-def test_what_is_not_there_is_said_in_one_sentence(repository):
+def test_what_is_not_there_or_no_name_is_said_in_one_sentence(repository, named):
     for name in ("hf:org/tiny", "hf:org/other"):
         with pytest.raises(WeightsError, match=f"{name} cannot be fetched") as caught:
             load_backbone(name)
         assert "\n" not in str(caught.value)
         assert str(caught.value).endswith(".")
-
-
-def test_a_configuration_that_is_no_json(repository, named):
     write(repository, named["official"])
     for content in (b"{", b"[1]", b"3", b"\xff\xfe"):
         (repository / "config.json").write_bytes(content)
         with pytest.raises(WeightsError, match=r"config.json of hf:org/tiny is not readable"):
             load_backbone("hf:org/tiny")
-
-
-def test_names():
     assert parse_name("hf:a/b@v1.0") == ("a/b", "v1.0")
     for name in ("hf:a", "hf:a/b/c", "hf:/b", "hf:a/b@", "hf:../../etc passwd"):
         with pytest.raises(ValueError, match="is not of the form"):

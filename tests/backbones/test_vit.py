@@ -7,7 +7,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from unseg_jax.backbones import Backbone, ViTConfig, vit
 from unseg_jax.backbones.backbone import _features
@@ -95,54 +94,39 @@ def attention_by_hand(tiny, x, index):
     return weights / weights.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("config", [TINY, dataclasses.replace(VERSION2, registers=4)])
-def test_shapes_are_those_of_the_model(config):
-    model = nnx.eval_shape(lambda: vit.VisionTransformer(config, rngs=nnx.Rngs(0)))
-    leaves = nnx.to_flat_state(nnx.state(model))
-    assert {".".join(map(str, path)): leaf.shape for path, leaf in leaves} == config.shapes
-
-
-def tokens_before(tiny, pixels, index):
-    """All tokens that enter a block, the class token too."""
+def test_attention_is_the_softmax_of_queries_and_keys(tiny, values):
+    """Class attention of the last block, and the facet of each patch over all tokens."""
+    pixels = golden_pixels(values, "32x32")
 
     @jax.jit
     def tokens(params, pixels):
         model = vit.with_params(tiny.config, params)
-        return model.run_blocks(model.tokens(pixels), index)
+        first = model.tokens(pixels)
+        return model.run_blocks(first, 1), model.run_blocks(first, 2)
 
-    return np.asarray(tokens(tiny.params, pixels), np.float64)
-
-
-def test_class_attention_is_the_softmax_of_the_last_block(tiny, values):
-    pixels = golden_pixels(values, "32x32")
-    weights = attention_by_hand(tiny, tokens_before(tiny, pixels, 2), 2)
+    first, last = (
+        attention_by_hand(tiny, np.asarray(entering, np.float64), block)
+        for block, entering in enumerate(tokens(tiny.params, pixels), start=1)
+    )
     attention = tiny.class_attention(tiny.params, pixels)
     assert attention.shape == (2, 16)
-    np.testing.assert_allclose(attention, weights[:, :, 0, 1:].mean(1), atol=1e-6)
-
-
-def test_attention_facet_is_each_patch_over_all_tokens(tiny, values):
-    pixels = golden_pixels(values, "32x32")
-    weights = attention_by_hand(tiny, tokens_before(tiny, pixels, 1), 1)
+    np.testing.assert_allclose(attention, last[:, :, 0, 1:].mean(1), atol=1e-6)
     features = tiny.features(tiny.params, pixels, facet="attn", block=1)
-    expected = weights[:, :, 1:].transpose(0, 2, 3, 1).reshape(2, 16, 17 * 3)
+    expected = first[:, :, 1:].transpose(0, 2, 3, 1).reshape(2, 16, 17 * 3)
     np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
-def test_blocks_count_from_both_ends(tiny):
+def test_settings_that_do_not_exist_are_refused(tiny, pixels):
     model = vit.with_params(tiny.config, tiny.params)
     assert [model.block_index(block) for block in range(-3, 3)] == [0, 1, 2, 0, 1, 2]
-    for block in (3, -4):
-        with pytest.raises(ValueError, match="there is no block"):
-            model.block_index(block)
-
-
-def test_settings_that_do_not_exist_are_refused(tiny, pixels):
-    image = pixels(1, 32, 32, 3)
-    with pytest.raises(ValueError, match="there is no facet 'keys'"):
-        tiny.features(tiny.params, image, facet="keys")
-    with pytest.raises(ValueError, match="log-bin"):
-        tiny.features(tiny.params, image, facet="attn", log_bin=True)
+    for wanted, says in (
+        ({"block": 3}, "there is no block"),
+        ({"block": -4}, "there is no block"),
+        ({"facet": "keys"}, "there is no facet 'keys'"),
+        ({"facet": "attn", "log_bin": True}, "log-bin"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            tiny.features(tiny.params, pixels(1, 32, 32, 3), **wanted)
 
 
 def test_bytes_and_fractions_are_the_same_pixels(pixels):
@@ -151,19 +135,6 @@ def test_bytes_and_fractions_are_the_same_pixels(pixels):
     expected = (fractions - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     for given in (image, fractions):
         np.testing.assert_allclose(normalise_pixels(jnp.asarray(given)), expected, atol=1e-6)
-
-
-def test_an_image_does_not_see_its_batch(tiny, pixels):
-    images = pixels(3, 32, 32, 3)
-
-    @jax.jit
-    def both(params, images):
-        return tiny.features(params, images), tiny.class_attention(params, images)
-
-    features, attention = both(tiny.params, images)
-    alone = [both(tiny.params, image[None]) for image in images]
-    np.testing.assert_allclose(features, np.concatenate([one[0] for one in alone]), atol=1e-6)
-    np.testing.assert_allclose(attention, np.concatenate([one[1] for one in alone]), atol=1e-7)
 
 
 def test_many_tokens_give_the_same_head_by_head(tiny, pixels, monkeypatch):
@@ -183,33 +154,30 @@ def test_pixels_beyond_the_last_whole_patch_do_not_count(tiny, pixels):
     np.testing.assert_allclose(tokens(image), tokens(image[:, :36, :35]), atol=1e-6)
 
 
-def test_tokens_of_version_2_end_with_the_final_normalisation(version2, pixels):
-    params, image = version2.params, pixels(1, 42, 70, 3)
-    tokens = np.asarray(version2.features(params, image))
-    assert tokens.shape == (1, 3 * 5, 64)
-    np.testing.assert_allclose(tokens.mean(-1), 0, atol=1e-5)
-    np.testing.assert_allclose(tokens.std(-1), 1, atol=1e-2)
-    inner = np.asarray(version2.features(params, image, block=0))
-    assert np.abs(inner.std(-1) - 1).max() > 0.1
-
-
-def test_bfloat16_stays_near_float32(version2, pixels):
-    image, facets = pixels(1, 42, 42, 3), ("key", "token", "attn")
+def test_bfloat16_stays_near_float32_and_the_last_tokens_are_normalised(version2, pixels):
+    image = pixels(1, 42, 70, 3)
+    wanted = [("key", 1), ("token", 1), ("attn", 1), ("token", 0)]
 
     @jax.jit
     def every(params):
-        return [version2.features(params, image, facet=facet, block=1) for facet in facets]
+        return [version2.features(params, image, facet=f, block=block) for f, block in wanted]
 
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), version2.params)
-    for facet, rounded, exact in zip(facets, every(half), every(version2.params), strict=True):
-        assert rounded.dtype == jnp.float32
+    exact = every(version2.params)
+    rounded = every(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), version2.params))
+    for which, ours, theirs in zip(wanted, rounded, exact, strict=True):
+        assert ours.dtype == jnp.float32
         # bfloat16 keeps 8 bits: a few roundings of 2^-8 each.
-        assert np.abs(rounded - exact).max() <= 0.03 * np.abs(exact).max(), facet
+        assert np.abs(ours - theirs).max() <= 0.03 * np.abs(theirs).max(), which
+    assert exact[1].shape == (1, 3 * 5, 64)
+    np.testing.assert_allclose(exact[1].mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(exact[1].std(-1), 1, atol=1e-2)
+    assert np.abs(exact[3].std(-1) - 1).max() > 0.1
 
 
 def test_keys_need_nothing_that_comes_after_them(tiny, values):
     """What the last block does after its keys is not even read."""
     pixels = golden_pixels(values, "32x32")
+    before = _features._cache_size()
     used = ("blocks.norm1", "blocks.qkv")
     poisoned = {
         name: leaf.at[-1].set(jnp.nan)
@@ -221,37 +189,27 @@ def test_keys_need_nothing_that_comes_after_them(tiny, values):
         tiny.features(poisoned, pixels, facet="key"),
         tiny.features(tiny.params, pixels, facet="key"),
     )
+    assert _features._cache_size() == before + 1  # a setting compiles once
     assert np.isnan(np.asarray(tiny.features(poisoned, pixels, facet="token"))).all()
-
-
-def test_settings_compile_once(tiny, pixels):
-    before = _features._cache_size()
-    for seed in range(3):
-        tiny.features(tiny.params, pixels(2, 24, 24, 3) + np.uint8(seed), facet="query")
-    assert _features._cache_size() == before + 1
 
 
 def test_log_bins_of_a_grid_written_out():
     """Bins of one patch, by loops: its neighbours, then the averages around it."""
-    draw = np.random.default_rng(0)
-    x = draw.normal(size=(1, 5 * 4, 2)).astype(np.float32)
-    got = np.asarray(log_bin(jnp.asarray(x), (5, 4))).reshape(5, 4, 17, 2)
+    x = np.random.default_rng(0).normal(size=(1, 5 * 4, 2)).astype(np.float32)
     grid = x.reshape(5, 4, 2)
-
-    def pooled(i, j):
-        return grid[max(0, i - 1) : i + 2, max(0, j - 1) : j + 2].mean((0, 1))
-
-    for y in range(5):
-        for c in range(4):
-            bins = []
-            for level, step in enumerate((1, 3)):
-                for i in (y - step, y, y + step):
-                    for j in (c - step, c, c + step):
-                        if level and (i, j) == (y, c):
-                            continue
-                        i_in, j_in = min(max(i, 0), 4), min(max(j, 0), 3)
-                        bins.append(pooled(i_in, j_in) if level else grid[i_in, j_in])
-            np.testing.assert_allclose(got[y, c], bins, atol=1e-6)
+    pooled = np.empty_like(grid)
+    for i, j in np.ndindex(5, 4):
+        pooled[i, j] = grid[max(0, i - 1) : i + 2, max(0, j - 1) : j + 2].mean((0, 1))
+    got = np.asarray(log_bin(jnp.asarray(x), (5, 4))).reshape(5, 4, 17, 2)
+    for y, c in np.ndindex(5, 4):
+        bins = [
+            (grid if step == 1 else pooled)[np.clip(i, 0, 4), np.clip(j, 0, 3)]
+            for step in (1, 3)
+            for i in (y - step, y, y + step)
+            for j in (c - step, c, c + step)
+            if step == 1 or (i, j) != (y, c)
+        ]
+        np.testing.assert_allclose(got[y, c], bins, atol=1e-6)
 
 
 def test_images_run_in_turn_on_a_cpu_and_together_elsewhere(tiny, pixels):

