@@ -19,10 +19,10 @@ from unseg_jax.bench.folder import identity
 from unseg_jax.bench.run.settings import make_config
 from unseg_jax.cli.main import main
 from unseg_jax.custom import has_name, name_of
-from unseg_jax.method import override, plain_fields
-from unseg_jax.registry import METHODS, resolve
+from unseg_jax.method import plain_fields
+from unseg_jax.registry import METHODS
 
-SIZE = 96
+SIZE = 64
 SMALL = {"branches": ((8,),), "mlp_width": 8, "epochs": 4, "image_size": SIZE}
 
 
@@ -64,13 +64,6 @@ class Plain:
 OWN = us.Method("mine", loss=cut, layer=Convolution(), **SMALL)
 
 
-def photograph(seed=0):
-    image = np.full((SIZE, SIZE, 3), 40, np.uint8)
-    image[32:64, 32:80] = (220, 90, 60)
-    draw = np.random.default_rng(seed)
-    return image + draw.integers(0, 10, image.shape, dtype=np.uint8)
-
-
 @pytest.fixture(scope="module")
 def backbone():
     return us.from_callable(colours, patch=16, width=6)
@@ -78,7 +71,14 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def images():
-    return [photograph(seed) for seed in range(3)]
+    pixels = np.random.default_rng(0).integers(40, 50, (3, SIZE, SIZE, 3), np.uint8)
+    pixels[:, 16:48, 16:48] = (220, 90, 60)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def segmenter(backbone):
+    return us.Segmenter(OWN, backbone=backbone)
 
 
 @pytest.fixture(scope="module")
@@ -93,24 +93,22 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one.losses, other.losses, atol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["loop", "vmap"])
-def test_images_are_segmented_as_by_the_named_ones(backbone, images, named, how):
-    segmenter = us.Segmenter(OWN, backbone=backbone, batching=how)
+def test_images_are_segmented_as_by_the_named_ones(segmenter, images, named):
     assert_same(segmenter(images), named)
     assert_same(segmenter(images), named)
     assert segmenter.compilations == 1
-
-
-def test_overrides_of_a_named_method_do_the_same(backbone):
-    fields = {**SMALL, "loss": cut, "layer": Convolution()}
-    method = us.Segmenter("deepcut", backbone=backbone, inner_activation="elu", **fields).method
+    fields = {**SMALL, "loss": cut, "layer": Convolution(), "inner_activation": "elu"}
+    method = us.Segmenter("deepcut", backbone=segmenter.backbone, **fields).method
     assert method.own_parts == OWN.own_parts
+    # A loss that fails on an image alone is named.
+    result = jax.device_get(segmenter.run(images))._replace(finite=np.zeros(3, bool))
+    with pytest.raises(us.ImageError, match=r"look at the loss '.*cut' and the layer '.*Convolut"):
+        segmenter.finish(result, 0, images[0])
 
 
 def test_graphs_of_regions_and_second_stages(images, backbone):
     """Both are padded: a named loss must come out of them unchanged, pickled or not."""
-    small = {"branches": ((8,),), "mlp_width": 8, "epochs": 3, "image_size": 64}
-    named, own = (us.Segmenter("slic-ncut", loss=loss, **small) for loss in ("ncut", cut))
+    named, own = (us.Segmenter("slic-ncut", loss=loss, **SMALL) for loss in ("ncut", cut))
     again = pickle.loads(pickle.dumps(own))
     assert again.method == own.method
     assert_same(again(images[0]), named(images[0]))
@@ -119,15 +117,12 @@ def test_graphs_of_regions_and_second_stages(images, backbone):
     assert_same(*stages)
 
 
-def test_one_function_for_users_and_for_files(backbone, images, named, tmp_path):
-    pixels = np.stack(images)
-    fn, params = us.make_segment_fn(OWN, backbone)
-    labels = np.stack([found.patch_labels for found in named])
-    np.testing.assert_array_equal(fn(params, pixels), labels)
+def test_a_program_in_a_file_does_the_same(backbone, images, named, tmp_path):
     path = tmp_path / "own.jax"
     us.export_segment_fn(path, OWN, backbone, batch_size=3, platforms=["cpu"])
     program = jax.export.deserialize(bytearray(path.read_bytes()))
-    np.testing.assert_array_equal(program.call(pixels), labels)
+    labels = [found.patch_labels for found in named]
+    np.testing.assert_array_equal(program.call(images), labels)
 
 
 def test_a_wrong_loss_is_refused_where_the_segmenter_is_made(backbone):
@@ -139,37 +134,19 @@ def test_a_wrong_loss_is_refused_where_the_segmenter_is_made(backbone):
         us.Segmenter("slic-ncut", **wrong)
 
 
-def test_a_loss_that_fails_on_an_image_alone_is_named(backbone, images):
-    def fragile(assignments, adjacency, mask):
-        # The nodes 0 and 1 of the graph that it is tried on are not linked.
-        return jnp.sum(assignments**2) * jnp.where(adjacency[0, 1] > 0.5, jnp.inf, 1.0)
-
-    segmenter = us.Segmenter(OWN, backbone=backbone, loss=fragile, affinity="cosine")
-    with pytest.raises(us.ImageError, match=r"look at the loss '.*fragile' and the layer '.*Conv"):
-        segmenter(images[0])
-
-
 def test_a_head_of_a_set_is_fitted_but_not_written(backbone, images, tmp_path):
     model = us.fit(images, method=OWN, backbone=backbone, passes=1, steps=1)
     assert all(found.losses.shape == (4,) for found in model.segment(images))
-    with pytest.raises(ValueError, match=r"^loss='.*\.cut' is your own, and a file") as caught:
+    with pytest.raises(ValueError, match=r"^loss='.*\.cut' is your own, and a file .*\.$"):
         model.save(tmp_path / "model.safetensors")
-    assert str(caught.value).endswith(".")
     assert not list(tmp_path.iterdir())
-
-
-def test_parameters_of_published_code_are_of_named_layers():
     with pytest.raises(ValueError, match=r"layer='.*Convolution\(scale=1.0\)' is your own"):
         us.params_from_pytorch({}, OWN)
 
 
-# ---------------------------------------------------------------- names
-
-
 def test_names_say_where_a_part_is_written_and_what_it_was_made_with():
     here = __name__
-    assert name_of(cut) == f"{here}.cut"
-    assert name_of(jax.jit(cut)) == f"{here}.cut"
+    assert name_of(cut) == name_of(jax.jit(cut)) == f"{here}.cut"
     assert name_of(functools.partial(cut, weight=0.5)) == f"{here}.cut(weight=0.5)"
     assert name_of(Convolution(2.0)) == f"{here}.Convolution(scale=2.0)"
     assert name_of(Convolution().prepare) == f"{here}.Convolution(scale=1.0).prepare"
@@ -177,50 +154,12 @@ def test_names_say_where_a_part_is_written_and_what_it_was_made_with():
     nameless = [Plain(), lambda: 0, functools.partial(cut, weight=np.ones(2)), Plain().__call__]
     assert not any(map(has_name, nameless))
     assert all(map(has_name, [cut, Convolution(), functools.partial(cut, weight=(1, None))]))
-
-
-def test_a_method_shows_what_it_was_made_with():
     shown = repr(us.Method("mine", loss=cut, layer=Convolution(), tau=0.5))
-    own = f"layer={__name__}.Convolution(scale=1.0), loss={__name__}.cut"
+    own = f"layer={here}.Convolution(scale=1.0), loss={here}.cut"
     assert shown == f"Method('mine', tau=0.5, {own})"
     for method in METHODS.values():
         assert eval(repr(method), {"Method": us.Method}) == method
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "said"),
-    [
-        ("loss", "nctu", "loss='nctu' is not one of ncut, cc, modularity, nor a hashable function"),
-        ("loss", 3, "loss=3 is not one of"),
-        ("loss", [cut], "loss=.* is not one of"),
-        ("layer", Convolution, "Convolution is not one of gcn, gat, arma, nor a hashable object"),
-        ("layer", cut, "cut is not one of gcn, gat, arma, nor a hashable object with the methods"),
-        ("layer", "gnc", "layer='gnc' is not one of"),
-    ],
-)
-def test_other_values_are_refused_also_in_a_method(field, value, said):
-    for make in (
-        lambda: resolve("deepcut", **{field: value}),
-        lambda: resolve(us.Method("mine", **{field: value})),
-    ):
-        with pytest.raises(ValueError, match=said) as caught:
-            make()
-        assert str(caught.value).endswith((".", "?"))
-
-
-def test_what_cannot_be_hashed_cannot_be_a_loss():
-    @dataclasses.dataclass
-    class Weighted:
-        weight: float = 1.0
-
-        def __call__(self, assignments, adjacency, *, mask):
-            return cut(assignments, adjacency, mask=mask, weight=self.weight)
-
-    with pytest.raises(ValueError, match=r"Weighted\(weight=1.0\) is not one of .* hashable"):
-        override(METHODS["deepcut"], loss=Weighted())
-
-
-# ---------------------------------------------------------------- runs
+    assert plain_fields(METHODS["deepcut"]) == dataclasses.asdict(METHODS["deepcut"])
 
 
 def config(**overrides):
@@ -231,70 +170,40 @@ def config(**overrides):
 
 
 def test_a_run_knows_a_loss_and_a_layer_by_their_names():
-    own = config(loss=functools.partial(cut, weight=0.5), layer=Convolution())
+    loss, layer = f"{__name__}.cut(weight=0.5)", f"{__name__}.Convolution(scale=1.0)"
+    own, again = (
+        config(loss=functools.partial(cut, weight=0.5), layer=Convolution()) for _ in range(2)
+    )
     ((row, method),) = json.loads(json.dumps(own))["methods"].items()
-    own_parts = f"{__name__}.cut(weight=0.5)+{__name__}.Convolution(scale=1.0)"
-    assert row == f"deepcut+{own_parts}"
-    assert method["loss"] == f"{__name__}.cut(weight=0.5)"
-    assert method["layer"] == f"{__name__}.Convolution(scale=1.0)"
-    again = config(loss=functools.partial(cut, weight=0.5), layer=Convolution())
+    assert (row, method["loss"], method["layer"]) == (f"deepcut+{loss}+{layer}", loss, layer)
     assert identity(own) == identity(again)
     others = [config(loss=cut, layer=Convolution()), config(loss=cut, layer=Convolution(2.0))]
     assert len({identity(one) for one in (own, *others)}) == 3
-    assert plain_fields(METHODS["deepcut"]) == dataclasses.asdict(METHODS["deepcut"])
-
-
-@pytest.mark.parametrize("loss", [lambda s, w, mask: s.sum(), Plain()], ids=["lambda", "object"])
-def test_a_run_refuses_what_it_could_not_know_again(loss):
-    with pytest.raises(ValueError, match="has no name to know it by again: write it with def"):
-        config(loss=loss)
-
-
-def test_a_run_keeps_the_models_of_its_sets_in_files():
-    settings = Settings("data", "out", methods=("collective",), overrides={"loss": cut})
+    for nameless in (lambda s, w, mask: s.sum(), Plain()):
+        with pytest.raises(ValueError, match="has no name to know it by again: write it with def"):
+            config(loss=nameless)
     with pytest.raises(ValueError, match="a file with a model holds names of this library's"):
-        settings.check()
+        Settings("data", "out", methods=("collective",), overrides={"loss": cut}).check()
 
 
-PARTS = """
-import dataclasses
-import unseg_jax as us
-
-def even_cut(assignments, adjacency, *, mask):
-    return us.losses.ncut(assignments, adjacency, mask=mask)
-
-@dataclasses.dataclass(frozen=True)
-class Plain:
-    def init(self, key, inputs, outputs):
-        return us.layers.init_gcn(key, inputs, outputs)
-
-    def prepare(self, graph):
-        return graph.adjacency
-
-    def apply(self, params, x, prepared):
-        return us.layers.gcn(params, x, prepared)
-"""
-
-
-def test_the_command_line_imports_a_loss_and_a_layer(tmp_path, tiny_weights, monkeypatch, capsys):
+def test_the_command_line_imports_a_loss_and_a_layer(
+    images, tmp_path, tiny_weights, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "my_parts.py").write_text(PARTS)
-    pixels = np.random.default_rng(0).integers(0, 60, (48, 48, 3), np.uint8)
-    pixels[12:36, 12:36] += 150
-    for kind, values in (("images", pixels), ("masks", (pixels[..., 0] > 100) * np.uint8(255))):
+    (tmp_path / "my_parts.py").write_text(f"from {__name__} import Convolution, cut")
+    truth = (images[0, ..., 0] > 100) * np.uint8(255)
+    for kind, values in (("images", images[0]), ("masks", truth)):
         (tmp_path / "data" / kind).mkdir(parents=True)
         Image.fromarray(values).save(tmp_path / "data" / kind / "a.png")
     given = ["--method", "deepcut", "--backbone", str(tiny_weights), "--image-size", "48"]
-    given += ["--epochs", "1", "--loss", "my_parts:even_cut"]
-    layer = ["--layer", "my_parts:Plain"]
-    assert main(["segment", "data/images", "--out", "found", *given, *layer]) == 0
+    given += ["--epochs", "1", "--loss", "my_parts:cut", "--layer", "my_parts:Convolution"]
+    assert main(["segment", "data/images", "--out", "found", *given]) == 0
     kept = json.loads((tmp_path / "found" / "unseg_jax.json").read_text())
-    assert "my_parts.even_cut" in json.dumps(kept["settings"])
-    assert main(["bench", "--data", "data", "--out", "run", *given, *layer, "--quiet"]) == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    (name,) = summary["methods"]
-    assert name == "deepcut+my_parts.even_cut+my_parts.Plain()"
+    assert f"{__name__}.cut" in json.dumps(kept["settings"])
+    assert main(["bench", "--data", "data", "--out", "run", *given, "--quiet"]) == 0
+    (name,) = json.loads((tmp_path / "run" / "summary.json").read_text())["methods"]
+    assert name == f"deepcut+{__name__}.cut+{__name__}.Convolution(scale=1.0)"
     assert f"{name}  " in capsys.readouterr().out
     assert (tmp_path / "run" / "thumbnails" / name / "a.png").is_file()
     for wrong in ("my_parts:nothing", "no_such_module:cut"):

@@ -21,11 +21,12 @@ with install_import_hook([f"unseg_jax.{room}" for room in ROOMS], "beartype.bear
 rng = np.random.default_rng(0)
 features = jax.numpy.asarray(rng.normal(size=(2, 9, 5)), "float32")
 small = {"epochs": 2, "mlp_width": 4}
+mask = jax.numpy.ones((2, 9), bool)
 heads = {"deepcut-cc": ((6,),), "unsegarmanet": ((4,),), "unsegmedgat": ((4,), (6, 6))}
 for method, widths in heads.items():  # traced alone: that is when annotations are checked
-    jax.eval_shape(lambda x: us.cluster(x, method=method, branches=widths, **small), features)
-mask = jax.numpy.ones((2, 9), bool)
-us.cluster(features, method="deepcut", record_every=1, node_mask=mask, **small)
+    given = {"method": method, "branches": widths, "record_every": 1, **small}
+    jax.eval_shape(lambda x, mask: us.cluster(x, node_mask=mask, **given), features, mask)
+us.cluster(features, method="vit-kmeans", node_mask=mask)
 method = resolve("deepcut", **small)
 jax.eval_shape(
     lambda x: pipeline.segment_features(x, jax.random.key(0), method=method, grid=(3, 3)), features
