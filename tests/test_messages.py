@@ -58,17 +58,7 @@ def test_the_command_line_names_its_options(message, said):
 def test_undefined_names_are_found():
     """The exception for jaxtyping is of its shapes alone."""
     code = "from jaxtyping import Array, Float\ndef f(x: Float[Arry, 'n d']) -> 'Nothing': ...\n"
-    command = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        "--output-format",
-        "concise",
-        "--stdin-filename",
-        "unseg_jax/a.py",
-    ]
-    done = subprocess.run(
-        [*command, "-"], input=code, capture_output=True, text=True, cwd=ROOT.parent
-    )
+    command = [sys.executable, "-m", "ruff", "check", "--output-format=concise"]
+    command += ["--stdin-filename=unseg_jax/a.py", "-"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT.parent)
     assert done.stdout.count("F821") == 2

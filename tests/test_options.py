@@ -16,25 +16,10 @@ from unseg_jax.terminal.options import command
 from unseg_jax.terminal.segmenting import Segment
 
 IMAGES = [np.zeros((16, 16, 3), np.uint8)] * 2
-OPTIONS = {
-    "batch_size": 2,
-    "seed": 3,
-    "dtype": "float32",
-    "batching": "loop",
-    "value_range": (0.0, 4080.0),
-    "workers": 1,
-    "num_clusters": 2,
-    "steps": 1,
-    "passes": 1,
-    "max_images": 2,
-    "image_size": 16,
-    "epochs": 1,
-    "resize": "stretch",
-    "refine": "none",
-    "page": 1,
-    "key": None,
-    "on_image": print,
-}
+OPTIONS = {"batch_size": 2, "seed": 3, "dtype": "float32", "batching": "loop", "workers": 1}
+OPTIONS |= {"value_range": (0.0, 4080.0), "num_clusters": 2, "steps": 1, "passes": 1, "page": 1}
+OPTIONS |= {"image_size": 16, "epochs": 1, "resize": "stretch", "refine": "none", "max_images": 2}
+OPTIONS |= {"key": None, "on_image": print}
 REFUSED = {
     "make_segment_fn": {
         *("batch_size", "value_range", "workers", "page"),
@@ -106,7 +91,7 @@ def test_the_options_of_a_command_are_the_fields_of_a_dataclass():
     )
     assert CliRunner().invoke(app, ["a.png"]).exit_code == 3
     assert asked.pop() == Segment(paths=["a.png"])
-    for wrong in ("--set parts", "--image-size large", "--jobs 0"):
+    for wrong in ("--set parts", "--image-size large", "--image-size 3x4x5", "--jobs 0"):
         assert CliRunner().invoke(app, ["a.png", *wrong.split()]).exit_code == 2
     assert asked == []
 

@@ -26,31 +26,33 @@ for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD", "S
 """
 
 
+EVERYTHING = """
+import importlib, pkgutil, unseg_jax
+modules = pkgutil.walk_packages(unseg_jax.__path__, 'unseg_jax.')
+names = [m.name for m in modules if not m.name.endswith('__main__')]
+for name in names: importlib.import_module(name)
+assert len(names) > 100
+from pathlib import Path
+from unseg_jax.bench.run.runner import Timing
+from unseg_jax.data import read_image
+from unseg_jax.files import write_json
+from unseg_jax.runs.store import Store
+assert Timing().as_json()['peak_memory_mb'] is None
+folder = Path(sys.argv[1])
+print(read_image(folder / 'red.png').pixels.shape)
+write_json(folder / 'inner' / 'one.json', {'a': 1})
+write_json(folder / 'inner' / 'one.json', {'a': 2})
+with Store(folder / 'run', sync=True) as store:
+    store.write({'masks/one.png': b'1', 'summary.json': b'{}'})
+    store.open_journal('records.jsonl').append([{'id': 'one'}])
+with Store(folder / 'run') as store:
+    print([store.is_ours(name) for name in ('masks/one.png', 'records.jsonl', 'two')])
+"""
+
+
 def test_every_module_is_imported_and_files_are_whole_without_unix(python, tmp_path):
     Image.new("RGB", (9, 7), (250, 0, 0)).save(tmp_path / "red.png")
-    code = NO_UNIX + (
-        "import importlib, pkgutil, unseg_jax\n"
-        "modules = pkgutil.walk_packages(unseg_jax.__path__, 'unseg_jax.')\n"
-        "names = [m.name for m in modules if not m.name.endswith('__main__')]\n"
-        "for name in names: importlib.import_module(name)\n"
-        "assert len(names) > 100\n"
-        "from pathlib import Path\n"
-        "from unseg_jax.bench.run.runner import Timing\n"
-        "from unseg_jax.data import read_image\n"
-        "from unseg_jax.files import write_json\n"
-        "from unseg_jax.runs.store import Store\n"
-        "assert Timing().as_json()['peak_memory_mb'] is None\n"
-        "folder = Path(sys.argv[1])\n"
-        "print(read_image(folder / 'red.png').pixels.shape)\n"
-        "write_json(folder / 'inner' / 'one.json', {'a': 1})\n"
-        "write_json(folder / 'inner' / 'one.json', {'a': 2})\n"
-        "with Store(folder / 'run', sync=True) as store:\n"
-        "    store.write({'masks/one.png': b'1', 'summary.json': b'{}'})\n"
-        "    store.open_journal('records.jsonl').append([{'id': 'one'}])\n"
-        "with Store(folder / 'run') as store:\n"
-        "    print([store.is_ours(name) for name in ('masks/one.png', 'records.jsonl', 'two')])\n"
-    )
-    done = python(code, tmp_path)
+    done = python(NO_UNIX + EVERYTHING, tmp_path)
     assert done.stdout.split("\n")[:2] == ["(7, 9, 3)", "[True, True, False]"]
     assert (tmp_path / "inner" / "one.json").read_text().split() == ["{", '"a":', "2", "}"]
     assert [path.name for path in (tmp_path / "inner").iterdir()] == ["one.json"]
@@ -58,21 +60,20 @@ def test_every_module_is_imported_and_files_are_whole_without_unix(python, tmp_p
 
 @pytest.mark.parametrize("stub", [NO_UNIX, "import os, sys"], ids=["soft", "own"])
 def test_one_process_at_a_time_has_a_folder(python, tmp_path, stub):
-    lock = "from pathlib import Path; from unseg_jax.runs.locking import RunLock\n"
-    lock = f"{stub}\n{lock}lock = RunLock(Path(sys.argv[1]))\nprint('held', flush=True)\n"
-    command = [sys.executable, "-c", lock + "sys.stdin.read()\nos._exit(1)", str(tmp_path)]
+    hold = f"{stub}\nfrom pathlib import Path; from unseg_jax.runs.locking import LOCK, RunLock\n"
+    hold += "folder = Path(sys.argv[1]); lock = RunLock(folder); print('held', flush=True)\n"
+    command = [sys.executable, "-c", hold + "sys.stdin.read(); os._exit(1)", str(tmp_path)]
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **options) as holder:
         assert holder.stdout.readline() == "held\n"
-        second = python(lock, tmp_path, check=False)
+        second = python(hold, tmp_path, check=False)
         assert "another process is writing to" in second.stderr.splitlines()[-1]
         holder.stdin.close()
     # The holder ended without letting go, as if it had been killed.
-    python(lock + "lock.release()\n", tmp_path)
-    (tmp_path / ".unseg_jax.lock").write_text("my notes\n")
-    fourth = python(lock, tmp_path, check=False)
-    assert "was not written by this run" in fourth.stderr.splitlines()[-1]
-    assert (tmp_path / ".unseg_jax.lock").read_text() == "my notes\n"
+    code = hold + "lock.release(); (folder / LOCK).write_text('my notes'); RunLock(folder)"
+    third = python(code, tmp_path, check=False)
+    assert "was not written by this run" in third.stderr.splitlines()[-1]
+    assert (tmp_path / ".unseg_jax.lock").read_text() == "my notes"
 
 
 def test_a_terminal_without_the_letters_of_a_name_shows_it_escaped(tmp_path, monkeypatch):

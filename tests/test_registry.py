@@ -8,12 +8,9 @@ from unseg_jax import custom, method, methods, plugs, registry
 from unseg_jax.registry import GROUPS, METHODS, resolve
 
 
-def test_unknown_names_are_answered_with_the_nearest():
+def test_unknown_names_and_cc_arma_are_refused():
     with pytest.raises(ValueError, match="did you mean 'unseggnet'"):
         resolve("unsegnet")
-
-
-def test_cc_arma_says_why_it_cannot_be():
     assert "cc-arma" not in METHODS
     with pytest.raises(ValueError, match="square roots of degrees"):
         resolve("cc-arma")
@@ -33,11 +30,8 @@ def test_cc_gcn_normalises_unless_it_follows_the_report():
     assert len(np.unique(unnormalised.labels)) == 1
 
 
-def test_every_method_is_in_one_group():
+def test_every_method_is_in_one_group_and_earlier_modules_hold_the_same():
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(METHODS)
-
-
-def test_earlier_names_of_modules_hold_the_same():
     for old, homes in ((methods, (method, registry)), (plugs, (custom,))):
         for name in old.__all__:
             assert any(getattr(old, name) is getattr(home, name, None) for home in homes)
