@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import zipfile
 
@@ -41,8 +42,7 @@ def segment(page, method="deepcut", clusters="", backbone="tiny"):
 def download(page):
     with page.expect_download() as waiting:
         page.click("#download")
-    with open(waiting.value.path(), "rb") as file:
-        return zipfile.ZipFile(io.BytesIO(file.read()))
+    return zipfile.ZipFile(io.BytesIO(waiting.value.path().read_bytes()))
 
 
 def test_drop_segment_change_k_and_download(
@@ -61,20 +61,17 @@ def test_drop_segment_change_k_and_download(
     assert "Parts" not in page.inner_text("#kinds")
     page.keyboard.press("Escape")
 
-    segment(page, clusters="3")
+    segment(page, "vit-kmeans", clusters="3")
     # Called as from Python, without the page; compiled already.
-    settings = Settings("deepcut", 3, "tiny")
+    settings = Settings("vit-kmeans", 3, "tiny")
     segmenter = server.app.state.worker.load(choose_for(settings, [path]), settings)
-    assert segmenter.method == dataclasses.replace(small_images["deepcut"], num_clusters=3)
+    assert segmenter.method == dataclasses.replace(small_images["vit-kmeans"], num_clusters=3)
     assert segmenter.backbone.source == str(tiny_weights)
     expected = segmenter(path)[0]
     with download(page) as archive:
         names = {f"coffee_{kind}.png" for kind in ("mask", "labels", "overlay", "cutout")}
-        assert set(archive.namelist()) == names | {
-            "coco.json",
-            "coco_polygons.json",
-            *table.FILES,
-        }
+        names |= {"coco.json", "coco_polygons.json", *table.FILES}
+        assert set(archive.namelist()) == names
         mask = np.asarray(Image.open(archive.open("coffee_mask.png"))) > 0
         labels = np.asarray(Image.open(archive.open("coffee_labels.png")))
         coco = json.loads(archive.read("coco.json"))
@@ -91,7 +88,7 @@ def test_drop_segment_change_k_and_download(
     with download(page) as archive:
         first = np.asarray(Image.open(archive.open("coffee_labels.png")))
     assert (first.max(), labels.max()) == (1, 2)
-    page.select_option("#runs", label="2: deepcut, K=3, 1 image")
+    page.select_option("#runs", label="2: vit-kmeans, K=3, 1 image")
     page.wait_for_selector("#download[href*='runs/2/']")
 
     page.click("#cards .open")
@@ -166,7 +163,7 @@ def test_two_users_at_once_see_their_own(open_page, photographs, server):
     drop(second, photographs["chelsea.png"], photographs["astronaut.png"])
     for page in (first, second):
         page.click("#advanced summary")
-        page.select_option("#method", "deepcut")
+        page.select_option("#method", "vit-kmeans")
         page.select_option("#backbone", "tiny")
         page.click("#start")
     for page in (first, second):
@@ -192,9 +189,8 @@ def test_two_users_at_once_see_their_own(open_page, photographs, server):
 def test_eight_images_behind_a_frame_are_fitted_by_auto(open_page, photographs, monkeypatch):
     monkeypatch.setattr("unseg_jax.collective.frames.has_black_frame", lambda images: True)
     page = open_page()
-    # Names may be given twice.
-    drop(page, *photographs.values())
-    drop(page, *photographs.values())
+    for _ in range(2):  # names may be given twice
+        drop(page, *photographs.values())
     page.wait_for_selector("#list li:nth-child(8)")
     page.wait_for_selector("#start:not([disabled])")
     segment(page, "auto")
@@ -249,16 +245,16 @@ def test_what_is_in_a_picture_is_chosen_first(open_page, photographs, server):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])
-def test_text_is_legible_and_methods_are_grouped(open_page, luminance, scheme, width):
-    page = open_page(width, 800, scheme)
-    pairs = [(ink, ground) for ink in ("ink", "soft", "accent", "bad", "warn")
-             for ground in ("page", "card", "tint")]  # fmt: skip
-    for ink, ground in [*pairs, ("on-accent", "accent")]:
-        low, high = sorted([luminance(page, ink), luminance(page, ground)])
-        assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
-    assert (luminance(page, "page") < 0.2) == (scheme == "dark")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+def test_text_is_legible_and_methods_are_grouped(open_page, luminance):
+    inks, grounds = ("ink", "soft", "accent", "bad", "warn"), ("page", "card", "tint")
+    pairs = [*itertools.product(inks, grounds), ("on-accent", "accent")]
+    for scheme, width in (("light", 1280), ("dark", 400)):
+        page = open_page(width, 800, scheme)
+        for ink, ground in pairs:
+            low, high = sorted([luminance(page, ink), luminance(page, ground)])
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+        assert (luminance(page, "page") < 0.2) == (scheme == "dark")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     options = page.locator("#method option").evaluate_all("all => all.map((one) => one.value)")
     assert options[0] == "auto"
     assert sorted(options[1:]) == sorted(us.list_methods())

@@ -3,13 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import textwrap
-import threading
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,35 +18,10 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.errors import InputError
-from unseg_jax.runs.locking import RunLock
 from unseg_jax.terminal import segmenting
 
-# A segmenter that finds what is bright, after what a test lets happen first.
-STAND = """
-from unseg_jax.data.images import load_image
-from unseg_jax.data.reading import PLAIN
-from unseg_jax.errors import ImageError
-from unseg_jax.registry import resolve
-from unseg_jax.segmentation import Segmentation
-
-
-class Stand:
-    def __init__(self, happen=lambda index: None):
-        self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
-        self.happen, self.reading, self.fitted = happen, PLAIN, None
-
-    def stream(self, images, *, full_pixels=False):
-        for index, path in enumerate(images):
-            self.happen(index)
-            try:
-                pixels = load_image(path)
-            except ImageError as error:
-                yield error
-                continue
-            mask = pixels[..., 0] > 128
-            yield Segmentation.of(mask, mask, confidence=0.5, pixels=pixels, id=str(path))
-"""
-exec(STAND)
+from ..export import conftest as export
+from ..export.conftest import Stand
 
 
 def draw(folder, count):
@@ -63,7 +38,7 @@ def segment(monkeypatch, capsys, tmp_path):
     """Runs `segment` with a stand-in; gives the exit code and what was said and printed."""
 
     def run(*arguments, happen=lambda index: None):
-        monkeypatch.setattr(segmenting, "load_segmenter", lambda *_: Stand(happen))  # noqa: F821
+        monkeypatch.setattr(segmenting, "load_segmenter", lambda *_: Stand(happen=happen))
         options = ["--out", tmp_path / "found", "--method", "deepcut"]
         code = main.main(["segment", *map(str, [*options, *arguments])])
         return code, *capsys.readouterr()
@@ -79,85 +54,83 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+def planned(printed):
+    """Word and file of what a dry run lists."""
+    lines = [line.split(" ") for line in printed.splitlines()[2:-1]]
+    return {(word, os.path.basename(path)) for word, path in lines}
+
+
 def names(out):
     return {path.name for path in out.iterdir() if not path.name.startswith(".")}
 
 
-def test_runs_at_once_wait_for_one_another_and_end_with_the_union(segment, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        STAND
-        + textwrap.dedent(
-            """
-            import sys, time
-            from unseg_jax.cli import main
-            from unseg_jax.terminal import segmenting
+# Segments a folder, held up by the test after one image, and then another, slowly.
+RUNS = """
+import os, sys, time
+sys.path.insert(0, sys.argv.pop(1))
+from conftest import Stand
+from unseg_jax.cli import main
+from unseg_jax.terminal import segmenting
 
-            segmenting.load_segmenter = lambda *_: Stand(lambda index: time.sleep(0.1))
-            sys.exit(main.main(sys.argv[1:]))
-            """
-        )
-    )
-    out = tmp_path / "found"
-    folders = [draw(tmp_path / name, 3) for name in "ab"]
-    common = ["--out", out, "--method", "deepcut", "-f", "mask", "-f", "coco", "--quiet"]
-    commands = [[sys.executable, script, "segment", folder, *common] for folder in folders]
-    jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    said = [job.communicate(timeout=300)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], said
+def wait(index, name):
+    while index and not os.path.exists(name): time.sleep(0.02)
+
+first, second, *common = sys.argv[1:]
+segmenting.load_segmenter = lambda *_: Stand(happen=lambda index: wait(index, "seen"))
+code = main.main(["segment", first, *common])
+wait(1, "done")
+segmenting.load_segmenter = lambda *_: Stand(happen=lambda index: time.sleep(0.1))
+sys.exit(code or main.main(["segment", second, *common]))
+"""
+
+
+def test_runs_at_once_wait_for_one_another_and_the_killed_go_on(segment, tmp_path, monkeypatch):
+    out, c = tmp_path / "found", draw(tmp_path / "c", 40)
+    a, b = (draw(tmp_path / name, 3) for name in "ab")
+    formats = ["-f", "mask", "-f", "coco"]
+    common = ["--out", out, "--method", "deepcut", *formats, "--quiet"]
+    stand = Path(export.__file__).parent
+    job = subprocess.Popen([sys.executable, "-c", RUNS, stand, a, c, *common], cwd=tmp_path)
+    while not (out / "a0_mask.png").exists():
+        assert job.poll() is None
+        time.sleep(0.02)
+    code, _, said = segment(b, "--no-wait", *formats)
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"another process is writing to {out}: wait for it" in said
+    assert segment(b, "--dry-run", *formats)[0] == 0
+    say = segmenting.say
+    leave = lambda line: (say(line), (tmp_path / "seen").touch())  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(segmenting, "say", leave)
+        code, _, said = segment(b, *formats)
+    assert code == 0, said
+    assert said.splitlines()[0] == f"unseg-jax: another run writes into {out}; waiting"
     expected = {f"{name}{index}" for name in "ab" for index in range(3)}
     assert set(us.read_results(out)["name"]) == expected
     assert {f"{name}_mask.png" for name in expected} <= names(out)
-    coco = json.loads((out / "coco.json").read_text())
-    assert {image["file_name"] for image in coco["images"]} == {
-        f"{name[0]}/{name}.png" for name in expected
-    }
+    images = {image["file_name"] for image in json.loads((out / "coco.json").read_text())["images"]}
+    assert images == {f"{name[0]}/{name}.png" for name in expected}
     assert "6 images, 6 objects" in (out / "report.html").read_text()
     # Killed outright, a run loses the images that were being written at most.
-    more = draw(tmp_path / "d", 40)
-    job = subprocess.Popen([sys.executable, script, "segment", more, *common])
+    (tmp_path / "done").touch()
     while len(names(out)) < 6 + 4 + 5:
         time.sleep(0.02)
     job.kill()
-    job.wait()
-    masks = {name for name in names(out) if name.startswith("d") and name.endswith("_mask.png")}
-    done = {name for name in us.read_results(out)["name"] if name.startswith("d")}
+    assert job.wait() == -signal.SIGKILL
+    masks = {name for name in names(out) if name.startswith("c") and name.endswith("_mask.png")}
+    done = {name for name in us.read_results(out)["name"] if name.startswith("c")}
     assert 0 <= len(masks) - len(done) <= (os.cpu_count() or 1)
     assert {f"{name}_mask.png" for name in done} <= masks
     # The next one ends as one that was never killed.
-    code, _, said = segment(more, "-f", "mask", "-f", "coco")
+    code, _, said = segment(c, *formats)
     assert code == 0
     assert f"{len(done)} of 40 images are done already" in said
-    assert len({name for name in us.read_results(out)["name"] if name.startswith("d")}) == 40
-
-
-def test_a_folder_in_use_is_waited_for_or_refused(segment, tmp_path, monkeypatch):
-    photos, out = draw(tmp_path / "a", 1), tmp_path / "found"
-    taken, leave = threading.Event(), threading.Event()
-
-    def hold():
-        with RunLock(out):
-            taken.set()
-            leave.wait()
-
-    other = threading.Thread(target=hold)
-    other.start()
-    taken.wait()
-    code, _, said = segment(photos, "--no-wait")
-    assert (code, said.count("\n")) == (1, 1)
-    assert f"another process is writing to {out}: wait for it" in said
-    assert segment(photos, "--dry-run")[0] == 0
-    say = segmenting.say
-    monkeypatch.setattr(segmenting, "say", lambda line: (say(line), leave.set()))
-    code, _, said = segment(photos)
-    other.join()
-    assert code == 0, said
-    assert said.splitlines()[0] == f"unseg-jax: another run writes into {out}; waiting"
+    assert set(us.read_results(out)["name"]) == expected | {f"c{index}" for index in range(40)}
 
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, number, code):
+def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, capsys, monkeypatch, number, code):
     photos, out = draw(tmp_path / "a", 8), tmp_path / "found"
     got, _, said = segment(photos, happen=lambda index: index == 5 and os.kill(os.getpid(), number))
     assert got == code
@@ -168,29 +141,19 @@ def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, number, code):
     assert (got, len(did)) == (0, 3)
     assert "5 of 8 images are done already" in said
     assert len(us.read_results(out)["name"]) == 8
-
-
-@pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_stopped_before_it_segments_says_so(
-    tmp_path, capsys, monkeypatch, number, code
-):
+    # Before it segments.
     monkeypatch.setattr(segmenting, "load_segmenter", lambda *_: os.kill(os.getpid(), number))
-    words = ["segment", draw(tmp_path / "a", 1), "--out", tmp_path / "out", "--method", "deepcut"]
+    words = ["segment", photos, "--out", tmp_path / "new", "--method", "deepcut"]
     assert main.main(list(map(str, words))) == code
     assert capsys.readouterr().err == "unseg-jax: stopped.\n"
 
 
-def test_a_dry_run_lists_the_model_that_is_fitted(segment, tmp_path):
-    photos, out = draw(tmp_path / "a", 2), tmp_path / "found"
-    listed = segment(photos, "--method", "collective", "-f", "mask", "--dry-run")[1].splitlines()
-    assert listed[3].startswith(f"write {out / 'model-'}")
-    assert f"write {out / 'unseg_jax.json'}" in listed
-    assert not out.exists()
-
-
 def test_a_dry_run_lists_every_file_and_the_last_line_counts(segment, tmp_path):
     photos, out = draw(tmp_path / "a", 3), tmp_path / "found"
+    listed = segment(photos, "--method", "collective", "-f", "mask", "--dry-run")[1].splitlines()
+    assert listed[4].startswith(f"write {out / 'model-'}")
+    assert f"write {out / 'unseg_jax.json'}" in listed
+    assert not out.exists()
     assert segment(photos, "-f", "csv")[0] == 0
     (photos / "a2.png").unlink()
     state = {path: path.read_bytes() for path in out.iterdir()}
@@ -198,24 +161,17 @@ def test_a_dry_run_lists_every_file_and_the_last_line_counts(segment, tmp_path):
     code, printed, _ = segment(photos / "a0.png", *change, "--dry-run")
     assert code == 0
     assert {path: path.read_bytes() for path in out.iterdir()} == state
-    said = [line.split(" ") for line in printed.splitlines()[2:-1]]
-    listed = {(word, os.path.basename(path)) for word, path in said}
-    assert listed == {
-        *(("write", "a0_mask.png"),),
-        *(("replace", name) for name in ("objects.csv", "images.csv")),
-        *(("replace", name) for name in ("report.html", "unseg_jax.json")),
-    }
+    replaced = ("objects.csv", "images.csv", "report.html", "unseg_jax.json")
+    assert planned(printed) == {("write", "a0_mask.png"), *(("replace", one) for one in replaced)}
     assert segment(photos / "a0.png", *change)[1].splitlines()[-1] == "1 result replaced, 2 removed"
     # Files, not only rows of a table.
     segment(photos, "--overwrite", "-f", "png", "-f", "csv")
     change = ["--overwrite", "--prune", "-f", "mask"]
     before = names(out)
     code, printed, _ = segment(photos / "a0.png", *change, "--dry-run")
-    said = [line.split(" ") for line in printed.splitlines()[2:-1]]
-    listed = {(word, os.path.basename(path)) for word, path in said}
-    kinds = ("mask", "labels", "overlay")
-    removed = {f"a1_{kind}.png" for kind in kinds} | {"a0_labels.png", "a0_overlay.png"}
-    assert {name for word, name in listed if word == "remove"} == removed
+    removed = {f"a1_{kind}.png" for kind in ("mask", "labels", "overlay")}
+    removed |= {"a0_labels.png", "a0_overlay.png"}
+    assert {name for word, name in planned(printed) if word == "remove"} == removed
     segment(photos / "a0.png", *change)
     assert before - names(out) == removed
 
@@ -247,22 +203,28 @@ def test_one_image_goes_from_standard_input_to_standard_output(segment, tmp_path
     assert not (tmp_path / "found").exists()
 
 
-def test_label_studio_gets_addresses_and_gives_examples(segment, tmp_path, monkeypatch):
+def test_label_studio_gets_addresses_and_a_fit_its_examples_and_options(
+    segment, tmp_path, monkeypatch
+):
     photos, taken = draw(tmp_path / "a", 2), []
     options = ["-f", "label-studio", "--label-studio-url", "https://example.org/x"]
     assert segment(photos, *options)[0] == 0
-    export = tmp_path / "found" / "label_studio.json"
-    images = [task["data"]["image"] for task in json.loads(export.read_text())]
+    exported = tmp_path / "found" / "label_studio.json"
+    images = [task["data"]["image"] for task in json.loads(exported.read_text())]
     assert images == [f"https://example.org/x/a{index}.png" for index in range(2)]
 
-    def fit(sources, *, examples, **_):
-        taken.append(examples)
+    def fit(sources, *, examples, **options):
+        taken.append((examples, options))
         raise InputError("far enough.")
 
     monkeypatch.setattr("unseg_jax.collective.fitting.fit", fit)
-    words = ["fit", photos, "--examples", export, "--out", tmp_path / "m.safetensors"]
+    words = ["fit", photos, "--examples", exported, "--out", tmp_path / "m.safetensors"]
+    words += ["--method", "deepcut", "--passes", "1", "--steps", "2", "--batch-size", "3"]
+    words += ["--epochs", "4", "--max-images", "5", "--look-for", "dark"]
     assert main.main(list(map(str, words))) == 1
-    (examples,) = taken
+    ((examples, options),) = taken
+    given = {"method": "deepcut", "passes": 1, "steps": 2, "batch_size": 3, "epochs": 4}
+    assert {**given, "max_images": 5, "look_for": "dark"}.items() <= options.items()
     for path, mask in examples.items():
         np.testing.assert_array_equal(mask, np.asarray(Image.open(path))[..., 0] > 128)
     assert len(examples) == 2
@@ -315,26 +277,31 @@ def test_a_fitted_model_is_kept_and_used_for_the_same_images(
 
     def run(*arguments, out=out):
         code = main.main(["segment", *map(str, [photos, "--out", out, *common, *arguments])])
-        said = capsys.readouterr()
-        assert code == 0, said.err
-        return said.err
+        printed, said = capsys.readouterr()
+        assert code == 0, said
+        return printed, said
 
-    run()
+    printed, said = run("--min-area", ".5", "-f", "mask")
+    # One line says what is fitted; the bar of the fit gives its line to the one that stays.
+    first, bars, end = said.split("\n")
+    assert "fitting collective on these 3 images" in first
+    assert re.search(r"fitting: .*segmenting: 100%.* 3/3 ", bars, re.DOTALL)
+    assert end == ""
+    told = r"3 of 3 images done: fitted in \d+ s, segmented in \d+ s \(\d+ s compiling\), "
+    assert re.match(told, printed)
     (model,) = out.glob("model-*.safetensors")
-    before = {path.name: path.read_bytes() for path in out.glob("*_*.png")}
-    run("--min-area", ".5", "-f", "mask", "--overwrite")
-    assert fits == [3]
     run("--overwrite")
     assert fits == [3]
-    # A model that was read back finds what it found when it had just been fitted.
-    assert {path.name: path.read_bytes() for path in out.glob("*_*.png")} == before
+    before = {path.name: path.read_bytes() for path in out.glob("*_*.png")}
     run("--overwrite", "--refit")
     assert fits == [3, 3]
+    # A model that was read back finds what it finds when it has just been fitted.
+    assert {path.name: path.read_bytes() for path in out.glob("*_*.png")} == before
     Image.new("RGB", (24, 20), (9, 9, 200)).save(photos / "new.png")
     run()
     assert fits == [3, 3, 4]
     assert before.items() <= {path.name: path.read_bytes() for path in out.glob("*_*.png")}.items()
-    assert "4 of 4" not in run()
+    assert "4 of 4" not in run()[1]
     assert fits == [3, 3, 4]
     # What is found of the new image does not depend on what was there.
     run(out=tmp_path / "alone")

@@ -3,25 +3,28 @@
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
+from importlib.metadata import files
 from pathlib import Path
+from unittest.mock import create_autospec
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import unseg_jax
-from unseg_jax.cache import _Clock
+from unseg_jax import demo
+from unseg_jax.cache import _Clock, enable_compilation_cache
 from unseg_jax.cli import main
 from unseg_jax.data.folders import ImageFile, find_images
-from unseg_jax.export import folder
 from unseg_jax.export.drawing import palette
 from unseg_jax.export.records import Entry, Run
+from unseg_jax.registry import resolve
 from unseg_jax.runs.locking import LOCK
+from unseg_jax.video.following import VideoReport, segment_video
 
 FAST = ["--image-size", "40x48", "--epochs", "60", "--batch-size", "2"]
 FAST += ["--set", "learning_rate=0.01", "--set", "dropout=0"]
@@ -71,99 +74,62 @@ GOOD = {"one": "one.png", "two_png": "two.png", "two_jpg": "two.jpg", "grey": "g
 
 
 def test_broken_image_is_named_and_the_others_are_done(run):
-    _, code, printed, complained = run
+    out, code, printed, complained = run
     assert code == 1
-    sentences = [line for line in complained.split("\n") if "broken.jpg" in line]
-    assert len(sentences) == 1
-    assert re.search("truncated.*again", sentences[0])
+    (sentence,) = [line for line in complained.split("\n") if "broken.jpg" in line]
+    assert re.search("truncated.*again", sentence)
     assert "Traceback" not in complained
-    assert "4 of 5 images" in printed
-    assert re.search(r"\d images a second", printed)
-
-
-def test_each_image_has_its_files_and_nothing_else_lies_there(run):
-    out = run[0]
+    assert re.search(r"4 of 5 images .*\d images a second", printed)
     expected = {f"{name}_{kind}.png" for name in GOOD for kind in ("mask", "labels", "overlay")}
     whole = {"report.html", "coco.json", "coco_polygons.json", "unseg_jax.json"}
     assert {path.name for path in out.iterdir()} - {LOCK} == expected | whole
-
-
-@pytest.fixture(scope="module")
-def by_api(photos, tiny_weights):
-    """What the API finds, by the name of the files."""
-    sources = [photos / source for source in GOOD.values()]
-    found = unseg_jax.segment(sources, backbone=tiny_weights, **FAST_FIELDS)
-    return dict(zip(GOOD, found, strict=True))
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_files_hold_what_the_api_finds(run, photos, by_api, name):
-    out, found = run[0], by_api[name]
-    mask = np.asarray(Image.open(out / f"{name}_mask.png"))
-    assert set(np.unique(mask)) <= {0, 255}
-    np.testing.assert_array_equal(mask == 255, found.mask)
-    labels = Image.open(out / f"{name}_labels.png")
-    np.testing.assert_array_equal(np.asarray(labels), found.labels)
-    np.testing.assert_array_equal(
-        np.asarray(labels.convert("RGB")), palette(int(found.labels.max()) + 1)[found.labels]
-    )
-    overlay = np.asarray(Image.open(out / f"{name}_overlay.png"))
-    image = np.asarray(Image.open(photos / GOOD[name]).convert("RGB"))
-    assert overlay.shape == image.shape
-    assert (overlay != image).any() == found.mask.any()
-
-
-def test_report_shows_every_image_and_the_failure(run):
     page = (run[0] / "report.html").read_text()
     for name in GOOD:
         assert f'href="{name}_overlay.png"' in page
     assert page.count("data:image/jpeg") == 2 * len(GOOD)
-    assert re.search(
-        r"<h1>4 images, \d+ objects?, (\d to check|none looks broken), 1 failed</h1>", page
-    )
+    title = r"<h1>4 images, \d+ objects?, (\d to check|none looks broken), 1 failed</h1>"
+    assert re.search(title, page)
     assert "a small graph network was optimised on each image on its own" in page
     assert "broken.jpg" in page
     assert "1 failed: why, and what to do" in page
     assert "http" not in page
 
 
-def test_report_of_many_images_lists_those_it_does_not_show(
-    photos, tiny_weights, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(folder, "PICTURED", 1)
-    chosen = [str(photos / "one.png"), str(photos / "grey.png")]
-    arguments = ["--out", str(tmp_path), "--backbone", str(tiny_weights), *FAST]
-    assert main.main(["segment", *chosen, *arguments]) == 0
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/jpeg") == 2
-    assert 'href="grey_overlay.png"' in page
+def test_files_hold_what_the_api_finds(run, photos, tiny_weights):
+    sources = [photos / source for source in GOOD.values()]
+    results = unseg_jax.segment(sources, backbone=tiny_weights, **FAST_FIELDS)
+    for name, source, found in zip(GOOD, sources, results, strict=True):
+        mask, overlay = (
+            np.asarray(Image.open(run[0] / f"{name}_{kind}.png")) for kind in ("mask", "overlay")
+        )
+        np.testing.assert_array_equal(mask, found.mask * np.uint8(255))
+        labels = Image.open(run[0] / f"{name}_labels.png")
+        np.testing.assert_array_equal(labels, found.labels)
+        colours = palette(int(found.labels.max()) + 1)[found.labels]
+        np.testing.assert_array_equal(labels.convert("RGB"), colours)
+        image = np.asarray(Image.open(source).convert("RGB"))
+        assert overlay.shape == image.shape
+        assert (overlay != image).any() == found.mask.any()
 
 
-def test_parts_and_other_fields_reach_the_method(photos, tiny_weights, tmp_path, capsys):
-    arguments = [str(photos / "one.png"), "--out", str(tmp_path), *FAST, "--json", "coco"]
-    arguments += ["--backbone", str(tiny_weights), "--parts", "3", "--set", "parts_epochs=60"]
+def test_parts_and_other_fields_reach_the_method(photos, tmp_path, capsys, monkeypatch):
+    """That a segmenter of these settings finds what the API finds is shown above."""
+    asked = []
+
+    def load(options, chosen, *_):
+        asked.append((options.seed, chosen.method))
+        raise ValueError("far enough.")
+
+    monkeypatch.setattr("unseg_jax.terminal.segmenting.load_segmenter", load)
+    arguments = ["--out", str(tmp_path), *FAST, "--parts", "3", "--set", "parts_epochs=60"]
     arguments += ["--set", "activation=relu", "--foreground", "centre", "--seed", "3"]
-    code = main.main(["segment", *arguments])
-    assert code == 0, capsys.readouterr().err
-    found = unseg_jax.segment(
-        photos / "one.png",
-        backbone=tiny_weights,
-        parts=3,
-        parts_epochs=60,
-        activation="relu",
-        foreground="centre",
-        seed=3,
-        **FAST_FIELDS,
-    )[0]
-    labels = np.asarray(Image.open(tmp_path / "one_labels.png"))
-    np.testing.assert_array_equal(labels, found.labels)
-    coco = json.loads((tmp_path / "coco.json").read_text())
-    numbers = {annotation["category_id"] for annotation in coco["annotations"]}
-    assert found.labels.max() > 1
-    assert numbers == {item.label for item in found.objects}
+    assert main.main(["segment", str(photos / "one.png"), *arguments]) == 1
+    fields = {**FAST_FIELDS, "parts": 3, "parts_epochs": 60, "activation": "relu"}
+    del fields["batch_size"]
+    assert asked == [(3, resolve("deepcut", foreground="centre", **fields))]
 
 
-def test_methods_prints_every_method_in_its_group(capsys):
+def test_methods_prints_every_method_in_its_group_with_the_scores_of_kept_runs(capsys):
     assert main.main(["methods"]) == 0
     head, *blocks = capsys.readouterr().out.split("\n\n")
     columns = {"name", "source", "backbone", "size", "stride", "affinity", "layers", "loss"}
@@ -180,9 +146,6 @@ def test_methods_prints_every_method_in_its_group(capsys):
     assert "cc-gat" in groups["grid"]
     assert "tokencut" in groups["baselines"]
     assert blocks[-1].startswith("mIoU in percent: protocol honest, the mean over cvc-clinicdb")
-
-
-def test_methods_as_markdown_and_json(capsys):
     assert main.main(["methods", "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in rows} == set(unseg_jax.list_methods())
@@ -192,21 +155,18 @@ def test_methods_as_markdown_and_json(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) + 2
     assert len({line.count("|") for line in lines}) == 1
-
-
-def test_scores_of_methods_are_those_of_the_kept_runs(capsys):
     results = Path(__file__).parents[2] / "benchmarks" / "results" / "bench"
     measured = [
         json.loads(path.read_text())["methods"]["deepcut"]["miou"]
         for path in sorted(results.glob("*-honest-every.json"))
     ]
-    main.main(["methods", "--format", "json"])
-    (row,) = [r for r in json.loads(capsys.readouterr().out) if r["name"] == "deepcut"]
     assert float(row["mIoU"]) == pytest.approx(100 * np.mean(measured), abs=0.06)
     assert row["images"] == 40 * len(measured)
 
 
-def test_weights_list_names_every_backbone(capsys, monkeypatch, tmp_path):
+def test_weights_are_listed_fetched_converted_and_compared(
+    tiny_weights, capsys, monkeypatch, tmp_path
+):
     monkeypatch.setenv("UNSEG_JAX_CACHE", str(tmp_path))
     assert main.main(["weights", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -215,97 +175,68 @@ def test_weights_list_names_every_backbone(capsys, monkeypatch, tmp_path):
     (tmp_path / "dinov2_vits14_focus.safetensors").write_bytes(b"")
     main.main(["weights", "list"])
     assert capsys.readouterr().out.splitlines()[-1].split()[1] == "yes"
-
-
-def test_weights_get_prints_where_they_are(capsys, monkeypatch):
     monkeypatch.setattr("unseg_jax.backbones.get_weights", lambda name: f"where {name} is")
     assert main.main(["weights", "get", "dinov2_vits14_focus"]) == 0
     assert capsys.readouterr().out == "where dinov2_vits14_focus is\n"
-
-
-def test_weights_convert_keeps_every_tensor(tiny_weights, tmp_path, capsys):
     target = tmp_path / "tiny.safetensors"
     assert main.main(["weights", "convert", str(tiny_weights), str(target)]) == 0
-    from safetensors.numpy import load_file
-
     converted = load_file(target)
     with np.load(tiny_weights) as original:
         assert converted.keys() == set(original.files)
         for name, tensor in converted.items():
             np.testing.assert_array_equal(tensor, original[name])
+    assert main.main(["weights", "compare", str(tiny_weights), str(target)]) == 0
+    printed = capsys.readouterr()
+    assert "blocks.0.qkv.kernel" in printed.out
+    assert "are identical." in printed.err
 
 
 def names(images):
     return [image.name for image in images]
 
 
-def test_names_are_stems_unless_shared(tmp_path):
+def test_names_are_stems_unless_shared_and_never_clash(tmp_path):
     paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png", "b/y.png", "b/X.gif")]
-    for path in paths:
-        draw(path)
+    more = [tmp_path / name for name in ("x/x.png", "y/x/x.png", "z/x/x.png", "x_png.png")]
+    for path in paths + more:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     assert names(find_images(paths)) == ["x_png", "x_jpg", "b_x", "y", "X_gif"]
     assert names(find_images([tmp_path / "b"])) == ["X_gif", "x_png", "y"]
     assert names(find_images([paths[0], paths[0], tmp_path / "a"])) == ["x_png", "x_jpg"]
-
-
-def test_names_never_clash_even_by_design(tmp_path):
-    paths = [tmp_path / name for name in ("x/x.png", "y/x/x.png", "z/x/x.png", "x_png.png")]
-    for path in paths:
-        draw(path)
-    found = names(find_images(paths))
-    assert len({name.casefold() for name in found}) == len(paths)
+    found = names(find_images(more))
+    assert len({name.casefold() for name in found}) == len(more)
     assert found[-1] == "x_png"
+    # In depth when it is asked for, and never the outputs.
+    out = tmp_path / "b"
+    assert names(find_images([tmp_path])) == ["x_png"]
+    deep = find_images([tmp_path], recursive=True, out=out)
+    assert {image.path for image in deep} == {path for path in paths + more if path.parent != out}
 
 
-def test_folders_are_searched_in_depth_only_when_asked(tmp_path):
-    draw(tmp_path / "top.png")
-    draw(tmp_path / "inner" / "low.png")
-    draw(tmp_path / "inner" / ".hidden" / "no.png")
-    draw(tmp_path / "out" / "top_mask.png")
-    assert names(find_images([tmp_path])) == ["top"]
-    assert names(find_images([tmp_path], recursive=True, out=tmp_path / "out")) == ["top", "low"]
-
-
-def test_compile_clock_counts_nested_and_repeated_spans_once():
+def test_clocks_count_spans_once_and_no_failures():
     clock = _Clock()
     clock.spans = [(5.0, 6.0), (0.0, 3.0), (1.0, 2.0), (2.5, 4.0), (5.0, 6.0)]
     assert clock.seconds == pytest.approx(5.0)
-
-
-def test_speed_leaves_out_failures():
     entries = (Entry(ImageFile(None, "a")), Entry(ImageFile(None, "b"), error="no"))
     assert Run(entries, 2.0, 9.0).images_per_second == pytest.approx(0.5)
 
 
-def test_shipped_photographs_are_in_the_wheel_of_scikit_image():
-    from importlib.metadata import files
+def test_a_cache_that_the_user_chose_is_left_as_it_is(tmp_path, monkeypatch):
+    """`test_damaged_programs_say_nothing` shows that programs are kept in that of the library."""
+    monkeypatch.setenv("UNSEG_JAX_CACHE", str(tmp_path / "ours"))
+    chosen = jax.config.jax_compilation_cache_dir
+    enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == chosen != None  # noqa: E711
+    assert not (tmp_path / "ours").exists()
 
-    from unseg_jax.demo import PHOTOGRAPHS, photographs
 
+def test_demo_writes_one_picture_of_photographs_in_the_wheel_of_scikit_image(
+    run, tmp_path, monkeypatch
+):
     shipped = {path.name for path in files("scikit-image") if path.parent.name == "data"}
-    assert set(PHOTOGRAPHS) <= shipped
-    assert len(photographs()) >= 6
-
-
-@pytest.mark.parametrize("chosen", ["", "mine"])
-def test_compiled_programs_are_kept_unless_the_user_has_another_place(tmp_path, chosen):
-    code = (
-        "import jax; from unseg_jax.cache import enable_compilation_cache as enable; enable()\n"
-        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
-        "jax.jit(lambda x: x * 2 + 1)(1.0).block_until_ready()"
-    )
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
-    environment |= {"UNSEG_JAX_CACHE": str(tmp_path / "ours")}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / chosen)} if chosen else {}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
-    kept = tmp_path / (chosen or "ours/compiled")
-    assert any(path.name.endswith("cache") for path in kept.iterdir())
-    assert (tmp_path / "ours").exists() == (not chosen)
-
-
-def test_demo_writes_one_picture_of_all(run, tmp_path, monkeypatch):
-    from unseg_jax import demo
-
+    assert set(demo.PHOTOGRAPHS) <= shipped
+    assert len(demo.photographs()) >= 6
     for name in ("one", "grey"):
         for kind in ("overlay", "labels"):
             shutil.copy(run[0] / f"{name}_{kind}.png", tmp_path)
@@ -315,46 +246,29 @@ def test_demo_writes_one_picture_of_all(run, tmp_path, monkeypatch):
         assert picture.size == (2 * 246 + 6, 2 * 186 + 6)
 
 
-def test_methods_of_sets_are_fitted_on_what_is_given(
-    photos, tiny_weights, tmp_path, capsys, short_training
-):
-    chosen = [str(photos / name) for name in ("one.png", "grey.png", "two.png")]
-    arguments = ["--backbone", str(tiny_weights), "--image-size", "64", "--method", "collective"]
-    assert main.main(["segment", *chosen, "--out", str(tmp_path), *arguments]) == 0
-    captured = capsys.readouterr()
-    # One line says what is fitted; the bar of the fit gives its line to the one that stays.
-    first, bars, end = captured.err.split("\n")
-    assert "fitting collective on these 3 images" in first
-    assert re.search(r"fitting: .*segmenting: 100%.* 3/3 ", bars, re.DOTALL)
-    assert end == ""
-    told = r"3 of 3 images done: fitted in \d+ s, segmented in \d+ s \(\d+ s compiling\), "
-    assert re.match(told, captured.out)
-    assert (tmp_path / "grey_mask.png").is_file()
-
-
 def test_fitted_model_refuses_other_settings(photos, tmp_path, capsys):
     arguments = ["--model", str(tmp_path / "any"), "--out", str(tmp_path / "out")]
     assert main.main(["segment", str(photos / "one.png"), *arguments, "--k", "3"]) == 2
     assert "num_clusters" in capsys.readouterr().err
 
 
-def test_video_is_written_and_its_flicker_said(photos, tiny_weights, tmp_path, capsys):
-    with Image.open(photos / "one.png") as image:
-        frames = [image.crop((step, 0, step + 40, 40)) for step in range(3)]
-    source, out = tmp_path / "in.gif", tmp_path / "out.gif"
-    frames[0].save(source, save_all=True, append_images=frames[1:], duration=100)
-    arguments = ["--backbone", str(tiny_weights), "--image-size", "40", "--epochs", "2"]
-    assert main.main(["video", str(source), "--out", str(out), *arguments]) == 0
-    printed = capsys.readouterr().out
-    assert "3 frames" in printed
-    assert re.search(r"label flicker .* against .* frame by frame", printed)
-    with Image.open(out) as film:
-        assert film.n_frames == 3
-        assert film.size == (40, 40)
-
-
-def test_weights_are_compared(tiny_weights, capsys):
-    assert main.main(["weights", "compare", str(tiny_weights), str(tiny_weights)]) == 0
-    printed = capsys.readouterr()
-    assert "blocks.0.qkv.kernel" in printed.out
-    assert "are identical." in printed.err
+def test_video_is_asked_for_and_its_flicker_said(tmp_path, capsys, monkeypatch):
+    labels, source = np.zeros((3, 5, 5), np.int32), tmp_path / "in.gif"
+    report = VideoReport(labels, 0.0123, 0.25, 0.2, 0.9, 3, 1.5, "deepcut", "tiny")
+    video = create_autospec(segment_video, return_value=report)
+    monkeypatch.setattr("unseg_jax.video.following.segment_video", video)
+    arguments = ["--out", str(tmp_path / "out.gif"), "--image-size", "40", "--epochs", "2"]
+    assert main.main(["video", str(source), *arguments, "--seed", "4", "--no-compare"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "3 frames in 1.5 s, compilation included",
+        "label flicker 1.23 %",
+        f"look at {tmp_path / 'out.gif'}",
+    ]
+    assert video.call_args.args == (source, tmp_path / "out.gif")
+    options = video.call_args.kwargs
+    assert options["method"] == resolve("deepcut", image_size=40, epochs=2)
+    assert (options["seed"], options["compare"], options["overwrite"]) == (4, False, False)
+    assert main.main(["video", str(source), "--overwrite"]) == 0
+    assert "label flicker 1.23 %, against 25.00 % frame by frame" in capsys.readouterr().out
+    assert video.call_args.kwargs["overwrite"]

@@ -30,20 +30,12 @@ def commands(text: str) -> list[str]:
     return _COMMAND.findall(blocks) + _SPAN.findall(_BLOCK.sub("", text))
 
 
-def test_pages_have_commands():
-    assert sum(len(commands(page.read_text())) for page in PAGES) > 30
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_have_no_single_quotes(page):
-    found = [command for command in commands(page.read_text()) if "'" in command]
-    assert not found
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_pages_are_written_as_engineers_write(page):
-    text = " ".join(page.read_text().split())
-    assert _STILTED.findall(text) == []
+def test_commands_have_no_single_quotes_and_pages_are_written_as_engineers_write():
+    found = [(page, command) for page in PAGES for command in commands(page.read_text())]
+    assert len(found) > 30
+    assert [(page, command) for page, command in found if "'" in command] == []
+    texts = {page: " ".join(page.read_text().split()) for page in PAGES}
+    assert {page: said for page, text in texts.items() if (said := _STILTED.findall(text))} == {}
 
 
 def test_pages_say_what_to_use_instead_and_answer_questions():

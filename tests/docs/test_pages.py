@@ -24,15 +24,13 @@ def test_the_page_of_collective_says_what_it_does():
     assert "convolution" in row
     assert "100 steps of AdamW" in hooks.method_page(METHODS["unseggnet"])
 
-
-@pytest.mark.parametrize("name", ["deepcut", "unsegmedgat", "collective"])
-def test_scores_over_other_images_are_other_tables(name):
-    found = hooks._scores(name)
-    assert found
-    for title, rows in found.items():
-        counts = {row["images"] for row in rows}
-        assert len(counts) == 1 or title == "All images of each set"
-    assert ("All images of each set" in found) == (name == "collective")
+    # Scores over other images are other tables.
+    for name in ("deepcut", "unsegmedgat", "collective"):
+        found = hooks._scores(name)
+        assert found
+        for title, rows in found.items():
+            assert len({row["images"] for row in rows}) == 1 or title == "All images of each set"
+        assert ("All images of each set" in found) == (name == "collective")
 
 
 def test_pictures_are_those_of_the_code(monkeypatch):
@@ -41,9 +39,7 @@ def test_pictures_are_those_of_the_code(monkeypatch):
     sizes = {path.stem: path.stat().st_size for path in pictures.IMAGES.glob("*/*.webp")}
     assert sizes.keys() == METHODS.keys() | pictures.GALLERY.keys()
     assert max(sizes.values()) <= 40_000
-
-
-def test_comments_and_docstrings_make_no_picture_old():
+    # Comments and docstrings make none old.
     before = 'def f(x):\n    """Old."""\n    return x  # old\n'
     assert pictures.code_of(before) == pictures.code_of('def f(x):\n  "New."\n\n  return (x)')
     assert pictures.code_of(before) != pictures.code_of("def f(x):\n    return -x\n")
@@ -63,21 +59,17 @@ def test_tables_plots_and_scores_are_those_of_the_kept_results(monkeypatch):
     tables.main()
 
 
-@pytest.mark.parametrize("name", tables.plots.PLOTS)
-def test_a_plot_is_put_into_the_page(name):
-    drawing = tables.plots.PLOTS[name](common.RESULTS)
-    page = hooks.on_page_markdown(f"![What it shows](images/{name}.svg)", None, None, None)
-    assert page.startswith('<figure class="plot"><svg ')
-    assert "What it shows" in page
-    # Legible on light and dark pages: text has the colour of the page's text.
-    assert "currentColor" in drawing
-    assert not re.search(r'fill="(#000|black|#fff|white)', drawing)
-    inside = [float(x) for x in re.findall(r'cx="([\d.]+)"', drawing)]
-    assert inside
-    assert all(0 < x < tables.plots.WIDTH for x in inside)
-
-
-def test_a_plot_places_scores_on_its_axis():
+def test_a_plot_is_put_into_the_page_with_scores_on_its_axis():
+    for name, draw in tables.plots.PLOTS.items():
+        drawing = draw(common.RESULTS)
+        page = hooks.on_page_markdown(f"![What it shows](images/{name}.svg)", None, None, None)
+        assert page.startswith('<figure class="plot"><svg ')
+        assert "What it shows" in page
+        # Legible on light and dark pages: text has the colour of the page's text.
+        assert "currentColor" in drawing
+        assert not re.search(r'fill="(#000|black|#fff|white)', drawing)
+        inside = [float(x) for x in re.findall(r'cx="([\d.]+)"', drawing)]
+        assert 0 < min(inside) <= max(inside) < tables.plots.WIDTH
     drawing = tables.plots.quality(common.RESULTS)
     zero, hundred = (
         float(re.search(rf'<text x="([\d.]+)"[^>]*>{tick}</text>', drawing)[1]) for tick in (0, 100)
@@ -100,27 +92,19 @@ def test_the_site_links_to_the_repository_and_its_issues(monkeypatch):
     assert not config.repo_url  # or the theme's script would ask GitHub for stars
 
 
-def test_short_names_stay_on_one_line():
+def test_short_names_stay_on_one_line_and_notebooks_are_pages_with_their_outputs():
     page = "<p><code>--shard I/N</code></p><pre><code>unseg-jax x.png --out=y\n</code></pre>"
     found = hooks.on_page_content(page, None, None, None)
     expected = page.replace("<code>--shard", '<code class="whole">--shard')
     assert found == expected.replace("--out", '<span class="whole">--out</span>')
-
-
-def test_notebooks_are_pages_with_their_outputs():
+    shown = {"image/png": "iVBO\nRw==", "text/plain": "x"}
+    outputs = [
+        {"output_type": "stream", "text": ["1\n"]},
+        {"output_type": "display_data", "data": shown},
+    ]
     cells = [
         {"cell_type": "markdown", "source": ["# A title"]},
-        {
-            "cell_type": "code",
-            "source": ["print(1)\n", "draw()"],
-            "outputs": [
-                {"output_type": "stream", "text": ["1\n"]},
-                {
-                    "output_type": "display_data",
-                    "data": {"image/png": "iVBO\nRw==", "text/plain": "x"},
-                },
-            ],
-        },
+        {"cell_type": "code", "source": ["print(1)\n", "draw()"], "outputs": outputs},
     ]
     assert hooks.notebook_page({"cells": cells}) == (
         "# A title\n\n```python\nprint(1)\ndraw()\n```\n\n``` { .text .output }\n1\n```\n\n"

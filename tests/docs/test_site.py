@@ -93,17 +93,15 @@ def test_notebooks_are_shown_and_can_be_downloaded(browser, site):
         names = [Path(link).name for link in links]
         assert sorted(names) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
         page.goto(links[0])
-        images = page.locator(".md-content img").evaluate_all(
-            "all => all.map((i) => i.naturalWidth)"
-        )
+        widths = "all => all.map((one) => one.naturalWidth)"
+        images = page.locator(".md-content img").evaluate_all(widths)
         assert images
         assert all(images)
         assert page.locator(".output").count()
         with page.expect_download() as waiting:
             page.click("text=Download this notebook")
-        assert (
-            waiting.value.path().read_bytes() == (ROOT / f"notebooks/{names[0]}.ipynb").read_bytes()
-        )
+        notebook = ROOT / f"notebooks/{names[0]}.ipynb"
+        assert waiting.value.path().read_bytes() == notebook.read_bytes()
 
 
 def test_search_finds_a_method_and_a_function(browser, site):

@@ -14,6 +14,8 @@ from skimage import color, segmentation
 from unseg_jax import files
 from unseg_jax.export import drawing, rle
 
+from .conftest import FROM_PYCOCOTOOLS
+
 pytestmark = pytest.mark.quick
 
 DISC = (np.mgrid[:60, :80][0] - 30) ** 2 + (np.mgrid[:60, :80][1] - 41) ** 2 < 500
@@ -44,22 +46,17 @@ def test_colours_can_be_told_apart(kind):
 
 def test_colours_are_stable_and_distinct():
     many = drawing.palette(200)
-    assert many.shape == (200, 3)
-    assert many.dtype == np.uint8
+    assert (many.shape, many.dtype) == ((200, 3), np.uint8)
     assert len(np.unique(many, axis=0)) == 200
     for count in (0, 1, 5, 12, 13, 14, 50):
         np.testing.assert_array_equal(drawing.palette(count), many[:count])
-
-
-def test_coloured_labels():
-    coloured = drawing.colour_labels(LABELS)
-    np.testing.assert_array_equal(coloured, drawing.palette(3)[LABELS])
-    np.testing.assert_array_equal(drawing.colour_labels(DISC), drawing.palette(2)[DISC.astype(int)])
+    np.testing.assert_array_equal(drawing.colour_labels(LABELS), many[LABELS])
+    np.testing.assert_array_equal(drawing.colour_labels(DISC), many[DISC.astype(int)])
     with pytest.raises(ValueError, match="pass integers or bools"):
         drawing.colour_labels(LABELS.astype(float))
 
 
-def test_overlay_dims_the_background_and_keeps_the_object():
+def test_overlay_dims_the_background_and_tints_the_object():
     kept = IMAGE.copy()
     drawn = drawing.overlay(IMAGE, DISC, dim=0.5, contour=False)
     np.testing.assert_array_equal(IMAGE, kept)
@@ -67,14 +64,10 @@ def test_overlay_dims_the_background_and_keeps_the_object():
     np.testing.assert_allclose(drawn[~DISC], IMAGE[~DISC] / 2, atol=0.51)
     # Nothing found: nothing is dimmed.
     np.testing.assert_array_equal(drawing.overlay(IMAGE, np.zeros_like(DISC)), IMAGE)
-
-
-def test_overlay_tints_only_the_foreground():
     tinted = drawing.overlay(IMAGE, LABELS, 0.25, dim=0, contour=False)
     np.testing.assert_array_equal(tinted[~DISC], IMAGE[~DISC])
-    y, x = 30, 41
-    expected = 0.75 * IMAGE[y, x] + 0.25 * drawing.palette(2)[1]
-    np.testing.assert_allclose(tinted[y, x], expected, atol=1)
+    expected = 0.75 * IMAGE[30, 41] + 0.25 * drawing.palette(2)[1]
+    np.testing.assert_allclose(tinted[30, 41], expected, atol=1)
     np.testing.assert_array_equal(drawing.overlay(IMAGE, LABELS, 0, dim=0, contour=False), IMAGE)
 
 
@@ -87,6 +80,16 @@ def test_overlay_draws_contours_in_two_tones():
     # Parts are parted by their own colours, not by a light line.
     parted = drawing.overlay(IMAGE, LABELS)
     np.testing.assert_array_equal(parted[30, 45:47], drawing.palette(3)[[1, 2]])
+    # Large images get wider lines.
+    mask = np.zeros((40, 1280), bool)
+    mask[:, 640:] = True
+    drawn = drawing.overlay(np.zeros((40, 1280, 3), np.uint8), mask)
+    assert set((drawn == 255).all(2).sum(1)) == {4}
+    assert drawing.overlay(IMAGE[..., 0], DISC).shape == (60, 80, 3)
+    with pytest.raises(ValueError, match="do not lie on"):
+        drawing.overlay(IMAGE, DISC[:-1])
+    with pytest.raises(ValueError, match="pass uint8"):
+        drawing.overlay(IMAGE / 255, DISC)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (40, 31)])
@@ -96,36 +99,12 @@ def test_boundaries_are_those_of_scikit_image(shape):
     np.testing.assert_array_equal(drawing.boundaries(labels), expected)
 
 
-def test_large_images_get_wider_lines():
-    mask = np.zeros((40, 1280), bool)
-    mask[:, 640:] = True
-    drawn = drawing.overlay(np.zeros((40, 1280, 3), np.uint8), mask)
-    white = (drawn == 255).all(2).sum(1)
-    assert set(white) == {4}
-
-
-def test_images_are_shrunk_to_the_longer_side():
-    large = np.zeros((30, 4000, 3), np.uint8)
-    assert drawing.shrink_image(large).shape == (12, 1600, 3)
-    assert drawing.shrink_image(IMAGE) is IMAGE
-
-
-def test_overlay_of_grey_images_and_wrong_sizes():
-    grey = drawing.overlay(IMAGE[..., 0], DISC)
-    assert grey.shape == (60, 80, 3)
-    with pytest.raises(ValueError, match="do not lie on"):
-        drawing.overlay(IMAGE, DISC[:-1])
-    with pytest.raises(ValueError, match="pass uint8"):
-        drawing.overlay(IMAGE / 255, DISC)
-
-
 def test_box_is_drawn_within_its_own_pixels():
     black = np.zeros((40, 50, 3), np.uint8)
     drawn = drawing.draw_box(black, (10, 5, 30, 25), (255, 0, 0), width=2)
-    touched = np.argwhere(drawn.any(2))
     # One dark pixel lies between the box's own edge and the coloured line.
-    assert touched.min(0).tolist() == [6, 11]
-    assert touched.max(0).tolist() == [23, 28]
+    touched = np.argwhere(drawn.any(2))
+    assert (*touched.min(0), *touched.max(0)) == (6, 11, 23, 28)
     assert drawn[6, 20].tolist() == [255, 0, 0]
     assert not drawn[10, 20].any()
     np.testing.assert_array_equal(drawing.draw_box(IMAGE, None), IMAGE)
@@ -133,11 +112,13 @@ def test_box_is_drawn_within_its_own_pixels():
     drawing.draw_box(IMAGE, (0, 0, 80, 60))
 
 
-def test_contact_sheet():
+def test_images_are_shrunk_to_the_longer_side_and_laid_on_a_contact_sheet():
+    large = np.zeros((30, 4000, 3), np.uint8)
+    assert drawing.shrink_image(large).shape == (12, 1600, 3)
+    assert drawing.shrink_image(IMAGE) is IMAGE
     tall = np.full((100, 20, 3), 200, np.uint8)
-    sheet = drawing.contact_sheet(
-        [IMAGE, tall, DISC], 2, tile=(50, 60), captions=["a", "b" * 99, ""]
-    )
+    captions = ["a", "b" * 99, ""]
+    sheet = drawing.contact_sheet([IMAGE, tall, DISC], 2, tile=(50, 60), captions=captions)
     assert sheet.shape == (2 * (50 + 6 + 16) + 6, 2 * (60 + 6) + 6, 3)
     # The tall one is as high as its tile and centred, 10 pixels wide.
     np.testing.assert_array_equal(sheet[6:56, 97:107], np.full((50, 10, 3), 200))
@@ -152,9 +133,7 @@ def test_contact_sheet():
 def test_label_file_holds_labels_and_shows_colours():
     with Image.open(io.BytesIO(drawing.encode_labels(LABELS))) as picture:
         np.testing.assert_array_equal(np.array(picture), LABELS)
-        np.testing.assert_array_equal(
-            np.array(picture.convert("RGB")), drawing.colour_labels(LABELS)
-        )
+        np.testing.assert_array_equal(picture.convert("RGB"), drawing.colour_labels(LABELS))
     many = drawing.encode_labels(np.arange(300).reshape(1, 300))
     with Image.open(io.BytesIO(many)) as picture:
         assert picture.mode == "RGB"
@@ -173,30 +152,12 @@ def test_png_round_trip(tmp_path, monkeypatch, array, rows):
 
 
 def test_png_of_something_else(tmp_path):
-    with pytest.raises(ValueError, match="as PNG; pass a bool mask"):
-        files.write_png(tmp_path / "a.png", IMAGE / 255)
-    with pytest.raises(ValueError, match="as PNG; pass a bool mask"):
-        files.write_png(tmp_path / "a.png", IMAGE[:0])
+    for array in (IMAGE / 255, IMAGE[:0]):
+        with pytest.raises(ValueError, match="as PNG; pass a bool mask"):
+            files.write_png(tmp_path / "a.png", array)
     with pytest.raises(ValueError, match="takes labels"):
         files.write_png(tmp_path / "a.png", np.array([[300]]), drawing.palette(301))
     assert os.listdir(tmp_path) == []
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "result.txt"
-    files.write_text(path, "old ½")
-
-    def interrupted():
-        with files.atomic(path) as partial:
-            partial.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text("utf-8") == "old ½"
-    assert os.listdir(tmp_path) == ["result.txt"]
-    files.write_text(path, "new")
-    assert path.read_text() == "new"
 
 
 def test_files_take_the_usual_permissions(tmp_path):
@@ -209,9 +170,6 @@ def test_refused_writes_say_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(files.WriteError, match=r"cannot write .*a.txt: .*choose another place"):
         files.write_text(tmp_path / "file" / "a.txt", "")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(files.WriteError, match="a folder of that name is there"):
-        files.write_text(tmp_path / "folder", "")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -220,22 +178,17 @@ def test_refused_writes_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(files.WriteError, match="no space is left on the disk; free some") as caught:
         files.write_png(tmp_path / "b.png", DISC)
     assert caught.value.errno == errno.ENOSPC
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert os.listdir(tmp_path) == ["file"]
 
 
-def test_json_takes_numpy_and_refuses_nan(tmp_path):
+def test_json_takes_numpy_and_paths(tmp_path):
     value = {"a": np.float32(0.5), "b": np.arange(3), "c": tmp_path}
     files.write_json(tmp_path / "a.json", value)
     found = json.loads((tmp_path / "a.json").read_text())
     assert found == {"a": 0.5, "b": [0, 1, 2], "c": str(tmp_path)}
-    with pytest.raises(ValueError, match="JSON compliant"):
-        files.write_json(tmp_path / "a.json", {"a": float("nan")})
     with pytest.raises(TypeError, match="set cannot be written"):
         files.write_json(tmp_path / "a.json", {"a": set()})
 
-
-# pycocotools' own arrays lack NumPy 2's copy keyword.
-FROM_PYCOCOTOOLS = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 
 RUNS = {
     "disc": DISC,
@@ -247,7 +200,7 @@ RUNS = {
 }
 
 
-@pytest.mark.filterwarnings(FROM_PYCOCOTOOLS)
+@FROM_PYCOCOTOOLS
 @pytest.mark.parametrize("name", RUNS)
 def test_run_lengths_are_those_of_pycocotools(name):
     from pycocotools import mask as api
@@ -266,6 +219,6 @@ def test_run_lengths_of_a_crop_are_those_of_the_whole():
     for box in ((3, 2, 9, 8), (0, 0, 12, 10), (0, 0, 5, 10), (4, 0, 12, 10), (11, 9, 12, 10)):
         left, top, right, bottom = box
         whole = np.zeros((10, 12), bool)
-        whole[top:bottom, left:right] = rng.random((bottom - top, right - left)) < 0.7
         crop = whole[top:bottom, left:right]
+        crop[:] = rng.random(crop.shape) < 0.7
         assert rle.encode_rle(crop, box=box, size=(10, 12)) == rle.encode_rle(whole)

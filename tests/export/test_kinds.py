@@ -13,8 +13,6 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.data.folders import find_images
-from unseg_jax.data.images import load_image
-from unseg_jax.data.reading import PLAIN
 from unseg_jax.errors import InputError
 from unseg_jax.export import regrouping
 from unseg_jax.export.decisions import read_decisions, read_kinds
@@ -23,8 +21,9 @@ from unseg_jax.export.folder import Output, plan_run, segment_files
 from unseg_jax.export.formats import FORMATS, label_studio
 from unseg_jax.export.kinds import describe, find_kinds, pack, unpack
 from unseg_jax.postprocess import Object
-from unseg_jax.registry import resolve
 from unseg_jax.runs.store import MANIFEST
+
+from .conftest import Stand
 
 WIDTH = 24
 
@@ -36,42 +35,30 @@ def mixture(kinds, images=24, seed=0):
     truth = np.repeat(np.arange(images) % kinds, 1 + 4 * (np.arange(images) % kinds == 0))
     image = np.repeat(np.arange(images), 1 + 4 * (np.arange(images) % kinds == 0))
     noise = 0.2 * rng.normal(size=(len(truth), WIDTH))
-    return (
-        centres[truth] + rng.normal(size=(len(truth), 3)) @ nuisance + noise,
-        image,
-        nuisance,
-        truth,
-    )
+    varied = centres[truth] + rng.normal(size=(len(truth), 3)) @ nuisance + noise
+    return varied, image, nuisance, truth
 
 
-@pytest.mark.parametrize("count", [3, "auto"])
-def test_kinds_are_found_where_objects_vary_more_within(count):
+def test_kinds_are_found_where_objects_vary_more_within():
     descriptions, images, within, truth = mixture(3)
-    kinds = find_kinds(descriptions, images, within, count)
-    numbers = np.array(kinds.number(descriptions))
-    pairs = set(zip(numbers.tolist(), truth.tolist(), strict=True))
-    assert len(pairs) == len(kinds.names) == 3
-    assert (numbers == 1).sum() == np.bincount(truth).max()  # the largest is the first
+    kinds, again, auto = (find_kinds(descriptions, images, within, n) for n in (3, 3, "auto"))
+    np.testing.assert_array_equal(again.centres, kinds.centres)
+    for one in (auto, kinds):
+        numbers = np.array(one.number(descriptions))
+        pairs = set(zip(numbers.tolist(), truth.tolist(), strict=True))
+        assert len(pairs) == len(one.names) == 3
+        assert (numbers == 1).sum() == np.bincount(truth).max()  # the largest is the first
     read = unpack(json.loads(json.dumps(pack(kinds))))
     assert read.number(descriptions) == numbers.tolist()
-    again = find_kinds(descriptions, images, within, count)
-    np.testing.assert_array_equal(again.centres, kinds.centres)
     # Kinds of one name are one.
-    merged = dataclasses.replace(kinds, names=("a", "b", "a"))
-    assert set(zip(merged.number(descriptions), numbers.tolist(), strict=True)) == {
-        (1, 1),
-        (2, 2),
-        (1, 3),
-    }
+    merged = dataclasses.replace(kinds, names=("a", "b", "a")).number(descriptions)
+    assert set(zip(merged, numbers.tolist(), strict=True)) == {(1, 1), (2, 2), (1, 3)}
 
 
-@pytest.mark.parametrize("images", [24, 1])
-def test_what_is_of_one_kind_stays_one(images):
-    descriptions, image, within, _ = mixture(1, images)
-    assert find_kinds(descriptions, image, within, "auto").names == ("kind 1",)
-
-
-def test_there_are_no_more_kinds_than_different_objects():
+def test_what_is_of_one_kind_stays_one():
+    for images in (24, 1):
+        descriptions, image, within, _ = mixture(1, images)
+        assert find_kinds(descriptions, image, within, "auto").names == ("kind 1",)
     same = np.ones((5, WIDTH))
     assert len(find_kinds(same, range(5), np.zeros((4, WIDTH)), 3).names) == 1
 
@@ -86,29 +73,6 @@ def test_an_object_is_described_by_the_patches_under_it():
     np.testing.assert_allclose(mean, inside.mean(0), atol=2e-3)
     variance = np.linalg.eigvalsh(np.cov(inside.T, bias=True))[-4:]
     np.testing.assert_allclose(np.square(np.float32(within)).sum(1), variance, rtol=1e-2)
-
-
-class Stand:
-    """In place of a segmenter: what is bright are objects, and their colour is their kind."""
-
-    def __init__(self):
-        self.method, self.backbone, self.grid = resolve("deepcut"), None, (2, 2)
-        self.reading, self.fitted, self.seen, self.features = PLAIN, None, [], False
-
-    def but(self, with_features):
-        self.features = with_features
-        return self
-
-    def stream(self, images, *, full_pixels=False):
-        for path in images:
-            self.seen.append(path.stem)
-            pixels = load_image(path)
-            mask = pixels.max(2) > 100
-            features = np.float16(pixels[::4, ::4]) / 255 if self.features else None
-            found = us.Segmentation.of(
-                mask, mask, confidence=0.5, pixels=pixels, id=str(path), patch_features=features
-            )
-            yield found
 
 
 COLOURS = ((200, 0, 0), (0, 200, 0))
@@ -134,10 +98,9 @@ def run(photos, out, kinds, formats=FORMS, **options):
     images = find_images([photos], out=out)
     output = Output(formats, kinds=kinds)
     plan = plan_run(images, out, output, SETTINGS, **options)
-    stand = Stand()
-    stand.backbone = types.SimpleNamespace(name="any", source="")
+    stand = Stand(backbone=types.SimpleNamespace(name="any", source=""))
     done = segment_files(stand, images, out, plan=plan)
-    return stand.seen, done, plan
+    return [path.name for path in stand.seen], done, plan
 
 
 def told(out):
@@ -174,10 +137,8 @@ def test_all_files_name_the_kinds(photos, tmp_path):
     tasks = json.loads((out / label_studio.FILES[0]).read_text())
     assert tasks[0]["predictions"][0]["result"][0]["value"]["polygonlabels"] == [f"kind {red}"]
     assert us.read_results(out, objects=True)["kind"] == list(kinds.values())
-    assert set(plan_run(find_images([photos]), out, plan.output, SETTINGS).written) >= {
-        "0_labels.png",
-        "0.geojson",
-    }
+    written = plan_run(find_images([photos]), out, plan.output, SETTINGS).written
+    assert {"0_labels.png", "0.geojson"} <= set(written)
 
 
 def test_later_runs_group_again_and_segment_nothing_again(photos, tmp_path):
@@ -188,7 +149,7 @@ def test_later_runs_group_again_and_segment_nothing_again(photos, tmp_path):
     (photos / "8.png").write_bytes(late)
     (out / "0.geojson").write_text("mine")
     seen, done, _ = run(photos, out, "auto")
-    assert (seen, sum(done.kinds.counts)) == (["8"], 12)
+    assert (seen, sum(done.kinds.counts)) == (["8.png"], 12)
     assert (out / "0.geojson").read_text() == "mine"
     assert done.entries[0].record.objects[0]["kind"] == told(out)["0.png", True]
     seen, done, _ = run(photos, out, 3)
@@ -199,15 +160,15 @@ def test_later_runs_group_again_and_segment_nothing_again(photos, tmp_path):
 
 
 def test_a_run_that_is_stopped_before_kinds_are_told_goes_on(photos, tmp_path, monkeypatch):
-    out, written = tmp_path / "out", regrouping.encode_labels
+    out = tmp_path / "out"
 
     def stop(labels):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(regrouping, "encode_labels", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(photos, out, 2)
-    monkeypatch.setattr(regrouping, "encode_labels", written)
+    with monkeypatch.context() as patch:
+        patch.setattr(regrouping, "encode_labels", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(photos, out, 2)
     seen, done, _ = run(photos, out, 2)
     assert (seen, done.kinds.counts) == ([], (6, 6))
     assert len(told(out)) == 12
@@ -264,9 +225,8 @@ def test_decided_kinds_are_written_by_name_and_dropped(photos, tmp_path):
     out, new = tmp_path / "out", tmp_path / "new"
     _, done, _ = run(photos, out, 2)
     red, before = told(out)["0.png", True], told(out)
-    named = dataclasses.replace(
-        done.kinds, names=tuple("rose" if n == red else "leaf" for n in (1, 2))
-    )
+    names = tuple("rose" if number == red else "leaf" for number in (1, 2))
+    named = dataclasses.replace(done.kinds, names=names)
     assert run(photos, out, named)[0] == []  # a name segments nothing again
     assert told(out) == before
     assert "rose" in (out / "0.geojson").read_text()

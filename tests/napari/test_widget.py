@@ -7,8 +7,6 @@ napari and Qt take 370 MB, so the environment of the tests goes without; where t
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -44,14 +42,10 @@ print(json.dumps({"name": manifest.name, **json.loads(manifest.contributions.mod
 """
 
 
-def test_npe2_finds_and_validates_the_manifest():
+def test_npe2_finds_and_validates_the_manifest(python):
     if importlib.util.find_spec("npe2") is None:
         pytest.skip("npe2 is not installed")
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", VALIDATE], capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
-    manifest = json.loads(found.stdout)
+    manifest = json.loads(python(VALIDATE, PYTHONWARNINGS="ignore").stdout)
     assert manifest["name"] == "unseg_jax"
     (contributed,), (command,) = manifest["widgets"], manifest["commands"]
     assert contributed["command"] == command["id"]
@@ -126,21 +120,20 @@ def test_an_image_and_a_stack_become_labels(widget):
     widget.method.value = "spectral-ncut"  # needs no backbone
     widget.segment.changed.emit(True)
     (labels,) = viewer.labels
-    assert labels.name == "photo objects"
+    assert (labels.name, labels.data.max()) == ("photo objects", 1)
     assert widget.status.value.startswith("1 object, confidence")
     assert_square(labels.data, 10, 20)
-    assert labels.data.max() == 1
-
     widget.image.value = "stack"
     widget.shown.value = "mask"
     widget.segment.changed.emit(True)
     stack = viewer.labels[1]
-    assert stack.name == "stack mask"
-    assert len(stack.scale) == stack.data.ndim == 3
+    assert (stack.name, len(stack.scale), stack.data.ndim) == ("stack mask", 3, 3)
     assert_square(stack.data[1], 30, 60)
 
 
-def test_errors_are_sentences_and_the_buttons_work_again(widget, tmp_path):
+def test_fitting_writes_the_model_and_turns_to_it_and_errors_are_sentences(
+    widget, tmp_path, monkeypatch
+):
     widget._viewer.add_image(np.zeros((4, 4, 3), np.uint8), "photo", True)
     widget.method.value = module.MODEL_FILE
     widget.model.value = str(tmp_path / "none.safetensors")
@@ -150,9 +143,7 @@ def test_errors_are_sentences_and_the_buttons_work_again(widget, tmp_path):
     widget.model.value = str(tmp_path / "model.txt")
     widget.fit.changed.emit(True)
     assert "ends in .safetensors" in widget.status.value
-
-
-def test_fitting_writes_the_model_and_turns_to_it(widget, tmp_path, monkeypatch):
+    widget.method.value = "auto"
     asked = []
 
     def fit(folder, **options):
@@ -174,7 +165,9 @@ def test_fitting_writes_the_model_and_turns_to_it(widget, tmp_path, monkeypatch)
     assert len(asked) == 1
 
 
-def test_labels_that_are_drawn_steer_the_fit(widget, tmp_path, tiny_weights):
+def test_labels_that_are_drawn_steer_the_fit(
+    widget, tmp_path, tiny_weights, small_images, short_training
+):
     """On the third plane of a stack nothing is drawn; the folder adds an image."""
     viewer, stack = widget._viewer, np.stack([square(10, 20), square(30, 60), square(0, 0)])
     viewer.add_image(stack, "stack", True)

@@ -1,11 +1,13 @@
 """Frames written and read again: animated images, folders, films."""
 
+import struct
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from unseg_jax.errors import ImageError, InputError
-from unseg_jax.video import frames
 from unseg_jax.video.frames import check_target, open_frames, write_frames
 
 pytestmark = pytest.mark.quick
@@ -20,25 +22,19 @@ def clip(count=5, shape=(18, 24)):
 
 
 def assert_close(found, expected, most):
-    found = list(found)
-    assert len(found) == len(expected)
     for frame, picture in zip(found, expected, strict=True):
-        assert frame.shape == picture.shape
-        assert frame.dtype == np.uint8
+        assert (frame.shape, frame.dtype) == (picture.shape, np.uint8)
         assert np.abs(frame.astype(int) - picture).mean() < most
 
 
-@pytest.mark.parametrize(("suffix", "most"), [(".gif", 3), (".webp", 12), (".apng", 0.01)])
-def test_animations_come_back(tmp_path, suffix, most):
-    path = tmp_path / f"clip{suffix}"
-    write_frames(path, iter(clip()), rate=5)
-    found = open_frames(path)
-    assert found.rate == pytest.approx(5)
-    assert_close(found, clip(), most)
-    assert_close(found, clip(), most)  # and a second time
-
-
-def test_films_come_back(tmp_path):
+def test_animations_and_films_come_back(tmp_path):
+    for suffix, most in ((".gif", 3), (".webp", 12), (".apng", 0.01)):
+        path = tmp_path / f"clip{suffix}"
+        write_frames(path, iter(clip()), rate=5)
+        found = open_frames(path)
+        assert found.rate == pytest.approx(5)
+        assert_close(found, clip(), most)
+        assert_close(found, clip(), most)  # and a second time
     pytest.importorskip("av")
     path = tmp_path / "clip.mp4"
     write_frames(path, clip(shape=(33, 48)), rate=5)
@@ -48,55 +44,41 @@ def test_films_come_back(tmp_path):
     assert_close(found, pictures, 12)
 
 
-def test_folders_are_read_in_the_order_of_their_numbers(tmp_path):
+def test_folders_and_iterators_are_gone_through_in_order(tmp_path):
     folder = tmp_path / "clip"
     folder.mkdir()
     for index, frame in enumerate(clip(11)):
         Image.fromarray(frame).save(folder / f"frame{index}.png")
     (folder / "notes.txt").write_text("not a frame")
     assert_close(open_frames(folder), clip(11), 0.01)
-
-
-def test_a_folder_is_written_without_a_suffix(tmp_path):
     write_frames(tmp_path / "out", clip(), rate=5)
     assert sorted(path.name for path in (tmp_path / "out").iterdir())[-1] == "00004.png"
     assert_close(open_frames(tmp_path / "out"), clip(), 0.01)
-
-
-def test_an_iterator_can_be_gone_through_twice():
+    # Frames of a longer film do not stay.
+    (tmp_path / "out/99.png").write_bytes(b"no frame of ours")
+    write_frames(tmp_path / "out", clip()[:1], rate=5)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"00000.png", "99.png"}
     found = open_frames(iter(clip()))
     assert_close(found, clip(), 0.01)
     assert_close(found, clip(), 0.01)
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ImageError, match=r"nothing\.mp4 was not found"):
-        open_frames(tmp_path / "nothing.mp4")
+def test_what_cannot_be_read_or_written_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("av")
     with pytest.raises(ImageError, match="holds no images"):
         open_frames(tmp_path)
-    broken = tmp_path / "broken.gif"
-    broken.write_bytes(b"GIF89a nothing")
-    with pytest.raises(ImageError, match=r"broken\.gif"):
-        open_frames(broken)
-    film = tmp_path / "broken.mp4"
-    film.write_bytes(b"nothing")
-    pytest.importorskip("av")
-    with pytest.raises(ImageError, match=r"broken\.mp4"):
-        open_frames(film)
-
-
-def test_frames_of_several_sizes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="frame 1 has shape"):
-        write_frames(tmp_path / "clip.gif", [clip()[0], clip()[0][:5]], rate=5)
-    with pytest.raises(ValueError, match="no frames"):
-        write_frames(tmp_path / "clip.gif", [], rate=5)
+    for frames, said in (([clip()[0], clip()[0][:5]], "frame 1 has shape"), ([], "no frames")):
+        with pytest.raises(ValueError, match=said):
+            write_frames(tmp_path / "clip.gif", frames, rate=5)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a nothing")
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    for said in (r"nothing\.mp4 was not found", r"broken\.gif", r"broken\.mp4"):
+        with pytest.raises(ImageError, match=said):
+            open_frames(tmp_path / said.replace("\\", "").partition(" ")[0])
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r"unseg_jax\[video\]"):
-        frames.write_frames(tmp_path / "clip.mp4", clip(), rate=5)
+        write_frames(tmp_path / "clip.mp4", clip(), rate=5)
 
 
 def test_a_video_never_replaces_its_source(tmp_path):
@@ -127,13 +109,6 @@ def test_a_video_never_replaces_its_source(tmp_path):
         check_target(source, folder, overwrite=True)
 
 
-def test_frames_of_a_longer_film_do_not_stay(tmp_path):
-    write_frames(tmp_path / "out", clip(), rate=5)
-    (tmp_path / "out/99.png").write_bytes(b"no frame of ours")
-    write_frames(tmp_path / "out", clip()[:1], rate=5)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"00000.png", "99.png"}
-
-
 def test_a_film_with_a_display_matrix_is_turned_upright(tmp_path):
     pytest.importorskip("av")
     frame = np.zeros((48, 64, 3), np.uint8)
@@ -144,9 +119,7 @@ def test_a_film_with_a_display_matrix_is_turned_upright(tmp_path):
     # The matrix of the track header: turned clockwise by 90 degrees, as 16.16 and 2.30 numbers.
     start = content.index(b"tkhd") + 4 + 40
     matrix = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]
-    content[start : start + 36] = b"".join(
-        number.to_bytes(4, "big", signed=True) for number in matrix
-    )
+    content[start : start + 36] = struct.pack(">9i", *matrix)
     path.write_bytes(content)
     upright = next(iter(open_frames(path)))
     assert upright.shape == (64, 48, 3)
