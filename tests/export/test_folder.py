@@ -379,6 +379,11 @@ def test_folders_are_mirrored_and_named_by_their_relative_paths(tmp_path):
     assert masks > {"a/1_mask.png", "b/1_mask.png", "b/c/2_mask.png"}
     names = pandas.read_csv(out / "objects.csv")["file"]
     assert sorted(names) == ["a/1.png", "b/1.png", "b/2.jpg", "b/2.png", "b/c/2.png"]
+    # Folders go with the last of what is pruned in them.
+    for name in ("a/1.png", "b/1.png"):
+        (tmp_path / "in" / name).unlink()
+    run(tmp_path / "in", out, output=Output(("png", "csv"), recursive=True), prune=True)
+    assert ((out / "a").exists(), (out / "b").exists()) == (False, True)
 
 
 def test_results_are_read_as_columns(photos, tmp_path):
@@ -409,11 +414,15 @@ def test_the_report_says_what_is_true_of_the_method():
         stand.method = resolve(name)
         assert words in _sentence(stand, {})
         assert ("on its own" in _sentence(stand, {})) == (name != "collective")
+    stand.method = resolve("deepcut", foreground="set")
+    assert "fitted on a set of unlabelled images" in _sentence(stand, {})
+    assert "then optimised further on it" in _sentence(stand, {})
+    stand.method = resolve("collective")
     facts = dict(_facts(Run((), 1.0, 0.0), types.SimpleNamespace(**vars(stand))))
     assert facts["Edges refined by"] == "the guided filter"
 
 
-def test_images_to_check_come_first(tmp_path):
+def test_images_to_check_come_first_and_those_beyond_a_number_are_listed(tmp_path, monkeypatch):
     draw(tmp_path / "in" / "a.png")
     Image.new("RGB", (24, 20)).save(tmp_path / "in" / "b.png")
     _, done = run(tmp_path / "in", tmp_path / "out")
@@ -422,3 +431,7 @@ def test_images_to_check_come_first(tmp_path):
     assert page.index("<h3>b.png") < page.index("<h3>a.png")
     assert "check: no object" in page
     assert len(done.done) == 2
+    monkeypatch.setattr(folder, "PICTURED", 1)
+    run(tmp_path / "in", tmp_path / "out", overwrite=True)
+    page = (tmp_path / "out" / folder.REPORT).read_text()
+    assert (page.count("data:image/jpeg"), 'href="b_overlay.png"' in page) == (2, True)
