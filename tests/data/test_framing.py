@@ -28,15 +28,11 @@ def test_sizes_are_close_to_the_shape_and_hold_no_more_patches(size):
                 assert abs(math.log(found[1] / found[0]) - wanted) < math.log(1.2)
 
 
-def test_an_image_and_the_same_turned_have_turned_sizes():
+def test_turned_images_have_turned_sizes_and_there_are_at_most_eleven_shapes():
     framing = Framing((392, 392), "keep", 14)
     for height, width in SHAPES:
         if height != width:
             assert framing.size_for(height, width) == framing.size_for(width, height)[::-1]
-
-
-def test_there_are_at_most_eleven_shapes():
-    framing = Framing((392, 392), "keep", 14)
     assert len({framing.size_for(100, width) for width in range(10, 1000)}) == 11
 
 
@@ -44,8 +40,5 @@ def test_stretch_is_the_size_that_the_method_states():
     framing = Framing.of(resolve("deepcut", image_size=(70, 98)), 14)
     assert {framing.size_for(*shape) for shape in SHAPES} == {(70, 98)}
     assert framing.at_least == (70, 98)
-
-
-def test_unknown_fits_are_refused():
     with pytest.raises(ValueError, match="resize='crop' is not one of stretch, keep"):
         resolve("deepcut", resize="crop")
