@@ -5,17 +5,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import unseg_jax as us
-from unseg_jax.data.masks import load_mask
+from unseg_jax.data import load_image, load_mask
 from unseg_jax.errors import ImageError
 from unseg_jax.postprocess import find_objects, upsample_labels
 
-FAST = settings(
-    max_examples=75,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+SLOW = [HealthCheck.too_slow]
+FAST = settings(max_examples=75, deadline=None, derandomize=True, suppress_health_check=SLOW)
 DTYPES = ("bool", "uint8", "int8", "uint16", "int32", "int64", "float16", "float32", "float64")
 SHAPES = st.one_of(
     hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
@@ -36,38 +31,22 @@ def arrays(draw):
     return array
 
 
-def check_sentence(error):
-    text = str(error)
-    assert len(text.splitlines()) == 1
-    assert text.endswith(".")
-
-
 @FAST
 @given(arrays())
-def test_an_image_is_pixels_or_one_sentence(array):
+def test_an_image_is_pixels_and_a_mask_bools_or_one_sentence(array):
     before = array.copy()
-    try:
-        pixels = us.data.load_image(array)
-    except ImageError as error:
-        check_sentence(error)
-    else:
-        assert pixels.dtype == np.uint8
-        assert pixels.ndim == 3
-        assert pixels.shape[2] == 3
-        assert 0 not in pixels.shape
-    np.testing.assert_array_equal(array, before)
-
-
-@FAST
-@given(arrays())
-def test_a_mask_is_bools_or_one_sentence(array):
-    try:
-        mask = load_mask(array)
-    except ImageError as error:
-        check_sentence(error)
-    else:
-        assert mask.dtype == bool
-        assert mask.ndim == 2
+    for load, dtype, axes in ((load_image, np.uint8, 3), (load_mask, bool, 2)):
+        try:
+            found = load(array)
+        except ImageError as error:
+            said = str(error)
+            assert len(said.splitlines()) == 1
+            assert said.endswith(".")
+        else:
+            assert (found.dtype, found.ndim) == (dtype, axes)
+            assert 0 not in found.shape
+            assert axes == 2 or found.shape[2] == 3
+        np.testing.assert_array_equal(array, before)
 
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
