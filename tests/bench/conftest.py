@@ -11,23 +11,17 @@ from unseg_jax.bench import BenchError, Settings, run
 from unseg_jax.bench.run import runner
 from unseg_jax.bench.run.engine import Engine
 
-COUNT = 10
 # What differs from run to run.
 TIMES = {"seconds", "shared_seconds", "run", "crc", "worker"}
 
 
 @pytest.fixture(scope="session")
-def weights(tiny_weights):
-    """A random ViT, as a file that `--backbone` takes."""
-    return tiny_weights
-
-
-def _draw(folder, count=COUNT):
-    """`folder/images` and `folder/masks`: bright ellipses on dark noise, of several sizes."""
-    rng = np.random.default_rng(0)
+def data(tmp_path_factory):
+    """Ten image and mask pairs: bright ellipses on dark noise, of several sizes."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "ellipses"
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
-    for index in range(count):
+    for index in range(10):
         height, width = 40 + 8 * (index % 3), 48
         y, x = np.mgrid[:height, :width]
         centre = (height * rng.uniform(0.4, 0.6), width * rng.uniform(0.4, 0.6))
@@ -37,12 +31,6 @@ def _draw(folder, count=COUNT):
         for kind, pixels in (("images", image), ("masks", mask * 255)):
             Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{index:03d}.png")
     return folder
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """Ten image and mask pairs."""
-    return _draw(tmp_path_factory.mktemp("data") / "ellipses")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -88,12 +76,12 @@ def no_device(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def settings(data, weights):
+def settings(data, tiny_weights):
     """`settings(out, **changes)`: of a run of one method on the small data set."""
 
     def make(out, *, data=data, **changes):
-        given = {"methods": ("deepcut",), "backbone": str(weights), "batch_size": 2}
-        given["overrides"] = {"image_size": 48, "epochs": 4}
+        given = {"methods": ("vit-kmeans",), "backbone": str(tiny_weights), "batch_size": 2}
+        given |= {"record_every": 2, "overrides": {"image_size": 48, "epochs": 4}}
         return Settings(str(data), str(out), **given | changes)
 
     return make

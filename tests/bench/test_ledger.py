@@ -12,8 +12,7 @@ from unseg_jax.errors import BenchError
 
 pytestmark = pytest.mark.quick
 
-BOTH = frozenset({"one", "two"})
-ITEMS = [Item(id, f"{id}.png") for id in "abc"]
+A, B, C = ITEMS = [Item(id, f"{id}.png") for id in "abc"]
 
 
 @pytest.fixture
@@ -22,45 +21,29 @@ def folder(tmp_path):
         yield folder
 
 
-def good(id, method):
-    return {"id": id, "method": method, "error": None}
+def record(id, method, error=None):
+    return {"id": id, "method": method, "error": error}
 
 
-def bad(id, method):
-    return {"id": id, "method": method, "error": "broken."}
+def make(folder, items=ITEMS, **options):
+    return Ledger(folder, {item.id: frozenset({"one", "two"}) for item in items}, **options)
 
 
-def written(folder):
-    return [
-        (line["id"], line["method"], line["error"], line["attempts"])
-        for line in read_records(folder.path)
-    ]
-
-
-def make(folder, **options):
-    return Ledger(folder, {item.id: BOTH for item in ITEMS}, **options)
-
-
-def test_what_comes_twice_is_written_once(folder):
-    ledger = make(folder)
-    ledger.settle([good("a", "one"), good("a", "two")], ITEMS[:1])
-    ledger.settle([good("a", "one"), good("b", "one")], ITEMS[:2])
-    assert [line[:2] for line in written(folder)] == [("a", "one"), ("a", "two"), ("b", "one")]
-    assert ledger.missing(ITEMS[0]) == frozenset()
-    assert ledger.missing(ITEMS[1]) == {"two"}
-
-
-def test_a_failure_is_written_when_it_has_failed_twice(folder):
+def test_a_record_is_written_once_and_a_failure_when_it_has_failed_twice(folder):
     finished = []
     ledger = make(folder, advance=finished.append)
-    ledger.settle([good("a", "one"), bad("a", "two"), bad("b", "one"), bad("b", "two")], ITEMS[:2])
+    failed = [record("b", method, "broken.") for method in ("one", "two")]
+    ledger.settle([record("a", "one"), record("a", "two", "broken."), *failed], [A, B])
+    ledger.settle([record("a", "one"), record("c", "one")], [A, C])
     assert sum(finished) == 0
-    assert [item.id for item in ledger.next_attempt()] == ["a", "b"]
-    ledger.settle([good("a", "two"), bad("b", "one"), bad("b", "two")], ITEMS[:2])
-    assert ledger.failures == {}
-    assert sum(finished) == 2
-    assert written(folder) == [
+    assert ledger.missing(A) == ledger.missing(C) == {"two"}
+    assert ledger.next_attempt() == [A, B]
+    ledger.settle([record("a", "two"), *failed], [A, B])
+    assert (ledger.failures, ledger.missing(A), sum(finished)) == ({}, frozenset(), 2)
+    keys = ("id", "method", "error", "attempts")
+    assert [tuple(line[key] for key in keys) for line in read_records(folder.path)] == [
         ("a", "one", None, 1),
+        ("c", "one", None, 1),
         ("a", "two", None, 2),
         ("b", "one", "broken.", 2),
         ("b", "two", "broken.", 2),
@@ -69,24 +52,24 @@ def test_a_failure_is_written_when_it_has_failed_twice(folder):
 
 def test_fail_fast_names_the_image(folder):
     with pytest.raises(BenchError, match=r"b failed: broken\. Leave --fail-fast out"):
-        make(folder, fail_fast=True).settle([bad("b", "one")], ITEMS)
+        make(folder, fail_fast=True).settle([record("b", "one", "broken.")], ITEMS)
 
 
 def test_threads_do_not_mix_their_lines(folder):
     items = [Item(f"{index:03d}", "x") for index in range(200)]
-    ledger = Ledger(folder, {item.id: BOTH for item in items})
+    ledger = make(folder, items)
 
     def work(mine):
         for item in mine:
-            ledger.settle([good(item.id, "one"), good(item.id, "two")], [item])
+            ledger.settle([record(item.id, "one"), record(item.id, "two")], [item])
 
     # Every item is given to two threads.
-    parts = [items[::2], items[1::2], items[:100], items[100:]]
+    parts = (items[::2], items[1::2], items[:100], items[100:])
     threads = [threading.Thread(target=work, args=(part,)) for part in parts]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    lines = (folder.path / "per_image.jsonl").read_text().splitlines()
-    keys = {(json.loads(line)["id"], json.loads(line)["method"]) for line in lines}
-    assert len(keys) == len(lines) == 400
+    lines = map(json.loads, (folder.path / "per_image.jsonl").read_text().splitlines())
+    keys = [(line["id"], line["method"]) for line in lines]
+    assert len(set(keys)) == len(keys) == 400

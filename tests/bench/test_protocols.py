@@ -11,20 +11,14 @@ from unseg_jax.segmenter import Segmentation
 
 pytestmark = pytest.mark.quick
 
+TRUTH = np.zeros((8, 8), bool)
+TRUTH[2:6, 2:6] = True
 
-def segmentation(mask):
-    return Segmentation.of(mask, mask.astype(np.int32), confidence=1.0, method="deepcut", id="a")
 
-
-def test_honest_neither_flips_nor_crops_nor_drops():
+def test_honest_neither_flips_nor_crops_nor_drops_and_papers_have_their_own_rules():
     honest = resolve_protocol("honest")
-    assert not honest.flip
-    assert honest.crop is None
-    assert honest.count_failures
+    assert (honest.flip, honest.crop, honest.count_failures) == (False, None, True)
     assert [p.name for p in PROTOCOLS.values() if p.family == "honest"] == ["honest"]
-
-
-def test_papers_have_their_own_rules():
     assert resolve_protocol("unsegmedgat").crop == 20
     assert resolve_protocol("unsegmedgat").flip
     assert resolve_protocol("unseggnet").crop is None
@@ -34,9 +28,6 @@ def test_papers_have_their_own_rules():
     assert resolve_protocol("published", crop=True).crop == 20
     assert resolve_protocol("unsegmedgat", crop=False).crop is None
     assert resolve_protocol("published", crop=True).label == "published (crop + flip)"
-
-
-def test_wrong_protocols_are_refused():
     with pytest.raises(ValueError, match="did you mean 'published'"):
         resolve_protocol("publishd")
     with pytest.raises(ValueError, match="not honest"):
@@ -53,29 +44,19 @@ def test_crop_keeps_a_margin_within_the_image():
 
 
 def test_flip_scores_the_better_side():
-    truth = np.zeros((8, 8), bool)
-    truth[2:6, 2:6] = True
-    wrong = ~truth
+    wrong = ~TRUTH
     wrong[0, 0] = False
-    mask, flipped = orient(wrong, Truth(truth), True)
-    assert flipped
-    assert iou(mask, truth) == 16 / 17
-    mask, flipped = orient(wrong, Truth(truth), False)
-    assert not flipped
-    assert iou(mask, truth) == 0
-
-
-def test_scores_are_those_of_the_side_that_is_scored():
-    truth = np.zeros((8, 8), bool)
-    truth[2:6, 2:6] = True
-    found = segmentation(~truth)
-    honest = score(found, Truth(truth), resolve_protocol("honest"))
-    published = score(found, Truth(truth), resolve_protocol("published"))
-    assert honest["iou"] == honest["dice"] == honest["pixel_accuracy"] == 0
-    assert honest["mae"] == 1
-    assert honest["corloc"] == 0
-    assert published["iou"] == published["dice"] == published["corloc"] == 1
-    assert published["mae"] == 0
+    for flip, expected in ((True, 16 / 17), (False, 0)):
+        mask, flipped = orient(wrong, Truth(TRUTH), flip)
+        assert (flipped, iou(mask, TRUTH)) == (flip, expected)
+    labels = (~TRUTH).astype(np.int32)
+    found = Segmentation.of(~TRUTH, labels, confidence=1.0, method="deepcut", id="a")
+    honest, published = (
+        score(found, Truth(TRUTH), resolve_protocol(name)) for name in ("honest", "published")
+    )
+    good = ("iou", "dice", "pixel_accuracy", "corloc")
+    assert [honest[name] for name in (*good, "mae")] == [0, 0, 0, 0, 1]
+    assert [published[name] for name in (*good, "mae")] == [1, 1, 1, 1, 0]
     # Partitions have no sides.
     assert honest["nmi"] == published["nmi"] == 1
     assert set(SCORES) < set(honest)

@@ -19,7 +19,7 @@ PARTS = "per_image.jsonl.parts"
 
 
 def lines(*ids):
-    return "".join(map(seal, ({"id": id, "method": "deepcut", "error": None} for id in ids)))
+    return "".join(map(seal, ({"id": id, "method": "vit-kmeans", "error": None} for id in ids)))
 
 
 def ids(text):
@@ -42,12 +42,8 @@ class Place:
     def contents(self, below=""):
         """What the files hold, by name, without those that know when they were written."""
         top = f"{self.root}/{below}".rstrip("/")
-        found = {path.removeprefix(f"{top}/"): path for path in self.system.find(top)}
-        return {
-            name: self.system.cat_file(path)
-            for name, path in found.items()
-            if not name.endswith((MANIFEST, JOURNAL))
-        }
+        paths = (path for path in self.system.find(top) if not path.endswith((MANIFEST, JOURNAL)))
+        return {path.removeprefix(f"{top}/"): self.system.cat_file(path) for path in paths}
 
     def lose_half(self):
         """As if the machine had been lost with half of the records."""
@@ -105,10 +101,27 @@ def test_records_go_out_in_parts_and_come_back(tmp_path, place):
     assert len(place.contents(PARTS)) == 3
     other.clear()
     assert not place.system.find(place.root)
+    # So does a run that was copied there by hand, whose records are there whole only.
+    with open_store(tmp_path / "run") as store:
+        store.rewrite_journal("per_image.jsonl", [lines("a", "b")])
+    place = Place("there/by-hand")
+    place.system.put(str(tmp_path / "run"), place.root, recursive=True)
+    here = tmp_path / "again"
+    remote = Remote(place.url, here)
+    remote.pull()
+    assert ids((here / "per_image.jsonl").read_text()) == ["a", "b"]
+    remote.push()
+    assert place.read(f"{PARTS}/000000.jsonl") == lines("a", "b")
+    # Once lines are taken out, all are sent again.
+    with open_store(here) as store:
+        store.rewrite_journal("per_image.jsonl", [lines("b")])
+    remote.push()
+    assert place.read(f"{PARTS}/000000.jsonl") == lines("b")
+    assert ids(place.read("per_image.jsonl")) == ["b"]
 
 
 def test_pictures_go_out_together(tmp_path, place, monkeypatch):
-    names, calls = [f"masks/deepcut/{number:03d}.png" for number in range(300)], []
+    names, calls = [f"masks/vit-kmeans/{number:03d}.png" for number in range(300)], []
     remote = Remote(place.url, tmp_path)
     with open_store(tmp_path) as store:
         store.write(dict.fromkeys(names, b"a mask"))
@@ -135,7 +148,7 @@ def test_a_run_is_written_and_resumed_at_a_url(given, place):
     part = f"{PARTS}/000000.jsonl"
     place.write(part, "".join(place.read(part).splitlines(keepends=True)[:2]))
     again = run(given(place.url, resume=True), quiet=True)
-    assert again["methods"]["deepcut"]["miou"] == summary["methods"]["deepcut"]["miou"]
+    assert again["methods"]["vit-kmeans"]["miou"] == summary["methods"]["vit-kmeans"]["miou"]
     assert place.read("per_image.jsonl").count("\n") == 4
     # The report shows the pictures of both sessions.
     assert place.read("report.html").count('id="picture-') == 4
@@ -148,8 +161,8 @@ def test_overwriting_leaves_the_siblings_and_what_is_not_its_own(there, given):
     run(given(there.url, shard=(0, 2), overwrite=True), quiet=True)
     assert sorted(ids(there.read("shard-0-of-2/per_image.jsonl"))) == ["000", "002"]
     assert not [name for name in there.contents("shard-0-of-2") if name.startswith("masks")]
-    for seed in (1, 0):
-        run(given(there.url, seed=seed, overwrite=not seed), quiet=True)
+    run(given(there.url, protocol="published"), quiet=True)
+    run(given(there.url, overwrite=True), quiet=True)
     assert sorted(ids(there.read("per_image.jsonl"))) == ["000", "001", "002", "003"]
     assert there.contents("shard-1-of-2") == before
     assert there.read("notes.txt") == "mine"
@@ -182,9 +195,9 @@ def test_shards_are_merged_and_reported_at_a_url(there, given):
         assert ids(there.read("per_image.jsonl")) == ["000", "002", "001", "003"]
         assert json.loads(there.read("summary.json"))["complete"]
         assert there.read("report.html").count('id="picture-') == 4
-        masks = there.contents("masks/deepcut")
-        own = there.contents("shard-0-of-2/masks/deepcut")
-        assert masks == own | there.contents("shard-1-of-2/masks/deepcut")
+        masks = there.contents("masks/vit-kmeans")
+        own = there.contents("shard-0-of-2/masks/vit-kmeans")
+        assert masks == own | there.contents("shard-1-of-2/masks/vit-kmeans")
         assert len(masks) == 4
     before = there.contents()
     for name in ("summary.json", "report.html"):
@@ -196,43 +209,19 @@ def test_shards_are_merged_and_reported_at_a_url(there, given):
     assert ids(there.read("per_image.jsonl")) == ["000", "002", "001", "003"]
 
 
-@pytest.mark.parametrize("command", [merge, report])
-def test_a_url_without_a_run_is_named(command):
-    with pytest.raises(BenchError, match=r"^memory://bench/none"):
-        command("memory://bench/none")
-
-
-def test_records_that_are_there_whole_only_are_read(tmp_path, place):
-    """As in a run that was copied there by hand."""
-    with open_store(tmp_path / "run") as store:
-        store.rewrite_journal("per_image.jsonl", [lines("a", "b")])
-    place.system.put(str(tmp_path / "run"), place.root, recursive=True)
-    here = tmp_path / "here"
-    remote = Remote(place.url, here)
-    remote.pull()
-    assert ids((here / "per_image.jsonl").read_text()) == ["a", "b"]
-    remote.push()
-    assert place.read(f"{PARTS}/000000.jsonl") == lines("a", "b")
-    # Once lines are taken out, all are sent again.
-    with open_store(here) as store:
-        store.rewrite_journal("per_image.jsonl", [lines("b")])
-    remote.push()
-    assert place.read(f"{PARTS}/000000.jsonl") == lines("b")
-    assert ids(place.read("per_image.jsonl")) == ["b"]
-
-
-def test_unknown_places_are_one_sentence(given):
+def test_places_of_other_kinds(given, tmp_path):
+    """An unknown one or one without a run is one sentence; `file:` is a folder here."""
+    for command in (merge, report):
+        with pytest.raises(BenchError, match=r"^memory://bench/none"):
+            command("memory://bench/none")
     with pytest.raises(BenchError, match=r"nowhere://x cannot be opened.*or choose a folder"):
         run(given("nowhere://x"), quiet=True)
-
-
-def test_a_file_url_is_a_folder_of_this_machine(given, tmp_path):
     summary = run(given(f"file://{tmp_path}/run", limit=1), quiet=True)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert not (tmp_path / "run" / PARTS).exists()
 
 
-PICTURES = ("masks/mine.png", "thumbnails/image/000.jpg", "models/deepcut.safetensors")
+PICTURES = ("masks/mine.png", "thumbnails/image/000.jpg", "models/vit-kmeans.safetensors")
 
 
 def test_what_is_not_ours_is_kept(given, place, no_device):

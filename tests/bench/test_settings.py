@@ -6,9 +6,10 @@ import inspect
 import pytest
 
 from unseg_jax.bench import Settings, run
-from unseg_jax.bench.__main__ import _split_foreground, bench
+from unseg_jax.bench.__main__ import _say, _split_foreground, bench
 from unseg_jax.bench.run.settings import parse_shard, settings_from
 from unseg_jax.registry import GROUPS, METHODS
+from unseg_jax.terminal.console import say
 from unseg_jax.terminal.options import overrides_from, parse_size, parse_value
 
 pytestmark = pytest.mark.quick
@@ -23,93 +24,58 @@ def test_methods_are_named_one_by_one_or_together():
     assert names == ["tokencut", *GROUPS["grid"]]
     assert len(GROUPS["grid"]) == 8
     assert [method.name for method in settings("all").resolve_methods()] == list(METHODS)
-    with pytest.raises(ValueError, match="did you mean 'unseggnet'"):
-        settings("unsegnet").resolve_methods()
-    with pytest.raises(ValueError, match="no method is named"):
-        settings().resolve_methods()
-    with pytest.raises(ValueError, match="unknown metrics 'object'; did you mean 'objects'"):
-        Settings("data", "out", metrics=("object",)).check()
-
-
-def test_overrides_reach_every_method():
     for method in settings("deepcut", "unseggnet", epochs=3, image_size=(32, 48)).resolve_methods():
-        assert method.epochs == 3
-        assert method.size == (32, 48)
+        assert (method.epochs, method.size) == (3, (32, 48))
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("224", 224), ("224x336", (224, 336)), ("224, 336", (224, 336))]
+    ("check", "words"),
+    [
+        (settings("unsegnet").resolve_methods, "did you mean 'unseggnet'"),
+        (settings().resolve_methods, "no method is named"),
+        (Settings("d", "o", metrics=("object",)).check, "metrics 'object'; did you mean 'objects'"),
+        *((lambda text=text: parse_size(text), "is not a size") for text in ("", "a", "1x2x3")),
+        (lambda: parse_size("-5"), "is not a size"),
+        *((lambda text=text: parse_shard(text), "must be I/N") for text in ("1/1", "4", "-1/2")),
+        (lambda: parse_shard("a/b"), "must be I/N"),
+        (lambda: overrides_from(["parts"]), "write FIELD=VALUE"),
+        (lambda: run(Settings("d", "o", seed=2**63)), r"must be from 0 to 2\*\*63 - 1"),
+        (lambda: run(Settings("d", "o", seed=-1)), r"must be from 0 to 2\*\*63 - 1"),
+    ],
 )
-def test_sizes(text, size):
-    assert parse_size(text) == size
+def test_what_cannot_be_meant_is_refused(check, words):
+    with pytest.raises(ValueError, match=words):
+        check()
 
 
-@pytest.mark.parametrize("text", ["", "a", "1x2x3", "-5"])
-def test_no_sizes(text):
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size(text)
-
-
-def test_shards():
-    assert parse_shard("0/1") == (0, 1)
-    assert parse_shard("3/12") == (3, 12)
-    for text in ("1/1", "4", "-1/2", "a/b"):
-        with pytest.raises(ValueError, match="must be I/N"):
-            parse_shard(text)
-
-
-def test_foreground_is_a_rule_or_values_of_the_mask():
+def test_values_are_understood():
+    sizes = [parse_size(text) for text in ("224", "224x336", "224, 336")]
+    assert sizes == [224, (224, 336), (224, 336)]
+    assert [parse_shard(text) for text in ("0/1", "3/12")] == [(0, 1), (3, 12)]
     assert _split_foreground(["border"]) == ("border", None)
     assert _split_foreground(["1,3"]) == (None, (1, 3))
     assert _split_foreground(["1", "centre"]) == ("centre", (1,))
     assert _split_foreground([]) == (None, None)
-
-
-def test_any_field_can_be_set():
-    assert overrides_from(["parts=4", "log_bin=True", "branches=((64, 64),)", "loss=cc"]) == {
-        "parts": 4,
-        "log_bin": True,
-        "branches": ((64, 64),),
-        "loss": "cc",
-    }
+    given = {"parts": 4, "log_bin": True, "branches": ((64, 64),), "loss": "cc"}
+    assert overrides_from(["parts=4", "log_bin=True", "branches=((64, 64),)", "loss=cc"]) == given
     assert parse_value("1e-3") == 0.001
-    with pytest.raises(ValueError, match="write FIELD=VALUE"):
-        overrides_from(["parts"])
 
 
 def test_options_of_the_command_line_become_settings():
     parameters = inspect.signature(bench).parameters
-    options = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if name not in ("seeds", "distributed", "quiet")
-    }
+    flags = ("seeds", "distributed", "quiet")
+    options = {name: one.default for name, one in parameters.items() if name not in flags}
     options |= {"data": "d", "out": "o"}
     assert settings_from(options) == Settings("d", "o")
     chosen = {"methods": "a, b", "shard": "1/3", "retry_failed": True, "num_clusters": 3}
     chosen |= {"image_size": "32x48", "set_field": ["parts=4"], "foreground": "border"}
-    found = settings_from({**options, **chosen}, (1, 3))
-    assert found == Settings(
-        "d",
-        "o",
-        ("a", "b"),
-        shard=(1, 3),
-        resume=True,
-        retry_failed=True,
-        foreground_values=(1, 3),
-        overrides={
-            "num_clusters": 3,
-            "image_size": (32, 48),
-            "parts": 4,
-            "foreground": "border",
-        },
-    )
+    overrides = {"num_clusters": 3, "image_size": (32, 48), "parts": 4, "foreground": "border"}
+    changes = {"resume": True, "retry_failed": True, "foreground_values": (1, 3)}
+    expected = Settings("d", "o", ("a", "b"), shard=(1, 3), overrides=overrides, **changes)
+    assert settings_from({**options, **chosen}, (1, 3)) == expected
 
 
 def test_names_cannot_steer_the_terminal(capsys):
-    from unseg_jax.bench.__main__ import _say
-    from unseg_jax.terminal.console import say
-
     _say("a\x1b[2Jb\x07\nnext\u202e\udce9")
     say("a\x1b[2Jb")
     captured = capsys.readouterr()
@@ -122,10 +88,9 @@ def test_signatures_can_be_read():
     assert shown.startswith("(data: str, out: str, methods: tuple[str, ...] = ('deepcut',), ")
     assert "batch_size: int = 8, seed: int = 0, " in shown
     assert "option" not in shown.lower()
-    assert str(inspect.signature(run)).startswith(
-        "(settings: unseg_jax.bench.run.settings.Settings"
-    )
+    words = "(settings: unseg_jax.bench.run.settings.Settings"
+    assert str(inspect.signature(run)).startswith(words)
     # Each option is a field's, and each field but these two has an option.
-    options = {field.name for field in dataclasses.fields(Settings) if "option" in field.metadata}
-    names = {field.name for field in dataclasses.fields(Settings)}
-    assert names - options == {"foreground_values", "overrides"}
+    fields = dataclasses.fields(Settings)
+    without = {field.name for field in fields if "option" not in field.metadata}
+    assert without == {"foreground_values", "overrides"}

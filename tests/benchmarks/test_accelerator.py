@@ -13,23 +13,11 @@ from benchmarks.accelerators import accelerator, parts
 from benchmarks.measure import common
 
 
-def _command(out, *more):
-    module = "benchmarks.accelerators.accelerator"
-    return [sys.executable, "-m", module, "--quick", "--out", str(out), *more]
-
-
-@pytest.fixture(scope="module")
-def environment():
-    # Whatever else this machine has, the rehearsal is on its CPU.
-    return os.environ | {"JAX_PLATFORMS": "cpu"}
-
-
-def test_a_rehearsal_measures_every_part(tmp_path, environment):
-    out = tmp_path / "accelerator.json"
-    names = ["rates", "whole", "labels", "loop", "vit", "heads"]
-    command = _command(out, "--parts", ",".join(names))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=common.ROOT)
-    assert done.returncode == 0, done.stderr
+def test_a_rehearsal_measures_every_part(tmp_path, monkeypatch):
+    out, names = tmp_path / "accelerator.json", ["rates", "whole", "labels", "loop", "vit", "heads"]
+    command = ["accelerator", "--quick", "--out", str(out), "--parts", ",".join(names)]
+    monkeypatch.setattr("sys.argv", command)
+    accelerator.main()
     result = json.loads(out.read_text())
     assert (result["errors"], result["finished"]) == ({}, True)
     assert list(result["parts"]) == names
@@ -41,10 +29,7 @@ def test_a_rehearsal_measures_every_part(tmp_path, environment):
     assert list(row["by_batch"]) == ["2", "4"]
     assert row["images_per_second"] == max(row["by_batch"].values())
     assert row["kernels"] > 0
-    products, moved, launched = accelerator.shares(row, result["parts"]["rates"])
-    assert products > 0
-    assert moved > 0
-    assert launched > 0
+    assert min(accelerator.shares(row, result["parts"]["rates"])) > 0
 
     (agreement, *_) = result["parts"]["labels"].values()
     # The labels on file are a CPU's, as these are; another seed's are not the same.
@@ -53,9 +38,12 @@ def test_a_rehearsal_measures_every_part(tmp_path, environment):
     assert "| deepcut, float32 features | " in tables._TABLES["accelerator"](result)
 
 
-def test_a_run_that_is_killed_keeps_what_it_measured(tmp_path, environment):
+def test_a_run_that_is_killed_keeps_what_it_measured(tmp_path):
     out = tmp_path / "accelerator.json"
-    command = _command(out, "--parts", "rates,heads,whole")
+    command = [sys.executable, "-m", accelerator.__name__, "--quick", "--out", str(out)]
+    command += ["--parts", "rates,whole"]
+    # Whatever else this machine has, the rehearsal is on its CPU.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(
         command, stderr=subprocess.DEVNULL, env=environment, cwd=common.ROOT
     ) as process:
@@ -66,7 +54,7 @@ def test_a_run_that_is_killed_keeps_what_it_measured(tmp_path, environment):
         process.kill()
     assert process.returncode != 0
     result = json.loads(out.read_text())
-    assert result["finished"] is False
+    assert not result["finished"]
     assert result["parts"]["rates"]["copy_bytes"] > 0
     assert "whole" not in result["parts"]
     assert "The run was ended before it was done." in accelerator.table(result)
@@ -91,12 +79,7 @@ def test_shares_of_the_limits():
         "bytes": 1e9,
         "kernels": 1000,
     }
-    rates = {
-        "bfloat16": 8e9,
-        "tf32": 8e9,
-        "float32": 2e9,
-        "copy_bytes": 2e9,
-        "launch_seconds": 1e-4,
-    }
+    rates = {"bfloat16": 8e9, "tf32": 8e9, "float32": 2e9, "copy_bytes": 2e9}
+    rates["launch_seconds"] = 1e-4
     assert accelerator.shares(row, rates) == pytest.approx((1.0, 0.25, 0.05))
     assert accelerator.shares(row, {}) == (None, None, None)

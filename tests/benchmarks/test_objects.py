@@ -97,19 +97,13 @@ def test_scores_written_out():
     assert scores["false"] == pytest.approx(2 / 2)
     # In order: right, wrong, right, wrong; precision 1 at the first and 2/3 at the second.
     assert scores["ap50"] == pytest.approx((1 + 2 / 3) / 3)
-
-
-def test_an_object_found_twice_counts_once():
+    # An object that is found twice counts once, and the surer one is right.
     truth = squares((0, 0, 10, 10))
     twice = [Found(truth[0], 0.4), Found(squares((0, 0, 10, 8))[0], 0.6)]
-    scores = objects.scores([truth], [twice])
-    assert (scores["recall"], scores["best_iou"], scores["false"]) == (1, 1, 1)
-    assert scores["ap50"] == 1  # the surer one is right
-
-
-def test_nothing_found():
-    scores = objects.scores([squares((0, 0, 4, 4))], [[]])
-    assert scores == {"recall": 0, "best_iou": 0, "false": 0, "ap50": 0}
+    found_twice = {"recall": 1, "best_iou": 1, "false": 1, "ap50": 1}
+    assert objects.scores([truth], [twice]) == found_twice
+    nothing = {"recall": 0, "best_iou": 0, "false": 0, "ap50": 0}
+    assert objects.scores([truth], [[]]) == nothing
 
 
 def test_maskcut_finds_one_object_after_the_other():

@@ -56,11 +56,12 @@ def test_a_measurement_ends_in_a_table(one, monkeypatch):
     assert images < 0.2 < 0.8 < crops
 
 
-def test_auc_by_hand():
+def test_statistics_by_hand():
     assert quality.auc(np.array([3.0, 2.0]), np.array([1.0, 0.0, 2.0])) == pytest.approx(5.5 / 6)
-
-
-def test_frames_of_a_video_are_drawn_together():
+    masks = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]]], bool)
+    truths = np.array([[[1, 0], [1, 0]], [[0, 0], [0, 0]]], bool)
+    assert quality.iou(masks, truths).tolist() == [1 / 3, 1.0]
+    # Frames of a video are drawn together.
     scores = np.repeat([0.2, 0.8], 50)
     low, high = quality.interval(scores)
     assert high - low < 0.2
@@ -115,9 +116,3 @@ def test_the_table_of_methods_has_what_was_measured_alike(tmp_path):
     # What is kept of `collective` beside them is an earlier version.
     assert "collective" not in table
     assert "tokencut" not in table
-
-
-def test_iou_by_hand():
-    masks = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]]], bool)
-    truths = np.array([[[1, 0], [1, 0]], [[0, 0], [0, 0]]], bool)
-    assert quality.iou(masks, truths).tolist() == [1 / 3, 1.0]

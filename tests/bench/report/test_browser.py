@@ -62,7 +62,7 @@ def test_pictures_are_made_only_near_the_screen(open_page):
     assert page.locator("#cards img").count() < 0.4 * COUNT * 9
 
 
-def test_the_gallery_sorts_worst_and_best_first_by_any_method(open_page, ious):
+def test_the_gallery_sorts_by_any_method_finds_and_hides(open_page, ious):
     page = open_page()
     order = np.argsort(ious["deepcut"])
     assert card_ids(page) == [IDS[index] for index in order]
@@ -83,10 +83,7 @@ def test_the_gallery_sorts_worst_and_best_first_by_any_method(open_page, ious):
     page.select_option("#sort-method", "vit-kmeans")
     page.select_option("#sort-order", "worst")
     assert card_ids(page)[-1] == IDS[5]
-
-
-def test_images_are_found_by_name_and_methods_can_be_hidden(open_page):
-    page = open_page()
+    # Images are found by name, and methods can be hidden.
     page.fill("#find", "PHOTO-00")
     assert sorted(card_ids(page)) == IDS[:100]
     page.locator("#cards li").first.scroll_into_view_if_needed()
@@ -99,7 +96,7 @@ def test_images_are_found_by_name_and_methods_can_be_hidden(open_page):
     assert "is truncated" in page.locator("#viewer-tiles .missing").inner_text()
 
 
-def test_tables_sort_by_mouse_and_by_keyboard(open_page, ious):
+def test_tables_sort_and_pairs_are_explained(open_page, ious):
     page = open_page()
     rows = page.locator("#score-table tbody tr")
     heading = page.locator("#score-table thead th", has_text="median IoU")
@@ -115,13 +112,9 @@ def test_tables_sort_by_mouse_and_by_keyboard(open_page, ious):
     button.focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
-    values = column(1)
-    assert values == sorted(values)
-    assert len(values) == len(METHODS)
-
-
-def test_a_cell_of_the_matrix_says_all_about_its_pair(open_page):
-    page = open_page()
+    assert column(1) == sorted(column(1))
+    assert len(column(1)) == len(METHODS)
+    # A cell of the matrix says all about its pair.
     words = page.locator("#pair-words")
     assert words.inner_text() == "Choose a cell."
     cells = page.locator("#pairs-table td button")
@@ -132,6 +125,17 @@ def test_a_cell_of_the_matrix_says_all_about_its_pair(open_page):
     cells.last.click()
     assert words.inner_text() != first
     assert f"of {COUNT} images." in words.inner_text()
+    # A point of the scatter opens its image.
+    page.select_option("#scatter-y", "ncut-gcn")
+    first, second = np.array(ious["deepcut"]), np.array(ious["ncut-gcn"])
+    words = page.locator("#scatter-words").inner_text()
+    better, worse = int((second > first).sum()), int((second < first).sum())
+    assert words == (
+        f"ncut-gcn is better on {better}, worse on {worse}, equal on {COUNT - better - worse}."
+    )
+    assert page.locator("#scatter-chart circle").count() == COUNT
+    page.locator("#scatter-chart circle[data-index='17']").dispatch_event("click")
+    assert page.locator("#viewer-title").inner_text() == IDS[17]
 
 
 def test_the_viewer_is_used_by_keys_alone(open_page):
@@ -153,20 +157,6 @@ def test_the_viewer_is_used_by_keys_alone(open_page):
     assert page.evaluate("document.activeElement.closest('li')?.dataset.index") == str(
         IDS.index(order[-1])
     )
-
-
-def test_a_point_of_the_scatter_opens_its_image(open_page, ious):
-    page = open_page()
-    page.select_option("#scatter-y", "ncut-gcn")
-    first, second = np.array(ious["deepcut"]), np.array(ious["ncut-gcn"])
-    words = page.locator("#scatter-words").inner_text()
-    better, worse = int((second > first).sum()), int((second < first).sum())
-    assert words == (
-        f"ncut-gcn is better on {better}, worse on {worse}, equal on {COUNT - better - worse}."
-    )
-    assert page.locator("#scatter-chart circle").count() == COUNT
-    page.locator("#scatter-chart circle[data-index='17']").dispatch_event("click")
-    assert page.locator("#viewer-title").inner_text() == IDS[17]
 
 
 def test_nothing_is_wider_than_the_screen(open_page):
