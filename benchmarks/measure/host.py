@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if options.quick:
-        options.images = 16
+        options.images = 4
     result: dict[str, Any] = {"versions": {"jax side": common.versions()}, "stages": {}, "runs": {}}
 
     def save() -> None:

@@ -1,19 +1,25 @@
-"""The run's folder survives torn lines, second writers and other configs."""
+"""Each image gets one record; the folder survives torn lines, second writers, other configs."""
 
 import errno
+import json
 import os
+import threading
 
 import pytest
 
 from unseg_jax.bench.folder import RunFolder, read_records, shard_folder
+from unseg_jax.bench.run.runner import Ledger
+from unseg_jax.data import Item
 from unseg_jax.errors import BenchError, WriteError
 from unseg_jax.runs.journal import seal
+
+pytestmark = pytest.mark.quick
 
 CONFIG = {"seed": 0, "methods": {"deepcut": {"epochs": 10}}, "batch_size": 8, "data": "here"}
 
 
-def record(id, error=None):
-    return {"id": id, "method": "deepcut", "iou": 0.5, "error": error}
+def record(id, error=None, method="deepcut"):
+    return {"id": id, "method": method, "iou": 0.5, "error": error}
 
 
 def ids(path):
@@ -99,3 +105,62 @@ def test_a_full_disk_keeps_what_was_written_and_a_damaged_line_is_named(tmp_path
 def test_shards_have_folders_of_their_own(tmp_path):
     assert shard_folder(tmp_path, (0, 1)) == tmp_path
     assert shard_folder(tmp_path, (3, 12)).name == "shard-03-of-12"
+
+
+A, B, C = ITEMS = [Item(id, f"{id}.png") for id in "abc"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with RunFolder(tmp_path, {"seed": 0}) as folder:
+        yield folder
+
+
+def make(folder, items=ITEMS, **options):
+    return Ledger(folder, {item.id: frozenset({"one", "two"}) for item in items}, **options)
+
+
+def test_a_record_is_written_once_and_a_failure_when_it_has_failed_twice(folder):
+    finished = []
+    ledger = make(folder, advance=finished.append)
+    failed = [record("b", "broken.", method) for method in ("one", "two")]
+    ledger.settle([record("a", method="one"), record("a", "broken.", "two"), *failed], [A, B])
+    ledger.settle([record("a", method="one"), record("c", method="one")], [A, C])
+    assert sum(finished) == 0
+    assert ledger.missing(A) == ledger.missing(C) == {"two"}
+    assert ledger.next_attempt() == [A, B]
+    ledger.settle([record("a", method="two"), *failed], [A, B])
+    assert (ledger.failures, ledger.missing(A), sum(finished)) == ({}, frozenset(), 2)
+    keys = ("id", "method", "error", "attempts")
+    assert [tuple(line[key] for key in keys) for line in read_records(folder.path)] == [
+        ("a", "one", None, 1),
+        ("c", "one", None, 1),
+        ("a", "two", None, 2),
+        ("b", "one", "broken.", 2),
+        ("b", "two", "broken.", 2),
+    ]
+
+
+def test_fail_fast_names_the_image(folder):
+    with pytest.raises(BenchError, match=r"b failed: broken\. Leave --fail-fast out"):
+        make(folder, fail_fast=True).settle([record("b", "broken.", "one")], ITEMS)
+
+
+def test_threads_do_not_mix_their_lines(folder):
+    items = [Item(f"{index:03d}", "x") for index in range(200)]
+    ledger = make(folder, items)
+
+    def work(mine):
+        for item in mine:
+            ledger.settle([record(item.id, method="one"), record(item.id, method="two")], [item])
+
+    # Every item is given to two threads.
+    parts = (items[::2], items[1::2], items[:100], items[100:])
+    threads = [threading.Thread(target=work, args=(part,)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = map(json.loads, (folder.path / "per_image.jsonl").read_text().splitlines())
+    keys = [(line["id"], line["method"]) for line in lines]
+    assert len(set(keys)) == len(keys) == 400

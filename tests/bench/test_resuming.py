@@ -61,28 +61,25 @@ def prepared(monkeypatch):
     return ids
 
 
-def test_a_run_moves_with_its_data(copy, prepared, chosen):
-    (copy / "data").rename(copy / "renamed")
-    for path in (copy / "renamed").rglob("*.png"):
+def test_a_run_moves_with_its_data_and_does_again_what_has_changed(
+    copy, prepared, caplog, chosen, records
+):
+    before, data = records(copy / "run"), copy / "renamed"
+    (copy / "data").rename(data)
+    for path in data.rglob("*.png"):
         os.utime(path)  # as a copy that keeps no times
-    run(chosen(copy / "run", data=copy / "renamed", resume=True), quiet=True)
+    run(chosen(copy / "run", data=data, resume=True), quiet=True)
     assert prepared == []
-
-
-def test_what_has_changed_is_said_and_done_again(copy, prepared, caplog, chosen, records):
-    before = records(copy / "run")
-    truth = copy / "data" / "masks" / "001.png"
-    ImageOps.invert(Image.open(truth)).save(truth)
-    image = copy / "data" / "images" / "003.png"
-    ImageOps.invert(Image.open(image)).save(image)
-    summary = run(chosen(copy / "run", data=copy / "data", resume=True), quiet=True)
+    for path in (data / "masks" / "001.png", data / "images" / "003.png"):
+        ImageOps.invert(Image.open(path)).save(path)
+    summary = run(chosen(copy / "run", data=data, resume=True), quiet=True)
     assert sorted(prepared) == ["001", "003"]
     assert "2 images or masks have changed since they were scored" in caplog.text
     after = records(copy / "run")
     assert len((copy / "run" / "per_image.jsonl").read_text().splitlines()) == len(after) == 4
     changed = {key[0] for key in after if after[key]["iou"] != before[key]["iou"]}
     assert "001" in changed <= {"001", "003"}
-    fresh = run(chosen(copy / "fresh", data=copy / "data"), quiet=True)
+    fresh = run(chosen(copy / "fresh", data=data), quiet=True)
     assert summary["methods"]["vit-kmeans"]["miou"] == fresh["methods"]["vit-kmeans"]["miou"]
 
 

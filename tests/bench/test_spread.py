@@ -90,18 +90,11 @@ settings = Settings(data, out, ("vit-kmeans",), backbone=weights, batch_size=3, 
 summary = run(settings, quiet=True)
 assert summary["device"].startswith("2 × "), summary["device"]
 """
-    arguments = [str(data), str(tiny_weights), str(tmp_path)]
+    command = [sys.executable, "-c", script, address]
+    folders = [str(data), str(tiny_weights), str(tmp_path)]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, address, str(index), *arguments],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
+    how = {"env": os.environ | {"XLA_FLAGS": flags}, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(i), *folders], **how) for i in range(2)]
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -115,8 +108,8 @@ assert summary["device"].startswith("2 × "), summary["device"]
 
 
 def struck(actor, left, lines):
-    """An actor whose worker is killed in its third batch, and then another one's node, when
-    records are there: Ray hands a batch on when the next one is there."""
+    """An actor whose worker is killed in its third batch, and then another one's node, when the
+    first is recorded: Ray hands a batch on when the next one is there."""
 
     class Struck(actor):
         calls = 0
@@ -125,7 +118,7 @@ def struck(actor, left, lines):
             self.calls += 1
             for strike, process in (("worker", os.getpid()), ("node", os.getppid())):
                 if self.calls == 3 and (left / strike).exists():
-                    while not (lines.exists() and lines.read_text().endswith("\n")):
+                    while not (lines.exists() and f'"{self.worker}"' in lines.read_text()):
                         time.sleep(0.01)
                     (left / strike).rmdir()
                     os.kill(process, signal.SIGKILL)
@@ -159,17 +152,9 @@ def test_a_killed_worker_and_a_lost_node_lose_nothing(
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=2)
-        given = [
-            "--data",
-            broken,
-            "--backbone",
-            tiny_weights,
-            "--out",
-            out,
-            "--method",
-            "vit-kmeans",
-        ]
-        given += ["--image-size", 48, "--batch-size", 2, "--save-masks", "--quiet"]
+        given = ["--data", broken, "--backbone", tiny_weights, "--out", out, "--save-masks"]
+        given += ["--method", "vit-kmeans", "--image-size", 48, "--batch-size", 1, "--quiet"]
+        given += ["--epochs", 4, "--every", 2]
         given += ["--cluster", cluster.address, "--actors", 1]
         assert main([*map(str, given)]) == 1
     finally:

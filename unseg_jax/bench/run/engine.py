@@ -68,19 +68,15 @@ class Engine:
         compile_seconds: by method, what compiling it and its features took.
     """
 
-    def __init__(self, settings: Settings, devices: Sequence[Any] | None = None):
-        """Takes all local devices by default.
-
-        Raises:
-            ValueError: unknown methods or fields (also `WeightsError`).
-        """
+    def __init__(self, settings: Settings):
+        """Takes all local devices. Raises ValueError: unknown methods (also `WeightsError`)."""
         methods = settings.resolve_methods()
         for method in methods:
             if method.tile:
                 raise ValueError(
                     f"tile={method.tile}: a benchmark takes images whole; use unseg-jax segment."
                 )
-        self.devices = list(devices or jax.local_devices())
+        self.devices = jax.local_devices()
         count = len(self.devices)
         self.batch_size = -(-settings.batch_size // count) * count
         self.record_every = settings.record_every
