@@ -1,11 +1,9 @@
 """Files are written whole or not at all, and options about them are read or refused."""
 
-import json
-
 import pytest
 
 from unseg_jax.errors import printable
-from unseg_jax.files import atomic, write_json, write_text
+from unseg_jax.files import atomic, write_text
 from unseg_jax.terminal.options import parse_page, parse_range
 
 pytestmark = pytest.mark.quick
@@ -24,8 +22,6 @@ def test_a_file_is_written_whole_or_left_as_it_was(tmp_path):
 def test_names_that_are_not_utf8_can_be_written_about(tmp_path):
     write_text(tmp_path / "a.html", "caf\udce9 é")
     assert (tmp_path / "a.html").read_text(encoding="utf-8") == r"caf\udce9 é"
-    write_json(tmp_path / "a.json", {"name": "caf\udce9"})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"name": "caf\udce9"}
     # Messages hold no control characters.
     assert printable("a\x1b[2Jb\nc\u202ed") == r"a\x1b[2Jb\nc\u202ed"
     assert printable("größe 图") == "größe 图"

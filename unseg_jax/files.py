@@ -5,7 +5,6 @@ the operating system does in one step.
 """
 
 import contextlib
-import json
 import os
 import struct
 import uuid
@@ -92,24 +91,6 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8 text whole or not at all. Raises `WriteError`."""
     # Names of files may hold bytes that are not UTF-8.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
-    """Writes JSON whole or not at all; NaN is refused, because readers refuse it.
-
-    Raises:
-        WriteError: the operating system refused.
-        ValueError: NaN or infinity in the value.
-    """
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False, default=_plain) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
 
 
 def encode_png(array: np.ndarray, palette: np.ndarray | None = None) -> bytes:

@@ -181,15 +181,6 @@ def test_refused_writes_say_what_to_do(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_json_takes_numpy_and_paths(tmp_path):
-    value = {"a": np.float32(0.5), "b": np.arange(3), "c": tmp_path}
-    files.write_json(tmp_path / "a.json", value)
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert found == {"a": 0.5, "b": [0, 1, 2], "c": str(tmp_path)}
-    with pytest.raises(TypeError, match="set cannot be written"):
-        files.write_json(tmp_path / "a.json", {"a": set()})
-
-
 RUNS = {
     "disc": DISC,
     "zeros": np.zeros((5, 6), bool),
