@@ -75,15 +75,9 @@ def python():
 
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
-_CHROMIUM_OPTIONS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+_CHROMIUM_OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
+_CHROMIUM_OPTIONS += ("--disable-background-networking", "--disable-component-update")
+_CHROMIUM_OPTIONS += ("--disable-sync",)
 
 
 @pytest.fixture(scope="module")

@@ -60,23 +60,14 @@ def test_every_public_name_is_there_and_has_its_place_on_the_page_of_the_api():
     assert names - {"jraph"} == set(unseg_jax.__all__)
 
 
-CALLS = {
-    "jraph": (
-        "import numpy as np\n"
-        "graph = unseg_jax.Graph(np.ones((2, 1)), np.ones((2, 2)), np.ones(2, bool))\n"
-        "from unseg_jax.interop.jraph import to_jraph\n"
-        "to_jraph(graph)",
-        "pip install jraph",
-    ),
-    "tfds": (
-        "from unseg_jax.data import open_dataset\nopen_dataset('tfds:oxford_iiit_pet')",
-        "unseg_jax[tfds]",
-    ),
-    "app": ("from unseg_jax.app.__main__ import serve\nserve()", "unseg_jax[app]"),
-    "onnx": ("unseg_jax.load_backbone('FOLDER/model.onnx')", "unseg_jax[onnx]"),
-    "torch": ("unseg_jax.load_backbone('FOLDER/model.pth')", "unseg_jax[reference]"),
-}
-"""What needs an extra, and how the extra is named where it is missing."""
+# What needs an extra, and how the extra is named where it is missing.
+CALLS = [
+    ("from unseg_jax.interop.jraph import to_jraph\nto_jraph(graph)", "pip install jraph"),
+    ("import unseg_jax.data as data\ndata.open_dataset('tfds:oxford_iiit_pet')", "unseg_jax[tfds]"),
+    ("from unseg_jax.app.__main__ import serve\nserve()", "unseg_jax[app]"),
+    ("unseg_jax.load_backbone('FOLDER/model.onnx')", "unseg_jax[onnx]"),
+    ("unseg_jax.load_backbone('FOLDER/model.pth')", "unseg_jax[reference]"),
+]
 
 
 def test_core_works_without_extras_and_names_what_is_missing(python, tmp_path):
@@ -87,7 +78,8 @@ def test_core_works_without_extras_and_names_what_is_missing(python, tmp_path):
         "features = np.random.default_rng(0).normal(size=(12, 6)).astype('float32')\n"
         "found = unseg_jax.cluster(features, epochs=2, branches=((8,),), mlp_width=8)\n"
         "print(found.labels.shape, len(unseg_jax.list_methods()) > 20)\n"
-        f"for call in {[call for call, _ in CALLS.values()]!r}:\n"
+        "graph = unseg_jax.Graph(np.ones((2, 1)), np.ones((2, 2)), np.ones(2, bool))\n"
+        f"for call in {[call for call, _ in CALLS]!r}:\n"
         "    try:\n"
         f"        exec(call.replace('FOLDER', {str(tmp_path)!r}))\n"
         "    except Exception as error:\n"
@@ -95,6 +87,6 @@ def test_core_works_without_extras_and_names_what_is_missing(python, tmp_path):
     )
     worked, *said = python(code).stdout.splitlines()
     assert worked == "(12,) True"
-    for (_, remedy), line in zip(CALLS.values(), said, strict=True):
+    for (_, remedy), line in zip(CALLS, said, strict=True):
         assert remedy in line
         assert not line.startswith("ModuleNotFoundError"), line
