@@ -219,6 +219,12 @@ def test_kinds_are_named_and_dropped_on_the_page(photos, tmp_path, open_file):
     kinds = read_kinds(file)
     assert (kinds.names[red - 1], kinds.dropped) == ("<b>rose", {3 - red})
     assert read_decisions(file) == ()
+    # The name is in the field of the next report, to be changed.
+    run(photos, tmp_path / "named", dataclasses.replace(kinds, dropped=frozenset()))
+    page = open_file(tmp_path / "named" / "report.html")
+    values = page.locator(".kind input").evaluate_all("fields => fields.map(one => one.value)")
+    assert values == ["<b>rose" if kind == red else "" for kind in (1, 2)]
+    assert page.locator("#tally").inner_text().endswith(", 1 named")
 
 
 def test_decided_kinds_are_written_by_name_and_dropped(photos, tmp_path):

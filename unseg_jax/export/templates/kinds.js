@@ -7,7 +7,8 @@ function kindsDesk(cards, key, store, changed) {
   const sections = row ? [...row.querySelectorAll(".kind")] : [];
   const names = row ? JSON.parse(row.dataset.names) : [];
   const dropped = new Set(row ? JSON.parse(row.dataset.dropped) : []);
-  const own = names.map(() => "");
+  // A name that the run knows already, as from decisions that it was made with, is there to change.
+  const own = names.map((known, at) => (known === `kind ${at + 1}` ? "" : known));
   const name = (kind) => own[kind - 1] || names[kind - 1];
   const kindsOf = (card) => (card?.dataset.kinds ?? "").split(" ").filter(Boolean).map(Number);
 
@@ -21,7 +22,7 @@ function kindsDesk(cards, key, store, changed) {
     }
     const [kind, most] = [...votes].sort((a, b) => b[1] - a[1])[0] ?? [];
     if (!(most * 2 > saved.examples.length)) continue;
-    own[kind - 1] = saved.name;
+    own[kind - 1] = saved.name || own[kind - 1];
     if (saved.dropped) dropped.add(kind);
   }
 
