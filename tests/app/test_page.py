@@ -112,7 +112,13 @@ def test_decisions_refit_the_run(open_page, photographs, server):
     cards.nth(2).locator("text=Reject").click()
     page.select_option("#clicking", "thing")
     cards.nth(1).locator("img").click()  # and does not open it
-    assert page.inner_text("#tally") == "1 kept, 1 rejected, 1 click"
+    box = cards.nth(0).locator("img").bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2, steps=9)
+    page.mouse.up()
+    cards.nth(2).locator("[data-reason]").select_option("wrong thing")
+    assert page.inner_text("#tally") == "1 kept, 1 rejected, 2 marks"
     decisions = page.evaluate("desk.exported(decidable())")
     with download(page) as archive:
         kept = np.asarray(Image.open(archive.open("coffee_mask.png"))) > 0
@@ -120,23 +126,38 @@ def test_decisions_refit_the_run(open_page, photographs, server):
     page.wait_for_selector("#runs option[value='2']", state="attached", timeout=300_000)
     assert "steered by what was decided on 2 images" in page.inner_text("#how")
     # As in Python; all images are done again, also the one that the fit did without.
-    ((x, y, thing),) = decisions["images"][1]["clicks"]
-    assert (x, y, thing) == (pytest.approx(48, abs=1), pytest.approx(36, abs=1), True)
-    model = us.fit(
-        [photographs["coffee.png"], photographs["chelsea.png"]],
-        examples={photographs["coffee.png"]: kept},
-        clicks={photographs["chelsea.png"]: [(x, y, thing)]},
-        backbone=server.app.state.worker._backbone("tiny"),
-        batch_size=4,
+    (x, y, thing), (stroke,) = (
+        decisions["images"][1]["clicks"][0],
+        decisions["images"][0]["strokes"],
     )
+    assert decisions["images"][2]["reason"] == "wrong thing"
+    assert (x, y, thing) == (pytest.approx(48, abs=1), pytest.approx(36, abs=1), True)
+    clicks = {photographs["chelsea.png"]: [(x, y, thing)]}
+    strokes = {photographs["coffee.png"]: [(stroke["points"], stroke["radius"], stroke["thing"])]}
+    unpainted, model = (
+        us.fit(
+            [photographs["coffee.png"], photographs["chelsea.png"]],
+            examples={photographs["coffee.png"]: kept},
+            clicks=marks,
+            backbone=server.app.state.worker._backbone("tiny"),
+            batch_size=4,
+        )
+        for marks in (clicks, clicks | strokes)
+    )
+    before, after = (
+        one.segment(photographs["coffee.png"])[0].evidence[36, 24:72].mean()
+        for one in (unpainted, model)
+    )
+    assert after > before + 0.1
     with download(page) as archive:
         assert "model.safetensors" in archive.namelist()
         for name in names:
             mask = np.asarray(Image.open(archive.open(f"{name}_mask.png"))) > 0
             expected = model.segment(photographs[f"{name}.png"])[0].mask
             np.testing.assert_array_equal(mask, expected)
-    # The verdicts were on masks that are no longer shown; the click stays.
-    assert page.inner_text("#tally") == "0 kept, 0 rejected, 1 click"
+    # The verdicts were on masks that are no longer shown; the marks stay.
+    assert page.inner_text("#tally") == "0 kept, 0 rejected, 2 marks"
+    assert cards.nth(0).locator("polyline").count() == 1
     assert cards.nth(1).locator(".mark").count() == 1
 
 

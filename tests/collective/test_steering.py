@@ -106,6 +106,19 @@ def test_a_click_marks_its_patch_most(x, y, grid):
     assert not shares[np.broadcast_to(far, grid)].any()
 
 
+def test_a_stroke_marks_what_it_covers():
+    y, x = np.mgrid[:300, :200] + 0.5
+    near = np.minimum(  # of two lines that meet at 150, 40
+        np.hypot(x - np.clip(x, 30, 150), y - 40), np.hypot(x - 150, y - np.clip(y, 40, 200))
+    )
+    covered = (near <= 12).reshape(6, 50, 5, 40).mean((1, 3)).ravel()
+    stroke = marks.Stroke([(30, 40), (150, 40), (150, 200)], 12, True)
+    found = marks.mark_shares(stroke, (300, 200), (6, 5))
+    np.testing.assert_allclose(found, covered / covered.sum(), atol=0.01)
+    dot = marks.mark_shares(marks.Stroke([(199.9, 0)], 0.1, True), (300, 200), (6, 5))
+    assert (dot[4], dot.sum()) == (1, 1)
+
+
 def test_targets_are_shares_of_patches():
     mask = np.zeros((6, 9), bool)
     mask[:3, :3] = True
@@ -207,6 +220,17 @@ def test_clicks_steer_and_refine_a_model_that_stays_as_it_is(models, photos, tin
     assert again.steering.examples == 2
     with pytest.raises(ValueError, match="only a model of 'collective' without"):
         dataclasses.replace(plain, method=resolve(plain.method, tile=64)).refine(sources)
+
+
+def test_painted_patches_are_labelled_as_painted(models, photos):
+    """What a model found in an image is painted over, with the other sign."""
+    source, at = photos / "1.png", np.index_exp[20:28, 20:28]  # the orange square
+    before = models[0].segment(source)[0].mask[at]
+    stroke = ([(20, 20), (28, 28)], 6, not before.mean() > 0.5)
+    found = models[0].refine([photos / f"{n}.png" for n in range(4)], clicks={source: [stroke]})
+    after = found.segment(source)[0].mask[at]
+    assert (before == stroke[2]).mean() < 0.1
+    assert (after == stroke[2]).mean() > 0.6
 
 
 def test_examples_count_in_images_like_theirs(models):
@@ -334,8 +358,11 @@ _NONE, _ALL = np.zeros((64, 64), bool), np.ones((64, 64), bool)
         (
             {"1.png": _blue(1)},
             {"clicks": {"0.png": [(1, 64, True)]}},
-            "64 lies outside",
+            "click at 1, 64 lies outside",
         ),
+        ({}, {"clicks": {"0.png": [([(1, 2), (64, 2)], 3, True)]}}, "stroke at 64, 2 lies outside"),
+        ({}, {"clicks": {"0.png": [([(1, 2)], 0, True)]}}, "1 points and a radius of 0"),
+        ({}, {"clicks": {"0.png": [([], 3, True)]}}, "stroke on .* has 0 points"),
         ({"1.png": _NONE}, {"clicks": {"1.png": []}}, "no example marks any"),
         ({"1.png": _blue(1)}, {"method": "unsegmedgat-c"}, "look_for steer 'collective' alone"),
         ({"1.png": _blue(1)}, {"tile": 64}, "tile=64 is not for a fit that is steered"),

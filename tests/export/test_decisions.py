@@ -12,6 +12,7 @@ from unseg_jax.export.kinds import Kinds, pack
 
 pytestmark = pytest.mark.quick
 
+STROKE = {"thing": True, "radius": 1.5, "points": [[1, 2], [3.5, 2]]}
 MASK = {"size": [4, 6], "objects": [{"box": [1, 0, 3, 4], "counts": "08"}]}
 
 
@@ -27,7 +28,7 @@ def test_what_a_fit_takes_of_each_kind_of_decision(tmp_path):
         {"name": "inverted", "decision": "reject", "reason": "inverted", **MASK},
         {"name": "wrong", "decision": "reject", "reason": "wrong thing"},
         {"name": "clicked", "decision": "reject", "clicks": [[1, 2.5, True]]},
-        {"name": "open", "decision": "undecided", "clicks": [[0, 0, False]]},
+        {"name": "open", "decision": "undecided", "clicks": [[0, 0, False]], "strokes": [STROKE]},
     )
     names = ("kept", "inverted", "wrong", "clicked", "open", "other")
     images = [ImageFile(tmp_path / f"{name}.png", name) for name in names]
@@ -42,7 +43,7 @@ def test_what_a_fit_takes_of_each_kind_of_decision(tmp_path):
     assert not found
     assert {path.stem: one for path, one in clicks.items()} == {
         "clicked": ((1, 2.5, True),),
-        "open": ((0, 0, False),),
+        "open": ((0, 0, False), ([(1, 2), (3.5, 2)], 1.5, True)),
     }
     with pytest.raises(InputError, match="'open' was decided on and is none of the 5 images"):
         marks_from(decisions, [image for image in images if image.name != "open"])
@@ -75,6 +76,9 @@ def test_a_file_without_decisions_is_refused(tmp_path, text, message):
         {"reason": "ugly"},
         {"name": 1},
         {"clicks": [[1, 2]]},
+        {"strokes": [[[1, 2], 3, True]]},
+        {"strokes": [{**STROKE, "points": [1, 2]}]},
+        {"strokes": [{**STROKE, "radius": "wide"}]},
         {"size": [2, 6]},
         {"size": [-4, 6]},
         {"objects": [{"box": [-1, 0, 1, 4], "counts": "08"}]},

@@ -183,7 +183,7 @@ def test_clicks_on_pictures_are_marks_in_pixels_of_the_image(open_file, report, 
     page.keyboard.press("y")  # the mask of the second, which was clicked last
     page.keyboard.press("1")  # and the inverted one of the third
     cards.nth(1).locator(".overlay img").click()  # on the mark, which goes again
-    assert page.locator("#tally").inner_text() == "5 shown, 1 kept, 1 rejected, 2 clicks"
+    assert page.locator("#tally").inner_text() == "5 shown, 1 kept, 1 rejected, 2 marks"
     decisions = export(page, tmp_path / "decisions.json")
     assert set(decisions) == {HOSTILE, "a", "c"}
     assert (decisions[HOSTILE].verdict, decisions["a"].clicks) == ("undecided", ())
@@ -197,6 +197,46 @@ def test_clicks_on_pictures_are_marks_in_pixels_of_the_image(open_file, report, 
     assert clicks == {images[1].path: decisions[HOSTILE].clicks}
     masks = {path.name: np.argwhere(mask).max(0).tolist() for path, mask in examples.items()}
     assert masks == {"2.png": [1, 1], "3.png": [239, 319]}
+
+
+def test_painted_strokes_are_exported_and_undone(open_file, report, tmp_path):
+    page = open_file(report, accept_downloads=True)
+    picture = page.locator(".card .photograph img").first
+    page.wait_for_function("document.querySelector('.photograph img').complete")
+    assert page.is_hidden("#brush")
+    page.select_option("#clicking", "thing")
+    box = picture.bounding_box()
+    scale, tally = 320 / box["width"], page.locator("#tally")
+
+    def paint(*points):
+        for at, (x, y) in enumerate(points):
+            page.mouse.move(box["x"] + x, box["y"] + y, steps=4)
+            if not at:
+                page.mouse.down()
+        page.mouse.up()
+
+    page.fill("#brush", "20")
+    paint((40, 50), (120, 50), (120, 90))
+    page.select_option("#clicking", "background")
+    paint((30, 110), (-50, 110))  # beyond the edge, and held to it
+    assert page.locator(".card").first.locator("polyline").count() == 4  # two, in both pictures
+    assert tally.inner_text().endswith(", 2 marks")
+    thing, background = export(page, tmp_path / "x.json")[HOSTILE].clicks
+    assert (thing[2], background[2]) == (True, False)
+    assert thing[1] == background[1] == pytest.approx(10 * scale, abs=0.1)
+    assert len(thing[0]) > 4
+    ends = np.array([thing[0][0], thing[0][-1]]) / scale
+    np.testing.assert_allclose(ends, [[40, 50], [120, 90]], atol=11)  # within a radius
+    assert min(x for x, _ in background[0]) == 0
+    picture.click(position={"x": 30, "y": 110})  # on the stroke, which goes
+    assert tally.inner_text().endswith(", 1 mark")
+    page.keyboard.press("Control+z")
+    page.click("#undo")
+    assert [one[2] for one in export(page, tmp_path / "x.json")[HOSTILE].clicks] == [True]
+    page.reload()
+    assert tally.inner_text().endswith(", 1 mark")
+    page.select_option("#clicking", "thing")
+    assert page.is_disabled("#undo")
 
 
 def test_holding_shows_the_photograph(open_file, report):

@@ -14,7 +14,8 @@ from unseg_jax.registry import GROUPS, METHODS, TITLES
 
 _TEMPLATES = Path(__file__).with_name("templates")
 ASSETS = {name: _TEMPLATES / name for name in ("page.css", "page.js")}
-ASSETS["decisions.js"] = Path(report.__file__).with_name("templates") / "decisions.js"
+_SHARED = Path(report.__file__).with_name("templates")
+ASSETS |= {name: _SHARED / name for name in ("decisions.css", "decisions.js")}
 """Name → file of what the page loads, all of it from the same server."""
 
 AUTO_WORDS = (

@@ -49,7 +49,7 @@ from unseg_jax.segmenter.streaming import decode
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16
 
-    from unseg_jax.collective.marks import Click, Marks
+    from unseg_jax.collective.marks import Mark, Marks
     from unseg_jax.data.images import Source
 
 _NO_IMAGES = "there are no images to fit; pass a folder or a list that has some."
@@ -80,7 +80,7 @@ def fit(
     value_range: tuple[float, float] | Literal["set"] | None = None,
     workers: int | None = None,
     examples: Mapping[Any, Source] | None = None,
-    clicks: Mapping[Any, Iterable[Click]] | None = None,
+    clicks: Mapping[Any, Iterable[Mark]] | None = None,
     look_for: str | None = None,
     **overrides: Any,
 ) -> CollectiveModel:
@@ -114,7 +114,8 @@ def fit(
             says that there is nothing in its image.
         clicks: path or place of an image to its clicks, which steer as `examples` do and weigh
             less: (x, y, True) on a thing and (x, y, False) on background, in pixels from the top
-            left of the image. Clicks alone steer what "auto" takes, the shipped model or a fit.
+            left of the image. A stroke is (points, radius, whether on a thing) with points (x, y).
+            Clicks alone steer what "auto" takes, the shipped model or a fit.
         look_for: how objects differ from the rest of their images: "bright", "dark", "centre",
             "small" or "large". A weak cue, which `examples` and `clicks` override.
         **overrides: fields of `Method`.
@@ -175,7 +176,7 @@ def fit_set(
     explicit: Iterable[str] = (),
     on_image: Callable[[int, int], Any] | None = None,
     examples: Mapping[Any, Source] | None = None,
-    clicks: Mapping[Any, Iterable[Click]] | None = None,
+    clicks: Mapping[Any, Iterable[Mark]] | None = None,
     look_for: str | None = None,
     kept: Store | None = None,
 ) -> CollectiveModel:

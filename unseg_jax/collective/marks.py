@@ -1,4 +1,4 @@
-"""What is marked in images of a set: masks and clicks, read, checked, and laid on patches."""
+"""What is marked in images of a set, read, checked, and laid on patches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from unseg_jax.data.masks import read_mask
 from unseg_jax.errors import closest
@@ -25,25 +26,38 @@ Click = tuple[float, float, bool]
 """x and y in pixels of the image, from its left and its top, and whether a thing is there."""
 
 
+class Stroke(NamedTuple):
+    """A painted line: its points (x, y) and its radius in pixels, and whether a thing is there."""
+
+    points: Sequence[tuple[float, float]]
+    radius: float
+    thing: bool
+
+
+Mark = Click | Stroke | tuple[Sequence[tuple[float, float]], float, bool]
+"""A click, or a stroke, which may be a plain tuple."""
+
+
 class Marks(NamedTuple):
-    """What is marked in one image: a mask, clicks, or both."""
+    """What is marked in one image: a mask, clicks and strokes, or both."""
 
     size: tuple[int, int]
     truth: Truth | None = None
-    clicks: tuple[Click, ...] = ()
+    clicks: tuple[Click | Stroke, ...] = ()
 
 
 def read_marks(
     sources: Sequence[Source],
     reading: Reading,
     examples: Mapping[Any, Source] | None = None,
-    clicks: Mapping[Any, Iterable[Click]] | None = None,
+    clicks: Mapping[Any, Iterable[Mark]] | None = None,
 ) -> dict[int, Marks]:
     """The marks of images, by the index of their image in `sources`.
 
     Raises:
         ValueError: no marks, one of an image that is none of the set, a mask of another size, a
-            click outside of its image, or nothing but foreground or background in all masks.
+            click or stroke outside of its image, or nothing but foreground or background in all
+            masks.
         ImageError: an image or a mask that cannot be read.
     """
     places = {_place(source): index for index, source in enumerate(sources)}
@@ -60,17 +74,12 @@ def read_marks(
     clicked = False
     for path, points in (clicks or {}).items():
         index = _index_of(path, places, sources)
-        points = tuple((float(x), float(y), bool(thing)) for x, y, thing in points)
+        points = tuple(points)
         if not points:
             continue
         clicked = True
         known = marks.get(index) or Marks(reading.read(sources[index]).size)
-        for x, y, _ in points:
-            if not (0 <= x < known.size[1] and 0 <= y < known.size[0]):
-                raise ValueError(
-                    f"the click at {x:g}, {y:g} lies outside of {path}, which has "
-                    f"{known.size[1]} × {known.size[0]} pixels: give x and y from its top left."
-                )
+        points = tuple(_checked(one, path, known.size) for one in points)
         marks[index] = known._replace(clicks=known.clicks + points)
     truths = [one.truth for one in marks.values() if one.truth is not None]
     if not clicked and not any(truth.mask.any() for truth in truths):
@@ -78,6 +87,27 @@ def read_marks(
     if not clicked and all(truth.known(truth.mask).all() for truth in truths):
         raise ValueError("all examples are foreground all over: leave some background unmarked.")
     return marks
+
+
+def _checked(mark: Any, path: Any, size: tuple[int, int]) -> Click | Stroke:
+    if np.ndim(mark[0]):
+        points = tuple((float(x), float(y)) for x, y in mark[0])
+        what, mark = "stroke", Stroke(points, float(mark[1]), bool(mark[2]))
+        if not points or not 0 < mark.radius <= max(size):
+            raise ValueError(
+                f"a stroke on {path} has {len(points)} points and a radius of {mark.radius:g} "
+                "pixels: give at least one point, and a radius within the image."
+            )
+    else:
+        what, mark = "click", (float(mark[0]), float(mark[1]), bool(mark[2]))
+        points = (mark[:2],)
+    for x, y in points:
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            raise ValueError(
+                f"the {what} at {x:g}, {y:g} lies outside of {path}, which has "
+                f"{size[1]} × {size[0]} pixels: give x and y from its top left."
+            )
+    return mark
 
 
 def _index_of(path: Any, places: Mapping[Any, int], sources: Sequence[Source]) -> int:
@@ -109,6 +139,23 @@ def click_shares(
     )
     shares = np.outer(rows, columns).ravel()
     shares[shares < 0.1 * shares.max()] = 0
+    return shares / shares.sum()
+
+
+def mark_shares(
+    mark: Click | Stroke, size: tuple[int, int], grid: tuple[int, int]
+) -> Float[np.ndarray, " n"]:
+    """(N,) how much of a mark falls to each patch, 1 in all: of a stroke what it covers."""
+    if not isinstance(mark, Stroke):
+        return click_shares(mark[0], mark[1], size, grid)
+    points, radius, _ = mark
+    canvas = Image.new("L", (size[1], size[0]))
+    draw = ImageDraw.Draw(canvas)
+    draw.line(list(points), 255, max(1, round(2 * radius)))
+    for x, y in points:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
+    covered = canvas.convert("F").resize((grid[1], grid[0]), Image.Resampling.BOX)
+    shares = np.asarray(covered, np.float64).ravel()
     return shares / shares.sum()
 
 

@@ -51,7 +51,7 @@ from unseg_jax.segmenter import BatchSegmenter
 from unseg_jax.segmenter.keeping import Store
 
 if TYPE_CHECKING:
-    from unseg_jax.collective.marks import Click
+    from unseg_jax.collective.marks import Mark
     from unseg_jax.data.images import Range, Source
 
 
@@ -205,7 +205,7 @@ class CollectiveModel:
         images: Iterable[Source] | None = None,
         *,
         examples: Mapping[Any, Source] | None = None,
-        clicks: Mapping[Any, Iterable[Click]] | None = None,
+        clicks: Mapping[Any, Iterable[Mark]] | None = None,
     ) -> CollectiveModel:
         """Another model, which a few marks steer; this one stays as it is, and is the prior.
 

@@ -1,4 +1,4 @@
-"""What was decided on the report of a run: which images are right, and what was clicked."""
+"""What was decided on the report of a run: which images are right, and what was marked."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ class Decision:
         name: of the image in its run.
         verdict: one of `VERDICTS`.
         reason: why it was rejected, one of `REASONS`.
-        clicks: (x, y, whether on a thing), in pixels of the image.
+        clicks: (x, y, whether on a thing), and strokes as (points, radius, whether on a thing), in
+            pixels of the image.
         mask: (H, W) bool, what was found; None where the file does not hold it.
     """
 
     name: str
     verdict: str
     reason: str = ""
-    clicks: tuple[tuple[float, float, bool], ...] = ()
+    clicks: tuple[tuple[Any, Any, bool], ...] = ()
     mask: np.ndarray | None = None
 
     @property
@@ -135,7 +136,7 @@ def marks_from(
     """What `unseg_jax.fit` takes: images without those that were rejected, examples and clicks.
 
     Raises:
-        InputError: a decision on an image that is not there, or on no mask and no click.
+        InputError: a decision on an image that is not there, or on no mask and no mark.
     """
     named = {image.name: image.source for image in images}
     examples, clicks, left_out = {}, {}, set()
@@ -152,7 +153,7 @@ def marks_from(
         if one.clicks:
             clicks[source] = one.clicks
     if not examples and not clicks:
-        raise InputError("the decisions keep no mask and have no click: there is nothing to learn.")
+        raise InputError("the decisions keep no mask and have no mark: there is nothing to learn.")
     return [one for one in named.values() if one not in left_out], examples, clicks
 
 
@@ -172,11 +173,17 @@ def _parsed(image: Any) -> Decision:
     shown = printable(name, 80)
     if verdict not in VERDICTS or reason not in REASONS:
         raise ValueError(f"{shown}: neither decision nor reason is known")
-    clicks = []
+    clicks: list[tuple[Any, Any, bool]] = []
     for click in _list(image.get("clicks", [])):
         if not isinstance(click, list) or len(click) != 3 or not isinstance(click[2], bool):
             raise ValueError(f"{shown}: a click is not [x, y, true] or [x, y, false]")
         clicks.append((float(click[0]), float(click[1]), click[2]))
+    for stroke in _list(image.get("strokes", [])):
+        try:
+            points = [(float(x), float(y)) for x, y in stroke["points"]]
+            clicks.append((points, float(stroke["radius"]), bool(stroke["thing"])))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{shown}: a stroke is not points, radius and thing") from None
     mask = None
     if "objects" in image:
         try:

@@ -263,7 +263,7 @@ function sort() {
 }
 
 const decidable = () => [...$("cards").querySelectorAll("[data-name]")];
-const desk = reviewDesk($("clicking"), (one) => {
+const desk = reviewDesk((one) => {
   desk.show(one);
   tally();
 });

@@ -11,7 +11,7 @@
 
   // Storage may be forbidden for files; decisions then last as long as the page.
   const store = (work) => { try { return work(); } catch { return null; } };
-  const desk = reviewDesk(clicking, () => {
+  const desk = reviewDesk(() => {
     store(() => localStorage.setItem(key, JSON.stringify([...desk.decisions])));
     show();
   });
@@ -71,7 +71,8 @@
     const photograph = card?.querySelector(".photograph img");
     if (!overlay || !photograph) return;
     overlay.dataset.drawn ??= overlay.src;
-    overlay.src = on ? photograph.src : overlay.dataset.drawn;
+    const wanted = on ? photograph.src : overlay.dataset.drawn;
+    if (overlay.src !== wanted) overlay.src = wanted;
   }
 
   for (const card of cards) {
@@ -80,13 +81,13 @@
     let held = 0;
     overlay?.addEventListener("pointerdown", (event) => {
       held = event.timeStamp;
-      compare(card, true);
+      compare(card, clicking.value === "open");
     });
     for (const end of ["pointerup", "pointerleave", "pointercancel"])
       overlay?.addEventListener(end, () => compare(card, false));
     // A long press compares; a click opens the file, or marks.
     overlay?.addEventListener("click", (event) => {
-      if (event.timeStamp - held > 250) event.preventDefault();
+      if (clicking.value === "open" && event.timeStamp - held > 250) event.preventDefault();
     });
     overlay?.addEventListener("contextmenu", (event) => {
       if (event.timeStamp - held > 250) event.preventDefault();
@@ -98,11 +99,11 @@
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input")) return;
     const verdict = { y: "keep", n: "reject", u: "undecided" }[event.key];
     const reason = REASONS[Number(event.key) - 1];
-    const clicks = { "+": "thing", "=": "thing", "-": "background" }[event.key];
+    const marks = { "+": "thing", "=": "thing", "-": "background" }[event.key];
     if (event.key === "j") step(1);
     else if (event.key === "k") step(-1);
     else if (event.key === "c") compare(current, true);
-    else if (clicks) clicking.value = clicking.value === clicks ? "open" : clicks;
+    else if (marks) desk.mark(clicking.value === marks ? "open" : marks);
     else if ((verdict || reason) && current) {
       const among = visible();
       const next = among[among.indexOf(current) + 1];
