@@ -208,7 +208,7 @@ def test_two_users_at_once_see_their_own(open_page, photographs, server):
 
 
 def test_eight_images_behind_a_frame_are_fitted_by_auto(open_page, photographs, monkeypatch):
-    monkeypatch.setattr("unseg_jax.collective.frames.has_black_frame", lambda images: True)
+    monkeypatch.setattr("unseg_jax.collective.choosing.share_framed", lambda images: 1.0)
     page = open_page()
     for _ in range(2):  # names may be given twice
         drop(page, *photographs.values())

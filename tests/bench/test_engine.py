@@ -8,7 +8,7 @@ import pytest
 import unseg_jax as us
 from unseg_jax.bench import run
 from unseg_jax.bench.run import engine
-from unseg_jax.collective import choosing, fitting, frames
+from unseg_jax.collective import choosing, fitting
 from unseg_jax.data.reading import Reading
 from unseg_jax.registry import METHODS, resolve
 from unseg_jax.segmenter.device import Device
@@ -78,7 +78,7 @@ def test_a_set_is_learnt_once_and_resumed(
 @pytest.mark.parametrize("framed", [False, True])
 def test_auto_is_decided_by_the_images(settings, tmp_path, monkeypatch, framed):
     chosen, saved = [], {}
-    monkeypatch.setattr(frames, "has_black_frame", lambda images: framed)
+    monkeypatch.setattr(choosing, "share_framed", lambda images: framed)
     monkeypatch.setattr(choosing, "load", lambda choice, *_, **__: chosen.append(choice))
     asked = settings(tmp_path, methods=("auto",), overrides={"resize": "stretch"})
     made = engine.Engine(asked)

@@ -254,7 +254,9 @@ def test_images_that_arrive_in_a_watched_folder_are_segmented(segment, tmp_path,
 
 @pytest.mark.parametrize("framed", [True, False])
 def test_auto_adds_few_images_to_many_and_many_to_few(segment, tmp_path, monkeypatch, framed):
-    monkeypatch.setattr("unseg_jax.collective.frames.has_black_frame", lambda images: framed)
+    monkeypatch.setattr(
+        "unseg_jax.collective.choosing.share_framed", lambda images: framed * (len(images) >= 8)
+    )
     few, many, out = draw(tmp_path / "few", 2), draw(tmp_path / "many", 9), tmp_path / "found"
     for photos in (few, many):
         assert segment(photos, "--method", "auto", "--out", out)[0] == 0

@@ -84,20 +84,30 @@ def test_a_set_behind_a_black_frame_is_fitted(
     assert ("black frame" in said[0]) == fitted
 
 
+def test_a_mixed_set_is_told_how_many_images_have_a_frame():
+    choice = choose("auto", [draw(seed) for seed in range(12) for draw in (framed, square)])
+    assert choice.model == SHIPPED_MODEL
+    assert "About 12 of the 24 have a black frame in common" in choice.why
+
+
 def test_a_frame_is_black_at_one_place_in_most_images(tmp_path):
     rng = np.random.default_rng(0)
-    frame = [framed(seed) for seed in range(40)]
-    assert frames.has_black_frame(frame)
-    assert frames.has_black_frame([*frame[:36], *map(square, range(4))])
-    assert not frames.has_black_frame([*frame[:28], *map(square, range(12))])
-    assert not frames.has_black_frame([framed(seed, 1) for seed in range(8)])  # too thin
-    assert not frames.has_black_frame([framed(seed, 16) for seed in range(8)])  # dark fields
-    assert not frames.has_black_frame([image + np.uint8(60) for image in frame])  # grey frames
+    frame, plain = [framed(seed) for seed in range(40)], list(map(square, range(40)))
+    dark = [framed(seed, 24) for seed in range(8)]  # fields
+    missing = tmp_path / "missing.png"
+    for images in (frame, [*frame[:36], *plain[:4]], [missing, *frame[:8]]):
+        assert frames.share_framed(images) == 1
     moving = [np.roll(image, rng.integers(10, 50, 2), (0, 1)) for image in frame]
-    assert not frames.has_black_frame(moving)
-    assert frames.has_black_frame([tmp_path / "missing.png", *frame[:4]])
-    assert not frames.has_black_frame([tmp_path / "missing.png"])
-    assert not frames.has_black_frame([])
+    assert frames.share_framed(moving) < 1
+    thin = [framed(seed, 1) for seed in range(8)]
+    grey = [image + np.uint8(60) for image in frame]
+    for images in (thin, dark, grey, frame[:7], [missing] * 8, []):
+        assert frames.share_framed(images) == 0
+    # A mixed set; the rest of it may be dark.
+    for others in (plain[:14], [*plain[:6], *dark]):
+        assert frames.share_framed([*frame[:10], *others]) == pytest.approx(10 / 24)
+        assert frames.share_framed([*frame[:7], *others]) == 0
+    assert frames.share_framed([*frame[:8], *plain[:32]]) == 0  # too few of all
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unseg_jax.collective.frames import calls_for_fit
+from unseg_jax.collective.frames import share_framed
 from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.method import Method, current_names, override
 from unseg_jax.registry import ELSEWHERE, refuse_options, refuse_sets, resolve
@@ -42,7 +42,7 @@ class Choice:
             `epochs`, `resize` and `tile`.
         explicit: fields that the user chose.
         closer: whether large images are seen in tiles where little was found.
-        why: one sentence on what "auto" became; "" where the user chose.
+        why: what "auto" became, in a line; "" where the user chose.
     """
 
     method: Method
@@ -98,9 +98,10 @@ def choose(
         return dataclasses.replace(_named("deepcut", asked), why=why)
     chosen, closer = _named("collective", asked), "tile" not in asked
     tile = asked.get("tile")
+    framed = 0.0 if tile else share_framed(images)
     if tile:
         why = f"auto: 'collective' is fitted on tiles of {tile} pixels, and joins them."
-    elif calls_for_fit(images):
+    elif framed == 1:
         why = (
             f"auto: these {len(images)} images have a black frame in common, so 'collective' is "
             "fitted on them, which learns to leave it out."
@@ -112,6 +113,11 @@ def choose(
             "auto: takes the model that ships with unseg-jax; method='collective' fits one on "
             "these images instead."
         )
+        if framed:
+            why += (
+                f" About {framed * len(images):.0f} of the {len(images)} have a black frame in "
+                "common: on these alone, 'collective' would be fitted."
+            )
         return dataclasses.replace(
             chosen, model=SHIPPED_MODEL, options=asked, closer=closer, why=why
         )

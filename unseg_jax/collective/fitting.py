@@ -21,7 +21,7 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
 from unseg_jax.collective.cues import neighbours, project
-from unseg_jax.collective.frames import SET_SIZE, calls_for_fit
+from unseg_jax.collective.frames import SET_SIZE, share_framed
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.scoring import fit_scorer, score
@@ -274,7 +274,7 @@ def _candidates(
     """Scorers that may be steered, and their clusters: what "auto" takes, and where there are masks
     to compare with also the other of the shipped model and a fit."""
     masks = any(one.truth is not None for one in marks.values())
-    first = calls_for_fit(sources) or not is_of_shipped(method, backbone)
+    first = share_framed(sources) == 1 or not is_of_shipped(method, backbone)
     both = is_of_shipped(method, backbone) and masks and len(sources) >= SET_SIZE
     for fits in (first, not first) if both else (first,):
         if fits:

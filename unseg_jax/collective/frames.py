@@ -12,6 +12,8 @@ from unseg_jax.data.reading import PLAIN
 from unseg_jax.errors import ImageError
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool
+
     from unseg_jax.data.images import Source
 
 SET_SIZE = 8
@@ -21,15 +23,13 @@ FRAME_SHARES = (0.05, 0.5)
 # A patch below this mean value, 0 to 1, is black; a place that is black in this share of the images
 # belongs to the frame. So many images are looked at, on so many patches a side.
 _BLACK, _STEADY, _LOOKED_AT, _SIDE = 0.1, 0.8, 32, 28
+# In a mixed set, images of one frame have at least this IoU of what is black with one of them, and
+# are at least this share of all.
+_ALIKE, _SOME = 0.4, 0.25
 
 
-def calls_for_fit(images: Sequence[Source]) -> bool:
-    """Whether a set is large enough, and its images have a black frame in common."""
-    return len(images) >= SET_SIZE and has_black_frame(images)
-
-
-def has_black_frame(images: Sequence[Source]) -> bool:
-    """Whether images show their scene through one opening, as endoscopes and ultrasound do.
+def share_framed(images: Sequence[Source]) -> float:
+    """Share of a set's images that show their scene through one opening, as endoscopes do.
 
     The frame is what is black in most images at the same place. It is none below a twentieth of
     the image, and above half of it, as in images of dark fields.
@@ -37,17 +37,39 @@ def has_black_frame(images: Sequence[Source]) -> bool:
     Args:
         images: all of a set; at most 32 of them are read, evenly spread. Those that cannot be read
             are passed over.
+
+    Returns:
+        1 where the set has a frame, or the share of the largest group that has one in a mixed set;
+        0 where that is below a quarter or eight images.
     """
     from PIL import Image
 
-    spread = range(0, len(images), -(-len(images) // _LOOKED_AT) or 1)
+    if len(images) < SET_SIZE:
+        return 0.0
+    spread = range(0, len(images), -(-len(images) // _LOOKED_AT))
     found = []
     for index in spread:
         with contextlib.suppress(ImageError):
             pixels = PLAIN.read(images[index], (_SIDE, _SIDE)).pixels
             small = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-            found.append(np.asarray(small).mean(-1) < 255 * _BLACK)
+            found.append(np.asarray(small).mean(-1).ravel() < 255 * _BLACK)
     if not found:
-        return False
-    share = (np.mean(found, 0) > _STEADY).mean()
-    return bool(FRAME_SHARES[0] <= share <= FRAME_SHARES[1])
+        return 0.0
+    black = np.stack(found)
+    if _has_frame(black):
+        return 1.0
+    both, each = black @ black.T.astype(np.float32), black.sum(1)
+    alike = both > _ALIKE * (each[:, None] + each - both)
+    alike &= _of_frame(black.mean(1))[:, None]
+    group = alike[alike.sum(1).argmax()]
+    share = float(group.mean())
+    enough = share >= max(_SOME, SET_SIZE / len(images))
+    return share if enough and _has_frame(black[group]) else 0.0
+
+
+def _has_frame(black: Bool[np.ndarray, "n p"]) -> bool:
+    return bool(_of_frame((black.mean(0) > _STEADY).mean()))
+
+
+def _of_frame(share):
+    return (FRAME_SHARES[0] <= share) & (share <= FRAME_SHARES[1])
