@@ -29,3 +29,10 @@ def test_the_command_line_is_the_top_floor_and_nothing_is_run_by_its_name():
     found = [path for path, source in sources.items() if BY_NAME.search(source)]
     assert found == [PACKAGE / "__init__.py"]  # its names, when first used
     assert BY_NAME.search("sys.argv[1:] = []")
+
+
+def test_what_needs_pytorch_is_marked_so_that_the_comparison_runs_it():
+    files = Path(__file__).parent.rglob("test_*.py")
+    sources = [text for path in files if 'importorskip("torch' in (text := path.read_text("utf-8"))]
+    assert len(sources) > 5
+    assert all("mark.pytorch" in text for text in sources)

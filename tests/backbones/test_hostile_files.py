@@ -246,6 +246,7 @@ def measured(path):
     return message, peak
 
 
+@pytest.mark.pytorch
 @pytest.mark.parametrize("lie", LIES)
 def test_files_that_lie_take_no_memory_and_run_no_code(tmp_path, monkeypatch, lie):
     if lie.startswith(("pickle", "zip")):

@@ -90,6 +90,7 @@ def test_every_naming_loads_from_a_file(config, weights, expected, tmp_path):
 FORMS = ("plain.pt", "plain.bin", "plain.pth", "student.pth", "teacher.pth", "state_dict.pth")
 
 
+@pytest.mark.pytorch
 @pytest.mark.parametrize("name", [*FORMS, "model.pth", "full.pth"])
 def test_checkpoints_of_pytorch(weights, expected, tmp_path, name):
     torch = pytest.importorskip("torch")

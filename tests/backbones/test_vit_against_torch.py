@@ -16,6 +16,8 @@ from unseg_jax.backbones.layouts import build_params
 from unseg_jax.backbones.vit import with_params
 from unseg_jax.backbones.weights import SOURCES
 
+pytestmark = pytest.mark.pytorch
+
 CONFIG = SOURCES["dino_vits8"].config
 
 

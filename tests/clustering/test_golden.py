@@ -9,6 +9,8 @@ import unseg_jax as us
 from unseg_jax.clustering import graphs, head, parts
 from unseg_jax.registry import resolve
 
+pytestmark = pytest.mark.pytorch
+
 # (file, method, what the run set beside the method's own fields, loss tolerance)
 #
 # unseggnet_ncut_gcn_silu is chaotic after its 35th epoch: the published code itself, fed the same

@@ -56,6 +56,7 @@ def test_decay_may_differ_by_entry():
     np.testing.assert_array_equal(found[:8], start[:8])
 
 
+@pytest.mark.pytorch
 def test_against_pytorch():
     torch = pytest.importorskip("torch", reason="needs the 'reference' extra")
     start = np.linspace(-0.05, 0.05, 256).astype(np.float32)

@@ -70,6 +70,7 @@ class DeviceTensor:
         return np.asarray(self.array, dtype)
 
 
+@pytest.mark.pytorch
 def test_tensors_and_channels_first_are_taken():
     import jax.numpy as jnp
 

@@ -17,6 +17,8 @@ from unseg_jax.clustering import graphs, head, layers, parts
 
 from .conftest import features
 
+pytestmark = pytest.mark.pytorch
+
 NODES, WIDTH, EPOCHS = 60, 24, 15
 # Name of the PyG head → method and overrides of ours.
 METHODS = {

@@ -14,6 +14,8 @@ from benchmarks.reference import pyg_heads
 
 from .conftest import part
 
+pytestmark = pytest.mark.pytorch
+
 CASES = {
     "deepcut_ncut_k2": ("deepcut", {}),
     "deepcut_ncut_k4": ("deepcut", {}),

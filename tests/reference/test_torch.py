@@ -15,6 +15,8 @@ from benchmarks.reference import pyg_heads, torch_dense, torch_vit
 
 from .conftest import features, part
 
+pytestmark = pytest.mark.pytorch
+
 NODES, WIDTH, EPOCHS = 40, 16, 6
 
 
