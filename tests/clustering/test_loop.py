@@ -106,15 +106,6 @@ def test_one_node_without_padding():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_batch_is_each_graph_on_its_own(features):
-    batch = np.stack([features, features[::-1] * 0.5])
-    together = us.cluster(batch, method=PLAIN)
-    for index in range(2):
-        alone = us.cluster(batch[index], method=PLAIN)
-        np.testing.assert_allclose(together.losses[index], alone.losses, rtol=1e-5)
-        np.testing.assert_array_equal(together.labels[index], alone.labels)
-
-
 def test_key_decides_everything(features):
     a, b = (us.cluster(features, method=DROPPED, key=jax.random.key(5)) for _ in range(2))
     np.testing.assert_array_equal(a.losses, b.losses)
@@ -122,14 +113,18 @@ def test_key_decides_everything(features):
     assert not np.array_equal(a.losses, other.losses)
 
 
-def test_parameters_may_be_shared_or_one_set_an_image(features):
-    batch = np.stack([features, -features])
+def test_a_batch_is_each_graph_on_its_own_and_parameters_are_where_it_starts(features):
+    batch = np.stack([features, features[::-1] * 0.5])
     first = us.cluster(batch, method=PLAIN)
     again = us.cluster(batch, method=PLAIN, params=first.params)
     for index in range(2):
         own = jax.tree.map(lambda leaf, index=index: leaf[index], first.params)
         alone = us.cluster(batch[index], method=PLAIN, params=own)
         np.testing.assert_allclose(again.losses[index], alone.losses, rtol=1e-5)
+        np.testing.assert_array_equal(again.labels[index], alone.labels)
+        graph = us.graphs.build_graph(jnp.asarray(batch[index]), PLAIN)
+        expected = us.losses.ncut(first.assignments[index], graph.adjacency, mask=graph.mask)
+        np.testing.assert_allclose(alone.losses[0], expected, atol=1e-5)
     shared = us.cluster(batch, method=PLAIN, params=own)
     np.testing.assert_allclose(shared.losses[1], alone.losses, rtol=1e-5)
 
