@@ -414,6 +414,20 @@ def test_the_configuration_of_label_studio_fits_its_predictions():
         assert set(shape["value"][shape["type"]]) <= labels
 
 
+def test_label_studios_own_schema_takes_configuration_and_predictions():
+    # Not in the extra test: it needs an older NumPy.
+    interface = pytest.importorskip("label_studio_sdk.label_interface")
+    content = label_studio.encode_set(records()[1])
+    schema = interface.LabelInterface(content["label_studio.xml"].decode())
+    schema.validate()
+    for task in json.loads(content["label_studio.json"]):
+        (prediction,) = task["predictions"]
+        assert schema.validate_task({"data": task["data"]})
+        assert schema.validate_prediction(prediction, return_errors=True) == []
+        prediction["result"][0]["from_name"] = "another"
+        assert not schema.validate_prediction(prediction)
+
+
 def test_predictions_for_label_studio_are_read_back_as_examples(tmp_path):
     found, kept = records(scale=3)
     kept = [dataclasses.replace(one, file=f"my photos/{n}.jpg") for n, one in enumerate(kept)]
