@@ -66,7 +66,7 @@ def _fit(guide, soft, radius, epsilon):
     mean, mean_soft = means[:3], means[3]
     covariance = means[4:7] - mean * mean_soft
     spread = [means[7 + at] - mean[i] * mean[j] for at, (i, j) in enumerate(pairs)]
-    slope = _solve(*spread, covariance, epsilon)
+    slope = _solve(spread, covariance, epsilon)
     offset = mean_soft - (slope * mean).sum(0)
     averaged = _box(np.stack([*slope, offset]), radius)
     return averaged[:3], averaged[3]
@@ -91,8 +91,9 @@ def interpolate(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def _solve(rr, rg, rb, gg, gb, bb, right, epsilon):
+def _solve(spread, right, epsilon):
     """(Σ + ε 1)⁻¹ right at every pixel, Σ the windows' 3×3 covariance of colours, by cofactors."""
+    rr, rg, rb, gg, gb, bb = spread
     rr, gg, bb = (entry + np.float32(epsilon) for entry in (rr, gg, bb))
     inverse = (
         (gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg),
