@@ -58,7 +58,7 @@ def counted(monkeypatch):
 def test_each_image_is_read_and_encoded_once(paths, counted, monkeypatch):
     reads, encoded = counted
     backbone = us.from_callable(patches, patch=14, width=384)
-    options = {"backbone": backbone, "map": "loop", **OPTIONS}
+    options = {"backbone": backbone, "batching": "loop", **OPTIONS}
     once = us.Segmenter("collective", **options)(paths)
     assert set(reads.values()) == {1}
     assert len(reads) == 4

@@ -359,20 +359,14 @@ function curve(losses) {
   const [left, right, top, bottom] = [52, 396, 8, 108];
   const x = (i) => left + ((right - left) * i) / (values.length - 1);
   const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low || 1);
-  const draw = (tag, attributes, text = "") => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.textContent = text;
-    return element;
-  };
   svg.setAttribute("aria-label", `Loss from ${values[0].toPrecision(3)} to ${values.at(-1).toPrecision(3)}`);
   svg.replaceChildren(
-    draw("path", { class: "axis", d: `M${left} ${top}V${bottom}H${right}` }),
-    draw("path", { class: "curve", d: "M" + values.map((value, i) => `${x(i).toFixed(1)} ${y(value).toFixed(1)}`).join("L") }),
-    draw("text", { x: left - 6, y: top + 6, "text-anchor": "end" }, high.toPrecision(3)),
-    draw("text", { x: left - 6, y: bottom, "text-anchor": "end" }, low.toPrecision(3)),
-    draw("text", { x: left, y: bottom + 16 }, "epoch 0"),
-    draw("text", { x: right, y: bottom + 16, "text-anchor": "end" }, String(values.length - 1)),
+    svgElement("path", { class: "axis", d: `M${left} ${top}V${bottom}H${right}` }),
+    svgElement("path", { class: "curve", d: "M" + values.map((value, i) => `${x(i).toFixed(1)} ${y(value).toFixed(1)}`).join("L") }),
+    svgElement("text", { x: left - 6, y: top + 6, "text-anchor": "end" }, high.toPrecision(3)),
+    svgElement("text", { x: left - 6, y: bottom, "text-anchor": "end" }, low.toPrecision(3)),
+    svgElement("text", { x: left, y: bottom + 16 }, "epoch 0"),
+    svgElement("text", { x: right, y: bottom + 16, "text-anchor": "end" }, String(values.length - 1)),
   );
   $("loss").querySelector("figcaption").textContent =
     `Loss before each of ${values.length} epochs: ${values[0].toPrecision(3)} to ${values.at(-1).toPrecision(3)}`;

@@ -3,6 +3,16 @@
 // The report and the page of `unseg-jax serve` share it.
 const REASONS = ["inverted", "too much", "too little", "wrong thing"];
 
+// The parser knows the namespace, so that the report holds no address.
+const SVG = document.createRange().createContextualFragment("<svg></svg>").firstChild.namespaceURI;
+
+function svgElement(tag, attributes, text = "") {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.textContent = text;
+  return element;
+}
+
 // A page has #clicking, a select that says what the pointer does, #brush, the width of a stroke in
 // pixels of the screen, and #undo. `changed` is called with a card whose decision is another. A card
 // has data-name, data-size ("[height, width]"), data-of (which result is decided on), buttons with
@@ -51,21 +61,15 @@ function reviewDesk(changed) {
     return { left: (box.width - width) / 2, top: (box.height - height) / 2, width, height, box };
   }
 
-  function svg(tag, attributes) {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    return element;
-  }
-
   function draw(card, { clicks, strokes }) {
     const [height, width] = JSON.parse(card.dataset.size);
     for (const mark of card.querySelectorAll(".mark, .strokes")) mark.remove();
     for (const picture of clicks.length + strokes.length ? card.querySelectorAll(".markable") : []) {
       const at = placed(picture.querySelector("img"));
-      const lines = svg("svg", { class: "strokes", viewBox: `0 0 ${width} ${height}` });
+      const lines = svgElement("svg", { class: "strokes", viewBox: `0 0 ${width} ${height}` });
       for (const side of ["left", "top", "width", "height"]) lines.style[side] = `${at[side]}px`;
       for (const { thing, radius, points } of strokes)
-        lines.append(svg("polyline", { "data-thing": thing, "stroke-width": 2 * radius, points: points.join(" ") }));
+        lines.append(svgElement("polyline", { "data-thing": thing, "stroke-width": 2 * radius, points: points.join(" ") }));
       picture.append(lines);
       for (const [x, y, thing] of clicks) {
         const mark = document.createElement("span");
