@@ -59,6 +59,13 @@ def test_merged_shards_are_the_whole(settings, records, alone, tmp_path, monkeyp
         with pytest.raises(BenchError, match=r"under another name|both hold records"):
             merge(out)
         shutil.rmtree(out / name)
+    other = out / "shard-0-of-4"
+    shutil.copytree(out / "shard-0-of-3", other)
+    config = json.loads((other / "config.json").read_text()) | {"shard": [0, 4]}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BenchError, match="holds shards of 3 and of 4: remove those of one kind"):
+        merge(out)
+    shutil.rmtree(other)
     # Merging again changes nothing; a mask that is gone comes back, one that was changed is kept.
     mask = next(masks.iterdir())
     content = mask.read_bytes()
