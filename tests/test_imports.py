@@ -1,5 +1,6 @@
 """What `import unseg_jax` pulls in, and what happens where a package is missing."""
 
+import os
 import pkgutil
 import re
 from pathlib import Path
@@ -90,3 +91,13 @@ def test_core_works_without_extras_and_names_what_is_missing(python, tmp_path):
     for (_, remedy), line in zip(CALLS, said, strict=True):
         assert remedy in line
         assert not line.startswith("ModuleNotFoundError"), line
+
+
+def test_the_command_keeps_openblas_to_one_thread_before_numpy_is_imported(python):
+    code = (
+        "import os, sys, unseg_jax.cli.main; print(os.environ[sys.argv[1]], 'numpy' in sys.modules)"
+    )
+    name = "OPENBLAS_NUM_THREADS"
+    others = {key: value for key, value in os.environ.items() if key != name}
+    assert python(code, name, environment=others).stdout.split() == ["1", "False"]
+    assert python(code, name, environment=others, **{name: "2"}).stdout.split() == ["2", "False"]
