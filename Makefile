@@ -10,6 +10,8 @@ SHELL := /bin/bash
 .PHONY: help environment demo picture test quick lowest lint types audit release docs tpu-check package install clean
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
+# Where it is set, each process would compile all sources that it imports: JAX alone takes a second.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV ?= .venv
 PYTHON ?=
