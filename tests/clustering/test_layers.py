@@ -104,6 +104,10 @@ def test_glorot_and_linear_ranges():
     linear = layers.init_linear(jax.random.key(4), 100, 300)
     assert np.abs(linear["kernel"]).max() <= 0.1
     assert np.std(linear["kernel"]) == pytest.approx(0.1 / np.sqrt(3), rel=0.02)
+    arma = layers.init_arma(jax.random.key(5), 3, 2, stacks=2)
+    shaped = jax.random.uniform(jax.random.split(jax.random.key(5), 3)[0], (2, 3, 2))
+    limit = np.sqrt(6 / 5)
+    np.testing.assert_allclose(arma["initial"], (2 * shaped - 1) * limit, atol=1e-6)
 
 
 def test_dropout_drops_at_its_rate_and_keeps_the_mean():

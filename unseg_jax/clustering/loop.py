@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -345,7 +346,9 @@ def dropout_seeds(key: Array, method: Method, *shape: int) -> UInt32[Array, "*sh
     own = parts.layer_seeds(parts.layer_of(method))
     dropped = method.dropout > 0 or method.layer_dropout > 0 or own > 0
     sites = head.count_seeds(method) if dropped else 0
-    return jax.random.bits(key, (*shape, sites), jnp.uint32)
+    shape = (*shape, sites)
+    # The same numbers as with the shape given, sooner compiled.
+    return jax.random.bits(key, (math.prod(shape),), jnp.uint32).reshape(shape)
 
 
 def _varying_like(array: Array, other: Array) -> Array:
