@@ -146,8 +146,7 @@ def cluster(
     _check_shape("node_mask", node_mask, features.shape[:2])
     _check_finite("features", features, node_mask)
     _check_finite("adjacency", adjacency, None)
-    for leaf in jax.tree.leaves(params):
-        _check_finite("params", leaf, None)
+    _check_finite("params", params, None)
     _check_sign(adjacency, method)
     if not isinstance(features, Tracer):
         check_own_parts(method, *features.shape[1:])
@@ -379,23 +378,28 @@ def has_batch_axis(params: Params | None) -> bool:
     return params is not None and params["mlp"][-1]["bias"].ndim == 2
 
 
-def _check_finite(name, array, mask):
-    """Of arrays that have values: under `jax.jit` and its like there is nothing to look at."""
-    if any(isinstance(given, Tracer) for given in (array, mask)) or array is None:
-        return
-    finite = jnp.isfinite(array)
-    if mask is not None:
-        finite |= ~jnp.asarray(mask, bool)[..., None]
-    if not finite.all():
+def _check_finite(name, arrays, mask):
+    count = _count_not_finite(arrays, mask)
+    if count:
         raise ValueError(
-            f"{name} hold {int((~finite).sum())} values that are not finite numbers; check the "
-            "weights that they come from, or mask those nodes by node_mask."
+            f"{name} hold {count} values that are not finite numbers; check the weights that they "
+            "come from, or mask those nodes by node_mask."
         )
 
 
+def _count_not_finite(arrays, mask=None):
+    """Of arrays that have values: under `jax.jit` and its like there is nothing to look at."""
+    given = jax.tree.leaves((arrays, mask))
+    traced = any(isinstance(array, Tracer) for array in given)
+    return 0 if traced or not given else int(_sum_not_finite(arrays, mask))
+
+
 @jax.jit
-def _all_finite(arrays):
-    return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
+def _sum_not_finite(arrays, mask):
+    wrong = [~jnp.isfinite(array) for array in jax.tree.leaves(arrays)]
+    if mask is not None:
+        wrong = [array & mask.astype(bool)[..., None] for array in wrong]
+    return sum(array.sum() for array in wrong)
 
 
 def _check_sign(adjacency, method):
@@ -413,10 +417,7 @@ def _check_sign(adjacency, method):
 
 def _check_result(result, features, method):
     """Finite inputs may still overflow: features of 1e30 have no finite squares in float32."""
-    values = (result.assignments, result.losses)
-    if any(isinstance(array, Tracer) for array in values):
-        return
-    if not _all_finite(values):
+    if _count_not_finite((result.assignments, result.losses)):
         largest = float(jnp.max(jnp.abs(features)))
         suspects = f", or look at {parts.describe(method)}" if method.own_parts else ""
         raise ValueError(
