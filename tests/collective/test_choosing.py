@@ -5,9 +5,9 @@ import logging
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import unseg_jax as us
+from unseg_jax import registry
 from unseg_jax.cache import compile_clock
 from unseg_jax.collective import fitting, frames, scoring
 from unseg_jax.collective.choosing import choose, load
@@ -17,18 +17,6 @@ from unseg_jax.errors import WeightsError
 from unseg_jax.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("short_training")
-
-
-def patches(pixels):
-    """(B, H, W, 3) to the first 384 values of each 14-pixel patch, (B, N, 384)."""
-    images, height, width, _ = pixels.shape
-    grid = pixels.reshape(images, height // 14, 14, width // 14, 14, 3).swapaxes(2, 3)
-    return grid.reshape(images, -1, 14 * 14 * 3)[..., :384] - 0.5
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return us.from_callable(patches, patch=14, width=384)
 
 
 def square(seed: int) -> np.ndarray:
@@ -46,9 +34,9 @@ def framed(seed: int, thickness: int = 6) -> np.ndarray:
     return np.where(opening, image + 40, seed % 9).astype(np.uint8)
 
 
-def test_the_ready_model_is_small_and_whole(backbone, monkeypatch, tmp_path):
+def test_the_ready_model_is_small_and_whole(colours, monkeypatch, tmp_path):
     assert SHIPPED_MODEL.stat().st_size < 300_000
-    model = load_shipped(backbone=backbone)
+    model = load_shipped(backbone=colours)
     assert model.method.name == "collective"
     assert model.images == 11
     assert model.head is None
@@ -58,21 +46,21 @@ def test_the_ready_model_is_small_and_whole(backbone, monkeypatch, tmp_path):
     copy.write_bytes(content)
     monkeypatch.setattr("unseg_jax.collective.shipped.SHIPPED_MODEL", copy)
     with pytest.raises(WeightsError, match="SHA-256"):
-        load_shipped(backbone=backbone)
+        load_shipped(backbone=colours)
 
 
 @pytest.mark.parametrize(
     ("draw", "count", "fitted"),
     [(framed, 7, False), (framed, frames.SET_SIZE, True), (square, frames.SET_SIZE, False)],
 )
-def test_a_set_behind_a_black_frame_is_fitted(
-    backbone, small_images, monkeypatch, caplog, draw, count, fitted
-):
+def test_a_set_behind_a_black_frame_is_fitted(colours, monkeypatch, caplog, draw, count, fitted):
+    small = resolve("collective", image_size=56)
+    monkeypatch.setattr(registry, "METHODS", {**registry.METHODS, "collective": small})
     calls = []
     real = fitting.fit_set
     record = lambda *a, **k: calls.append(len(a[0])) or real(*a, **k)  # noqa: E731
     monkeypatch.setattr(fitting, "fit_set", record)
-    segmenter = us.Segmenter(backbone=backbone, batch_size=4)
+    segmenter = us.Segmenter(backbone=colours, batch_size=4)
     images = [draw(seed) for seed in range(count)]
     with caplog.at_level(logging.INFO, logger="unseg_jax"):
         results = segmenter(images)
@@ -110,6 +98,10 @@ def test_a_frame_is_black_at_one_place_in_most_images(tmp_path):
     assert frames.share_framed([*frame[:8], *plain[:32]]) == 0  # too few of all
 
 
+MASK = np.zeros((56, 70), bool)
+MASK[14:42, 20:50] = True
+
+
 @pytest.mark.parametrize(
     ("draw", "marks", "count", "better", "fitted", "tried"),
     [
@@ -124,39 +116,54 @@ def test_a_frame_is_black_at_one_place_in_most_images(tmp_path):
     ],
 )
 def test_marks_steer_what_agrees_with_them_best(
-    backbone, tmp_path, monkeypatch, draw, marks, count, better, fitted, tried
+    colours, monkeypatch, draw, marks, count, better, fitted, tried
 ):
-    own = dataclasses.replace(backbone, name=resolve("collective").backbone)
-    shipped, real, seen = load_shipped(backbone=own), fitting.fit_steering, []
+    """Neither is anything fitted here, nor steered: how well that agrees is given."""
+    own = dataclasses.replace(colours, name=resolve("collective").backbone)
+    shipped, seen = load_shipped(backbone=own), []
+    of_fit = shipped.scorer._replace(mean=-shipped.scorer.mean)
 
     def steer(scorer, *rest):
-        of_fit = not np.array_equal(scorer.mean, shipped.scorer.mean)
-        seen.append(of_fit)
-        return real(scorer, *rest)[0], better[of_fit]
+        seen.append(np.array_equal(scorer.mean, of_fit.mean))
+        return f"steering of {seen[-1]}", better[seen[-1]]
 
     monkeypatch.setattr(fitting, "fit_steering", steer)
-    paths = [tmp_path / f"{seed}.png" for seed in range(count)]
-    for seed, path in enumerate(paths):
-        Image.fromarray(draw(seed)).save(path)
-    mask = np.zeros((56, 70), bool)
-    mask[14:42, 20:50] = True
-    marked = {paths[1]: mask if marks == "examples" else [(30, 20, True)]}
-    model = us.fit(paths, backbone=own, image_size=56, **{marks: marked})
-    assert np.array_equal(model.scorer.mean, shipped.scorer.mean) != fitted
-    assert (model.foreground == shipped.foreground) != fitted
+    monkeypatch.setattr(fitting, "fit_evidence", lambda *_: (of_fit, None, ({},)))
+    marked = {1: MASK if marks == "examples" else [(30, 20, True)]}
+    images = [draw(seed) for seed in range(count)]
+    model = us.fit(images, backbone=own, image_size=56, **{marks: marked})
+    assert np.array_equal(model.scorer.mean, of_fit.mean) == fitted
+    assert model.foreground == (({},) if fitted else shipped.foreground)
+    assert model.steering == f"steering of {fitted}"
     assert len(seen) == tried
 
 
-def test_settings_of_published_methods_take_deepcut(backbone):
-    segmenter = us.Segmenter(backbone=backbone, image_size=56, epochs=2)
+def test_a_fit_and_the_model_that_ships_are_steered(colours, monkeypatch):
+    own, found = dataclasses.replace(colours, name=resolve("collective").backbone), []
+    real = fitting.fit_steering
+    record = lambda *given: found.append((*real(*given), given[0])) or found[-1][:2]  # noqa: E731
+    monkeypatch.setattr(fitting, "fit_steering", record)
+    images = [square(seed) for seed in range(frames.SET_SIZE)]
+    model = us.fit(images, backbone=own, image_size=56, examples={1: MASK})
+    (_, first, shipped), (_, second, of_fit) = found
+    assert np.array_equal(shipped.mean, load_shipped(backbone=own).scorer.mean)
+    assert not np.array_equal(of_fit.mean, shipped.mean)
+    steering, _, scorer = found[second > first + 0.05]
+    assert model.steering is steering
+    assert model.scorer is scorer
+    assert us.metrics.iou(model.segment(images[1])[0].mask, MASK) > max(first, second)
+
+
+def test_settings_of_published_methods_take_deepcut(colours):
+    segmenter = us.Segmenter(backbone=colours, image_size=56, epochs=2)
     assert segmenter.method.name == "deepcut"
     assert segmenter.method.epochs == 2
 
 
-def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(backbone):
-    model = dataclasses.replace(load_shipped(backbone=backbone), unlike=None)
+def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(colours):
+    model = dataclasses.replace(load_shipped(backbone=colours), unlike=None)
     image = square(0)
-    features = backbone.features(backbone.params, image[None, :56, :70].astype(np.float32) / 255)
+    features = colours.features(colours.params, image[None, :56, :70].astype(np.float32) / 255)
     rows = np.asarray(features[0])
     mean = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).mean(0)
     by_hand = np.linalg.norm(mean - np.asarray(model.scorer.mean))
@@ -225,10 +232,10 @@ def test_what_does_not_go_together_is_said(method, overrides, model, message):
 OPTIONS = {"image_size": 56, "steps": 0, "max_images": 4}
 
 
-def test_collective_is_fitted_on_the_images_of_a_call(backbone):
+def test_collective_is_fitted_on_the_images_of_a_call(colours):
     images = [square(seed) for seed in range(3)]
-    model = us.fit(images, backbone=backbone, batching="loop", seed=3, **OPTIONS)
-    options = {"backbone": backbone, "seed": 3, **OPTIONS}
+    model = us.fit(images, backbone=colours, batching="loop", seed=3, **OPTIONS)
+    options = {"backbone": colours, "seed": 3, **OPTIONS}
     for found in (
         us.segment(images, "collective", batching="loop", **options),
         us.Segmenter("collective", batching="loop", **options)(images),
@@ -237,17 +244,17 @@ def test_collective_is_fitted_on_the_images_of_a_call(backbone):
             np.testing.assert_array_equal(one.evidence, other.evidence)
 
 
-def test_a_second_fit_and_segmenter_compile_nothing(backbone):
+def test_a_second_fit_and_segmenter_compile_nothing(colours):
     images = [square(seed) for seed in range(3)]
-    us.segment(images, "collective", backbone=backbone, **OPTIONS)
+    us.segment(images, "collective", backbone=colours, **OPTIONS)
     with compile_clock() as clock:
-        us.segment(images[::-1], "collective", backbone=backbone, **OPTIONS)
+        us.segment(images[::-1], "collective", backbone=colours, **OPTIONS)
     assert clock.seconds == 0
 
 
-def test_two_users_of_one_model_do_not_disturb_each_other(backbone):
+def test_two_users_of_one_model_do_not_disturb_each_other(colours):
     deep = [square(seed).astype(np.uint16) * 16 for seed in range(3)]
-    model = dataclasses.replace(us.fit(deep, backbone=backbone, **OPTIONS), reading=None)
+    model = dataclasses.replace(us.fit(deep, backbone=colours, **OPTIONS), reading=None)
     one = model.segmenter(reading=Reading((0, 4080)))
     before = one(deep[0])[0]
     other = model.segmenter(reading=Reading((3000, 60_000), workers=1))
@@ -266,15 +273,15 @@ def test_two_users_of_one_model_do_not_disturb_each_other(backbone):
         model.segment(deep[0], steps=1)
 
 
-def test_a_model_is_fitted_and_applied_with_one_range(backbone, tmp_path):
+def test_a_model_is_fitted_and_applied_with_one_range(colours, tmp_path):
     """The range (0, 4080) makes of 16 times an image of 8 bits that image."""
     plain = [square(seed) for seed in range(3)]
     deep = [image.astype(np.uint16) * 16 for image in plain]
-    expected = us.segment(plain, "collective", backbone=backbone, **OPTIONS)
+    expected = us.segment(plain, "collective", backbone=colours, **OPTIONS)
     path = tmp_path / "model.safetensors"
-    us.fit(deep, backbone=backbone, value_range=(0, 4080), **OPTIONS).save(path)
-    model = us.load_model(path, backbone=backbone)
-    options = {"value_range": (0, 4080), "backbone": backbone, **OPTIONS}
+    us.fit(deep, backbone=colours, value_range=(0, 4080), **OPTIONS).save(path)
+    model = us.load_model(path, backbone=colours)
+    options = {"value_range": (0, 4080), "backbone": colours, **OPTIONS}
     for found in (model.segment(deep), us.segment(deep, "collective", **options)):
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one.evidence, other.evidence)
@@ -282,17 +289,18 @@ def test_a_model_is_fitted_and_applied_with_one_range(backbone, tmp_path):
         model.segmenter(reading=Reading((0, 4095)))
 
 
-def test_a_kept_model_is_read_and_a_fitted_one_is_given(backbone, tmp_path):
+def test_a_kept_model_is_read_and_a_fitted_one_is_given(colours, tmp_path):
     images = [square(seed) for seed in range(2)]
     path, given = tmp_path / "kept.safetensors", []
-    choice = choose("collective", images, OPTIONS)
-    options = {"backbone": backbone, "kept": path, "keep": given.append, "batch_size": 2}
+    choice = choose("collective", images, {"image_size": 56, "max_images": 4})
+    options = {"backbone": colours, "kept": path, "keep": given.append, "batch_size": 2}
     first = load(choice, images, **options)
     given[0].save(path)
     second = load(choice, images, **options)
     assert len(given) == 1
+    assert given[0].head is None  # no epoch would use it
     applied = choose("auto", images, {"epochs": 0, "resize": "stretch", "tile": 64}, path)
-    segmenter = load(applied, backbone=backbone, batch_size=3, seed=7)
+    segmenter = load(applied, backbone=colours, batch_size=3, seed=7)
     assert (segmenter.batch_size, segmenter.seed) == (3, 7)
     method = segmenter.method
     assert (method.epochs, method.resize, method.tile, method.image_size) == (0, "stretch", 64, 56)

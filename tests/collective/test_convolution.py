@@ -61,23 +61,26 @@ def _textures(seed, count=12, grid=GRID):
     return np.array(images), np.array(truths)
 
 
-def _train(parts, goals, valid=None, alone=False, size=64):
-    """`train` on images of several grids: (n, h, w, 4) and (n, h, w) of each; padded with 7."""
+def _train(parts, goals, valid=None, alone=False, size=64, count=13):
+    """`train` on images of several grids: (n, h, w, 4) and (n, h, w) of each; padded with 7, and to
+    13 images, so that it is compiled once."""
     images = [one for part in parts for one in part]
     goals = [one for part in goals for one in part]
     valid = [np.ones(one.shape, bool) for one in goals] if valid is None else list(valid)
+
+    empty = count - len(images)
 
     def rows(arrays, width, filling):
         flat = [one.reshape(-1, *width) for one in arrays]
         pads = [(0, 0)] * len(width)
         flat = [np.pad(f, ((0, size - len(f)), *pads), constant_values=filling) for f in flat]
-        return np.stack([*flat, np.full_like(flat[0], filling)])
+        return np.stack([*flat, *[np.full_like(flat[0], filling)] * empty])
 
     near = np.stack([neighbours(one.shape[:2], size) for one in images])
     if alone:
         near[..., [0, 1, 2, 3, 5, 6, 7, 8]] = size
-    near = np.concatenate([near, near[:1]])
-    sizes = np.array([one.size for one in goals] + [0], np.int32)
+    near = np.concatenate([near, *[near[:1]] * empty])
+    sizes = np.array([one.size for one in goals] + [0] * empty, np.int32)
     arguments = rows(images, (4,), 7.0), near, rows(goals, (), 1.0), rows(valid, (), True)
     drawn = draw(sizes, near[..., 0].size, 4, np.random.default_rng(0))
     return jax.jit(train)(*arguments, drawn)

@@ -10,11 +10,8 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.cli import main
-from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.steering import Steering
 from unseg_jax.errors import WeightsError
-
-pytestmark = pytest.mark.usefixtures("short_training")
 
 
 @pytest.fixture
@@ -43,14 +40,13 @@ def store(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, capsys):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (64, 64, 3)).astype(np.uint8) for _ in range(2)]
-    model = fit(images, backbone=tiny_weights, image_size=64, steps=0)
+def test_a_model_is_pushed_with_its_card_and_read_back(
+    store, model, photographs, tiny_weights, capsys
+):
     assert model.push_to_hub("me/moths", private=True) == "hf:me/moths"
     assert (store / "me/moths/.private").read_text() == "True"
     card = (store / "me/moths/README.md").read_text()
-    assert "fitted with unseg_jax on 2 images" in card
+    assert "fitted with unseg_jax on 4 images" in card
     assert "No labels were used" in card
     assert "--model hf:me/moths" in card
     taught = Steering(
@@ -64,7 +60,7 @@ def test_a_model_is_pushed_with_its_card_and_read_back(store, tiny_weights, caps
     for ours, theirs in zip(again.scorer, model.scorer, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     photo = store / "photo.png"
-    Image.fromarray(images[0]).save(photo)
+    Image.fromarray(photographs(1)[0]).save(photo)
     arguments = ["--backbone", str(tiny_weights), "--out", str(store / "out"), "--dry-run"]
     assert main.main(["segment", str(photo), "--model", "hf:me/moths", *arguments]) == 0
     assert "photo_mask.png" in capsys.readouterr().out

@@ -16,13 +16,6 @@ pytestmark = pytest.mark.usefixtures("short_training")
 OPTIONS = {"image_size": 56, "max_images": 4, "steps": 0}
 
 
-def patches(pixels):
-    """(B, H, W, 3) to the first 384 values of each 14-pixel patch, (B, N, 384)."""
-    images, height, width, _ = pixels.shape
-    grid = pixels.reshape(images, height // 14, 14, width // 14, 14, 3).swapaxes(2, 3)
-    return grid.reshape(images, -1, 14 * 14 * 3)[..., :384] - 0.5
-
-
 @pytest.fixture
 def paths(tmp_path):
     """Four images of two shapes."""
@@ -55,10 +48,9 @@ def counted(monkeypatch):
     return reads, encoded
 
 
-def test_each_image_is_read_and_encoded_once(paths, counted, monkeypatch):
+def test_each_image_is_read_and_encoded_once(paths, colours, counted, monkeypatch):
     reads, encoded = counted
-    backbone = us.from_callable(patches, patch=14, width=384)
-    options = {"backbone": backbone, "batching": "loop", **OPTIONS}
+    options = {"backbone": colours, "batching": "loop", **OPTIONS}
     once = us.Segmenter("collective", **options)(paths)
     assert set(reads.values()) == {1}
     assert len(reads) == 4

@@ -24,6 +24,8 @@ from unseg_jax.registry import resolve
 from unseg_jax.terminal.fitting import parse_clicks
 
 SETTINGS = {"image_size": 64}
+pytestmark = pytest.mark.usefixtures("short_training")
+_steer = jax.jit(steering.steer, static_argnums=3)
 
 
 def _set(count=400, marked=90, width=5, seed=0):
@@ -155,9 +157,8 @@ def _ious(model, photos):
 
 
 @pytest.fixture(scope="module")
-def models(photos, tiny_weights):
+def models(photos, backbone):
     """Fitted without examples and with one."""
-    backbone = us.load_backbone(tiny_weights)
     return [
         fit(photos, backbone=backbone, steps=0, examples=examples, **SETTINGS)
         for examples in (None, {photos / "1.png": _blue(1)})
@@ -171,18 +172,18 @@ def test_one_example_steers_the_other_images(models, photos):
 
 def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     """The model's own margins are sure; what it found is marked in one image."""
-    plain, features = models[0], np.random.default_rng(0).normal(size=(2, 16, 48))
+    plain, grids = models[0], np.random.default_rng(0).normal(size=(4, 8, 8, 48))
     scorer = plain.scorer._replace(
         **{name: 50 * getattr(plain.scorer, name) for name in ("weights", "offset")}
     )
-    grids = features.reshape(len(features), 4, 4, -1)
+    grids = grids.astype(np.float16)
     prior = steering._columns_of(scorer, grids)[0]
     assert (np.abs(prior) == 1).mean() > 0.8
-    marked = marks.Marks((4, 4), Truth(np.asarray(prior[0] > 0).reshape(4, 4)))
+    marked = marks.Marks((8, 8), Truth(np.asarray(prior[0] > 0).reshape(8, 8)))
     found, _ = steering.fit_steering(scorer, [grids], [(grids[:1], marked)])
-    steer = jax.jit(jax.vmap(lambda one: steering.steer(scorer, found, one, (4, 4))))
-    after = steer(features)
-    np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(prior) > 0)
+    for image, before in zip(grids, prior, strict=True):
+        after = _steer(scorer, found, image.reshape(64, 48), (8, 8))
+        np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(before) > 0)
 
 
 def test_steered_models_are_saved_and_loaded(models, photos, tmp_path):
@@ -203,7 +204,7 @@ def test_steered_models_are_saved_and_loaded(models, photos, tmp_path):
 CLICKS = [(36, 44, True), (40, 52, True), (20, 24, False), (24, 20, False)]
 
 
-def test_clicks_steer_and_refine_a_model_that_stays_as_it_is(models, photos, tiny_weights):
+def test_clicks_steer_and_refine_a_model_that_stays_as_it_is(models, photos):
     plain, sources = models[0], [photos / f"{index}.png" for index in range(4)]
     refined = plain.refine(sources, clicks={photos / "1.png": CLICKS})
     before, after = (
@@ -234,8 +235,9 @@ def test_painted_patches_are_labelled_as_painted(models, photos):
 
 
 def test_examples_count_in_images_like_theirs(models):
-    scorer, features = models[0].scorer, np.random.default_rng(0).normal(size=(16, 48))
-    prior, columns = steering.prior_and_columns(scorer, features, (4, 4))
+    scorer = models[0].scorer
+    grids = np.random.default_rng(0).normal(size=(1, 8, 8, 48)).astype(np.float16)
+    prior, columns = (part[0] for part in steering._columns_of(scorer, grids))
     mean = np.asarray(columns[:, :48]).mean(0)
     away = np.eye(48)[0] * (mean[0] < 0) - np.eye(48)[0] * (mean[0] >= 0)
     word, like = np.random.default_rng(1).normal(size=(2, 51))
@@ -243,7 +245,7 @@ def test_examples_count_in_images_like_theirs(models):
         centres = mean + np.array(distances)[:, None] * away
         rows = like[None] * [[1], [-1]][: len(distances)]
         found = steering.Steering(word, rows, centres, 1)
-        margins = steering.steer(scorer, found, features, (4, 4))
+        margins = _steer(scorer, found, grids.reshape(64, 48), (8, 8))
         wanted = prior + columns @ (word + share * like)
         np.testing.assert_allclose(margins, wanted, atol=2e-3)
 
@@ -251,7 +253,8 @@ def test_examples_count_in_images_like_theirs(models):
 @pytest.mark.parametrize("word", ["bright", "dark", "centre"])
 def test_a_word_raises_what_it_names(models, word):
     """One image of random features, of which the left half is bright."""
-    grid, features = (8, 8), np.random.default_rng(0).normal(size=(1, 8, 8, 48))
+    grid = (8, 8)
+    features = np.random.default_rng(0).normal(size=(1, *grid, 48)).astype(np.float16)
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, :32] = 255
     named = {name: np.zeros(grid, bool) for name in ("bright", "dark", "centre")}
@@ -369,13 +372,13 @@ _NONE, _ALL = np.zeros((64, 64), bool), np.ones((64, 64), bool)
         ({"1.png": _blue(1)}, {"steps": 5}, "steps=5 is not for a fit that is steered"),
     ],
 )
-def test_what_cannot_steer(photos, tiny_weights, examples, options, message):
+def test_what_cannot_steer(photos, backbone, examples, options, message):
     marked = {str(photos / name): mask for name, mask in examples.items()}
     if "clicks" in options:
         points = {photos / name: clicks for name, clicks in options["clicks"].items()}
         options = {**options, "clicks": points}
     with pytest.raises(ValueError, match=message) as caught:
-        fit(photos, backbone=tiny_weights, examples=marked, **SETTINGS, **options)
+        fit(photos, backbone=backbone, examples=marked, **SETTINGS, **options)
     assert str(caught.value).endswith(("?", "."))
 
 
@@ -400,9 +403,9 @@ def test_what_is_looked_for_is_fitted_saved_and_said(photos, models, tmp_path, c
         fit(photos, backbone=models[0].backbone, look_for="drak", **SETTINGS)
 
 
-def test_an_image_may_hold_nothing(photos, tiny_weights):
+def test_an_image_may_hold_nothing(photos, backbone):
     marked = {photos / "1.png": _blue(1), photos / "2.png": _NONE}
-    model = fit(photos, backbone=tiny_weights, examples=marked, **SETTINGS)
+    model = fit(photos, backbone=backbone, examples=marked, **SETTINGS)
     assert model.steering.examples == 2
 
 
