@@ -10,10 +10,18 @@ import unseg_jax as us
 from unseg_jax.clustering import loop
 from unseg_jax.registry import METHODS, resolve
 
-NODES, WIDTH, EPOCHS = 64, 16, 4
+NODES, WIDTH = 64, 16
 # Each layer, loss and algorithm once.
 KINDS = ("deepcut", "cc-gat", "unsegarmanet", "vit-kmeans", "deep-spectral", "tokencut")
 KINDS += ("spectral-ncut",)
+
+
+def small(name, **fields):
+    branches = tuple((8,) * len(widths) for widths in METHODS[name].branches)
+    # Colours need an image; the loop is the same on any affinity.
+    affinity = "ncut" if METHODS[name].affinity == "colour" else None
+    fields |= {"branches": branches, "affinity": affinity, "epochs": 4, "mlp_width": 8}
+    return resolve(name, arma_layers=1, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -30,40 +38,28 @@ def batch():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_vmapped_is_in_turn(batch, name):
+def test_vmapped_and_on_threads_is_in_turn(batch, name):
     features, mask = batch
-    # Colours need an image; the loop is the same on any affinity.
-    affinity = "ncut" if METHODS[name].affinity == "colour" else None
-    branches = tuple((8,) * len(widths) for widths in METHODS[name].branches)
-    small = {"epochs": EPOCHS, "branches": branches, "mlp_width": 8, "arma_layers": 1}
-    method = resolve(name, affinity=affinity, **small)
-    in_turn, vmapped = (
-        us.cluster(features, method=method, node_mask=mask, batching=how)
-        for how in ("loop", "vmap")
+    ways, record_every, method = ("loop", "vmap"), 0, small(name)
+    if name == "deepcut":  # what threads do, and what is recorded, is the same for all
+        ways, record_every, method = (*ways, "threads"), 2, small(name, dropout=0.3, quirks="code")
+    in_turn, *others = (
+        us.cluster(features, method=method, node_mask=mask, batching=how, record_every=record_every)
+        for how in ways
     )
-    assert np.mean(np.asarray(in_turn.labels) == vmapped.labels) >= 0.999
-    np.testing.assert_allclose(vmapped.losses, in_turn.losses, rtol=1e-4, atol=1e-4)
+    for found in others:
+        assert np.mean(np.asarray(in_turn.labels) == found.labels) >= 0.999
+        np.testing.assert_allclose(found.losses, in_turn.losses, rtol=1e-4, atol=1e-4)
+        if record_every:
+            np.testing.assert_array_equal(in_turn.history, found.history)
     if method.algorithm == "gnn":
         assert not np.array_equal(in_turn.losses[0], in_turn.losses[1])
-
-
-SMALL = {"branches": ((8,),), "mlp_width": 8, "epochs": EPOCHS}
-
-
-def test_threads_are_in_turn(batch):
-    features, mask = batch
-    fields = {"dropout": 0.3, "quirks": "code", "record_every": 2, **SMALL}
-    threads, in_turn = (
-        us.cluster(features, node_mask=mask, batching=how, **fields) for how in ("threads", "loop")
-    )
-    np.testing.assert_allclose(threads.losses, in_turn.losses, rtol=1e-4)
-    np.testing.assert_array_equal(threads.history, in_turn.history)
 
 
 def test_a_program_is_lowered_as_its_platform_likes(batch):
     """On a CPU host: a loop over the images for a CPU, none for accelerators."""
     features, mask = batch
-    method = resolve("deepcut", **SMALL)
+    method = small("deep-spectral")
 
     @functools.cache
     def loops(how, platform):
