@@ -158,7 +158,8 @@ def test_a_killed_worker_and_a_lost_node_lose_nothing(
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
-            cluster.add_node(num_cpus=2)
+            cluster.add_node(wait=False, num_cpus=2)
+        cluster.wait_for_nodes()
         given = ["--data", broken, "--backbone", tiny_weights, "--out", out, "--save-masks"]
         given += ["--method", "vit-kmeans", "--image-size", 48, "--batch-size", 1, "--quiet"]
         given += ["--epochs", 4, "--every", 2]
