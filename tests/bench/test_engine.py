@@ -1,8 +1,10 @@
 """Which backbone a run of several methods takes, and what learns from the whole set first."""
 
 import dataclasses
+import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
 import unseg_jax as us
@@ -51,8 +53,7 @@ def worked(monkeypatch):
 def test_a_set_is_learnt_once_and_resumed(
     settings, tiny_weights, records, tmp_path, monkeypatch, worked
 ):
-    overrides = {"image_size": 64, "stride": 8, "epochs": 1, "collective_steps": 1}
-    overrides |= {"resize": "stretch", "branches": ((8,),), "mlp_width": 8}
+    overrides = {"image_size": 64, "stride": 8, "resize": "stretch"}
     changes = {"methods": ("collective",), "limit": 3, "overrides": overrides}
     changes |= {"value_range": (0.0, 200.0), "record_every": 0}
     summary = run(settings(tmp_path / "run", **changes), quiet=True)
@@ -73,6 +74,23 @@ def test_a_set_is_learnt_once_and_resumed(
     assert records(tmp_path / "run") == whole
     miou = summary["methods"]["collective"]["miou"]
     assert again["methods"]["collective"]["miou"] == miou
+
+
+def test_all_seeds_have_one_program_and_results_of_their_own(settings, tiny_weights, tmp_path):
+    pixels = list(np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), np.uint8))
+    texts, found = [], []
+    for seed in (0, 1):
+        made = engine.Engine(settings(tmp_path, seed=seed))
+        made.compile()
+        text = made._assign["vit-kmeans"].as_text()
+        # But for the lines of code that it was made by.
+        texts.append(re.sub(r"metadata=\{.*?\}|^\d+ .*$", "", text, flags=re.M))
+        found.append(made.run({made.framings[0]: pixels})["vit-kmeans"].result.labels)
+        options = {"backbone": tiny_weights, "image_size": 48, "seed": seed}
+        expected = us.Segmenter("vit-kmeans", epochs=4, **options).run(pixels)
+        np.testing.assert_array_equal(found[-1], expected.labels)
+    assert texts[0] == texts[1]
+    assert not np.array_equal(*found)
 
 
 @pytest.mark.parametrize("framed", [False, True])

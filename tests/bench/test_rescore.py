@@ -86,7 +86,7 @@ def test_the_commands_of_the_page_work_as_printed(
         words = shlex.split(command)
         if "--data" in words:
             words += ["--limit", "3", "--quiet", "--backbone", str(tiny_weights)]
-            words += ["--image-size", "48", "--epochs", "1"]
+            words += ["--image-size", "48", "--epochs", "4", "--every", "2"]
         assert main(words) == 0, command
         done.append(words[0])
     assert {"rescore", "table", "compare"} < set(done)

@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.bench.run.settings import Settings
 from unseg_jax.cache import compile_clock
+from unseg_jax.clustering.loop import key_from_seed
 from unseg_jax.data import Source
 from unseg_jax.data.framing import Framing
 from unseg_jax.data.reading import Reading
@@ -97,6 +98,8 @@ class Engine:
         self._mesh = Mesh(np.array(self.devices), (_AXIS,)) if count > 1 else None
         place = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else self.devices[0]
         self._params = self.backbone and jax.device_put(self.backbone.params, place)
+        # Given to the programs, so that they are the same for all seeds.
+        self._key = jax.device_put(key_from_seed(settings.seed), place)
         self._groups = self._group()
         self._assign: dict[str, Callable] = {}
 
@@ -294,11 +297,11 @@ class Engine:
             jax.block_until_ready(segmenter.run(blank, record_every=self.record_every))
             return max(0.0, first - start - (time.perf_counter() - first))
 
-        def assign(_, inputs):
+        def assign(key, inputs):
             features, attention = inputs
             return segment_features(
                 features,
-                segmenter.key,
+                key,
                 method=method,
                 grid=segmenter.grid,
                 class_attention=attention if _reads_attention(method) else None,
@@ -311,7 +314,7 @@ class Engine:
         width = jax.tree.leaves(group.extract.out_info)[0].shape[-1]  # type: ignore[attr-defined]
         attention = self._shape((nodes,), np.float32) if group.attend is not None else None
         inputs = (self._shape((nodes, width), np.float32), attention)
-        self._assign[name], seconds = self._build(assign, None, inputs)
+        self._assign[name], seconds = self._build(assign, self._key, inputs)
         return seconds
 
     def _run_alone(self, name, pixels) -> Timed:
@@ -337,7 +340,7 @@ class Engine:
         shared = time.perf_counter() - start
         for name in group.names:
             start = time.perf_counter()
-            output = map_images(self._assign[name], None, (features, attention))
+            output = map_images(self._assign[name], self._key, (features, attention))
             result = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(output))
             outcomes[name] = Timed(result, time.perf_counter() - start, shared)
 
