@@ -74,10 +74,12 @@ import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import unseg_jax as us
-from unseg_jax.parallel import map_images, takes_images_apart
+from unseg_jax.parallel import by_shares, map_images, takes_images_apart
 
 assert not takes_images_apart()
 assert [*map_images(lambda _, values: np.array(values.shape), None, np.ones((4, 2)))] == [4, 2]
+count = jax.jit(lambda batch: by_shares(lambda _, part: 0 * part + len(part), None, batch))
+assert count(np.ones(4)).tolist() == [2] * 4 and count(np.ones(5)).tolist() == [5] * 5
 
 small = {"branches": ((8,),), "mlp_width": 8, "epochs": 3}
 options = {"backbone": us.load_backbone(sys.argv[1]), "image_size": 32, **small}

@@ -111,6 +111,36 @@ def _shardings() -> tuple[NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("images"))
 
 
+def by_shares(
+    function: Callable[[Any, Any], Result], shared: Any, batch: Any, how: Batching | None = None
+) -> Result:
+    """function(shared, batch) within a program, each device with its own part of the batch.
+
+    XLA then divides nothing by itself: it would refuse a kernel, and gather a batch for `eigh`.
+
+    Args:
+        function: returns a tree of arrays with the leading axis of the batch.
+        shared: tree that every device gets whole.
+        batch: tree of arrays whose leading axis is the images.
+        how: see `devices_for`. Where it names one device, or the batch is not to be divided
+            evenly, or already is divided, the function is just called.
+    """
+    devices = devices_for(how)
+    divided = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    if devices == 1 or divided or len(jax.tree.leaves(batch)[0]) % devices:
+        return function(shared, batch)
+    whole, parts = _shardings()
+    # Nothing is exchanged, so that there is nothing for the check of varying values to find.
+    shares = jax.shard_map(
+        function,
+        mesh=whole.mesh,
+        in_specs=(whole.spec, parts.spec),
+        out_specs=parts.spec,
+        check_vma=False,
+    )
+    return shares(shared, batch)
+
+
 def map_images(
     function: Callable[[Any, Any], Result], shared: Any, batch: Any, how: Batching | None = None
 ) -> Result:

@@ -178,7 +178,8 @@ class Cost:
         bytes: of arrays in HBM that instructions read and write.
         padded_bytes: the same with arrays padded to whole tiles.
         fast_bytes: of arrays that are kept elsewhere: in a TPU's VMEM.
-        cycles: the compiler's estimate, where its text has one.
+        cycles: the compiler's estimate, where its text has one; NaN where a kernel of our own is
+            among what runs, of which it estimates nothing.
         kernels: instructions that do something, as launched one after the other.
         opcodes: how many instructions of each kind run.
         collectives: how many exchanges between devices run, by kind and by the JAX operation
@@ -357,7 +358,8 @@ def _add_instruction(
         total.host_calls.append(target[1] if target else kind)
     total.kernels += 1
     total.opcodes[kind] += 1
-    total.cycles += one.number("estimated_cycles") or 0
+    own = target is not None and target[1] == "tpu_custom_call"
+    total.cycles += math.nan if own else one.number("estimated_cycles") or 0
     for array, share in _traffic(module, computation, one):
         if array.space == 0:
             total.bytes += array.bytes * share

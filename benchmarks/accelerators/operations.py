@@ -58,6 +58,11 @@ def count_operations(jaxpr: Any) -> Operations:
             total.add(max(branches, key=lambda branch: branch.total))
         elif name == "scan":
             total.add(count_operations(parameters["jaxpr"]), parameters["length"])
+        elif name == "pallas_call":
+            steps = math.prod(parameters["grid_mapping"].grid)
+            total.add(count_operations(parameters["jaxpr"]), steps)
+        elif name == "shard_map":  # the shapes in it are those of one device
+            total.add(count_operations(parameters["jaxpr"]), parameters["mesh"].size)
         else:
             if name == "while":
                 total.open_loops += 1

@@ -44,7 +44,7 @@ def test_products_bound_what_moves_little():
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("collectives", {"all-gather (dot_general)": 2}, "exchange data"),
+        ("collectives", {"all-gather (eigh)": 2}, "exchange data"),
         ("host_calls", ["xla_python_cpu_callback"], "host is called"),
         ("float64", True, "float64"),
         ("temporaries", 13e9, "13.00 GB, bound 12.00 GB"),
@@ -55,7 +55,6 @@ def test_what_must_not_be_in_a_program_is_found(field, value, words):
     assert compiled.problems(ROW) == []
     (problem,) = compiled.problems({**ROW, field: value})
     assert words in problem
-    assert compiled.problems({**ROW, "collectives": {"all-gather (eigh)": 4}}) == []
 
 
 def test_the_stand_in_answers_for_every_image(tmp_path):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unseg_jax.backbones import grids
+from unseg_jax.backbones import fused, grids
 from unseg_jax.backbones.config import FACETS, IMAGENET_MEAN, IMAGENET_STD, Facet, ViTConfig
 from unseg_jax.parallel import take_by_platform
 
@@ -149,8 +149,17 @@ class Block(nnx.Module):
         return weights / total
 
     def attention(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        batch, tokens, width = x.shape
-        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        qkv = self.qkv(self.norm1(x))
+        if x.shape[1] <= _TOKENS_AT_ONCE and fused.is_fused(qkv, self.heads):
+            in_one = functools.partial(fused.attend, heads=self.heads)
+            mixed = jax.lax.platform_dependent(qkv, tpu=in_one, default=self._attend)
+        else:
+            mixed = self._attend(qkv)
+        return self.proj(mixed)
+
+    def _attend(self, qkv: Float[Array, "b t w"]) -> Float[Array, "b t d"]:
+        batch, tokens, width = *qkv.shape[:2], qkv.shape[2] // 3
+        qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.transpose(2, 0, 3, 1, 4)
         if tokens <= _TOKENS_AT_ONCE:
             mixed = self._mix(queries, keys, values)
@@ -158,7 +167,7 @@ class Block(nnx.Module):
             parts = [jnp.moveaxis(part, 1, 0)[:, :, None] for part in (queries, keys, values)]
             mixed = jax.lax.map(lambda head: self._mix(*head), parts)
             mixed = jnp.moveaxis(mixed[:, :, 0], 0, 1)
-        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
+        return mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
 
     def _mix(self, queries: Array, keys: Array, values: Array) -> Float[Array, "b k t c"]:
         weights, total = self._exponentials(queries, keys)

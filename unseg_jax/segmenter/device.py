@@ -17,7 +17,7 @@ import numpy as np
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import has_batch_axis
 from unseg_jax.method import Method
-from unseg_jax.parallel import Batching, map_images, pad_batch, takes_images_apart
+from unseg_jax.parallel import Batching, by_shares, map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import (
     PatchResult,
     extract_features,
@@ -45,9 +45,9 @@ def device_for(
 
 
 @functools.lru_cache(maxsize=64)
-def _extractor(form: Backbone, **wanted: Any) -> Program:
+def _extractor(form: Backbone, how: Batching | None, **wanted: Any) -> Program:
     def extract(params, pixels):
-        return form.features(params, pixels, **wanted)
+        return by_shares(functools.partial(form.features, **wanted), params, pixels, how)
 
     return Program(jax.jit(extract), _made_from("extract", form, tuple(wanted.items())))
 
@@ -109,15 +109,18 @@ class Device:
         inner = None if how == "threads" else how
 
         def run_pixels(shared, pixels, record_every, with_features):
-            params, key, _ = shared
-            assert form is not None
-            features = extract_features(form, method, params, pixels) if with_features else None
-            result, _ = segment_pixels(
-                form, method, params, pixels, key, record_every, inner, features
-            )
-            return (
-                WithFeatures(result, self._on_grid(features, pixels)) if with_features else result
-            )
+            def run(shared, pixels):
+                params, key, _ = shared
+                assert form is not None
+                features = extract_features(form, method, params, pixels) if with_features else None
+                result, _ = segment_pixels(
+                    form, method, params, pixels, key, record_every, inner, features
+                )
+                if not with_features:
+                    return result
+                return WithFeatures(result, self._on_grid(features, pixels))
+
+            return by_shares(run, shared, pixels, how)
 
         def run_kept(shared, features, record_every):
             batch, *grid, width = features.shape
@@ -238,7 +241,7 @@ class Device:
         assert self._form is not None
         names = ("facet", "block", "stride", "log_bin")
         wanted = {name: getattr(self._method, name) for name in names}
-        return _extractor(self._form, **wanted)(params, pixels)
+        return _extractor(self._form, self._how, **wanted)(params, pixels)
 
     def assign(
         self, key: Array, features: Array, grid: tuple[int, int], attention, params, record_every
