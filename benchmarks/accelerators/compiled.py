@@ -225,8 +225,15 @@ def weights_files():
         yield whole, tiny
 
 
-def build(method: str, weights: Path, dtype: str, image_size: int | None = None):
+def build(
+    method: str, weights: Path, dtype: str, image_size: int | None = None, refined: bool = True
+):
     """A program from pixels to labels (of `collective`: margins) and the arrays it takes.
+
+    Args:
+        method, weights, dtype: of the program.
+        image_size: None for the method's own.
+        refined: whether margins are moved to the images' edges, as accelerators do.
 
     Returns:
         (function of (params, pixels), params, side of the images in pixels, epochs).
@@ -255,8 +262,9 @@ def build(method: str, weights: Path, dtype: str, image_size: int | None = None)
     def function(params, pixels):
         features = extract_features(backbone, resolved, params, pixels)
         grid = backbone.grid(pixels.shape[1:3], resolved.stride)
-        apply = segmenter.work.apply
-        return apply(resolved, None, segmenter.key, segmenter.fitted, features, grid, 0)
+        apply, refine = segmenter.work.apply, segmenter.work.refine
+        found = apply(resolved, None, segmenter.key, segmenter.fitted, features, grid, 0)
+        return refine(pixels, found) if refined else found
 
     return jax.jit(function), backbone.params, height, resolved.epochs
 

@@ -22,6 +22,7 @@ from unseg_jax.method import Method
 from unseg_jax.parallel import map_batch
 from unseg_jax.pipeline import PatchResult, segment_features
 from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+from unseg_jax.postprocess.refining import refine_batch
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import Work
 from unseg_jax.segmenter.finishing import not_finite
@@ -73,12 +74,15 @@ class MarginResult(NamedTuple):
         losses: (B, epochs) float32 of the per-image epochs.
         finite: (B,) bool, False where features are not finite numbers.
         unlike: (B,) bool, whether the image is unlike those that were fitted.
+        refined: (B, 256, 256) float32, the margins with their edges moved to the image's; None
+            where the host does that.
     """
 
     margins: Float[Array, "b h w"]
     losses: Float[Array, "b e"]
     finite: Bool[Array, " b"]
     unlike: Bool[Array, " b"]
+    refined: Float[Array, "b s s"] | None = None
 
 
 def apply_continued(method, how, key, fitted, features, grid, record_every) -> PatchResult:
@@ -140,6 +144,11 @@ def apply_scorer(method, how, key, fitted, features, grid, record_every) -> Marg
     return MarginResult(margins.reshape(-1, *grid), losses, finite, distances > fitted.unlike)
 
 
+def refine_result(pixels, result: MarginResult) -> MarginResult:
+    """The result with its edges refined on the device; see `Work.refine`."""
+    return result._replace(refined=refine_batch(pixels, result.margins))
+
+
 def finish_margins(
     method: Method,
     backbone: str,
@@ -158,7 +167,10 @@ def finish_margins(
     if not result.finite[index]:
         raise not_finite(id, backbone)
     margins = np.asarray(result.margins[index])
-    refined = refine_margins(image, margins, method)
+    if result.refined is None or not (margins > 0).any():
+        refined = refine_margins(image, margins, method)
+    else:
+        refined = np.asarray(result.refined[index])
     mask = upsample_margins(refined, image.shape[:2])
     notes, most = unlike_note(bool(result.unlike[index]))
     found = Segmentation.of(
@@ -192,6 +204,6 @@ def unlike_note(unlike: bool) -> tuple[tuple[str, ...], float]:
     return ((UNLIKE_NOTE,), UNLIKE_CONFIDENCE) if unlike else ((), 1.0)
 
 
-SCORED = Work(apply_scorer, finish_margins)
-STEERED = Work(apply_scorer, functools.partial(finish_margins, tiles=False))
+SCORED = Work(apply_scorer, finish_margins, refine=refine_result)
+STEERED = SCORED._replace(finish=functools.partial(finish_margins, tiles=False))
 SHARED, CONTINUED = Work(apply_shared), Work(apply_continued)

@@ -2,19 +2,27 @@
 
 In every window the map is fitted by a linear function of the image's colours; the average of the
 fits over the windows of a pixel is the result. Unlike the bilateral solver it lets a map that
-crosses no edge be, which suits soft evidence of pale, smooth objects. Host side.
+crosses no edge be, which suits soft evidence of pale, smooth objects. On the host by
+`guided_filter`; `refining` runs it on the device.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+RADIUS, EPSILON = 8, 1e-3
+"""Defaults of `guided_filter`."""
 
 
 def guided_filter(
     image: np.ndarray,
     soft: np.ndarray,
     *,
-    radius: int = 8,
-    epsilon: float = 1e-3,
+    radius: int = RADIUS,
+    epsilon: float = EPSILON,
     step: int = 1,
 ) -> np.ndarray:
     """Smooths a map so that its edges follow those of the image.
@@ -51,24 +59,38 @@ def guided_filter(
     # taken about the middle of the range, where single precision loses least.
     guide = np.moveaxis(image, 2, 0).astype(np.float32) / 255 - np.float32(0.5)
     coarse = np.stack([reduce(plane, step) for plane in guide])
-    slope, offset = _fit(coarse, reduce(soft, step), radius // step, epsilon)
+    box = functools.partial(_box, radius=radius // step)
+    slope, offset = linear_fits(coarse, reduce(soft, step), box, epsilon)
     result = interpolate(offset, soft.shape).copy()
     for plane, values in zip(guide, slope, strict=True):
         result += interpolate(values, soft.shape) * plane
     return result
 
 
-def _fit(guide, soft, radius, epsilon):
-    """Slopes (3, h, w) and offsets (h, w) of the windows' linear fits, averaged."""
+def linear_fits(
+    guide: Any, soft: Any, box: Callable[[Any], Any], epsilon: float, xp: Any = np
+) -> tuple[Any, Any]:
+    """The windows' linear fits of a map by colours, averaged over the windows of each pixel.
+
+    Args:
+        guide: (3, h, w) float32 about 0.
+        soft: (h, w) float32.
+        box: means of planes (n, h, w) over the window around each pixel.
+        epsilon: see `guided_filter`.
+        xp: NumPy, or `jax.numpy` for its arrays.
+
+    Returns:
+        Slopes (3, h, w) and offsets (h, w).
+    """
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     moments = [guide[i] * guide[j] for i, j in pairs]
-    means = _box(np.stack([*guide, soft, *guide * soft, *moments]), radius)
+    means = box(xp.stack([*guide, soft, *guide * soft, *moments]))
     mean, mean_soft = means[:3], means[3]
     covariance = means[4:7] - mean * mean_soft
     spread = [means[7 + at] - mean[i] * mean[j] for at, (i, j) in enumerate(pairs)]
-    slope = _solve(spread, covariance, epsilon)
+    slope = _solve(spread, covariance, epsilon, xp)
     offset = mean_soft - (slope * mean).sum(0)
-    averaged = _box(np.stack([*slope, offset]), radius)
+    averaged = box(xp.stack([*slope, offset]))
     return averaged[:3], averaged[3]
 
 
@@ -91,7 +113,7 @@ def interpolate(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def _solve(spread, right, epsilon):
+def _solve(spread, right, epsilon, xp):
     """(Σ + ε 1)⁻¹ right at every pixel, Σ the windows' 3×3 covariance of colours, by cofactors."""
     rr, rg, rb, gg, gb, bb = spread
     rr, gg, bb = (entry + np.float32(epsilon) for entry in (rr, gg, bb))
@@ -102,11 +124,11 @@ def _solve(spread, right, epsilon):
     )
     determinant = rr * inverse[0][0] + rg * inverse[0][1] + rb * inverse[0][2]
     # Σ + ε 1 has no eigenvalue below ε; rounding must not pretend otherwise.
-    determinant = np.maximum(determinant, np.float32(epsilon) ** 3)
-    return np.stack([sum(row[c] * right[c] for c in range(3)) for row in inverse]) / determinant
+    determinant = xp.maximum(determinant, np.float32(epsilon) ** 3)
+    return xp.stack([sum(row[c] * right[c] for c in range(3)) for row in inverse]) / determinant
 
 
-def _box(values: np.ndarray, radius: int) -> np.ndarray:
+def _box(values: np.ndarray, *, radius: int) -> np.ndarray:
     """Mean of planes (n, h, w) over the square window around each pixel, the edge repeated
     outwards."""
     from scipy.ndimage import uniform_filter

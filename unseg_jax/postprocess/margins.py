@@ -8,10 +8,10 @@ from unseg_jax.data.images import resize_image
 from unseg_jax.method import Method
 from unseg_jax.postprocess.guided import guided_filter, interpolate
 
-# Side in pixels that edges are refined at: the window of the guided filter is in these pixels.
-_REFINE_SIDE = 256
-# The guided filter's linear fits are computed at 64×64, several cells a patch.
-_REFINE_STEP = 4
+REFINE_SIDE = 256
+"""Side in pixels that edges are refined at: the window of the guided filter is in these pixels."""
+REFINE_STEP = 4
+"""The guided filter's linear fits are computed at 64×64, several cells a patch."""
 
 
 def refine_margins(image: np.ndarray, margins: np.ndarray, method: Method) -> np.ndarray:
@@ -31,10 +31,10 @@ def refine_margins(image: np.ndarray, margins: np.ndarray, method: Method) -> np
     margins = np.clip(margins, -1, 1)
     if method.refine == "none" or not (margins > 0).any():
         return margins
-    side = (_REFINE_SIDE, _REFINE_SIDE)
+    side = (REFINE_SIDE, REFINE_SIDE)
     small, soft = resize_image(image, side), interpolate(margins, side)
     if method.refine == "guided":
-        return guided_filter(small, soft, step=_REFINE_STEP)
+        return guided_filter(small, soft, step=REFINE_STEP)
     sigmas = (method.sigma_spatial, method.sigma_luma, method.sigma_chroma)
     solved, _ = refine(small, (soft + 1) / 2, *sigmas)
     return (2 * solved - 1).astype(np.float32)

@@ -27,9 +27,10 @@ from unseg_jax.errors import ImageError
 from unseg_jax.method import Method
 from unseg_jax.parallel import Batching, check_batching, devices_for, replicate
 from unseg_jax.pipeline import PatchResult, fit_to_backbone, segment_pixels
+from unseg_jax.postprocess.refining import refines_on_device
 from unseg_jax.registry import refuse_options, refuse_sets, resolve
 from unseg_jax.segmentation import Segmentation
-from unseg_jax.segmenter.device import Apply, Device, WithFeatures, device_for
+from unseg_jax.segmenter.device import Apply, Device, Refine, WithFeatures, device_for
 from unseg_jax.segmenter.finishing import finish_labels
 from unseg_jax.segmenter.keeping import Store
 from unseg_jax.segmenter.streaming import stream_batches
@@ -51,18 +52,21 @@ _NOT_PURE = {
 
 
 class Work(NamedTuple):
-    """How a segmenter works: three pure functions.
+    """How a segmenter works, in pure functions.
 
     Attributes:
         apply: on the device, from features to a result, see `device.Apply`; None starts each image
             from fresh parameters.
         finish: (method, name of the backbone, result, index, image, id, size) → `Segmentation`.
         stream: (segmenter, images, full_pixels) → results in order.
+        refine: on an accelerator, from prepared pixels (B, h, w, 3) and the result to the result
+            with edges refined; None leaves that to `finish`.
     """
 
     apply: Apply | None = None
     finish: Callable[..., Segmentation] = finish_labels
     stream: Callable[..., Iterator[Segmentation | ImageError]] = stream_batches
+    refine: Refine | None = None
 
 
 FRESH = Work()
@@ -173,7 +177,8 @@ class BatchSegmenter:
     @functools.cached_property
     def _device(self) -> Device:
         form = None if self.backbone is None else self.backbone.form
-        return device_for(self.work.apply, form, self.method, self.batching)
+        refine = self.work.refine if refines_on_device(self.method) else None
+        return device_for(self.work.apply, form, self.method, self.batching, refine)
 
     def prepare(self, image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
         """Resizes (H, W, 3) uint8 to what `framing` says (Lanczos)."""

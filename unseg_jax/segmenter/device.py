@@ -34,14 +34,21 @@ if TYPE_CHECKING:
 Apply = Callable[..., Any]
 """apply(method, map, key, fitted, features, grid, record_every): a pure function from features
 (B, N, D) float32 to a result."""
+Refine = Callable[[Any, Any], Any]
+"""refine(pixels, result): a pure function from what was found in pixels (B, h, w, 3) uint8 to the
+same with its edges moved to theirs."""
 
 
 @functools.lru_cache(maxsize=128)
 def device_for(
-    apply: Apply | None, form: Backbone | None, method: Method, how: Batching | None
+    apply: Apply | None,
+    form: Backbone | None,
+    method: Method,
+    how: Batching | None,
+    refine: Refine | None = None,
 ) -> Device:
     """The one `Device` of these arguments; `form` is that of a backbone."""
-    return Device(apply, form, method, how)
+    return Device(apply, form, method, how, refine)
 
 
 @functools.lru_cache(maxsize=64)
@@ -93,7 +100,12 @@ class Device:
     """The programs of a method, each compiled once for each shape of its arguments."""
 
     def __init__(
-        self, apply: Apply | None, form: Backbone | None, method: Method, how: Batching | None
+        self,
+        apply: Apply | None,
+        form: Backbone | None,
+        method: Method,
+        how: Batching | None,
+        refine: Refine | None,
     ):
         """
         Args:
@@ -102,8 +114,10 @@ class Device:
             form: of the backbone, see `Backbone.form`; None for methods without one.
             method: with a stride that fits the backbone.
             how: how a batch is taken, see `unseg_jax.cluster`.
+            refine: of what `apply` gives; None leaves it as it is.
         """
         self._method, self._form, self._apply = method, form, apply
+        self._refine = None if refine is None else jax.jit(refine)
         self._how: Batching | None = how
         # With threads the batch of a program is one image.
         inner = None if how == "threads" else how
@@ -205,6 +219,8 @@ class Device:
                 params, *rest = shared
                 features = batch if batch.dtype == np.float16 else self._keep(params, batch)
                 result = self._kept(tuple(rest), features, record_every=record_every)
+                if self._refine is not None and features is not batch:
+                    result = self._refine(batch, result)
                 return WithFeatures(result, features) if with_features else result
 
             result = map_images(apply, shared, padded, self._how)
