@@ -135,6 +135,9 @@ def _plain(value):
     raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
 
 
+# A process that is started is one as users have it: sources are compiled once, not in each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 LOAD_AT_START = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 """Processes that were running or waiting when the benchmark began: near 0 on a quiet machine."""
 

@@ -1,9 +1,9 @@
 """CPU time per image of everything around the device, from the file to the files written.
 
-Stages are timed alone, then whole runs with a stand-in for the device that answers at once:
-`segment_files` and the bench runner, from JPEGs of 400×300 pixels to masks. Times are CPU seconds
-of all threads, so another process on the machine changes them little. Photographs are made from
-those that scikit-image ships.
+New processes are timed first, by the wall. Stages are timed alone, then whole runs with a stand-in
+for the device that answers at once: `segment_files` and the bench runner, from JPEGs of 400×300
+pixels to masks. These times are CPU seconds of all threads, so another process on the machine
+changes them little. Photographs are made from those that scikit-image ships.
 
     python -m benchmarks host [--images 256] [--quick]
 """
@@ -12,8 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
+import itertools
 import os
+import shutil
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,13 +46,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.images = 4
-    result: dict[str, Any] = {"versions": {"jax side": common.versions()}, "stages": {}, "runs": {}}
+    result: dict[str, Any] = {"versions": {"jax side": common.versions()}, "start": {}}
+    result |= {"stages": {}, "runs": {}}
 
     def save() -> None:
         if options.out or not options.quick:
             common.write_result("host", result, options.out)
 
     with tempfile.TemporaryDirectory() as folder:
+        result["start"] = start(Path(folder), repeats=1 if options.quick else 5)
+        save()
         sizes = {"400×300": SIZES["400×300"]} if options.quick else SIZES
         for name, size in sizes.items():
             result["stages"][name] = stages(Path(folder) / name, size, quick=options.quick)
@@ -82,6 +91,43 @@ def ellipse(shape: tuple[int, int]) -> np.ndarray:
     """A bool map (h, w) with an ellipse of a third of its area in the middle."""
     rows, columns = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     return (rows**2 / 0.42 + columns**2 / 0.42) < 1
+
+
+# ---------------------------------------------------------------- new processes
+
+
+def start(folder: Path, *, repeats: int) -> dict[str, float]:
+    """Seconds of imports, and of the whole command on one photograph, by what is compiled."""
+    (photograph,) = photographs(folder / "one", SIZES["400×300"], 1)
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+    numbers = itertools.count()
+
+    def run(*arguments: str) -> float:
+        command = [sys.executable, *arguments]
+        return common.timed(
+            lambda: subprocess.run(command, check=True, env=environment, capture_output=True)
+        )
+
+    def mask(*, cold: bool) -> float:
+        if cold:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+        out = str(folder / f"out-{next(numbers)}")
+        return run("-m", "unseg_jax", "segment", str(photograph), "--out", out)
+
+    imports = {"python": "pass", "import jax": "import jax", "import unseg_jax": "import unseg_jax"}
+    sides: dict[str, Callable[[], float]] = {
+        name: functools.partial(run, "-c", code) for name, code in imports.items()
+    }
+    # Each cold one leaves its programs to the warm one after it.
+    sides["unseg-jax segment, nothing compiled"] = lambda: mask(cold=True)
+    sides["unseg-jax segment, compiled before"] = lambda: mask(cold=False)
+    for side in sides.values():
+        side()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            times[name].append(side())
+    return {name: common.round_to(statistics.median(found)) for name, found in times.items()}
 
 
 # ---------------------------------------------------------------- stages
@@ -326,10 +372,12 @@ def _bench(folder: Path, weights: Path, overrides: dict[str, Any], **more: Any) 
 
 def table(result: dict[str, Any]) -> str:
     """CPU time of each stage, and images a second and core of whole runs."""
+    rows = [[name, _shown(seconds)] for name, seconds in result["start"].items()]
+    blocks = [common.table(["new process", "time"], rows)]
     sizes = list(result["stages"])
     names = list(result["stages"][sizes[0]])
     lines = [[name, *(_shown(result["stages"][size][name]) for size in sizes)] for name in names]
-    blocks = [common.table(["CPU time of one image", *sizes], lines)]
+    blocks.append(common.table(["CPU time of one image", *sizes], lines))
     if result["runs"]:
         lines = []
         for title, run in result["runs"].items():

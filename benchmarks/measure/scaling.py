@@ -1,18 +1,16 @@
-"""How unseg_jax scales: nodes, batch, clusters, epochs, images; memory, compilations, cold start.
+"""How unseg_jax scales: nodes, batch, clusters, epochs, images; memory, compilations.
 
 Weights are random: none of this depends on what they are. With --parts, the other parts are kept
 from the result that is there, each with the commit that it was measured at.
 
-    python -m benchmarks scaling [--parts nodes,batch,clusters,epochs,images,start]
+    python -m benchmarks scaling [--parts nodes,batch,clusters,epochs,images]
 """
 
 import argparse
 import contextlib
 import functools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,7 +39,6 @@ def main() -> None:
         "epochs": _epochs,
         "stride_4": _stride_4,
         "images": _images,
-        "start": _start,
     }
     result: dict = {"width": WIDTH, "parts": {}, "measured": {}}
     today = time.strftime("%Y-%m-%d", time.gmtime())
@@ -202,50 +199,6 @@ def _images(options, weights):
     return found
 
 
-def _start(options, weights):
-    """Seconds of imports, and from a new process to a first mask without and with a cache."""
-    environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
-    found = {}
-
-    def run(code: str, **settings: str) -> float:
-        command = [sys.executable, "-c", code]
-        return common.timed(
-            lambda: subprocess.run(
-                command, check=True, env={**environment, **settings}, capture_output=True
-            )
-        )
-
-    imports = {
-        "python": "pass",
-        "import jax": "import jax",
-        "import jax, flax.nnx, optax": "import jax, optax; from flax import nnx",
-        "import unseg_jax": "import unseg_jax",
-    }
-    for code in imports.values():
-        run(code)
-    sides = {name: (lambda code=code: run(code)) for name, code in imports.items()}
-    for name, times in common.alternate(sides, options.repeats + 2).items():
-        found[name] = common.round_to(statistics.median(times))
-    image = common.photographs()[0]
-    code = (
-        "import unseg_jax as us\n"
-        f"seg = us.Segmenter('deepcut', backbone={str(weights)!r}, batch_size=1, "
-        f"image_size={options.image_size})\n"
-        f"assert seg({str(image)!r})[0].mask.shape\n"
-    )
-    with tempfile.TemporaryDirectory() as cache:
-        kept = {
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        found["first mask, no cache"] = common.round_to(run(code))
-        run(code, **kept)
-        again = [run(code, **kept) for _ in range(options.repeats)]
-        found["first mask, warm cache"] = common.round_to(statistics.median(again))
-    return found
-
-
 def table(result: dict) -> str:
     """A small table a part."""
     parts, blocks = result["parts"], []
@@ -283,9 +236,6 @@ def table(result: dict) -> str:
             for count, row in parts["images"].items()
         ]
         blocks.append(common.table(["images", "a second", "peak memory", "compilations"], rows))
-    if "start" in parts:
-        rows = [[name, common.seconds(value)] for name, value in parts["start"].items()]
-        blocks.append(common.table(["new process", "time"], rows))
     stamp = f"{result.get('commit')}, {result.get('date')}"
     later: dict[str, list[str]] = {}
     for name, measured in result.get("measured", {}).items():
