@@ -523,7 +523,7 @@ def epoch_loop(row: dict[str, Any]) -> dict[str, Any] | None:
 
 def table(result: dict[str, Any]) -> str:
     """What was compiled for each chip, and the estimates made of it."""
-    rows = result["programs"]
+    rows = sorted(result["programs"], key=lambda row: (METHODS.index(row["method"]), row["dtype"]))
     blocks = [
         block(chosen)
         for target, block in (("tpu", _tpu_table), ("cuda", _cuda_table))

@@ -338,7 +338,7 @@ def plan(results: Path = common.RESULTS) -> str:
     for row in programs["programs"]:
         name, target = f"{row['method']} {row['dtype']}", row["target"]
         if name == "collective bfloat16" and row["devices"] == 1:
-            device = f"{compiled.CHIPS[target].name}, at most"
+            device = f"{'TPU ' if target == 'tpu' else ''}{compiled.CHIPS[target].name}, at most"
             rates[device] = compiled.bound(row)
     lines = [
         [
