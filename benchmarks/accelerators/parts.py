@@ -268,7 +268,7 @@ def whole(context: Context) -> None:
             return segment, (params, _pixels(batch, method.size[0]))
 
         title = f"deepcut {method.size[0]}, {method.epochs} epochs, pixels to labels, {dtype}"
-        _sweep(context, "whole", title, build, _doubling(context, 4))
+        _sweep(context, "whole", title, build, _doubling(context))
 
 
 def vit(context: Context) -> None:
@@ -286,7 +286,7 @@ def vit(context: Context) -> None:
             return extract, (backbone.params, _pixels(batch, size))
 
         title = f"ViT-S/8 {size} alone, {dtype}"
-        _sweep(context, "vit", title, build, _doubling(context), torch=f"vit {dtype}")
+        _sweep(context, "vit", title, build, _doubling(context, 4), torch=f"vit {dtype}")
 
 
 def loop(context: Context) -> None:

@@ -185,24 +185,10 @@ def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(colours):
     [
         ("auto", 7, {}, "collective", False, "auto: takes the model that ships"),
         ("auto", 8, {"resize": "stretch"}, "collective", True, "auto: these 8 images have a black"),
-        (
-            "auto",
-            1,
-            {"tile": 64},
-            "collective",
-            True,
-            "auto: 'collective' is fitted on tiles",
-        ),
+        ("auto", 1, {"tile": 64}, "collective", True, "auto: 'collective' is fitted on tiles"),
         ("auto", 9, {"epochs": 3}, "deepcut", False, "auto: takes deepcut, since epochs is a"),
         ("deepcut", 9, {"num_clusters": 3}, "deepcut", False, ""),
-        (
-            "unsegmedgat-c",
-            2,
-            {},
-            "unsegmedgat-c",
-            True,
-            "",
-        ),
+        ("unsegmedgat-c", 2, {}, "unsegmedgat-c", True, ""),
     ],
 )
 def test_each_choice_says_why(method, count, overrides, name, fits, why):
@@ -232,7 +218,7 @@ def test_what_does_not_go_together_is_said(method, overrides, model, message):
 OPTIONS = {"image_size": 56, "steps": 0, "max_images": 4}
 
 
-def test_collective_is_fitted_on_the_images_of_a_call(colours):
+def test_collective_is_fitted_on_the_images_of_a_call_and_compiled_once(colours):
     images = [square(seed) for seed in range(3)]
     model = us.fit(images, backbone=colours, batching="loop", seed=3, **OPTIONS)
     options = {"backbone": colours, "seed": 3, **OPTIONS}
@@ -242,13 +228,8 @@ def test_collective_is_fitted_on_the_images_of_a_call(colours):
     ):
         for one, other in zip(found, model.segment(images), strict=True):
             np.testing.assert_array_equal(one.evidence, other.evidence)
-
-
-def test_a_second_fit_and_segmenter_compile_nothing(colours):
-    images = [square(seed) for seed in range(3)]
-    us.segment(images, "collective", backbone=colours, **OPTIONS)
     with compile_clock() as clock:
-        us.segment(images[::-1], "collective", backbone=colours, **OPTIONS)
+        us.segment(images[::-1], "collective", batching="loop", **options)
     assert clock.seconds == 0
 
 
