@@ -13,12 +13,12 @@ from unseg_jax.registry import resolve
 
 N, D = 14, 6
 SMALL = {"mlp_width": 8, "epochs": 7, "learning_rate": 0.01, "dropout": 0.0, "num_clusters": 3}
-ARMA = {"layer": "arma", "stacks": 2, "arma_layers": 3}
+ARMA = {"layer": "arma", "stacks": 2, "arma_layers": 2}
 # Each layer, loss and kind of affinity, small, so that each compiles in moments.
 KINDS = [
-    resolve("deepcut", **SMALL, branches=((8, 8),)),
+    resolve("deepcut", **SMALL, branches=((8, 6),)),
     resolve("deepcut-cc", **SMALL, branches=((8,), (6,)), layer="gat", layer_dropout=0.2),
-    resolve("unseggnet", **SMALL, branches=((8,),), **ARMA),
+    resolve("unseggnet", **SMALL, branches=((8, 6),), **ARMA),
 ]
 # Tests that could take any method take one of these two, so that few are compiled.
 PLAIN = KINDS[0]

@@ -21,7 +21,7 @@ def small(name, **fields):
     # Colours need an image; the loop is the same on any affinity.
     affinity = "ncut" if METHODS[name].affinity == "colour" else None
     fields |= {"branches": branches, "affinity": affinity, "epochs": 4, "mlp_width": 8}
-    return resolve(name, arma_layers=1, **fields)
+    return resolve(name, arma_layers=1, dropout=0.3, layer_dropout=0.3, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_vmapped_and_on_threads_is_in_turn(batch, name):
     features, mask = batch
     ways, record_every, method = ("loop", "vmap"), 0, small(name)
     if name == "deepcut":  # what threads do, and what is recorded, is the same for all
-        ways, record_every, method = (*ways, "threads"), 2, small(name, dropout=0.3, quirks="code")
+        ways, record_every, method = (*ways, "threads"), 2, small(name, quirks="code")
     in_turn, *others = (
         us.cluster(features, method=method, node_mask=mask, batching=how, record_every=record_every)
         for how in ways

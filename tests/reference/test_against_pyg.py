@@ -84,11 +84,15 @@ def test_first_gradients(name):
     params = us.params_from_pytorch(state, base)
     method = registry.resolve(base, dropout=0.0, quirks="code", **overrides)
     method = registry.resolve(method, **head.describe_params(params, method))
-    graph = graphs.build_graph(nodes, method, adjacency=weights)
-    prepared = head.prepare_head(method, graph)
-    loss_of = parts.make_loss(method, graph)
-    found = jax.grad(lambda params: loss_of(head.assign(params, prepared, method)))(params)
 
+    @jax.jit
+    def gradient(params):
+        graph = graphs.build_graph(nodes, method, adjacency=weights)
+        prepared = head.prepare_head(method, graph)
+        loss_of = parts.make_loss(method, graph)
+        return jax.grad(lambda params: loss_of(head.assign(params, prepared, method)))(params)
+
+    found = gradient(params)
     expected = us.params_from_pytorch(expected, base)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

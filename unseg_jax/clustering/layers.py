@@ -433,8 +433,6 @@ class ARMA:
 
 def _glorot(key, shape):
     """Uniform in ±√(6/(inputs + outputs)), the last two axes being inputs and outputs."""
-    if len(shape) == 2 and 0 in shape:
-        return jnp.zeros(shape, jnp.float32)
     return _uniform(key, shape, (6 / (shape[-2] + shape[-1])) ** 0.5)
 
 
