@@ -222,6 +222,7 @@ def test_slow_choices_say_what_they_cost_before_they_start(photos, tmp_path, cap
         "--tile 48": "",
         "--method deepcut --image-size 1120": "about 16 times as many patches",
         "--method unseggnet --stride 2": "about 4 times as many patches",
+        "--stride 7": "about 4 times as many patches",
         "--method deepcut --image-size 400": "",
     }.items():
         arguments = [photos, "--out", tmp_path / "out", *options.split(), "--dry-run"]

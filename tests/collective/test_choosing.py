@@ -184,6 +184,7 @@ def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(colours):
     ("method", "count", "overrides", "name", "fits", "why"),
     [
         ("auto", 7, {}, "collective", False, "auto: takes the model that ships"),
+        ("auto", 1, {"stride": 7}, "collective", False, "auto: takes the model that ships"),
         ("auto", 8, {"resize": "stretch"}, "collective", True, "auto: these 8 images have a black"),
         ("auto", 1, {"tile": 64}, "collective", True, "auto: 'collective' is fitted on tiles"),
         ("auto", 9, {"epochs": 3}, "deepcut", False, "auto: takes deepcut, since epochs is a"),
@@ -280,10 +281,12 @@ def test_a_kept_model_is_read_and_a_fitted_one_is_given(colours, tmp_path):
     second = load(choice, images, **options)
     assert len(given) == 1
     assert given[0].head is None  # no epoch would use it
-    applied = choose("auto", images, {"epochs": 0, "resize": "stretch", "tile": 64}, path)
+    shown = {"epochs": 0, "resize": "stretch", "stride": 4, "tile": 64}
+    applied = choose("auto", images, shown, path)
     segmenter = load(applied, backbone=colours, batch_size=3, seed=7)
     assert (segmenter.batch_size, segmenter.seed) == (3, 7)
     method = segmenter.method
-    assert (method.epochs, method.resize, method.tile, method.image_size) == (0, "stretch", 64, 56)
+    assert {name: getattr(method, name) for name in shown} == shown
+    assert method.image_size == 56
     assert (second.batch_size, second.method) == (2, first.method)
     np.testing.assert_array_equal(first(images[0])[0].evidence, second(images[0])[0].evidence)

@@ -26,7 +26,7 @@ MAX_FITTED = 512
 """Images that are fitted at most; `auto` keeps the first so many of a longer stream in a list."""
 
 # Fields that say how an image is shown to any method.
-_OF_ALL = ("resize", "tile")
+_OF_ALL = ("resize", "stride", "tile")
 # Options of `unseg_jax.fit` that are no fields of `Method`; num_clusters is one of both.
 _OF_FITTING = ("num_clusters", "steps", "passes", "max_images")
 
@@ -39,7 +39,7 @@ class Choice:
         method: with overrides applied. A model that is applied brings its own, which may differ.
         model: file of a fitted model that is applied; None without.
         options: what else was asked for: of fitting where the method is fitted, of a model its
-            `epochs`, `resize` and `tile`.
+            `epochs`, `resize`, `stride` and `tile`.
         explicit: fields that the user chose.
         closer: whether large images are seen in tiles where little was found.
         why: what "auto" became, in a line; "" where the user chose.
@@ -68,7 +68,7 @@ def choose(
 
     `auto` applies the model that ships with the library. It fits `collective` on eight images or
     more if they have a black frame in common, or on tiles where `tile` is given. With overrides
-    other than `resize` and `tile` it is `deepcut`.
+    other than `resize`, `stride` and `tile` it is `deepcut`.
 
     Args:
         method: "auto", a name of `list_methods()`, or a `Method`.

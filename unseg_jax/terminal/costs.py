@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from unseg_jax.method import override
+
 if TYPE_CHECKING:
     from unseg_jax.collective.choosing import Choice
     from unseg_jax.data.folders import ImageFile
@@ -31,7 +33,8 @@ def expected_cost(chosen: Choice, images: Sequence[ImageFile]) -> str:
             f"slow: tile={tile} cuts an image into {count:.0f} tiles on average, so expect about "
             f"{count:.0f} passes of the backbone per image instead of 1."
         )
-    if chosen.model is None and (ratio := _grid_ratio(chosen.method)) >= _SLOW:
+    shown = override(chosen.method, stride=chosen.options.get("stride"))
+    if (ratio := _grid_ratio(shown)) >= _SLOW:
         return (
             f"slow: this size and stride give about {ratio:.0f} times as many patches per image as "
             f"{chosen.method.name} has by default, so expect {ratio:.0f} times the time or more."
