@@ -150,12 +150,7 @@ class Block(nnx.Module):
 
     def attention(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         qkv = self.qkv(self.norm1(x))
-        if x.shape[1] <= _TOKENS_AT_ONCE and fused.is_fused(qkv, self.heads):
-            in_one = functools.partial(fused.attend, heads=self.heads)
-            mixed = jax.lax.platform_dependent(qkv, tpu=in_one, default=self._attend)
-        else:
-            mixed = self._attend(qkv)
-        return self.proj(mixed)
+        return self.proj(fused.attend(qkv, self.heads, self._attend))
 
     def _attend(self, qkv: Float[Array, "b t w"]) -> Float[Array, "b t d"]:
         batch, tokens, width = *qkv.shape[:2], qkv.shape[2] // 3
