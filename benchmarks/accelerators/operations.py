@@ -61,6 +61,10 @@ def count_operations(jaxpr: Any) -> Operations:
         elif name == "pallas_call":
             steps = math.prod(parameters["grid_mapping"].grid)
             total.add(count_operations(parameters["jaxpr"]), steps)
+        elif name == "dot_product_attention_fwd_wrapper":  # cuDNN's: QKᵀ and the product with V
+            batch, tokens, heads, width = equation.invars[0].aval.shape
+            others = equation.invars[1].aval.shape[1]
+            _add_product(total, equation, 4.0 * batch * heads * tokens * others * width)
         elif name == "shard_map":  # the shapes in it are those of one device
             total.add(count_operations(parameters["jaxpr"]), parameters["mesh"].size)
         else:
