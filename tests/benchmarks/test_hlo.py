@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from benchmarks.accelerators import hlo
 from benchmarks.accelerators.operations import count_operations
+from unseg_jax.backbones import fused
 
 LOOP = """HloModule jit_run, is_scheduled=true
 
@@ -213,3 +215,24 @@ def test_operations_of_a_convolution_and_of_an_open_loop():
     found = count_operations(jax.make_jaxpr(run)(x, kernel))
     assert found.total == 2 * (2 * 5 * 4 * 4) * (3 * 4 * 4)
     assert found.open_loops == 1
+
+
+def test_operations_of_attention_in_one_kernel(monkeypatch):
+    batch, tokens, heads, width = 2, 300, 4, 64
+    qkv = jnp.zeros((batch, tokens, 3 * heads * width), jnp.bfloat16)
+    found = count_operations(jax.make_jaxpr(lambda q: fused.attend_on_tpu(q, heads))(qkv))
+    # Two parts of 256 rows: those beyond the tokens are computed too.
+    assert found.half == 2 * 2 * batch * heads * 512 * tokens * width
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    found = count_operations(jax.make_jaxpr(lambda q: fused.attend_on_gpu(q, heads))(qkv))
+    assert found.half == 2 * 2 * batch * heads * tokens * tokens * width
+
+
+def test_operations_of_shares_are_those_of_all_devices():
+    automatic = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((4,), ("images",), axis_types=automatic)
+    whole, share = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("images")
+    run = jax.shard_map(lambda b, a: a @ b, mesh=mesh, in_specs=(whole, share), out_specs=share)
+    found = count_operations(jax.make_jaxpr(run)(jnp.ones((16, 2)), jnp.ones((8, 16))))
+    assert found.total == 2 * 8 * 16 * 2
