@@ -40,8 +40,9 @@ class Segmentation:
         num_clusters: clusters that some patch belongs to.
         loss: the last of `losses`; NaN for baselines, which have none.
         confidence: how clear the cut is, in 0..1: the mean margin between the two likeliest
-            clusters of a patch; of `collective`, how far apart inside and outside are; 0 where
-            the mask is empty or takes the whole image.
+            clusters of a patch; of `collective`, how far apart inside and outside are, at most 0.2
+            if the image is unlike those fitted; 0 where the mask is empty or takes the whole
+            image.
         patch_labels: (h, w) int32, as `labels` on the grid of patches (or pixels of the resized
             image, for superpixel methods), before edge refinement.
         losses: (epochs,) float32.

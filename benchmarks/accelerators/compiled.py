@@ -315,7 +315,7 @@ def compile_for(target: str, function, params, batch: int, size: int, count: int
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from unseg_jax.backbones import fused
+    from unseg_jax.backbones import attention
 
     jax.clear_caches()  # what was traced for another target
     mesh = Mesh(np.asarray(devices(target)[:count]), ("images",))
@@ -343,7 +343,9 @@ def compile_for(target: str, function, params, batch: int, size: int, count: int
                 # JAX asks the device and its cuDNN, which are not here.
                 answer = 91000 if name == "check_cudnn_version" else True
                 stack.enter_context(mock.patch.object(cudnn, name, return_value=answer))
-        stack.enter_context(mock.patch.object(fused, "_is_here", lambda wanted: wanted == platform))
+        stack.enter_context(
+            mock.patch.object(attention, "_is_here", lambda wanted: wanted == platform)
+        )
         traced = function.trace(shapes, pixels)
         lowered = traced.lower(lowering_platforms=(target,))
     traced_at = time.perf_counter()

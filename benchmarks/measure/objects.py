@@ -267,7 +267,11 @@ class Rows:
         return find
 
     def _maskcut(self, made, features, tau, eigenvector):
-        from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+        from unseg_jax.postprocess.margins import (
+            margin_confidence,
+            refine_margins,
+            upsample_margins,
+        )
 
         grid = self.segmenters["collective"].grid
 
@@ -277,7 +281,7 @@ class Rows:
                 refined = refine_margins(image, np.where(piece, 1.0, -1.0), self.collective)
                 mask = upsample_margins(refined, image.shape[:2])
                 if mask.any():
-                    found.append(Found(mask, contrast(refined)))
+                    found.append(Found(mask, margin_confidence(refined)))
             return found
 
         return find

@@ -27,7 +27,7 @@ from benchmarks.measure.quality_sets import SIDE, SOURCES, Set, enlarge, read_se
 from unseg_jax.collective import scoring
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.shipped import load_shipped
-from unseg_jax.postprocess.margins import contrast, refine_margins
+from unseg_jax.postprocess.margins import margin_confidence, refine_margins
 from unseg_jax.registry import resolve
 
 SEEDS = (0, 1, 2)
@@ -137,7 +137,7 @@ def signs(scorer: scoring.Scorer, features: np.ndarray, grid: tuple[int, int]) -
     for image in features:
         margin, others = _signs(scorer, jnp.asarray(image), grid)
         largest, share, mean, near = np.asarray(others)
-        found.append([contrast(np.asarray(margin)), largest, -share, mean, near])
+        found.append([margin_confidence(np.asarray(margin)), largest, -share, mean, near])
     return np.array(found)
 
 

@@ -7,7 +7,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from benchmarks.accelerators import hlo
 from benchmarks.accelerators.operations import count_operations
-from unseg_jax.backbones import fused
+from unseg_jax.backbones import attention
 
 LOOP = """HloModule jit_run, is_scheduled=true
 
@@ -83,14 +83,14 @@ def test_trips_come_from_the_condition_or_are_unknown(old, new, trips):
 
 
 def test_a_condition_may_lie_in_a_fusion():
-    fused = """%less_inside (q: s32[], w: s32[]) -> pred[] {
+    attention = """%less_inside (q: s32[], w: s32[]) -> pred[] {
   %q = s32[] parameter(0)
   %w = s32[] parameter(1)
   ROOT %inside = pred[] compare(%w, %q), direction=GT
 }
 
 %condition ("""
-    text = LOOP.replace("%condition (", fused, 1).replace(
+    text = LOOP.replace("%condition (", attention, 1).replace(
         "compare(%at, %end), direction=LT", "fusion(%at, %end), kind=kLoop, calls=%less_inside"
     )
     assert hlo.measure(hlo.parse(text)).loops[0].trips == 5
@@ -220,12 +220,12 @@ def test_operations_of_a_convolution_and_of_an_open_loop():
 def test_operations_of_attention_in_one_kernel(monkeypatch):
     batch, tokens, heads, width = 2, 300, 4, 64
     qkv = jnp.zeros((batch, tokens, 3 * heads * width), jnp.bfloat16)
-    found = count_operations(jax.make_jaxpr(lambda q: fused.attend_on_tpu(q, heads))(qkv))
+    found = count_operations(jax.make_jaxpr(lambda q: attention.attend_on_tpu(q, heads))(qkv))
     # Two parts of 256 rows: those beyond the tokens are computed too.
     assert found.half == 2 * 2 * batch * heads * 512 * tokens * width
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
-    found = count_operations(jax.make_jaxpr(lambda q: fused.attend_on_gpu(q, heads))(qkv))
+    found = count_operations(jax.make_jaxpr(lambda q: attention.attend_on_gpu(q, heads))(qkv))
     assert found.half == 2 * 2 * batch * heads * tokens * tokens * width
 
 

@@ -9,7 +9,7 @@ import pytest
 import unseg_jax as us
 from unseg_jax import registry
 from unseg_jax.cache import compile_clock
-from unseg_jax.collective import fitting, frames, scoring
+from unseg_jax.collective import black_frames, fitting, scoring
 from unseg_jax.collective.choosing import choose, load
 from unseg_jax.collective.shipped import SHIPPED_MODEL, load_shipped
 from unseg_jax.data.reading import Reading
@@ -51,7 +51,11 @@ def test_the_ready_model_is_small_and_whole(colours, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("draw", "count", "fitted"),
-    [(framed, 7, False), (framed, frames.SET_SIZE, True), (square, frames.SET_SIZE, False)],
+    [
+        (framed, 7, False),
+        (framed, black_frames.SET_SIZE, True),
+        (square, black_frames.SET_SIZE, False),
+    ],
 )
 def test_a_set_behind_a_black_frame_is_fitted(colours, monkeypatch, caplog, draw, count, fitted):
     small = resolve("collective", image_size=56)
@@ -84,18 +88,18 @@ def test_a_frame_is_black_at_one_place_in_most_images(tmp_path):
     dark = [framed(seed, 24) for seed in range(8)]  # fields
     missing = tmp_path / "missing.png"
     for images in (frame, [*frame[:36], *plain[:4]], [missing, *frame[:8]]):
-        assert frames.share_framed(images) == 1
+        assert black_frames.share_framed(images) == 1
     moving = [np.roll(image, rng.integers(10, 50, 2), (0, 1)) for image in frame]
-    assert frames.share_framed(moving) < 1
+    assert black_frames.share_framed(moving) < 1
     thin = [framed(seed, 1) for seed in range(8)]
     grey = [image + np.uint8(60) for image in frame]
     for images in (thin, dark, grey, frame[:7], [missing] * 8, []):
-        assert frames.share_framed(images) == 0
+        assert black_frames.share_framed(images) == 0
     # A mixed set; the rest of it may be dark.
     for others in (plain[:14], [*plain[:6], *dark]):
-        assert frames.share_framed([*frame[:10], *others]) == pytest.approx(10 / 24)
-        assert frames.share_framed([*frame[:7], *others]) == 0
-    assert frames.share_framed([*frame[:8], *plain[:32]]) == 0  # too few of all
+        assert black_frames.share_framed([*frame[:10], *others]) == pytest.approx(10 / 24)
+        assert black_frames.share_framed([*frame[:7], *others]) == 0
+    assert black_frames.share_framed([*frame[:8], *plain[:32]]) == 0  # too few of all
 
 
 MASK = np.zeros((56, 70), bool)
@@ -143,7 +147,7 @@ def test_a_fit_and_the_model_that_ships_are_steered(colours, monkeypatch):
     real = fitting.fit_steering
     record = lambda *given: found.append((*real(*given), given[0])) or found[-1][:2]  # noqa: E731
     monkeypatch.setattr(fitting, "fit_steering", record)
-    images = [square(seed) for seed in range(frames.SET_SIZE)]
+    images = [square(seed) for seed in range(black_frames.SET_SIZE)]
     model = us.fit(images, backbone=own, image_size=56, examples={1: MASK})
     (_, first, shipped), (_, second, of_fit) = found
     assert np.array_equal(shipped.mean, load_shipped(backbone=own).scorer.mean)

@@ -13,7 +13,7 @@ import unseg_jax as us
 from unseg_jax.clustering.loop import cluster, dropout_seeds
 from unseg_jax.collective import cues, scoring, shared_head
 from unseg_jax.errors import WeightsError
-from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+from unseg_jax.postprocess.margins import margin_confidence, refine_margins, upsample_margins
 from unseg_jax.registry import resolve
 
 GRID = (10, 10)
@@ -193,9 +193,9 @@ def test_refined_margins_follow_the_image():
 def test_contrast_is_half_the_difference_of_inside_and_outside():
     margins = np.array([[0.5, 3.0], [-0.25, -0.5]], np.float32)
     # Means 0.75 (3 is clipped to 1) and −0.375.
-    assert contrast(margins) == pytest.approx((0.75 + 0.375) / 2)
-    assert contrast(np.where(margins > 0, 9.0, -9.0)) == 1
-    assert contrast(-np.abs(margins)) == contrast(np.abs(margins)) == 0
+    assert margin_confidence(margins) == pytest.approx((0.75 + 0.375) / 2)
+    assert margin_confidence(np.where(margins > 0, 9.0, -9.0)) == 1
+    assert margin_confidence(-np.abs(margins)) == margin_confidence(np.abs(margins)) == 0
 
 
 @pytest.fixture(scope="module")

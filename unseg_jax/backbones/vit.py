@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unseg_jax.backbones import fused, grids
+from unseg_jax.backbones import attention, grids
 from unseg_jax.backbones.config import FACETS, IMAGENET_MEAN, IMAGENET_STD, Facet, ViTConfig
 from unseg_jax.parallel import take_by_platform
 
@@ -150,7 +150,7 @@ class Block(nnx.Module):
 
     def attention(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         qkv = self.qkv(self.norm1(x))
-        return self.proj(fused.attend(qkv, self.heads, self._attend))
+        return self.proj(attention.attend(qkv, self.heads, self._attend))
 
     def _attend(self, qkv: Float[Array, "b t w"]) -> Float[Array, "b t d"]:
         batch, tokens, width = *qkv.shape[:2], qkv.shape[2] // 3

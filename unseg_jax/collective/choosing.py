@@ -1,4 +1,4 @@
-"""What segments a set of images: the only place that decides what `auto` is, and that loads it.
+"""What segments a set of images: the only place that decides what method="auto" is, and loads it.
 
 The command line, the page, the plugin, the benchmark and `Segmenter` all call `choose` and `load`.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unseg_jax.collective.frames import share_framed
+from unseg_jax.collective.black_frames import share_framed
 from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.method import Method, current_names, override
 from unseg_jax.registry import ELSEWHERE, refuse_options, refuse_sets, resolve

@@ -20,8 +20,8 @@ import numpy as np
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
+from unseg_jax.collective.black_frames import SET_SIZE, share_framed
 from unseg_jax.collective.cues import neighbours, project
-from unseg_jax.collective.frames import SET_SIZE, share_framed
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.scoring import fit_scorer, score

@@ -21,7 +21,7 @@ from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
 from unseg_jax.parallel import map_batch
 from unseg_jax.pipeline import PatchResult, segment_features
-from unseg_jax.postprocess.margins import contrast, refine_margins, upsample_margins
+from unseg_jax.postprocess.margins import margin_confidence, refine_margins, upsample_margins
 from unseg_jax.postprocess.refining import refine_batch
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import Work
@@ -178,7 +178,7 @@ def finish_margins(
         mask,
         size=size,
         num_clusters=len(np.unique(margins > 0)),
-        confidence=min(contrast(refined), most),
+        confidence=min(margin_confidence(refined), most),
         notes=notes,
         patch_labels=margins > 0,
         losses=result.losses[index],

@@ -1,4 +1,4 @@
-"""The model that ships with the library, for images that come alone.
+"""The model that ships with the library, which `auto` applies to most images.
 
 It is `collective`, fitted once by `python -m benchmarks ready_model` on photographs that
 scikit-image ships and that are free to use. No mask was seen, and it was tuned on no data set.
@@ -25,7 +25,7 @@ photographs of everyday things, lies beyond. `python -m benchmarks quality` meas
 
 
 def is_of_shipped(method: Method, backbone: Backbone) -> bool:
-    """Whether a method takes the features from a backbone that the ready model was fitted on."""
+    """Whether a method takes the features from a backbone that the model was fitted on."""
     of_shipped = METHODS["collective"]
     same = all(getattr(method, name) == getattr(of_shipped, name) for name in _OF_FEATURES)
     return same and backbone.name == of_shipped.backbone

@@ -25,7 +25,7 @@ from unseg_jax.data.images import as_iterable
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import shrink_image
-from unseg_jax.postprocess.margins import contrast, interpolate, refine_margins
+from unseg_jax.postprocess.margins import interpolate, margin_confidence, refine_margins
 from unseg_jax.postprocess.objects import MIN_AREA
 from unseg_jax.registry import resolve
 from unseg_jax.segmentation import Segmentation
@@ -191,7 +191,7 @@ def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
     scale = min(1.0, _SIDE / max(boxes[0][2], boxes[0][3]))
     blended = blend(refined, boxes, full, scale)
     mask = blended > 0
-    confidence = contrast(blended)
+    confidence = margin_confidence(blended)
     # The middle one of the tiles stands for the image.
     notes, most = unlike_note(bool(np.median(found.distances) > fitted.unlike))
     return Segmentation.of(

@@ -45,7 +45,7 @@ def upsample_margins(margins: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return interpolate(margins, size) > 0
 
 
-def contrast(margins: np.ndarray) -> float:
+def margin_confidence(margins: np.ndarray) -> float:
     """How clearly margins tell the object from the rest, 0..1: half the difference of their means
     inside and outside of it, clipped to ±1; 0 where all are on one side."""
     margins = np.clip(margins, -1, 1)

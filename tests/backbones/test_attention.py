@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-from unseg_jax.backbones import fused
+from unseg_jax.backbones import attention
 from unseg_jax.backbones.config import ViTConfig
 from unseg_jax.backbones.vit import Block
 
@@ -27,9 +27,9 @@ def draw(tokens, dtype=jnp.bfloat16):
 @pytest.fixture
 def only(monkeypatch):
     """Says that a platform, and no other, is here."""
-    asked = fused._cudnn_attends
+    asked = attention._cudnn_attends
     asked.cache_clear()
-    yield lambda name: monkeypatch.setattr(fused, "_is_here", lambda platform: platform == name)
+    yield lambda name: monkeypatch.setattr(attention, "_is_here", lambda platform: platform == name)
     asked.cache_clear()
 
 
@@ -38,7 +38,7 @@ def only(monkeypatch):
 def test_on_a_tpu_it_is_the_attention_of_a_block(block, tokens):
     qkv = draw(tokens)
     expected = np.asarray(block._attend(qkv), np.float32)
-    found = np.asarray(fused.attend_on_tpu(qkv, CONFIG.heads, interpret=True), np.float32)
+    found = np.asarray(attention.attend_on_tpu(qkv, CONFIG.heads, interpret=True), np.float32)
     assert expected.std() > 0.05
     # The last of bfloat16's eight bits, where a sum over tokens was taken in another order.
     np.testing.assert_allclose(found, expected, rtol=2**-7, atol=1e-4)
@@ -46,25 +46,25 @@ def test_on_a_tpu_it_is_the_attention_of_a_block(block, tokens):
 
 def test_on_a_gpu_it_is_the_attention_of_a_block(block):
     qkv = draw(17, jnp.float32)
-    found = fused.attend_on_gpu(qkv, CONFIG.heads, implementation="xla")
+    found = attention.attend_on_gpu(qkv, CONFIG.heads, implementation="xla")
     np.testing.assert_allclose(found, block._attend(qkv), atol=1e-5)
 
 
 def test_where_a_tpu_takes_it(only, monkeypatch):
     qkv = draw(17)
-    assert not fused.is_for_tpu(qkv, CONFIG.heads)
+    assert not attention.is_for_tpu(qkv, CONFIG.heads)
     only("tpu")
-    assert fused.is_for_tpu(qkv, CONFIG.heads)
-    assert not fused.is_for_tpu(draw(17, jnp.float32), CONFIG.heads)
-    assert not fused.is_for_tpu(qkv[..., : 3 * 64], 1)
+    assert attention.is_for_tpu(qkv, CONFIG.heads)
+    assert not attention.is_for_tpu(draw(17, jnp.float32), CONFIG.heads)
+    assert not attention.is_for_tpu(qkv[..., : 3 * 64], 1)
     # XLA cannot divide it, so that each device must have its own part.
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    assert not fused.is_for_tpu(qkv, CONFIG.heads)
+    assert not attention.is_for_tpu(qkv, CONFIG.heads)
     images = jax.sharding.PartitionSpec("images")
     seen = []
 
     def part(own):
-        seen.append(fused.is_for_tpu(own, CONFIG.heads))
+        seen.append(attention.is_for_tpu(own, CONFIG.heads))
         return own
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("images",))
@@ -74,14 +74,14 @@ def test_where_a_tpu_takes_it(only, monkeypatch):
 
 def test_where_a_gpu_takes_it(only, monkeypatch):
     qkv = draw(17)
-    assert not fused.is_for_gpu(qkv, CONFIG.heads)
+    assert not attention.is_for_gpu(qkv, CONFIG.heads)
     only("gpu")
     # cuDNN is not here.
-    assert not fused.is_for_gpu(qkv, CONFIG.heads)
-    monkeypatch.setattr(fused, "_cudnn_attends", lambda: True)
-    assert fused.is_for_gpu(qkv, CONFIG.heads)
-    assert not fused.is_for_gpu(draw(17, jnp.float32), CONFIG.heads)
-    assert not fused.is_for_gpu(jnp.zeros((1, 4, 3 * 256), jnp.bfloat16), 1)
+    assert not attention.is_for_gpu(qkv, CONFIG.heads)
+    monkeypatch.setattr(attention, "_cudnn_attends", lambda: True)
+    assert attention.is_for_gpu(qkv, CONFIG.heads)
+    assert not attention.is_for_gpu(draw(17, jnp.float32), CONFIG.heads)
+    assert not attention.is_for_gpu(jnp.zeros((1, 4, 3 * 256), jnp.bfloat16), 1)
 
 
 @pytest.mark.parametrize(
