@@ -137,6 +137,20 @@ def test_a_run_in_its_data_is_refused(made, data, tmp_path, place, chosen):
     assert below(folder) == before
 
 
+def test_a_run_beside_what_links_lead_to_is_refused(data, tmp_path, chosen):
+    linked = tmp_path / "linked"
+    for kind in ("images", "masks"):
+        (linked / kind).mkdir(parents=True)
+        real = tmp_path / "real" / kind
+        shutil.copytree(data / kind, real)
+        (linked / kind / "000.png").symlink_to(real / "000.png")
+    before = below(tmp_path)
+    for kind in ("images", "masks"):
+        with pytest.raises(BenchError, match=rf"lies in .*real/{kind}, which holds the data"):
+            run(chosen(tmp_path / "real" / kind / "run", data=linked), quiet=True)
+    assert below(tmp_path) == before
+
+
 def test_only_part_files_of_the_run_are_swept(made, tmp_path, chosen):
     out = tmp_path / "out"
     shutil.copytree(made / "run", out)

@@ -325,3 +325,16 @@ def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "nowhere was not found" in said
     assert "Traceback" not in said
+
+
+def test_what_was_noted_of_an_image_is_recorded(data, settings, records, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    dark = np.full((40, 48), 9, np.uint16)
+    dark[10:30, 10:30] = 300
+    Image.fromarray(dark).save(folder / "images" / "000.png")
+    run(settings(tmp_path / "run", data=str(folder), limit=2), quiet=True)
+    found = records(tmp_path / "run")
+    noted, plain = (found[id, "vit-kmeans"] for id in ("000", "001"))
+    assert noted["notes"] == ["values from 9 to 300 were stretched to 0..255."]
+    assert "notes" not in plain

@@ -78,6 +78,14 @@ def test_masks_may_be_integers_or_floats():
     assert metrics.s_measure(TRUTH.astype(np.uint8) * 255, TRUTH) == pytest.approx(1)
 
 
+def test_s_measure_of_an_object_in_the_last_corner():
+    """Three of the four quarters around its centroid are empty."""
+    corner = np.zeros((6, 8), bool)
+    corner[-1, -1] = True
+    assert metrics.s_measure(corner, corner) == pytest.approx(1)
+    assert metrics.s_measure(corner[::-1], corner) < 0.6
+
+
 def test_wrong_inputs():
     with pytest.raises(ValueError, match=r"shape \(40, 53\) with a truth of shape \(2, 2\)"):
         metrics.iou(TRUTH, np.zeros((2, 2), bool))
