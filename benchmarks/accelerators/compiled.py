@@ -337,15 +337,12 @@ def compile_for(target: str, function, params, batch: int, size: int, count: int
     pixels = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8, sharding=shared)
     start = time.perf_counter()
     platform = "gpu" if target == "cuda" else target
-    with contextlib.ExitStack() as stack:
-        if target == "cuda":
-            for name in ("check_cudnn_version", "check_compute_capability"):
-                # JAX asks the device and its cuDNN, which are not here.
-                answer = 91000 if name == "check_cudnn_version" else True
-                stack.enter_context(mock.patch.object(cudnn, name, return_value=answer))
-        stack.enter_context(
-            mock.patch.object(attention, "_is_here", lambda wanted: wanted == platform)
-        )
+    with (
+        mock.patch.object(attention, "_is_here", lambda wanted: wanted == platform),
+        # JAX would ask the GPU and its cuDNN, which are not here.
+        mock.patch.object(cudnn, "check_cudnn_version", return_value=91000),
+        mock.patch.object(cudnn, "check_compute_capability", return_value=True),
+    ):
         traced = function.trace(shapes, pixels)
         lowered = traced.lower(lowering_platforms=(target,))
     traced_at = time.perf_counter()

@@ -47,9 +47,11 @@ def test_vmapped_and_on_threads_is_in_turn(batch, name):
         us.cluster(features, method=method, node_mask=mask, batching=how, record_every=record_every)
         for how in ways
     )
-    for found in others:
+    for how, found in zip(ways[1:], others, strict=True):
         assert np.mean(np.asarray(in_turn.labels) == found.labels) >= 0.999
-        np.testing.assert_allclose(found.losses, in_turn.losses, rtol=1e-4, atol=1e-4)
+        # A vmapped product adds in another order; on threads each image has the same program.
+        atol = 1e-4 if how == "vmap" else 0.0
+        np.testing.assert_allclose(found.losses, in_turn.losses, rtol=1e-4, atol=atol)
         if record_every:
             np.testing.assert_array_equal(in_turn.history, found.history)
     if method.algorithm == "gnn":
