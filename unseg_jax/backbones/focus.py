@@ -11,6 +11,7 @@ import importlib.resources
 import importlib.util
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from unseg_jax.cache import check_sha256
@@ -36,7 +37,10 @@ def _pip() -> list[str]:
     # Environments that uv makes have none.
     with contextlib.suppress(ImportError, OSError, IndexError):
         bundled = Path(str(importlib.resources.files("ensurepip"))) / "_bundled"
-        return [sys.executable, str(sorted(bundled.glob("pip-*.whl"))[-1] / "pip")]
+        # Debian and Fedora keep it in a folder of their own.
+        folders = {bundled, Path(sysconfig.get_config_var("WHEEL_PKG_DIR") or bundled)}
+        wheels = sorted(path for folder in folders for path in folder.glob("pip-*.whl"))
+        return [sys.executable, str(wheels[-1] / "pip")]
     raise WeightsError("pip is missing: install it, as with uv pip install pip.")
 
 
