@@ -36,16 +36,16 @@ from pathlib import Path
 from unseg_jax.bench.run.runner import Timing
 from unseg_jax.data import read_image
 from unseg_jax.files import write_text
-from unseg_jax.runs.store import Store
+from unseg_jax.runs.store import ResultStore
 assert Timing().as_json()['peak_memory_mb'] is None
 folder = Path(sys.argv[1])
 print(read_image(folder / 'red.png').pixels.shape)
 write_text(folder / 'inner' / 'one.txt', 'one')
 write_text(folder / 'inner' / 'one.txt', 'two')
-with Store(folder / 'run', sync=True) as store:
+with ResultStore(folder / 'run', sync=True) as store:
     store.write({'masks/one.png': b'1', 'summary.json': b'{}'})
     store.open_journal('records.jsonl').append([{'id': 'one'}])
-with Store(folder / 'run') as store:
+with ResultStore(folder / 'run') as store:
     print([store.is_ours(name) for name in ('masks/one.png', 'records.jsonl', 'two')])
 """
 

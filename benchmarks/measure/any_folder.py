@@ -37,7 +37,7 @@ from unseg_jax.data.reading import PLAIN
 from unseg_jax.export.drawing import overlay
 from unseg_jax.registry import resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
-from unseg_jax.segmenter.keeping import Store
+from unseg_jax.segmenter.decoded_cache import DecodedCache
 
 EXAMPLES = (1, 3, 10)
 _TITLES = {"auto": "auto", "ready": "ready model", "fit": "fit", "deepcut": "deepcut"}
@@ -82,7 +82,7 @@ def measure(
     items = [dataset.items[place] for place in places]
     images: list[Any] = [item.image for item in items]
     truths = [load_mask(item.mask, dataset.rule) for item in items]
-    method, store = resolve("collective"), Store()
+    method, cache = resolve("collective"), DecodedCache()
 
     def scores(segmenter: BatchSegmenter, to: Sequence[int] | None = None) -> np.ndarray:
         found = segmenter.stream([images[at] for at in (range(len(images)) if to is None else to)])
@@ -90,11 +90,11 @@ def measure(
         return np.array([intersection_over_union(one.mask, truth) for one, truth in pairs])
 
     def fitted(seed: int = 0, **marks: Any) -> BatchSegmenter:
-        options = {"steps": 0, "seed": seed, "backbone": backbone, "kept": store, **marks}
-        return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=store)
+        options = {"steps": 0, "seed": seed, "backbone": backbone, "kept": cache, **marks}
+        return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=cache)
 
     by_fit = scores(fitted())
-    ready = scores(load_shipped(backbone=backbone).segmenter(closer=True, kept=store))
+    ready = scores(load_shipped(backbone=backbone).segmenter(closer=True, kept=cache))
     chosen = choose("auto", images)
     auto = by_fit if chosen.fits else ready
     deepcut = scores(BatchSegmenter(*load_for(resolve("deepcut"), "auto")))
@@ -110,7 +110,7 @@ def measure(
             pairs.append((steered.mean(), auto[others].mean()))
         if pairs:
             found[f"examples {count}"], found[f"auto beside {count}"] = np.mean(pairs, 0)
-    features = [store.get(image).prepared for image in images]  # type: ignore[union-attr]
+    features = [cache.get(image).prepared for image in images]  # type: ignore[union-attr]
     found["probe"] = np.mean([probe(features, truths, order) for order in orders])
     if sheets is not None:
         middle = int(np.argsort(auto)[len(auto) // 2])

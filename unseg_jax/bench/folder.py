@@ -32,7 +32,7 @@ from unseg_jax.bench.score.scoring import METRICS, WORST, are_truth_fields
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import damaged, read_lines, seal_lines
 from unseg_jax.runs.locking import RunLock
-from unseg_jax.runs.store import Store
+from unseg_jax.runs.store import ResultStore
 
 CONFIG, RECORDS, SESSIONS, SUMMARY, REPORT = FILES = (
     "config.json",
@@ -382,12 +382,12 @@ class RunFolder:
         return finished, tuple(changed)
 
 
-def open_store(folder: Path) -> Store:
-    """What a run owns in its folder; see `Store` for the errors."""
-    return Store(folder, "run", sync=True)
+def open_store(folder: Path) -> ResultStore:
+    """What a run owns in its folder; see `ResultStore` for the errors."""
+    return ResultStore(folder, "run", sync=True)
 
 
-def _clear(store: Store) -> None:
+def _clear(store: ResultStore) -> None:
     """Removes the files that a run wrote itself; nothing if foreign ones are in the way."""
     store.check_free(FILES)
     store.check_folders(FOLDERS)

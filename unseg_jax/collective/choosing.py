@@ -180,24 +180,24 @@ def load(
 
         method, loaded = load_for(choice.method, explicit=choice.explicit, **options)
         return BatchSegmenter(method, loaded, reading=reading, **settings)
-    store = None
+    cache = None
     if choice.model is not None:
         model = _read(choice.model, choice.options, **options)
     elif kept is not None and kept.is_file():
         model = _read(kept, {}, **options)
     else:
         from unseg_jax.collective.fitting import fit_set
-        from unseg_jax.segmenter.keeping import Store
+        from unseg_jax.segmenter.decoded_cache import DecodedCache
 
         fitting = {**choice.options, "explicit": choice.explicit, "on_image": on_image}
         if not (choice.method.epochs or choice.method.collective_epochs):
             fitting.setdefault("steps", 0)  # no epoch would use a graph head
-        store = Store()
-        fitting |= {"kept": store, **options, **settings}
+        cache = DecodedCache()
+        fitting |= {"kept": cache, **options, **settings}
         model = fit_set(sources, choice.method, reading, **fitting)
         keep(model)
     epochs = None if choice.fits else choice.options.get("epochs")
-    return model.segmenter(epochs, closer=choice.closer, reading=reading, kept=store, **settings)
+    return model.segmenter(epochs, closer=choice.closer, reading=reading, kept=cache, **settings)
 
 
 def _read(path: Path, shown: Mapping[str, Any], *, backbone: Any, dtype: str) -> CollectiveModel:

@@ -43,7 +43,7 @@ from unseg_jax.method import Method, override
 from unseg_jax.parallel import Batching, pad_batch, takes_images_apart
 from unseg_jax.registry import ELSEWHERE, refuse_options, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
-from unseg_jax.segmenter.keeping import Decoded, Store
+from unseg_jax.segmenter.decoded_cache import Decoded, DecodedCache
 from unseg_jax.segmenter.streaming import decode
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def fit_set(
     examples: Mapping[Any, Source] | None = None,
     clicks: Mapping[Any, Iterable[Mark]] | None = None,
     look_for: str | None = None,
-    kept: Store | None = None,
+    kept: DecodedCache | None = None,
 ) -> CollectiveModel:
     """`fit` with a resolved method.
 
@@ -342,7 +342,7 @@ class Reader:
         """
         self.segmenter, self.sources, self.on_image = segmenter, sources, on_image
         self.tiles, self.whole = tiles, whole
-        self.kept = segmenter.kept or Store()
+        self.kept = segmenter.kept or DecodedCache()
         self.failed: list[str] = []
         self.read = 0
 

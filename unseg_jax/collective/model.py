@@ -49,7 +49,7 @@ from unseg_jax.parallel import Batching
 from unseg_jax.registry import refuse_options, resolve
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter
-from unseg_jax.segmenter.keeping import Store
+from unseg_jax.segmenter.decoded_cache import DecodedCache
 
 if TYPE_CHECKING:
     from unseg_jax.collective.marks import Mark
@@ -105,7 +105,7 @@ class CollectiveModel:
         seed: int | None = None,
         batching: Batching | None = None,
         reading: Reading | None = None,
-        kept: Store | None = None,
+        kept: DecodedCache | None = None,
     ) -> BatchSegmenter:
         """A segmenter that applies this model, for `segment_files` and streams.
 

@@ -48,7 +48,7 @@ from unseg_jax.export.report import render_report
 from unseg_jax.postprocess.objects import check_min_area
 from unseg_jax.postprocess.splitting import check_split
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
-from unseg_jax.runs.store import Done, Store, order_of
+from unseg_jax.runs.store import Done, ResultStore, order_of
 
 REPORT = "report.html"
 PICTURED = 400
@@ -151,7 +151,7 @@ class Plan:
     output: Output
     settings: dict[str, Any]
     model: str
-    store: Store
+    store: ResultStore
     done: frozenset[str] = frozenset()
     changed: tuple[ImageFile, ...] = ()
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -254,7 +254,7 @@ def plan_run(
         InputError: the folder holds results with other settings, a file of the run's own names
             that unseg-jax did not write, or `only` has a name that no image has.
     """
-    store, output = Store(out), output or Output()
+    store, output = ResultStore(out), output or Output()
     left_out = images.left_out if isinstance(images, FoundImages) else ()
     named = names_in(images, store.images, recursive=output.recursive)
     if only is not None:
@@ -303,11 +303,11 @@ def _leftovers(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted((store.begun | models) - kept))
 
 
-def _has_result(store: Store, name: str) -> bool:
+def _has_result(store: ResultStore, name: str) -> bool:
     return name in store.images and store.images[name].record is not None
 
 
-def _is_whole(store: Store, image: ImageFile, names: Sequence[str]) -> bool:
+def _is_whole(store: ResultStore, image: ImageFile, names: Sequence[str]) -> bool:
     """Whether an image has its results, which may have been corrected by hand since."""
     if not _has_result(store, image.name) or not image.path.is_file():
         return False
@@ -436,7 +436,7 @@ def segment_files(
     return run
 
 
-def _told(entry: Entry, store: Store) -> Entry:
+def _told(entry: Entry, store: ResultStore) -> Entry:
     """An entry with the kinds of its objects, and a picture that shows them."""
     done = store.images.get(entry.image.name)
     if entry.error or done is None or done.record is None:
@@ -482,7 +482,7 @@ def _write_whole(plan: Plan, run: Run, segmenter: Any) -> None:
     plan.store.write(content)
 
 
-def _reuse(store: Store, image: ImageFile, pictured: bool) -> Entry:
+def _reuse(store: ResultStore, image: ImageFile, pictured: bool) -> Entry:
     """An image that an earlier run has done; its pictures are made from the files."""
     pictures, done = {}, store.images[image.name]
     if pictured and not done.error:

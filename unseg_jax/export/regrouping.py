@@ -25,7 +25,7 @@ from unseg_jax.export.records import Record
 from unseg_jax.files import encode_png
 from unseg_jax.postprocess import upsample_labels
 from unseg_jax.runs.stamps import is_unchanged
-from unseg_jax.runs.store import Done, Store
+from unseg_jax.runs.store import Done, ResultStore
 
 _LABELS, _OVERLAY = "_labels.png", "_overlay.png"
 # How much of its colour an object takes in pictures.
@@ -38,7 +38,7 @@ def carries_kinds(suffix: str) -> bool:
 
 
 def tell_kinds(
-    store: Store, asked: Count | Kinds, reading: Reading, submit: Callable[..., Future]
+    store: ResultStore, asked: Count | Kinds, reading: Reading, submit: Callable[..., Future]
 ) -> Kinds | None:
     """Tells the kinds of all objects of a folder, and writes them into records and files.
 
@@ -107,7 +107,7 @@ def _numbers(record: Record) -> np.ndarray:
     return numbers
 
 
-def _write(store: Store, name: str, done: Done, record: Record, reading: Reading) -> None:
+def _write(store: ResultStore, name: str, done: Done, record: Record, reading: Reading) -> None:
     files = {}
     for file in done.files:
         if store.is_ours(file):

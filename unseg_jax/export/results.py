@@ -9,7 +9,7 @@ from typing import Any
 from unseg_jax.errors import InputError
 from unseg_jax.export.formats.table import KINDS
 from unseg_jax.export.records import Record
-from unseg_jax.runs.store import MANIFEST, Store
+from unseg_jax.runs.store import MANIFEST, ResultStore
 
 
 def read_results(folder: str | os.PathLike, *, objects: bool = False) -> dict[str, list[Any]]:
@@ -36,7 +36,7 @@ def read_results(folder: str | os.PathLike, *, objects: bool = False) -> dict[st
     if not os.path.lexists(folder / MANIFEST):
         raise InputError(f"{folder} holds no results of `unseg-jax segment`: check the path.")
     rows: list[dict[str, Any]] = []
-    for name, done in Store(folder).images.items():
+    for name, done in ResultStore(folder).images.items():
         record = None if done.record is None else Record.from_plain(done.record)
         if not objects:
             height, width = record.size if record else (0, 0)

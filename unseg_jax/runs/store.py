@@ -39,7 +39,7 @@ class Done:
         source: absolute path of the image.
         page: of a file with several pages, from 1; None for a file that is one image.
         stamp: of the source, see `stamp_source`; None if it cannot be read.
-        settings: key of the settings that it was done with, in `Store.settings`.
+        settings: key of the settings that it was done with, in `ResultStore.settings`.
         model: which model of those that the settings allow did it; "" where there is but one.
         files: names below the folder → stamps.
         record: what was found, as plain values; None if the image failed.
@@ -56,7 +56,7 @@ class Done:
     error: str = ""
 
 
-class Store:
+class ResultStore:
     """The manifest of a folder. Reading changes nothing; one process at a time may write.
 
     Attributes:
@@ -84,7 +84,7 @@ class Store:
         self._lock = threading.RLock()
         self._read()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> ResultStore:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -213,7 +213,7 @@ class Store:
             self._note(stamps)
         return stamps
 
-    def link(self, other: Store, names: Iterable[str]) -> None:
+    def link(self, other: ResultStore, names: Iterable[str]) -> None:
         """Adds files of another folder as hard links, or as copies where there are none.
 
         Raises:

@@ -30,9 +30,9 @@ from unseg_jax.pipeline import PatchResult, fit_to_backbone, segment_pixels
 from unseg_jax.postprocess.refining import refines_on_device
 from unseg_jax.registry import refuse_options, refuse_sets, resolve
 from unseg_jax.segmentation import Segmentation
+from unseg_jax.segmenter.decoded_cache import DecodedCache
 from unseg_jax.segmenter.device import Apply, Device, Refine, WithFeatures, device_for
 from unseg_jax.segmenter.finishing import finish_labels
-from unseg_jax.segmenter.keeping import Store
 from unseg_jax.segmenter.streaming import stream_batches
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class BatchSegmenter:
     reading: Reading = PLAIN
     work: Work = FRESH
     fitted: Any = None
-    kept: Store | None = None
+    kept: DecodedCache | None = None
     with_features: bool = False
 
     def __post_init__(self) -> None:

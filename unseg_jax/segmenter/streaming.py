@@ -19,7 +19,7 @@ from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import WORKING_SIDE, shrink_image
 from unseg_jax.parallel import takes_images_apart
 from unseg_jax.segmentation import Segmentation
-from unseg_jax.segmenter.keeping import Decoded
+from unseg_jax.segmenter.decoded_cache import Decoded
 
 if TYPE_CHECKING:
     import unseg_jax.segmenter as segmenters

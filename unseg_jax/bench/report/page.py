@@ -30,7 +30,7 @@ from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.bench.score.published import published_scores
 from unseg_jax.bench.score.scoring import WORST
 from unseg_jax.metrics import rank_correlation, risk_coverage
-from unseg_jax.runs.store import Store
+from unseg_jax.runs.store import ResultStore
 
 # Of more images than this, an even choice is listed, so that the page stays quick to open;
 # tables and histograms always count all of them.
@@ -300,7 +300,7 @@ def _script(value: Any) -> Any:
     return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))
 
 
-def write_summary(path: Path, store: Store | None = None) -> dict[str, Any]:
+def write_summary(path: Path, store: ResultStore | None = None) -> dict[str, Any]:
     """Makes `summary.json` and `report.html` from a run's records.
 
     Args:

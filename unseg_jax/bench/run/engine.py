@@ -33,7 +33,7 @@ from unseg_jax.method import Method
 from unseg_jax.parallel import map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import extract_features, segment_features
 from unseg_jax.segmenter import BatchSegmenter, load_for
-from unseg_jax.segmenter.keeping import Store
+from unseg_jax.segmenter.decoded_cache import DecodedCache
 
 _AXIS = "images"
 
@@ -123,7 +123,7 @@ class Engine:
         return digest.hexdigest()[:16]
 
     @property
-    def kept(self) -> dict[str, Store]:
+    def kept(self) -> dict[str, DecodedCache]:
         """By method, what its fit kept of the images."""
         stores = ((name, segmenter.kept) for name, segmenter in self.segmenters.items())
         return {name: store for name, store in stores if store is not None}

@@ -39,7 +39,7 @@ from unseg_jax.errors import DISK_FULL, BenchError, WriteError, readable
 from unseg_jax.files import encode_png
 from unseg_jax.runs.stamps import stamp_source
 from unseg_jax.segmenter import BatchSegmenter
-from unseg_jax.segmenter.keeping import Decoded, Store
+from unseg_jax.segmenter.decoded_cache import Decoded, DecodedCache
 
 ITEM_ERRORS = (OSError, MemoryError, ValueError, ArithmeticError, LookupError, RecursionError)
 """What reading or scoring a damaged file may raise: `ImageError` is a ValueError."""
@@ -161,7 +161,7 @@ class Preparer:
     keep_image: bool
     settings: Settings
     rule: MaskRule
-    kept: Mapping[str, Store] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, DecodedCache] = dataclasses.field(default_factory=dict)
 
     def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
         """Raises ImageError if the image, or the mask that a crop needs, cannot be read."""

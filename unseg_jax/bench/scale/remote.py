@@ -24,7 +24,7 @@ from typing import Any
 from unseg_jax.bench.folder import CONFIG, FILES, FOLDERS, RECORDS, open_store
 from unseg_jax.errors import BenchError, FolderError, WriteError, foreign_error, why
 from unseg_jax.runs.journal import is_journal
-from unseg_jax.runs.store import JOURNAL, MANIFEST, Store
+from unseg_jax.runs.store import JOURNAL, MANIFEST, ResultStore
 
 _PARTS = f"{RECORDS}.parts"
 _LOCK = ".unseg_jax.lock.json"
@@ -92,7 +92,7 @@ class Remote:
         self._name = f"{url.rstrip('/')}/{shard}".rstrip("/")
         self._system: Any = DirFileSystem(f"{path}/{shard}".rstrip("/"), system)
         # What is known to be the run's there, and what this process has put there itself.
-        self._known: Store | None = None
+        self._known: ResultStore | None = None
         self._mine: set[str] = set()
         self._folders: set[str] = set()
         self._sent: dict[str, tuple[int, int]] = {}

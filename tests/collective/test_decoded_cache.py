@@ -9,8 +9,8 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.data.reading import Reading
+from unseg_jax.segmenter.decoded_cache import Decoded, DecodedCache
 from unseg_jax.segmenter.device import Device
-from unseg_jax.segmenter.keeping import Decoded, Store
 
 pytestmark = pytest.mark.usefixtures("short_training")
 OPTIONS = {"image_size": 56, "max_images": 4, "steps": 0}
@@ -56,8 +56,8 @@ def test_each_image_is_read_and_encoded_once(paths, colours, counted, monkeypatc
     assert len(reads) == 4
     assert len(encoded) == 2  # one batch of each shape
     reads.clear(), encoded.clear()
-    monkeypatch.setattr("unseg_jax.segmenter.keeping.MEMORY", 0)
-    monkeypatch.setattr("unseg_jax.segmenter.keeping.DISK", 0)
+    monkeypatch.setattr("unseg_jax.segmenter.decoded_cache.MEMORY", 0)
+    monkeypatch.setattr("unseg_jax.segmenter.decoded_cache.DISK", 0)
     twice = us.Segmenter("collective", **options)(paths)
     assert set(reads.values()) == {2}
     assert len(encoded) == 4
@@ -75,32 +75,32 @@ def _image(seed, side=16):
 
 def test_what_memory_does_not_hold_is_in_a_file_and_what_that_does_not_is_read_again(paths):
     size = 16 * 16 * 3 + 4 * 4 * 8 * 2
-    store = Store(memory=size, disk=2 * size)
+    cache = DecodedCache(memory=size, disk=2 * size)
     for seed, path in enumerate(paths):
-        store.put(path, _image(seed))
+        cache.put(path, _image(seed))
     for seed, path in enumerate(paths[:3]):
-        found = store.get(path)
+        found = cache.get(path)
         for one, other in zip(found, _image(seed), strict=True):
             np.testing.assert_array_equal(one, other)
         assert not isinstance(found.prepared, np.memmap)
-    assert store.get(paths[3]) is None
+    assert cache.get(paths[3]) is None
 
 
 def test_a_full_disk_and_a_file_that_changed_are_read_again(paths, monkeypatch):
-    store = Store(memory=10_000)
-    store.put(paths[0], _image(0))
+    cache = DecodedCache(memory=10_000)
+    cache.put(paths[0], _image(0))
     paths[0].write_bytes(paths[0].read_bytes() + b" ")
-    assert store.get(paths[0]) is None
+    assert cache.get(paths[0]) is None
 
     def full(*args):
         raise OSError(28, "no space left")
 
-    monkeypatch.setattr("unseg_jax.segmenter.keeping.os.truncate", full)
-    store = Store(memory=0)
-    store.put(paths[1], _image(1))
-    assert store.get(paths[1]) is None
+    monkeypatch.setattr("unseg_jax.segmenter.decoded_cache.os.truncate", full)
+    cache = DecodedCache(memory=0)
+    cache.put(paths[1], _image(1))
+    assert cache.get(paths[1]) is None
     array = np.zeros((2, 2, 3), np.uint8)
-    store = Store()
-    store.put(array, _image(2))
-    assert store.get(array) is not None
-    assert store.get(array.copy()) is None
+    cache = DecodedCache()
+    cache.put(array, _image(2))
+    assert cache.get(array) is not None
+    assert cache.get(array.copy()) is None

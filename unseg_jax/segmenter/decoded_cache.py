@@ -37,7 +37,7 @@ class Decoded(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Store:
+class DecodedCache:
     """Decoded images with their features, by source. Threads may share one."""
 
     def __init__(self, memory: int | None = None, disk: int | None = None):
