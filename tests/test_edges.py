@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import unseg_jax as us
 from unseg_jax import pipeline
-from unseg_jax.collective import scoring, shared_head
+from unseg_jax.collective import set_scorer, shared_head
 from unseg_jax.registry import resolve
 
 FEATURES = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
@@ -94,7 +94,7 @@ def traced(function):
 
 
 def test_nothing_changes_under_x64(tiny_weights, tmp_path, monkeypatch):
-    for module, name in ((scoring, "_learn"), (shared_head, "distil")):
+    for module, name in ((set_scorer, "_learn"), (shared_head, "distil")):
         monkeypatch.setattr(module, name, traced(getattr(module, name)))
     features = np.random.default_rng(0).normal(size=(2, 16, 6))
     path, options = tmp_path / "model.safetensors", {"backbone": tiny_weights, "image_size": 32}

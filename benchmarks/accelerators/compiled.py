@@ -274,7 +274,7 @@ def random_scorer(width: int, clusters: int = 16, components: int = 96):
     import jax.numpy as jnp
 
     from unseg_jax.collective.convolution import HIDDEN
-    from unseg_jax.collective.scoring import Scorer
+    from unseg_jax.collective.set_scorer import Scorer
 
     generator = np.random.default_rng(0)
     components = min(components, width)

@@ -205,7 +205,7 @@ class Rows:
         import jax
 
         from unseg_jax.collective.model import CollectiveModel
-        from unseg_jax.collective.scoring import fit_scorer
+        from unseg_jax.collective.set_scorer import fit_scorer
 
         grid = self.segmenters["collective"].grid
         features = features.astype(np.float16)

@@ -24,7 +24,7 @@ from scipy.stats import rankdata, spearmanr
 
 from benchmarks.measure import common
 from benchmarks.measure.quality_sets import SIDE, SOURCES, Set, enlarge, read_set
-from unseg_jax.collective import scoring
+from unseg_jax.collective import set_scorer
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.postprocess.margins import margin_confidence, refine_margins
@@ -41,15 +41,15 @@ LOST = 0.05
 """Share of images with an object that may be called empty."""
 
 
-def fit(one: Set, seed: int, count: int | None = None) -> scoring.Scorer:
+def fit(one: Set, seed: int, count: int | None = None) -> set_scorer.Scorer:
     """The scorer of a set, or of `count` of its images."""
     order = np.random.default_rng(seed).permutation(len(one.fine))
     features = one.fine if count is None else one.fine[order[:count]]
     images = list(features.reshape(len(features), *one.grid, -1))
-    return scoring.fit_scorer(images, key=jax.random.key(seed))[0]
+    return set_scorer.fit_scorer(images, key=jax.random.key(seed))[0]
 
 
-def margins(scorer: scoring.Scorer, one: Set) -> np.ndarray:
+def margins(scorer: set_scorer.Scorer, one: Set) -> np.ndarray:
     """(n, h, w) of a set in -1 to 1, above 0 is foreground."""
     found = [_signs(scorer, jnp.asarray(image), one.grid)[0] for image in one.fine]
     return np.clip(np.stack(found).reshape(-1, *one.grid), -1, 1)
@@ -121,14 +121,14 @@ RULES = ("confidence", "largest margin", "share in the object", "score in the ob
 
 @functools.partial(jax.jit, static_argnames="grid")
 def _signs(scorer, features, grid):
-    found, scores, valid = scoring.score(scorer, features, grid)
+    found, scores, valid = set_scorer.score(scorer, features, grid)
     inside = valid & (found > 0)
     mean = jnp.sum(scores * inside) / jnp.maximum(inside.sum(), 1) - scorer.threshold
-    distance = scoring.distance(scorer, features)
+    distance = set_scorer.distance(scorer, features)
     return found, jnp.stack([found.max(), inside.mean(), mean, -distance])
 
 
-def signs(scorer: scoring.Scorer, features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def signs(scorer: set_scorer.Scorer, features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """(n, 5) what may tell that an image has an object, larger where it has: the confidence; the
     largest margin; minus the share of the image above its threshold, since Otsu's halves an image
     of one material; the mean score above the image's threshold less the threshold of the set; and
@@ -192,7 +192,7 @@ def no_object(values: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> dict:
 
 def _unlike(model: CollectiveModel, features: np.ndarray) -> bool:
     """Whether a model says that an image is unlike those that it was fitted on."""
-    return float(scoring.distance(model.scorer, jnp.asarray(features))) > model.unlike
+    return float(set_scorer.distance(model.scorer, jnp.asarray(features))) > model.unlike
 
 
 def measure(sets: dict[str, Set], seeds: tuple[int, ...], say: Callable[[str], None]) -> dict:

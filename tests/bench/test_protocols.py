@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from unseg_jax.bench.score.image_records import SCORES, orient, score
 from unseg_jax.bench.score.protocols import PROTOCOLS, crop_box, resolve_protocol
-from unseg_jax.bench.score.scoring import SCORES, orient, score
 from unseg_jax.data import Truth
 from unseg_jax.metrics import iou
 from unseg_jax.segmenter import Segmentation

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from unseg_jax.bench.report.summary import format_table, summarise
+from unseg_jax.bench.score.image_records import SCORES, loss_epochs
 from unseg_jax.bench.score.protocols import resolve_protocol
-from unseg_jax.bench.score.scoring import SCORES, loss_epochs
 from unseg_jax.registry import METHODS
 
 pytestmark = pytest.mark.quick

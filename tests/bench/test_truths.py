@@ -11,8 +11,8 @@ from PIL import Image
 from unseg_jax import metrics
 from unseg_jax.bench import run
 from unseg_jax.bench.__main__ import main
+from unseg_jax.bench.score.image_records import TruthTally, make_record, score_mask, truth_fields
 from unseg_jax.bench.score.protocols import resolve_protocol
-from unseg_jax.bench.score.scoring import TruthTally, make_record, score_mask, truth_fields
 from unseg_jax.data import MaskRule, Truth, fit_mask, read_mask
 from unseg_jax.data.truths import NONZERO
 from unseg_jax.segmenter import Segmentation

@@ -9,7 +9,7 @@ import pytest
 import unseg_jax as us
 from unseg_jax import registry
 from unseg_jax.cache import compile_clock
-from unseg_jax.collective import black_frames, fitting, scoring
+from unseg_jax.collective import black_frames, fitting, set_scorer
 from unseg_jax.collective.choosing import choose, load
 from unseg_jax.collective.shipped import SHIPPED_MODEL, load_shipped
 from unseg_jax.data.reading import Reading
@@ -171,7 +171,7 @@ def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(colours):
     rows = np.asarray(features[0])
     mean = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).mean(0)
     by_hand = np.linalg.norm(mean - np.asarray(model.scorer.mean))
-    ours = float(scoring.distance(model.scorer, rows))
+    ours = float(set_scorer.distance(model.scorer, rows))
     assert ours == pytest.approx(by_hand, rel=1e-4)
     trusted = model.segment(image)[0]
     assert trusted.notes == ()

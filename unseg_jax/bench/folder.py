@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unseg_jax.bench.score.image_records import METRICS, WORST, are_truth_fields
 from unseg_jax.bench.score.protocols import Protocol
-from unseg_jax.bench.score.scoring import METRICS, WORST, are_truth_fields
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import damaged, read_lines, seal_lines
 from unseg_jax.runs.locking import RunLock

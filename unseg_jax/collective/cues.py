@@ -2,7 +2,7 @@
 
 Two things tell the object in an image of its own: it is unlike what touches the border, and it
 falls apart from the rest in a normalised cut. Both err, but differently in every image, while
-what the object looks like repeats over the set; `unseg_jax.collective.scoring` learns that.
+what the object looks like repeats over the set; `unseg_jax.collective.set_scorer` learns that.
 
 1. `fit_projection`: features are normalised, centred by the set's mean and projected on their
    first principal components.

@@ -24,7 +24,7 @@ from unseg_jax.collective.black_frames import SET_SIZE, share_framed
 from unseg_jax.collective.cues import neighbours, project
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model import CollectiveModel
-from unseg_jax.collective.scoring import fit_scorer, score
+from unseg_jax.collective.set_scorer import fit_scorer, score
 from unseg_jax.collective.shipped import is_of_shipped, load_shipped
 from unseg_jax.collective.steering import (
     LOOK_FOR,

@@ -3,7 +3,7 @@
 Two kinds of model, distinguished by the method's `foreground`:
 
 * `collective` (`foreground="set"` and no shared passes): the scorer of
-  `unseg_jax.collective.scoring`, fitted on a random sample of the images. Segmenting is one
+  `unseg_jax.collective.set_scorer`, fitted on a random sample of the images. Segmenting is one
   forward pass of the backbone and a small convolution; the guided filter then moves edges to the
   image's.
 * any other method of graph neural networks, above all `unsegmedgat-c`: its head, trained on the
@@ -36,8 +36,8 @@ from unseg_jax.backbones.backbone import CALLABLE
 from unseg_jax.collective.hub import model_path, push
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
-from unseg_jax.collective.scoring import Scorer
 from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, Fitted
+from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.steering import Steering, fit_steering
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.images import as_iterable

@@ -18,7 +18,7 @@ import numpy as np
 
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.head import Params, init_head
-from unseg_jax.collective.scoring import Scorer
+from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.steering import Steering
 from unseg_jax.data.reading import Reading
 from unseg_jax.errors import printable, why

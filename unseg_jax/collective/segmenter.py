@@ -15,7 +15,7 @@ import numpy as np
 
 from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
-from unseg_jax.collective import scoring
+from unseg_jax.collective import set_scorer
 from unseg_jax.collective.cues import project
 from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
     from unseg_jax.clustering.head import Params
-    from unseg_jax.collective.scoring import Scorer
+    from unseg_jax.collective.set_scorer import Scorer
     from unseg_jax.collective.steering import Steering
 
 
@@ -125,7 +125,7 @@ def apply_scorer(method, how, key, fitted, features, grid, record_every) -> Marg
     def margins_of(one):
         if fitted.steering is not None:
             return steer(scorer, fitted.steering, one, grid)
-        return scoring.score(scorer, one, grid)[0]
+        return set_scorer.score(scorer, one, grid)[0]
 
     margins = jax.vmap(margins_of)(features)
     losses = jnp.zeros((len(features), 0), jnp.float32)
@@ -140,7 +140,7 @@ def apply_scorer(method, how, key, fitted, features, grid, record_every) -> Marg
         margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
         losses = clustering.losses
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
-    distances = jax.vmap(functools.partial(scoring.distance, scorer))(features)
+    distances = jax.vmap(functools.partial(set_scorer.distance, scorer))(features)
     return MarginResult(margins.reshape(-1, *grid), losses, finite, distances > fitted.unlike)
 
 

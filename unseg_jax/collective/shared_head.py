@@ -1,7 +1,7 @@
 """One graph neural network for a whole set: the training that precedes the per-image loop.
 
 `train` is UnSegMedGATc's T0: the graph loss alone, a few steps per image, image after image, one
-optimiser for all. `distil` teaches a head the margins of `unseg_jax.collective.scoring`, so that
+optimiser for all. `distil` teaches a head the margins of `unseg_jax.collective.set_scorer`, so that
 the per-image loop can go on from them. Both use the library's own head, losses and optimiser.
 """
 

@@ -30,14 +30,14 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.clustering.graphs import normalise_rows
-from unseg_jax.collective import scoring
+from unseg_jax.collective import set_scorer
 from unseg_jax.collective.marks import Marks, Stroke, mark_shares, patch_targets
 from unseg_jax.postprocess.margins import upsample_margins
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-    from unseg_jax.collective.scoring import Scorer
+    from unseg_jax.collective.set_scorer import Scorer
     from unseg_jax.data.truths import Truth
 
 # Numbers of examples, and λ and μ that were measured with them; between them by logarithms.
@@ -94,7 +94,7 @@ class Steering(NamedTuple):
 def steer(
     scorer: Scorer, steering: Steering, features: Float[Array, "n d"], grid: tuple[int, int]
 ) -> Float[Array, " n"]:
-    """(N,) margins of one image, above 0 is foreground; see `scoring.score`."""
+    """(N,) margins of one image, above 0 is foreground; see `set_scorer.score`."""
     prior, columns = prior_and_columns(scorer, features, grid)
     share, place = nearest(columns[:, :-3].mean(0), steering.centres)
     return prior + columns @ (steering.everywhere + share * steering.like[place])
@@ -116,8 +116,8 @@ def prior_and_columns(
     scorer: Scorer, features: Float[Array, "n d"], grid: tuple[int, int]
 ) -> tuple[Float[Array, " n"], Float[Array, "n d+3"]]:
     """The scorer's margins of one image, clipped to ±1; and what `Steering` has coefficients of."""
-    prior = jnp.clip(scoring.score(scorer, features, grid)[0], -1, 1)
-    linear, convolved, _ = scoring.both_scores(scorer, features, grid)
+    prior = jnp.clip(set_scorer.score(scorer, features, grid)[0], -1, 1)
+    linear, convolved, _ = set_scorer.both_scores(scorer, features, grid)
     rows = normalise_rows(features.astype(jnp.float32))
     columns = [rows, *(one[:, None] for one in (linear, convolved, jnp.ones_like(linear)))]
     return prior, jnp.concatenate(columns, -1)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unseg_jax.collective import scoring
+from unseg_jax.collective import set_scorer
 from unseg_jax.collective.cues import otsu
 from unseg_jax.collective.segmenter import SCORED, unlike_note
 from unseg_jax.data.images import as_iterable
@@ -61,7 +61,7 @@ class TileResult(NamedTuple):
         thresholds: (B,) float32, Otsu's of each tile.
         clearness: (B,) float32, the variance between the two sides of it (what Otsu maximises).
         finite: (B,) bool, False where features are not finite numbers.
-        distances: (B,) float32, from the set that was fitted; see `scoring.distance`.
+        distances: (B,) float32, from the set that was fitted; see `set_scorer.distance`.
     """
 
     scores: Float[Array, "b h w"]
@@ -114,7 +114,7 @@ def apply_tiles(method, how, key, fitted, features, grid, record_every) -> TileR
     """The scorer on tiles, without a threshold; see `device.Apply`."""
 
     def one(features):
-        _, scores, valid = scoring.score(fitted.scorer, features, grid)
+        _, scores, valid = set_scorer.score(fitted.scorer, features, grid)
         threshold = otsu(scores, valid)
         above = valid & (scores > threshold)
         below = valid & ~above
@@ -122,7 +122,7 @@ def apply_tiles(method, how, key, fitted, features, grid, record_every) -> TileR
         means = [jnp.sum(scores * side) / jnp.maximum(side.sum(), 1) for side in (above, below)]
         shares = above.sum() * below.sum() / count**2
         clearness = shares * (means[0] - means[1]) ** 2
-        distance = scoring.distance(fitted.scorer, features)
+        distance = set_scorer.distance(fitted.scorer, features)
         return scores, valid, threshold, clearness, distance
 
     scores, valid, thresholds, clearness, distances = jax.vmap(one)(features)
@@ -183,7 +183,7 @@ def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
     threshold = choose_threshold(found.thresholds, found.clearness)
     if not np.isfinite(threshold):
         threshold = float(fitted.scorer.threshold)
-    margins = np.where(found.valid, found.scores - threshold, scoring.FRAME_SCORE)
+    margins = np.where(found.valid, found.scores - threshold, set_scorer.FRAME_SCORE)
     refined = [
         refine_margins(pixels, one, method)
         for pixels, one in zip(image.prepared, margins, strict=True)

@@ -26,9 +26,9 @@ from unseg_jax.bench.folder import (
 )
 from unseg_jax.bench.report import charts, tables
 from unseg_jax.bench.report.summary import summarise
+from unseg_jax.bench.score.image_records import WORST
 from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.bench.score.published import published_scores
-from unseg_jax.bench.score.scoring import WORST
 from unseg_jax.metrics import rank_correlation, risk_coverage
 from unseg_jax.runs.store import ResultStore
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from unseg_jax.bench.score.protocols import Protocol
-from unseg_jax.bench.score.scoring import (
+from unseg_jax.bench.score.image_records import (
     F_EVERYTHING,
     WORST,
     TruthTally,
     loss_epochs,
     score_names,
 )
+from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.metrics import bootstrap_interval, paired_difference, rank_correlation
 
 # With more methods than this, each is compared with the best one only.

@@ -16,14 +16,14 @@ from PIL import Image
 from unseg_jax.bench.folder import file_stem
 from unseg_jax.bench.run.engine import Timed
 from unseg_jax.bench.run.settings import Settings
-from unseg_jax.bench.score.protocols import Box, crop_box
-from unseg_jax.bench.score.scoring import (
+from unseg_jax.bench.score.image_records import (
     failure_record,
     iou_by_epoch,
     make_record,
     orient,
     truth_fields,
 )
+from unseg_jax.bench.score.protocols import Box, crop_box
 from unseg_jax.data import (
     Dataset,
     Item,

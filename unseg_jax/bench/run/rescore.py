@@ -24,8 +24,8 @@ from unseg_jax.bench.folder import (
 )
 from unseg_jax.bench.report.page import write_summary
 from unseg_jax.bench.run.items import ITEM_ERRORS, check_out, failure_reason, load_truth, open_data
+from unseg_jax.bench.score.image_records import failure_record, rounded, score_mask
 from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
-from unseg_jax.bench.score.scoring import failure_record, rounded, score_mask
 from unseg_jax.data import Dataset, Item, default_workers
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import seal_lines

@@ -32,7 +32,7 @@ from unseg_jax.bench.run.items import (
     plain_errors,
 )
 from unseg_jax.bench.run.settings import Settings, make_config
-from unseg_jax.bench.score.scoring import failure_record
+from unseg_jax.bench.score.image_records import failure_record
 from unseg_jax.data import Dataset, Item, Writer, batches, default_workers
 from unseg_jax.devices import versions
 from unseg_jax.errors import BenchError, Interrupted

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import jax
 
+from unseg_jax.bench.score.image_records import METRICS
 from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
-from unseg_jax.bench.score.scoring import METRICS
 from unseg_jax.collective.choosing import choose
 from unseg_jax.custom import name_of
 from unseg_jax.data.reading import Reading

@@ -30,7 +30,7 @@ from unseg_jax.bench.run.items import (
 )
 from unseg_jax.bench.run.runner import Job, Ledger, Pass, Timing
 from unseg_jax.bench.run.settings import Settings
-from unseg_jax.bench.score.scoring import failure_record
+from unseg_jax.bench.score.image_records import failure_record
 from unseg_jax.data import Item, MaskRule
 from unseg_jax.errors import BenchError, why
 

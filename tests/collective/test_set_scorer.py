@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 
 import unseg_jax as us
 from unseg_jax.clustering.loop import cluster, dropout_seeds
-from unseg_jax.collective import cues, scoring, shared_head
+from unseg_jax.collective import cues, set_scorer, shared_head
 from unseg_jax.errors import WeightsError
 from unseg_jax.postprocess.margins import margin_confidence, refine_margins, upsample_margins
 from unseg_jax.registry import resolve
@@ -45,7 +45,7 @@ def _grids(features, grid=GRID):
     return list(features.reshape(len(features), *grid, -1))
 
 
-_score = jax.jit(lambda head, one: scoring.score(head, one, GRID)[0])
+_score = jax.jit(lambda head, one: set_scorer.score(head, one, GRID)[0])
 _evidence = jax.jit(cues.image_evidence)
 _nearest_mean = jax.jit(cues.nearest_mean, static_argnums=2)
 _otsu = jax.jit(cues.otsu)
@@ -58,7 +58,7 @@ def _margins(head, features):
 @pytest.mark.parametrize("frame", [False, True])
 def test_evidence_finds_the_object_of_the_set(frame):
     features, truth = _squares(frame=frame)
-    head, found = scoring.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(0))
+    head, found = set_scorer.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(0))
     new, new_truth = _squares(seed=1, frame=frame)
     assert not any(np.array_equal(image, fitted) for image in new for fitted in features)
     np.testing.assert_array_equal(_margins(head, features) > 0, truth)
@@ -73,12 +73,12 @@ def test_evidence_finds_the_object_of_the_set(frame):
 def test_fit_scorer_is_the_same_under_a_key():
     features, _ = _squares(4)
     one, other = (
-        scoring.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(7))[0]
+        set_scorer.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(7))[0]
         for _ in range(2)
     )
     for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(first, second)
-    another = scoring.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(8))[0]
+    another = set_scorer.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(8))[0]
     assert not np.array_equal(one.centres, another.centres)
 
 
@@ -147,7 +147,7 @@ def test_features_without_contrast_give_finite_margins(case):
         "one_image": rng.normal(size=(1, 100, 24)),
         "one_colour_each": np.repeat(rng.normal(size=(3, 1, 24)), 100, 1),
     }[case].astype(np.float32)
-    head, _ = scoring.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(0))
+    head, _ = set_scorer.fit_scorer(_grids(features), num_clusters=4, key=jax.random.key(0))
     assert np.isfinite(_margins(head, features)).all()
 
 
