@@ -10,7 +10,7 @@ import unseg_jax as us
 from unseg_jax.bench import Settings, run
 from unseg_jax.cli import main
 from unseg_jax.errors import ImageError
-from unseg_jax.terminal.segmenting import Segment
+from unseg_jax.terminal.segment_command import Segment
 
 pytestmark = pytest.mark.usefixtures("short_training")
 SHAPES = ((30, 90), (48, 48), (30, 92))

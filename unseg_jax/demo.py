@@ -49,7 +49,7 @@ def demo(
 ) -> None:
     """Segment the photographs that ship with scikit-image."""
     from unseg_jax.cache import enable_compilation_cache
-    from unseg_jax.terminal.segmenting import Segment, segment_images
+    from unseg_jax.terminal.segment_command import Segment, segment_images
 
     enable_compilation_cache()
     paths = [str(path) for path in photographs()]

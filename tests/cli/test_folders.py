@@ -18,7 +18,7 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.errors import InputError
-from unseg_jax.terminal import segmenting
+from unseg_jax.terminal import segment_command
 
 from ..export import conftest as export
 from ..export.conftest import Stand
@@ -38,7 +38,7 @@ def segment(monkeypatch, capsys, tmp_path):
     """Runs `segment` with a stand-in; gives the exit code and what was said and printed."""
 
     def run(*arguments, happen=lambda index: None):
-        monkeypatch.setattr(segmenting, "load_segmenter", lambda *_: Stand(happen=happen))
+        monkeypatch.setattr(segment_command, "load_segmenter", lambda *_: Stand(happen=happen))
         options = ["--out", tmp_path / "found", "--method", "deepcut"]
         code = main.main(["segment", *map(str, [*options, *arguments])])
         return code, *capsys.readouterr()
@@ -70,16 +70,16 @@ import os, sys, time
 sys.path.insert(0, sys.argv.pop(1))
 from conftest import Stand
 from unseg_jax.cli import main
-from unseg_jax.terminal import segmenting
+from unseg_jax.terminal import segment_command
 
 def wait(index, name):
     while index and not os.path.exists(name): time.sleep(0.02)
 
 first, second, *common = sys.argv[1:]
-segmenting.load_segmenter = lambda *_: Stand(happen=lambda index: wait(index, "seen"))
+segment_command.load_segmenter = lambda *_: Stand(happen=lambda index: wait(index, "seen"))
 code = main.main(["segment", first, *common])
 wait(1, "done")
-segmenting.load_segmenter = lambda *_: Stand(happen=lambda index: time.sleep(0.1))
+segment_command.load_segmenter = lambda *_: Stand(happen=lambda index: time.sleep(0.1))
 sys.exit(code or main.main(["segment", second, *common]))
 """
 
@@ -98,10 +98,10 @@ def test_runs_at_once_wait_for_one_another_and_the_killed_go_on(segment, tmp_pat
     assert (code, said.count("\n")) == (1, 1)
     assert f"another process is writing to {out}: wait for it" in said
     assert segment(b, "--dry-run", *formats)[0] == 0
-    say = segmenting.say
+    say = segment_command.say
     leave = lambda line: (say(line), (tmp_path / "seen").touch())  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(segmenting, "say", leave)
+        patch.setattr(segment_command, "say", leave)
         code, _, said = segment(b, *formats)
     assert code == 0, said
     assert said.splitlines()[0] == f"unseg-jax: another run writes into {out}; waiting"
@@ -142,7 +142,7 @@ def test_a_stopped_run_counts_what_lies_there(segment, tmp_path, capsys, monkeyp
     assert "5 of 8 images are done already" in said
     assert len(us.read_results(out)["name"]) == 8
     # Before it segments.
-    monkeypatch.setattr(segmenting, "load_segmenter", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(segment_command, "load_segmenter", lambda *_: os.kill(os.getpid(), number))
     words = ["segment", photos, "--out", tmp_path / "new", "--method", "deepcut"]
     assert main.main(list(map(str, words))) == code
     assert capsys.readouterr().err == "unseg-jax: stopped.\n"

@@ -120,7 +120,7 @@ def test_parts_and_other_fields_reach_the_method(photos, tmp_path, capsys, monke
         asked.append((options.seed, chosen.method))
         raise ValueError("far enough.")
 
-    monkeypatch.setattr("unseg_jax.terminal.segmenting.load_segmenter", load)
+    monkeypatch.setattr("unseg_jax.terminal.segment_command.load_segmenter", load)
     arguments = ["--out", str(tmp_path), *FAST, "--parts", "3", "--set", "parts_epochs=60"]
     arguments += ["--set", "activation=relu", "--foreground", "centre", "--seed", "3"]
     assert main.main(["segment", str(photos / "one.png"), *arguments]) == 1

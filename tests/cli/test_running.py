@@ -20,7 +20,7 @@ from unseg_jax.export import folder
 from unseg_jax.runs.locking import LOCK
 from unseg_jax.segmenter import streaming
 from unseg_jax.terminal.console import progress
-from unseg_jax.terminal.segmenting import Segment
+from unseg_jax.terminal.segment_command import Segment
 
 from ..export.conftest import Stand
 
@@ -260,7 +260,7 @@ def test_cut_outs_are_laid_on_a_canvas_or_refused_in_one_sentence(
         "never",
         "auto",
     ]
-    monkeypatch.setattr("unseg_jax.terminal.segmenting.load_segmenter", lambda *_: Stand())
+    monkeypatch.setattr("unseg_jax.terminal.segment_command.load_segmenter", lambda *_: Stand())
     options = "--crop --canvas 50x30 --background white --method deepcut"
     assert segment(capsys, photos / "0.png", *cutout.split(), out, *options.split())[0] == 0
     with Image.open(out / "0_cutout.png") as picture:

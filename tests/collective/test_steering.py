@@ -21,7 +21,7 @@ from unseg_jax.data.truths import Truth
 from unseg_jax.export.folder import segment_files
 from unseg_jax.export.rle import encode_rle
 from unseg_jax.registry import resolve
-from unseg_jax.terminal.fitting import parse_clicks
+from unseg_jax.terminal.fit_command import parse_clicks
 
 SETTINGS = {"image_size": 64}
 pytestmark = pytest.mark.usefixtures("short_training")

@@ -12,10 +12,10 @@ from typing import Any
 import typer
 
 from unseg_jax.errors import InputError
-from unseg_jax.terminal import segmenting
+from unseg_jax.terminal import segment_command
 from unseg_jax.terminal.console import say
 from unseg_jax.terminal.options import parse_page
-from unseg_jax.terminal.segmenting import Segment
+from unseg_jax.terminal.segment_command import Segment
 
 _SECONDS = 1.0
 _FITTED = "is fitted on a set: fit a model first with `unseg-jax fit`, and pass it as --model."
@@ -44,7 +44,7 @@ def segment_stdin(asked: Segment) -> int:
         chosen = asked.choose()
         if chosen.fits:
             raise typer.BadParameter(f"{chosen.method.name} {_FITTED}")
-        segmenter = segmenting.load_segmenter(asked, chosen, images, None, lambda model: None)
+        segmenter = segment_command.load_segmenter(asked, chosen, images, None, lambda model: None)
         (entry,) = segment_files(segmenter, images, Path(folder, "found"), output).entries
         if entry.error:
             say(entry.error.replace(str(path), "standard input"))
@@ -68,7 +68,7 @@ def watch_folder(asked: Segment) -> int:
 
     def load(*arguments: Any) -> Any:
         if not loaded:
-            loaded.append(segmenting.load_segmenter(*arguments))
+            loaded.append(segment_command.load_segmenter(*arguments))
         return loaded[0]
 
     say(f"watching {folder}; Ctrl-C stops")
@@ -83,7 +83,7 @@ def watch_folder(asked: Segment) -> int:
         if new:
             arrived = dataclasses.replace(asked, paths=new)
             try:
-                segmenting.segment_images(arrived, chosen, load)
+                segment_command.segment_images(arrived, chosen, load)
             except InputError as error:
                 say(error)
         before, done = now, done | {path: now[path] for path in new}
