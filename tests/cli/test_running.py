@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import unseg_jax
 from unseg_jax.cli import main
-from unseg_jax.collective.hub import model_path
+from unseg_jax.collective.model_hub import model_path
 from unseg_jax.export import folder
 from unseg_jax.runs.locking import LOCK
 from unseg_jax.segmenter import streaming

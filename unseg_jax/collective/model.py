@@ -33,9 +33,9 @@ import numpy as np
 
 from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.backbone import CALLABLE
-from unseg_jax.collective.hub import model_path, push
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
+from unseg_jax.collective.model_hub import model_path, push
 from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, Fitted
 from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.steering import Steering, fit_steering

@@ -22,8 +22,8 @@ from unseg_jax.custom import name_of
 from unseg_jax.errors import printable
 from unseg_jax.export.drawing import palette
 from unseg_jax.export.kinds import pack
+from unseg_jax.export.object_summary import summarise_objects
 from unseg_jax.export.records import Entry, Record, Run
-from unseg_jax.export.statistics import summarise_objects
 
 UNSURE = 0.25
 """Confidence below which an image is to be checked."""

@@ -260,7 +260,7 @@ class Segment(Images):
             return None
         if not self.model.startswith("hf:"):
             return Path(self.model).expanduser()  # without importing JAX
-        from unseg_jax.collective.hub import model_path
+        from unseg_jax.collective.model_hub import model_path
 
         return model_path(self.model)
 
