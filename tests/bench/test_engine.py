@@ -85,7 +85,7 @@ def test_all_seeds_have_one_program_and_results_of_their_own(settings, tiny_weig
         text = made._assign["vit-kmeans"].as_text()
         # But for the lines of code that it was made by.
         texts.append(re.sub(r"metadata=\{.*?\}|^(\d+ .*)?\n", "", text, flags=re.M))
-        found.append(made.run({made.framings[0]: pixels})["vit-kmeans"].result.labels)
+        found.append(made.run({made.input_sizes[0]: pixels})["vit-kmeans"].result.labels)
         options = {"backbone": tiny_weights, "image_size": 48, "seed": seed}
         expected = us.Segmenter("vit-kmeans", epochs=4, **options).run(pixels)
         np.testing.assert_array_equal(found[-1], expected.labels)

@@ -19,8 +19,8 @@ import numpy as np
 from unseg_jax.backbones import Backbone, load_backbone
 from unseg_jax.clustering.loop import key_from_seed
 from unseg_jax.clustering.probe import check_own_parts
-from unseg_jax.data.framing import Framing
 from unseg_jax.data.images import resize_image
+from unseg_jax.data.input_size import InputSize
 from unseg_jax.data.reading import PLAIN, Reading
 from unseg_jax.devices import usable_devices
 from unseg_jax.errors import ImageError
@@ -181,8 +181,8 @@ class BatchSegmenter:
         return device_for(self.work.apply, form, self.method, self.batching, refine)
 
     def prepare(self, image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-        """Resizes (H, W, 3) uint8 to what `framing` says (Lanczos)."""
-        return resize_image(image, self.framing.size_for(*image.shape[:2]))
+        """Resizes (H, W, 3) uint8 to what `input_size` says (Lanczos)."""
+        return resize_image(image, self.input_size.size_for(*image.shape[:2]))
 
     def run(
         self, pixels: Sequence[np.ndarray], *, size: int | None = None, record_every: int = 0
@@ -252,10 +252,15 @@ class BatchSegmenter:
         return self._device.compile_regions(self.key, pixels, record_every=record_every)
 
     @property
-    def framing(self) -> Framing:
+    def input_size(self) -> InputSize:
         """To what size images are resized."""
         patch = 1 if self.backbone is None else self.backbone.config.patch_size
-        return Framing.of(self.method, patch)
+        return InputSize.of(self.method, patch)
+
+    @property
+    def framing(self) -> InputSize:
+        """The earlier name of `input_size`, kept for one release."""
+        return self.input_size
 
     @property
     def grid(self) -> tuple[int, int]:

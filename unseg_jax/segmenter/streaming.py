@@ -82,7 +82,7 @@ def decode(
 ) -> Decoded:
     """Reads an image for the device; its pixels at their own size, or at the working size."""
     # A JPEG is decoded at no less than twice this size.
-    needed = [max(side, WORKING_SIDE // 2) for side in segmenter.framing.at_least]
+    needed = [max(side, WORKING_SIDE // 2) for side in segmenter.input_size.at_least]
     picture = segmenter.reading.read(source, None if full_pixels else (needed[0], needed[1]))
     prepared = segmenter.prepare(picture.pixels)
     kept = picture.pixels if full_pixels else shrink_image(picture.pixels)

@@ -26,7 +26,7 @@ from unseg_jax.bench.run.settings import Settings
 from unseg_jax.cache import compile_clock
 from unseg_jax.clustering.loop import key_from_seed
 from unseg_jax.data import Source
-from unseg_jax.data.framing import Framing
+from unseg_jax.data.input_size import InputSize
 from unseg_jax.data.reading import Reading
 from unseg_jax.errors import BenchError
 from unseg_jax.method import Method
@@ -109,9 +109,9 @@ class Engine:
         return {name: segmenter.method for name, segmenter in self.segmenters.items()}
 
     @property
-    def framings(self) -> list[Framing]:
+    def input_sizes(self) -> list[InputSize]:
         """The sizes that the methods take."""
-        return sorted({segmenter.framing for segmenter in self.segmenters.values()})
+        return sorted({segmenter.input_size for segmenter in self.segmenters.values()})
 
     def weights_digest(self) -> str:
         """A short digest of the backbone's parameters; "" without one."""
@@ -194,13 +194,14 @@ class Engine:
 
     def run(
         self,
-        pixels: dict[Framing, list[np.ndarray]],
+        pixels: dict[InputSize, list[np.ndarray]],
         features: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> dict[str, Timed]:
         """Runs every method on a batch; `compile` comes first.
 
         Args:
-            pixels: for each of `framings`, uint8 (height, width, 3) of at most `batch_size` images.
+            pixels: for each of `input_sizes`, uint8 (height, width, 3) of at most `batch_size`
+                images.
             features: of each image those of methods that need not encode it again, float16.
 
         Raises:
@@ -209,12 +210,12 @@ class Engine:
         outcomes: dict[str, Timed] = {}
         try:
             for group in self._groups:
-                framing = self.segmenters[group.names[0]].framing
+                input_size = self.segmenters[group.names[0]].input_size
                 if group.shares:
-                    self._run_sharing(group, pixels[framing], outcomes)
+                    self._run_sharing(group, pixels[input_size], outcomes)
                 else:
                     (name,) = group.names
-                    given = pixels[framing]
+                    given = pixels[input_size]
                     if features:
                         pairs = zip(features, given, strict=True)
                         given = [known.get(name, image) for known, image in pairs]

@@ -34,7 +34,7 @@ from unseg_jax.data import (
     read_mask,
     resize_image,
 )
-from unseg_jax.data.framing import Framing
+from unseg_jax.data.input_size import InputSize
 from unseg_jax.errors import DISK_FULL, BenchError, WriteError, readable
 from unseg_jax.files import encode_png
 from unseg_jax.runs.stamps import stamp_source
@@ -122,7 +122,7 @@ class Prepared:
 
     Attributes:
         size: (height, width) of what is segmented: the image, or the crop of it.
-        pixels: by framing, uint8 (height, width, 3).
+        pixels: by input size, uint8 (height, width, 3).
         image: uint8 (H, W, 3) of that `size`, or None if no method needs it afterwards.
         whole: (height, width) of the image.
         crop: (left, top, right, bottom) in the image, or None.
@@ -133,7 +133,7 @@ class Prepared:
     """
 
     size: tuple[int, int]
-    pixels: dict[Framing, np.ndarray]
+    pixels: dict[InputSize, np.ndarray]
     image: np.ndarray | None
     whole: tuple[int, int]
     crop: Box | None
@@ -150,14 +150,14 @@ class Preparer:
     Under a protocol without a crop it never looks at the mask.
 
     Attributes:
-        framings: sizes that the methods want.
+        input_sizes: sizes that the methods want.
         keep_image: whether a method needs the image at its own size afterwards.
         settings: of the run.
         rule: which mask values are foreground.
         kept: by method, what its fit read; images that were reduced there are read again.
     """
 
-    framings: Sequence[Framing]
+    input_sizes: Sequence[InputSize]
     keep_image: bool
     settings: Settings
     rule: MaskRule
@@ -168,7 +168,7 @@ class Preparer:
         margin = None if item.mask is None else self.settings.resolve_protocol().crop
         at_least = None
         if self.settings.draft and margin is None and not self.keep_image:
-            heights, widths = zip(*(framing.at_least for framing in self.framings), strict=True)
+            heights, widths = zip(*(size.at_least for size in self.input_sizes), strict=True)
             at_least = (max(heights), max(widths))
         stamp = stamp_source(item.image)
         found = {} if margin is not None else self._kept(item)
@@ -182,7 +182,7 @@ class Preparer:
             size = (bottom - top, right - left)
         return Prepared(
             size,
-            {framing: resize_image(pixels, framing.size_for(*size)) for framing in self.framings},
+            {wanted: resize_image(pixels, wanted.size_for(*size)) for wanted in self.input_sizes},
             pixels if self.keep_image else None,
             picture.size,
             crop,
@@ -197,9 +197,9 @@ class Preparer:
         return {name: it for name, it in images if it and it.pixels.shape[:2] == it.size}
 
 
-def collect_pixels(prepared: Sequence[Prepared]) -> dict[Framing, list[np.ndarray]]:
-    """The pixels of a batch: by framing, uint8 (height, width, 3) of each image."""
-    return {framing: [one.pixels[framing] for one in prepared] for framing in prepared[0].pixels}
+def collect_pixels(prepared: Sequence[Prepared]) -> dict[InputSize, list[np.ndarray]]:
+    """The pixels of a batch: by input size, uint8 (height, width, 3) of each image."""
+    return {size: [one.pixels[size] for one in prepared] for size in prepared[0].pixels}
 
 
 def load_truth(item: Item, rule: MaskRule, size: tuple[int, int]) -> tuple[Truth, bool]:

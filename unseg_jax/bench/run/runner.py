@@ -88,7 +88,7 @@ class Job:
     def preparer(self) -> Preparer:
         """What turns items into pixels."""
         engine = self.engine
-        return Preparer(engine.framings, engine.reads_images, self.settings, self.dataset.rule)
+        return Preparer(engine.input_sizes, engine.reads_images, self.settings, self.dataset.rule)
 
     @property
     def thumbnails(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ from unseg_jax.method import Method, Resize
 _ASPECTS = (1.0, 4 / 3, 3 / 2, 16 / 9, 7 / 3, 3.0)
 
 
-class Framing(NamedTuple):
+class InputSize(NamedTuple):
     """How images are brought to a size.
 
     Attributes:
@@ -27,7 +27,7 @@ class Framing(NamedTuple):
     patch: int
 
     @classmethod
-    def of(cls, method: Method, patch: int) -> Framing:
+    def of(cls, method: Method, patch: int) -> InputSize:
         """What a method asks for, with a backbone of that patch size."""
         return cls(method.size, method.resize, patch)
 
@@ -35,8 +35,8 @@ class Framing(NamedTuple):
         """(height, width) that an image of this size is resized to.
 
         Example:
-            >>> framing = Framing((392, 392), "keep", 14)
-            >>> framing.size_for(300, 400), framing.size_for(3000, 2000), framing.size_for(9, 9)
+            >>> kept = InputSize((392, 392), "keep", 14)
+            >>> kept.size_for(300, 400), kept.size_for(3000, 2000), kept.size_for(9, 9)
             ((336, 448), (476, 322), (392, 392))
         """
         if self.resize == "stretch":
