@@ -25,7 +25,7 @@ from docs.method_notes import (  # noqa: E402
     LOSSES,
     NOTES,
 )
-from unseg_jax.cli.tables import describe_scores, format_table, method_rows  # noqa: E402
+from unseg_jax.cli.listings import describe_scores, format_table, method_rows  # noqa: E402
 from unseg_jax.method import FIELDS, OVERRIDES, Field, Method  # noqa: E402
 from unseg_jax.registry import GROUPS, METHODS, TITLES  # noqa: E402
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.bench import Settings
-from unseg_jax.bench.folder import identity
 from unseg_jax.bench.run.settings import make_config
+from unseg_jax.bench.run_folder import identity
 from unseg_jax.cli.main import main
 from unseg_jax.custom import has_name, name_of
 from unseg_jax.method import plain_fields

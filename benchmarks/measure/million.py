@@ -80,7 +80,7 @@ def main() -> None:
 def real_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Config and records of a run of ten photographs with a random backbone."""
     from unseg_jax.bench import Settings, run
-    from unseg_jax.bench.folder import read_config, read_records
+    from unseg_jax.bench.run_folder import read_config, read_records
 
     host.photographs(folder / "set" / "images", (60, 80), 10)
     host._write_masks(folder / "set")
@@ -100,7 +100,7 @@ def records_of(
     config: dict[str, Any], records: list[dict[str, Any]], index: int, count: int, shards: int
 ) -> Iterator[dict[str, Any]]:
     """The records of one shard of a run of `count` images."""
-    from unseg_jax.bench.folder import identity
+    from unseg_jax.bench.run_folder import identity
 
     rng, run = np.random.default_rng(index), identity(config)
     for number in range(index, count, shards):
@@ -117,7 +117,7 @@ def write_shards(
     folder: Path, config: dict[str, Any], records: list[dict[str, Any]], count: int, shards: int
 ) -> dict[str, Any]:
     """Writes a finished run in shards; returns its config."""
-    from unseg_jax.bench.folder import CONFIG, RECORDS, json_bytes, open_store, shard_folder
+    from unseg_jax.bench.run_folder import CONFIG, RECORDS, json_bytes, open_store, shard_folder
     from unseg_jax.runs.journal import seal_lines
 
     config = {**config, "images": count}
@@ -135,7 +135,7 @@ def write_shards(
 
 
 def _resume(folder: str) -> int:
-    from unseg_jax.bench.folder import RunFolder, load_config
+    from unseg_jax.bench.run_folder import RunFolder, load_config
 
     path = Path(folder)
     with RunFolder(path, load_config(path), resume=True) as run:
@@ -154,7 +154,7 @@ def _push(url: str, first: str, content: str) -> list[float]:
     """Workers `first` and the following ones of the store; seconds of each copy but the last."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from unseg_jax.bench.folder import CONFIG, RECORDS, json_bytes, open_store, shard_folder
+    from unseg_jax.bench.run_folder import CONFIG, RECORDS, json_bytes, open_store, shard_folder
     from unseg_jax.bench.scale.remote import remote
 
     given = json.loads(Path(content).read_text())
@@ -227,7 +227,7 @@ def _measure_run(
     folder: Path, config: dict[str, Any], records: list[dict[str, Any]], count: int
 ) -> dict[str, Any]:
     """Resuming one shard, merging all, and resuming the merged run."""
-    from unseg_jax.bench.folder import RECORDS, REPORT, shard_folder
+    from unseg_jax.bench.run_folder import RECORDS, REPORT, shard_folder
 
     write_shards(folder, config, records, count, SHARDS)
     first = shard_folder(folder, (0, SHARDS))

@@ -48,7 +48,7 @@ from benchmarks.measure import (
 )
 from benchmarks.tables import bench, plots
 from benchmarks.tables.bench import keep_summary, scores
-from unseg_jax.cli.tables import SCORES, format_table, method_rows
+from unseg_jax.cli.listings import SCORES, format_table, method_rows
 
 _MARKED = re.compile(r"(<!-- table:(?P<name>[\w/*.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from unseg_jax.bench import BenchError, run
-from unseg_jax.bench.folder import FILES, file_stem, open_store
 from unseg_jax.bench.run.rescore import rescore
+from unseg_jax.bench.run_folder import FILES, file_stem, open_store
 from unseg_jax.bench.scale import merge, report
 from unseg_jax.runs.locking import LOCK
 from unseg_jax.runs.store import JOURNAL, MANIFEST

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from unseg_jax.bench.folder import RunFolder, read_records, shard_folder
 from unseg_jax.bench.run.runner import Ledger
+from unseg_jax.bench.run_folder import RunFolder, read_records, shard_folder
 from unseg_jax.data import Item
 from unseg_jax.errors import BenchError, WriteError
 from unseg_jax.runs.journal import seal

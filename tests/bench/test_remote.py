@@ -8,7 +8,7 @@ import time
 import pytest
 
 from unseg_jax.bench import BenchError, run
-from unseg_jax.bench.folder import FILES, FOLDERS, open_store
+from unseg_jax.bench.run_folder import FILES, FOLDERS, open_store
 from unseg_jax.bench.scale import merge, report
 from unseg_jax.bench.scale.remote import Remote
 from unseg_jax.runs.journal import seal

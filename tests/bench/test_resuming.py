@@ -11,7 +11,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from unseg_jax.bench import BenchError, Settings, run, summarise, write_summary
-from unseg_jax.bench.folder import (
+from unseg_jax.bench.run import items, rescore
+from unseg_jax.bench.run.items import Preparer
+from unseg_jax.bench.run.settings import make_config
+from unseg_jax.bench.run_folder import (
     check_same,
     file_stem,
     identity,
@@ -19,9 +22,6 @@ from unseg_jax.bench.folder import (
     read_records,
     read_sessions,
 )
-from unseg_jax.bench.run import items, rescore
-from unseg_jax.bench.run.items import Preparer
-from unseg_jax.bench.run.settings import make_config
 from unseg_jax.data import reading
 from unseg_jax.runs.journal import seal
 from unseg_jax.runs.stamps import is_unchanged, stamp_source

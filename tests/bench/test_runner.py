@@ -14,12 +14,12 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.bench import BenchError, run
 from unseg_jax.bench.__main__ import main
-from unseg_jax.bench.folder import RunFolder
 from unseg_jax.bench.run import engine as engine_module
 from unseg_jax.bench.run import items as items_module
 from unseg_jax.bench.run import runner as runner_module
 from unseg_jax.bench.run.engine import Engine
 from unseg_jax.bench.run.items import Finisher, Preparer
+from unseg_jax.bench.run_folder import RunFolder
 from unseg_jax.data import Dataset, Item
 from unseg_jax.errors import WriteError
 from unseg_jax.metrics import dice, iou

@@ -22,8 +22,8 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
+from unseg_jax.app.job_results import describe, pack, picture, picture_file, summarise
 from unseg_jax.app.page import ASSETS, render_page
-from unseg_jax.app.results import describe, pack, picture, picture_file, summarise
 from unseg_jax.app.sessions import Limits, Refused, Session, Sessions, Upload
 from unseg_jax.app.work import Job, Settings, Worker
 from unseg_jax.errors import WriteError

@@ -1,6 +1,6 @@
 """Whole data sets, all methods, nothing lost: `python -m unseg_jax.bench`."""
 
-from unseg_jax.bench.report.page import write_summary
+from unseg_jax.bench.report.html_report import write_summary
 from unseg_jax.bench.report.summary import format_table, summarise
 from unseg_jax.bench.run.settings import Settings
 from unseg_jax.bench.scale import run

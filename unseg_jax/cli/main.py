@@ -182,7 +182,7 @@ def methods(
     form: FormOption = "text",
 ) -> None:
     """Print every method, by group, with its score and settings."""
-    from unseg_jax.cli.tables import format_table, list_methods_as_text, method_rows
+    from unseg_jax.cli.listings import format_table, list_methods_as_text, method_rows
 
     print(list_methods_as_text() if form == "text" else format_table(method_rows(), form))
 
@@ -212,7 +212,7 @@ def weights_list(
 ) -> None:
     """Print the known backbones and whether they are here."""
     from unseg_jax.backbones import list_weights
-    from unseg_jax.cli.tables import format_table, weight_rows
+    from unseg_jax.cli.listings import format_table, weight_rows
 
     print(format_table(weight_rows(list_weights()), form))
 
@@ -251,7 +251,7 @@ def weights_compare(
 ) -> None:
     """Compare two sets of weights, parameter by parameter."""
     from unseg_jax.backbones import compare_weights
-    from unseg_jax.cli.tables import difference_rows, format_table
+    from unseg_jax.cli.listings import difference_rows, format_table
 
     comparison = compare_weights(first, second)
     print(format_table(difference_rows(comparison.tensors), form))

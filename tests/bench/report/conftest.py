@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unseg_jax.bench.folder import CONFIG, RECORDS, SESSIONS
 from unseg_jax.bench.run.settings import Settings, make_config
+from unseg_jax.bench.run_folder import CONFIG, RECORDS, SESSIONS
 from unseg_jax.bench.score.image_records import SCORES, failure_record, loss_epochs, score_names
 from unseg_jax.data import Item
 from unseg_jax.registry import resolve

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from unseg_jax.bench.report.page import write_summary
+from unseg_jax.bench.report.html_report import write_summary
 from unseg_jax.metrics import paired_difference
 
 COUNT = 400

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from unseg_jax.bench.report import charts, page
-from unseg_jax.bench.report.page import collect_scores, write_summary
+from unseg_jax.bench.report import charts, html_report
+from unseg_jax.bench.report.html_report import collect_scores, write_summary
 from unseg_jax.bench.report.tables import table
 from unseg_jax.bench.score.published import PUBLISHED, published_scores
 from unseg_jax.data import LAYOUTS
@@ -289,7 +289,7 @@ def test_images_without_truth_are_shown_without_scores(tmp_path, make_folder):
 
 
 def test_of_very_many_images_an_even_choice_is_listed(tmp_path, make_folder, monkeypatch):
-    monkeypatch.setattr(page, "_LISTED", 50)
+    monkeypatch.setattr(html_report, "_LISTED", 50)
     ids = [f"{index:05d}" for index in range(71)]
     ious = {"deepcut": np.linspace(0, 1, 71).tolist()}
     found = page_of(make_folder(tmp_path, ids, ious, pictures=False))

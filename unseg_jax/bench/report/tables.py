@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from unseg_jax.bench.folder import read_records
+from unseg_jax.bench.run_folder import read_records
 from unseg_jax.errors import BenchError
 from unseg_jax.metrics import paired_difference
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.bench.folder import file_stem
 from unseg_jax.bench.run.engine import Timed
 from unseg_jax.bench.run.settings import Settings
+from unseg_jax.bench.run_folder import file_stem
 from unseg_jax.bench.score.image_records import (
     failure_record,
     iou_by_epoch,

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.bench.folder import (
+from unseg_jax.bench.report.html_report import write_summary
+from unseg_jax.bench.run.items import ITEM_ERRORS, check_out, failure_reason, load_truth, open_data
+from unseg_jax.bench.run_folder import (
     CONFIG,
     FILES,
     RECORDS,
@@ -22,8 +24,6 @@ from unseg_jax.bench.folder import (
     read_records,
     read_sessions,
 )
-from unseg_jax.bench.report.page import write_summary
-from unseg_jax.bench.run.items import ITEM_ERRORS, check_out, failure_reason, load_truth, open_data
 from unseg_jax.bench.score.image_records import failure_record, rounded, score_mask
 from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
 from unseg_jax.data import Dataset, Item, default_workers

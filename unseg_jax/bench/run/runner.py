@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.folder import RunFolder, shard_folder
-from unseg_jax.bench.report.page import write_summary
+from unseg_jax.bench.report.html_report import write_summary
 from unseg_jax.bench.run.engine import Engine
 from unseg_jax.bench.run.items import (
     Finisher,
@@ -32,6 +31,7 @@ from unseg_jax.bench.run.items import (
     plain_errors,
 )
 from unseg_jax.bench.run.settings import Settings, make_config
+from unseg_jax.bench.run_folder import RunFolder, shard_folder
 from unseg_jax.bench.score.image_records import failure_record
 from unseg_jax.data import Dataset, Item, Writer, batches, default_workers
 from unseg_jax.devices import versions

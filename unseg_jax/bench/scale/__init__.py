@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.folder import (
+from unseg_jax.bench.report.html_report import write_summary
+from unseg_jax.bench.run.runner import run_in_folder, work_here
+from unseg_jax.bench.run.settings import Settings
+from unseg_jax.bench.run_folder import (
     CONFIG,
     FILES,
     FOLDERS,
@@ -21,9 +24,6 @@ from unseg_jax.bench.folder import (
     read_sessions,
     shard_folder,
 )
-from unseg_jax.bench.report.page import write_summary
-from unseg_jax.bench.run.runner import run_in_folder, work_here
-from unseg_jax.bench.run.settings import Settings
 from unseg_jax.bench.scale.on_ray import work_on_cluster
 from unseg_jax.bench.scale.remote import local_folder, remote
 from unseg_jax.errors import BenchError

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.bench.folder import CONFIG, FILES, FOLDERS, RECORDS, open_store
+from unseg_jax.bench.run_folder import CONFIG, FILES, FOLDERS, RECORDS, open_store
 from unseg_jax.errors import BenchError, FolderError, WriteError, foreign_error, why
 from unseg_jax.runs.journal import is_journal
 from unseg_jax.runs.store import JOURNAL, MANIFEST, ResultStore

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from unseg_jax.bench.folder import (
+from unseg_jax.bench.report import charts, tables
+from unseg_jax.bench.report.summary import summarise
+from unseg_jax.bench.run_folder import (
     REPORT,
     SUMMARY,
     file_stem,
@@ -24,8 +26,6 @@ from unseg_jax.bench.folder import (
     read_records,
     read_sessions,
 )
-from unseg_jax.bench.report import charts, tables
-from unseg_jax.bench.report.summary import summarise
 from unseg_jax.bench.score.image_records import WORST
 from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.bench.score.published import published_scores
