@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from unseg_jax.data.decoding import Source
+from unseg_jax.data.opening import Source
 from unseg_jax.data.truths import DEFAULT_RULE, LUMA_RULE, MaskRule
 
 

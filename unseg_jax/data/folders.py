@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unseg_jax.data.decoding import Page, page_numbers
+from unseg_jax.data.opening import Page, page_numbers
 from unseg_jax.errors import InputError, printable, why
 
 IMAGE_SUFFIXES = (

@@ -1,4 +1,4 @@
-"""Images from any source to upright RGB of 8 bits: decoding, bit depth, resizing.
+"""Reading images: what `opening` opened becomes upright RGB of 8 bits, and is resized.
 
 Every image becomes RGB uint8 (H, W, 3) the way it is meant to be looked at: EXIF orientation
 applied, transparency composited on white, more than 8 bits brought to 8 by one rule for all types.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.decoding import (
+from unseg_jax.data.opening import (
     UNREADABLE,
     Page,
     Source,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unseg_jax.data.decoding import Source, opened, upright
+from unseg_jax.data.opening import Source, opened, upright
 from unseg_jax.data.truths import DEFAULT_RULE, NONZERO, VOID, MaskRule, Truth, Value, check_known
 from unseg_jax.errors import ImageError
 

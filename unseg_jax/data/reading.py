@@ -1,4 +1,4 @@
-"""How images are read: decided once, for the fit of a model and for its use."""
+"""The settings by which images are read: decided once, for the fit of a model and its use."""
 
 from __future__ import annotations
 

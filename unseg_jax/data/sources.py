@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from unseg_jax.data.dataset import LAYOUTS, Dataset, Item, Layout, Part
-from unseg_jax.data.decoding import Page, page_numbers
 from unseg_jax.data.folders import IMAGE_SUFFIXES, list_images, page_name, safe_name
+from unseg_jax.data.opening import Page, page_numbers
 from unseg_jax.data.truths import MaskRule, Value
 from unseg_jax.errors import DatasetError, closest, nearest, printable
 

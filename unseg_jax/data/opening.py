@@ -1,4 +1,4 @@
-"""From a source to an open image: what may be opened, what is checked, what messages say.
+"""Opening: from a path or another source to an open file, which `images` and `masks` then read.
 
 Only regular files are opened, only in the formats of `FORMATS`, and the checksums of a PNG are
 compared first, which Pillow leaves out. Whatever goes wrong becomes one `ImageError` that names
