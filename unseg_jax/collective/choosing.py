@@ -1,6 +1,8 @@
-"""What segments a set of images: the only place that decides what method="auto" is, and loads it.
+"""Decides and loads what segments a set of images, whichever method or model that is.
 
-The command line, the page, the plugin, the benchmark and `Segmenter` all call `choose` and `load`.
+It is the only place that decides what method="auto" is, and stands in this room as "auto" applies
+a fitted model, or fits one. The command line, the page, the plugin, the benchmark and `Segmenter`
+all call `choose` and `load`.
 """
 
 from __future__ import annotations
