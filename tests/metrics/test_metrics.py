@@ -203,20 +203,20 @@ def test_bootstrap_interval_against_scipy():
 def test_many_scores_take_the_normal_distribution(monkeypatch):
     values, others = RNG.beta(2, 1, (2, 5000))
     others += 0.2 / len(values) ** 0.5  # about one standard error apart
-    drawn = metrics.bootstrap_interval(values), metrics.paired_difference(values, others)
+    drawn = metrics.bootstrap_interval(values), metrics.paired_sign_flip_test(values, others)
     monkeypatch.setattr(metrics.statistics, "_MANY", 4999)
-    normal = metrics.bootstrap_interval(values), metrics.paired_difference(values, others)
+    normal = metrics.bootstrap_interval(values), metrics.paired_sign_flip_test(values, others)
     width = drawn[0][1] - drawn[0][0]
     np.testing.assert_allclose(normal[0], drawn[0], atol=width / 20)
     assert normal[1].p_value == pytest.approx(drawn[1].p_value, abs=0.04)
     assert normal[1].low != drawn[1].low
-    assert metrics.paired_difference(values, values).p_value == 1
+    assert metrics.paired_sign_flip_test(values, values).p_value == 1
 
 
-def test_paired_difference():
+def test_paired_sign_flip_test():
     first = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.9, 0.8, 0.7])
     second = first - np.array([0.1, 0.05, 0.0, -0.02, 0.1, 0.08, 0.1, 0.07])
-    found = metrics.paired_difference(first, second, samples=20000)
+    found = metrics.paired_sign_flip_test(first, second, samples=20000)
     assert (found.wins, found.ties, found.losses) == (6, 1, 1)
     assert found.mean == pytest.approx(0.06)
     assert found.low < 0.06 < found.high
@@ -225,9 +225,9 @@ def test_paired_difference():
     flips = np.array(list(itertools.product((-1, 1), repeat=8))) @ differences / 8
     exact = np.mean(np.abs(flips) >= abs(differences.mean()) - 1e-12)
     assert found.p_value == pytest.approx(exact, abs=0.01)
-    assert metrics.paired_difference(first, first).p_value == 1
+    assert metrics.paired_difference(first, first).p_value == 1  # the earlier name
     with pytest.raises(ValueError, match="cannot pair 8 scores with 7"):
-        metrics.paired_difference(first, second[1:])
+        metrics.paired_sign_flip_test(first, second[1:])
 
 
 def test_risk_coverage_is_the_mean_error_of_the_surest():

@@ -14,8 +14,10 @@ from unseg_jax.metrics.partitions import ari, nmi, nmi_and_ari
 from unseg_jax.metrics.saliency import e_measure, f_curve, mae, max_f, s_measure
 from unseg_jax.metrics.statistics import (
     PairedDifference,
+    PairedTest,
     bootstrap_interval,
     paired_difference,
+    paired_sign_flip_test,
     rank_correlation,
     risk_coverage,
 )
@@ -23,6 +25,7 @@ from unseg_jax.metrics.statistics import (
 __all__ = [
     "COCO_THRESHOLDS",
     "PairedDifference",
+    "PairedTest",
     "ari",
     "average_precision",
     "bootstrap_interval",
@@ -42,6 +45,7 @@ __all__ = [
     "nmi_and_ari",
     "object_ious",
     "paired_difference",
+    "paired_sign_flip_test",
     "panoptic_quality",
     "pixel_accuracy",
     "rank_correlation",

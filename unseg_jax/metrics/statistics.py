@@ -61,14 +61,14 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairedDifference:
-    """What separates two methods on the same images.
+class PairedTest:
+    """The result of `paired_sign_flip_test`.
 
     Attributes:
         mean: of first − second.
         low, high: 95 % bootstrap interval of that mean.
-        p_value: two-sided sign-flip test of "the mean difference is 0"; its normal approximation
-            for more than 100,000 images.
+        p_value: two-sided, of "the mean difference is 0"; by the normal approximation for more
+            than 100,000 images.
         wins, ties, losses: images on which the first is better, equal, worse.
     """
 
@@ -81,10 +81,11 @@ class PairedDifference:
     losses: int
 
 
-def paired_difference(
+def paired_sign_flip_test(
     first: np.ndarray, second: np.ndarray, seed: int = 0, *, samples: int = 2000
-) -> PairedDifference:
-    """Compares two methods image by image.
+) -> PairedTest:
+    """Tests whether two methods differ on the same images: Fisher's paired randomisation test
+    (1935), which flips the signs of the differences at random.
 
     Args:
         first, second: (N,) scores of the same images in the same order, finite.
@@ -95,7 +96,7 @@ def paired_difference(
         ValueError: arrays of different length, empty, or not finite.
 
     Example:
-        >>> found = paired_difference(np.array([0.9, 0.8, 0.7]), np.array([0.5, 0.6, 0.7]))
+        >>> found = paired_sign_flip_test(np.array([0.9, 0.8, 0.7]), np.array([0.5, 0.6, 0.7]))
         >>> round(found.mean, 2), (found.wins, found.ties, found.losses)
         (0.2, (2, 1, 0))
     """
@@ -108,18 +109,22 @@ def paired_difference(
     differences = first - second
     mean = float(differences.mean())
     low, high = bootstrap_interval(differences, seed, samples=samples)
-    return PairedDifference(
+    return PairedTest(
         mean=mean,
         low=low,
         high=high,
-        p_value=_sign_flip(differences, seed, samples),
+        p_value=_sign_flip_p_value(differences, seed, samples),
         wins=int(np.count_nonzero(differences > 0)),
         ties=int(np.count_nonzero(differences == 0)),
         losses=int(np.count_nonzero(differences < 0)),
     )
 
 
-def _sign_flip(differences: np.ndarray, seed: int, samples: int) -> float:
+# The earlier names, kept for one release.
+PairedDifference, paired_difference = PairedTest, paired_sign_flip_test
+
+
+def _sign_flip_p_value(differences: np.ndarray, seed: int, samples: int) -> float:
     """p-value of the mean among means with random signs."""
     if differences.size > _MANY and differences.any():
         from scipy import stats

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unseg_jax.bench.report.html_report import write_summary
-from unseg_jax.metrics import paired_difference
+from unseg_jax.metrics import paired_sign_flip_test
 
 COUNT = 400
 IDS = [f"photo-{index:04d}" for index in range(COUNT)]
@@ -216,7 +216,7 @@ def test_a_run_is_compared_with_another(open_page, make_folder, ious, tmp_path):
     cells.last.wait_for()
     name, count, there, here, difference, interval, wins, p_value = cells.all_inner_texts()
     own = np.array(ious["deepcut"][100:])
-    expected = paired_difference(own, np.array(other["deepcut"]))
+    expected = paired_sign_flip_test(own, np.array(other["deepcut"]))
     assert (name, count, wins) == ("deepcut", "300", f"{expected.wins}, {expected.losses}")
     assert (there, here) == (f"{90 * own.mean():.1f}", f"{100 * own.mean():.1f}")
     assert difference == f"{100 * expected.mean:+.1f}"

@@ -17,7 +17,7 @@ from unseg_jax.bench.score.image_records import (
     score_names,
 )
 from unseg_jax.bench.score.protocols import Protocol
-from unseg_jax.metrics import bootstrap_interval, paired_difference, rank_correlation
+from unseg_jax.metrics import bootstrap_interval, paired_sign_flip_test, rank_correlation
 
 # With more methods than this, each is compared with the best one only.
 _ALL_PAIRS = 10
@@ -244,7 +244,7 @@ def _paired(columns: Mapping[str, _Column], protocol: Protocol) -> list[dict[str
         common = [id for id in scores[first] if id in scores[second]]
         if not common:
             continue
-        difference = paired_difference(
+        difference = paired_sign_flip_test(
             np.array([scores[first][id] for id in common]),
             np.array([scores[second][id] for id in common]),
         )

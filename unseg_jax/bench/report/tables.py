@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from unseg_jax.bench.run_folder import read_records
 from unseg_jax.errors import BenchError
-from unseg_jax.metrics import paired_difference
+from unseg_jax.metrics import paired_sign_flip_test
 
 FORMATS = {"markdown": "github", "latex": "latex_raw", "csv": ""}
 _BOLD = {"markdown": "**{}**", "latex": r"\textbf{{{}}}", "csv": "{}"}
@@ -53,8 +53,8 @@ def table(folders: Sequence[Path], form: str = "markdown") -> str:
     """Mean IoU in per cent of methods (rows) on sets (columns).
 
     Runs of the same set with several seeds become mean ± standard deviation over the seeds. The
-    best of a set is bold; so is what cannot be told from it, by a paired test over the images at
-    the 5 % level.
+    best of a set is bold; so is what cannot be told from it, by a paired sign-flip test over
+    the images at the 5 % level.
 
     Args:
         folders: of finished runs.
@@ -112,7 +112,7 @@ def compare(first: Path, second: Path) -> str:
         if not ids:
             continue
         pairs = np.array([[new[id], old[id]] for id in ids])
-        found = paired_difference(pairs[:, 0], pairs[:, 1])
+        found = paired_sign_flip_test(pairs[:, 0], pairs[:, 1])
         rows.append(
             (
                 method,
@@ -164,7 +164,7 @@ def _column(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         for method, entry in column.items():
             p_value = tested.get((best, method), tested.get((method, best)))
             if p_value is None and method != best:
-                p_value = paired_difference(column[best]["images"], entry["images"]).p_value
+                p_value = paired_sign_flip_test(column[best]["images"], entry["images"]).p_value
             entry["best"] = p_value is None or p_value >= _LEVEL
     return column
 
