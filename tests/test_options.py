@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.collective import fitting
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.terminal.options import command
 from unseg_jax.terminal.segment_command import Segment
 

@@ -36,7 +36,7 @@ from pathlib import Path
 from unseg_jax.bench.run.runner import Timing
 from unseg_jax.data import read_image
 from unseg_jax.files import write_text
-from unseg_jax.runs.store import ResultStore
+from unseg_jax.runs.result_store import ResultStore
 assert Timing().as_json()['peak_memory_mb'] is None
 folder = Path(sys.argv[1])
 print(read_image(folder / 'red.png').pixels.shape)

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unseg_jax.backbones import Backbone
+from unseg_jax.batching import Batching
 from unseg_jax.collective.choosing import MAX_FITTED, choose, load
-from unseg_jax.data.images import as_iterable
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.decoding import as_iterable
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.errors import ImageError
 from unseg_jax.method import Method
-from unseg_jax.parallel import Batching
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter, load_for
 
 if TYPE_CHECKING:
-    from unseg_jax.data.images import Source
+    from unseg_jax.data.decoding import Source
 
 _log = logging.getLogger(__name__)
 

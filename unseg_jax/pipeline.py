@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from unseg_jax.backbones import Backbone
+from unseg_jax.batching import Batching
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.method import Method, check_clusters, override
-from unseg_jax.parallel import Batching
 from unseg_jax.postprocess import foreground_labels
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def segment_features(
         class_attention: (B, N), for the rules that read it.
         params: start of the heads (shared, or with a batch axis).
         record_every: see `cluster`.
-        batching: "vmap" or "loop"; None as in `unseg_jax.parallel.map_batch`.
+        batching: "vmap" or "loop"; None as in `unseg_jax.batching.map_batch`.
 
     Returns:
         The `PatchResult`, and the optimised parameters with a leading batch axis.

@@ -321,7 +321,7 @@ def compile_for(target: str, function, params, batch: int, size: int, count: int
     mesh = Mesh(np.asarray(devices(target)[:count]), ("images",))
     whole = NamedSharding(mesh, PartitionSpec())
     shared = NamedSharding(mesh, PartitionSpec("images"))
-    if count > 1:  # as `parallel.by_shares`, which takes the devices that are here
+    if count > 1:  # as `batching.by_shares`, which takes the devices that are here
         function = jax.jit(
             jax.shard_map(
                 function,

@@ -33,7 +33,7 @@ from unseg_jax.collective.fitting import fit_set
 from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.data import Dataset, open_dataset
 from unseg_jax.data.masks import load_mask
-from unseg_jax.data.reading import PLAIN
+from unseg_jax.data.reading_options import PLAIN
 from unseg_jax.export.drawing import overlay
 from unseg_jax.registry import resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for

@@ -148,7 +148,7 @@ def cpu_seconds(function: Callable[[], Any], least: float = 0.3, repeats: int = 
 
 def stages(folder: Path, size: tuple[int, int], *, quick: bool = False) -> dict[str, float]:
     """CPU seconds of each stage on a photograph of a size (height, width)."""
-    from unseg_jax.data.images import load_image, resize_image
+    from unseg_jax.data.decoding import load_image, resize_image
     from unseg_jax.export.drawing import colour_labels, overlay
     from unseg_jax.files import encode_png
     from unseg_jax.postprocess import largest_component, object_box, upsample_labels

@@ -204,7 +204,7 @@ def segment_image(
         dtype: of the backbone.
         seed: of initial parameters and dropout.
     """
-    from unseg_jax.data.images import load_image
+    from unseg_jax.data.decoding import load_image
 
     segmenter = _segmenter(size, epochs, dtype, 1, seed)
     marks = [time.perf_counter()]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.data import Dataset, open_dataset
-from unseg_jax.data.images import load_image, resize_image
+from unseg_jax.data.decoding import load_image, resize_image
 from unseg_jax.data.masks import load_mask
 from unseg_jax.registry import resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for

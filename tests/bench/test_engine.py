@@ -11,7 +11,7 @@ import unseg_jax as us
 from unseg_jax.bench import run
 from unseg_jax.bench.run import engine
 from unseg_jax.collective import choosing, fitting
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.registry import METHODS, resolve
 from unseg_jax.segmenter.device import Device
 

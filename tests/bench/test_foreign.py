@@ -14,7 +14,7 @@ from unseg_jax.bench.run.rescore import rescore
 from unseg_jax.bench.run_folder import FILES, file_stem, open_store
 from unseg_jax.bench.scale import merge, report
 from unseg_jax.runs.locking import LOCK
-from unseg_jax.runs.store import JOURNAL, MANIFEST
+from unseg_jax.runs.result_store import JOURNAL, MANIFEST
 
 PICTURES = (
     "masks/vit-kmeans/000.png",

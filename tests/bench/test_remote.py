@@ -12,7 +12,7 @@ from unseg_jax.bench.run_folder import FILES, FOLDERS, open_store
 from unseg_jax.bench.scale import merge, report
 from unseg_jax.bench.scale.remote import Remote
 from unseg_jax.runs.journal import seal
-from unseg_jax.runs.store import JOURNAL, MANIFEST
+from unseg_jax.runs.result_store import JOURNAL, MANIFEST
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'cluster' is not installed")
 PARTS = "per_image.jsonl.parts"

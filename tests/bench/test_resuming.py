@@ -22,7 +22,7 @@ from unseg_jax.bench.run_folder import (
     read_records,
     read_sessions,
 )
-from unseg_jax.data import reading
+from unseg_jax.data import reading_options
 from unseg_jax.runs.journal import seal
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
 
@@ -189,7 +189,7 @@ def test_a_torn_session_is_mended(copy, chosen):
 
 def test_an_error_of_any_number_costs_one_image(copy, chosen, tmp_path, monkeypatch):
     numbers = (errno.EIO, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
-    for module, name, first in ((reading, "read_image", 0), (items, "load_truth", 4)):
+    for module, name, first in ((reading_options, "read_image", 0), (items, "load_truth", 4)):
         real = getattr(module, name)
 
         def broken(source, *rest, real=real, first=first, **options):

@@ -12,7 +12,7 @@ from unseg_jax.cache import compile_clock
 from unseg_jax.collective import black_frames, fitting, set_scorer
 from unseg_jax.collective.choosing import choose, load
 from unseg_jax.collective.shipped import SHIPPED_MODEL, load_shipped
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.errors import WeightsError
 from unseg_jax.registry import resolve
 

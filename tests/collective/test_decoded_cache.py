@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import unseg_jax as us
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.segmenter.decoded_cache import Decoded, DecodedCache
 from unseg_jax.segmenter.device import Device
 

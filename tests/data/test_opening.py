@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from unseg_jax.data import load_image, load_mask, read_image
-from unseg_jax.data.images import as_iterable
+from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.opening import Page, page_numbers
 from unseg_jax.errors import ImageError
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from unseg_jax.data.images import load_image
-from unseg_jax.data.reading import PLAIN
+from unseg_jax.data.decoding import load_image
+from unseg_jax.data.reading_options import PLAIN
 from unseg_jax.errors import ImageError
 from unseg_jax.registry import resolve
 from unseg_jax.segmentation import Segmentation

@@ -27,7 +27,7 @@ from unseg_jax.export.formats import Cutout, table
 from unseg_jax.export.records import Run
 from unseg_jax.export.report import _facts, _sentence
 from unseg_jax.registry import resolve
-from unseg_jax.runs.store import JOURNAL, MANIFEST
+from unseg_jax.runs.result_store import JOURNAL, MANIFEST
 
 from .conftest import Stand
 

@@ -21,7 +21,7 @@ from unseg_jax.export.folder import Output, plan_run, segment_files
 from unseg_jax.export.formats import FORMATS, label_studio
 from unseg_jax.export.kinds import describe, find_kinds, pack, unpack
 from unseg_jax.postprocess import Object
-from unseg_jax.runs.store import MANIFEST
+from unseg_jax.runs.result_store import MANIFEST
 
 from .conftest import Stand
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from unseg_jax.data import open_dataset, read_image
-from unseg_jax.data.images import as_iterable
+from unseg_jax.data.decoding import as_iterable
 from unseg_jax.errors import ImageError
 from unseg_jax.terminal.console import expand
 

@@ -93,7 +93,7 @@ def picture(job: Job, index: int, kind: str, small: bool) -> tuple[bytes, str]:
     path = picture_file(job, index, kind)
     side = _SMALL if small else _LARGE
     if kind == "photograph":
-        from unseg_jax.data.images import read_image
+        from unseg_jax.data.decoding import read_image
 
         assert job.run is not None
         source = job.run.entries[index].image.source

@@ -20,8 +20,8 @@ from unseg_jax.terminal.console import explain
 
 if TYPE_CHECKING:
     from unseg_jax.collective.choosing import Choice
+    from unseg_jax.data.decoding import Source
     from unseg_jax.data.folders import ImageFile
-    from unseg_jax.data.images import Source
     from unseg_jax.export.folder import Plan
     from unseg_jax.export.records import Entry, Run
 

@@ -19,7 +19,7 @@ from flax import nnx
 
 from unseg_jax.backbones import attention, grids
 from unseg_jax.backbones.config import FACETS, IMAGENET_MEAN, IMAGENET_STD, Facet, ViTConfig
-from unseg_jax.parallel import take_by_platform
+from unseg_jax.batching import take_by_platform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8

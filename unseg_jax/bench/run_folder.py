@@ -32,7 +32,7 @@ from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.errors import BenchError
 from unseg_jax.runs.journal import damaged, read_lines, seal_lines
 from unseg_jax.runs.locking import RunLock
-from unseg_jax.runs.store import ResultStore
+from unseg_jax.runs.result_store import ResultStore
 
 CONFIG, RECORDS, SESSIONS, SUMMARY, REPORT = FILES = (
     "config.json",

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from unseg_jax.batching import Batching, check_batching, map_batch, map_images
 from unseg_jax.clustering import graphs, head, parts
 from unseg_jax.clustering.graphs import Graph
 from unseg_jax.clustering.optimiser import adamw, descend
 from unseg_jax.clustering.probe import check_own_parts
 from unseg_jax.method import Method
-from unseg_jax.parallel import Batching, check_batching, map_batch, map_images
 from unseg_jax.registry import resolve
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def cluster_batch(
         key: of initial parameters and dropout.
         method: static.
         record_every, grid: see `cluster`, static.
-        batching: "vmap" or "loop", static; None as in `unseg_jax.parallel.map_batch`.
+        batching: "vmap" or "loop", static; None as in `unseg_jax.batching.map_batch`.
     """
     if params is None and method.algorithm == "gnn":
         params = head.init_head(init_key(key), method, features.shape[-1])

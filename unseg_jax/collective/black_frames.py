@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unseg_jax.data.reading import PLAIN
+from unseg_jax.data.reading_options import PLAIN
 from unseg_jax.errors import ImageError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool
 
-    from unseg_jax.data.images import Source
+    from unseg_jax.data.decoding import Source
 
 SET_SIZE = 8
 """Images from which on `auto` may fit a set."""

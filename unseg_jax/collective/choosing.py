@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unseg_jax.collective.black_frames import share_framed
-from unseg_jax.data.reading import PLAIN, Reading
+from unseg_jax.data.reading_options import PLAIN, Reading
 from unseg_jax.method import Method, current_names, override
 from unseg_jax.registry import ELSEWHERE, refuse_options, refuse_sets, resolve
 
 if TYPE_CHECKING:
     from unseg_jax.backbones import Backbone
+    from unseg_jax.batching import Batching
     from unseg_jax.collective.model import CollectiveModel
-    from unseg_jax.data.images import Source
-    from unseg_jax.parallel import Batching
+    from unseg_jax.data.decoding import Source
     from unseg_jax.segmenter import BatchSegmenter
 
 MAX_FITTED = 512

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone
+from unseg_jax.batching import Batching, pad_batch, takes_images_apart
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
 from unseg_jax.collective.black_frames import SET_SIZE, share_framed
@@ -34,13 +35,12 @@ from unseg_jax.collective.steering import (
     fit_word,
 )
 from unseg_jax.collective.tiling import cut, tile_boxes
+from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.folders import find_images
-from unseg_jax.data.images import as_iterable
 from unseg_jax.data.loader import batches
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.errors import ImageError, nearest
 from unseg_jax.method import Method, override
-from unseg_jax.parallel import Batching, pad_batch, takes_images_apart
 from unseg_jax.registry import ELSEWHERE, refuse_options, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
 from unseg_jax.segmenter.decoded_cache import Decoded, DecodedCache
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16
 
     from unseg_jax.collective.marks import Mark, Marks
-    from unseg_jax.data.images import Source
+    from unseg_jax.data.decoding import Source
 
 _NO_IMAGES = "there are no images to fit; pass a folder or a list that has some."
 _SET_CLUSTERS = 16

@@ -16,8 +16,8 @@ from unseg_jax.errors import closest
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from unseg_jax.data.images import Source
-    from unseg_jax.data.reading import Reading
+    from unseg_jax.data.decoding import Source
+    from unseg_jax.data.reading_options import Reading
     from unseg_jax.data.truths import Truth
 
 _RADIUS = 0.7  # standard deviation of what a click marks, in patches

@@ -33,6 +33,7 @@ import numpy as np
 
 from unseg_jax.backbones import Backbone, list_backbones
 from unseg_jax.backbones.backbone import CALLABLE
+from unseg_jax.batching import Batching
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.model_hub import model_path, push
@@ -40,12 +41,11 @@ from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, F
 from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.steering import Steering, fit_steering
 from unseg_jax.collective.tiling import CLOSER, TILED
-from unseg_jax.data.images import as_iterable
-from unseg_jax.data.reading import PLAIN, Reading
+from unseg_jax.data.decoding import as_iterable
+from unseg_jax.data.reading_options import PLAIN, Reading
 from unseg_jax.errors import ImageError
 from unseg_jax.files import atomic
 from unseg_jax.method import Method, check_writable
-from unseg_jax.parallel import Batching
 from unseg_jax.registry import refuse_options, resolve
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import BatchSegmenter
@@ -53,7 +53,7 @@ from unseg_jax.segmenter.decoded_cache import DecodedCache
 
 if TYPE_CHECKING:
     from unseg_jax.collective.marks import Mark
-    from unseg_jax.data.images import Range, Source
+    from unseg_jax.data.decoding import Range, Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

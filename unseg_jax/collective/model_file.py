@@ -20,7 +20,7 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.head import Params, init_head
 from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.steering import Steering
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.errors import printable, why
 from unseg_jax.method import FIELDS, Method
 from unseg_jax.pipeline import extract_features

@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unseg_jax.batching import map_batch
 from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.collective import set_scorer
 from unseg_jax.collective.cues import project
 from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
-from unseg_jax.parallel import map_batch
 from unseg_jax.pipeline import PatchResult, segment_features
+from unseg_jax.postprocess.device_refining import refine_batch
 from unseg_jax.postprocess.margins import margin_confidence, refine_margins, upsample_margins
-from unseg_jax.postprocess.refining import refine_batch
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import Work
 from unseg_jax.segmenter.finishing import not_finite

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from unseg_jax.batching import map_batch
 from unseg_jax.clustering import graphs, head
 from unseg_jax.clustering.loop import init_key, make_objective, make_optimiser
 from unseg_jax.clustering.optimiser import descend
 from unseg_jax.method import Method
-from unseg_jax.parallel import map_batch
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt32

@@ -21,7 +21,7 @@ import numpy as np
 from unseg_jax.collective import set_scorer
 from unseg_jax.collective.cues import otsu
 from unseg_jax.collective.segmenter import SCORED, unlike_note
-from unseg_jax.data.images import as_iterable
+from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import shrink_image
@@ -37,7 +37,7 @@ from unseg_jax.segmenter.streaming import name_of, stream_batches
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Float16
 
-    from unseg_jax.data.images import Picture, Source
+    from unseg_jax.data.decoding import Picture, Source
 
 Box = tuple[int, int, int, int]
 

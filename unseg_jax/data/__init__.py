@@ -1,7 +1,7 @@
 """Images and masks from disk to arrays, ahead of the device; results to disk, behind it."""
 
 from unseg_jax.data.dataset import LAYOUTS, Dataset, Item
-from unseg_jax.data.images import Picture, load_image, measure_range, read_image, resize_image
+from unseg_jax.data.decoding import Picture, load_image, measure_range, read_image, resize_image
 from unseg_jax.data.loader import Outcome, Writer, batches, default_workers
 from unseg_jax.data.masks import fit_mask, load_mask, read_mask
 from unseg_jax.data.opening import Page, Source, describe

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unseg_jax.data.images import resize_image
+from unseg_jax.data.decoding import resize_image
 from unseg_jax.files import encode_png
 
 WORKING_SIDE = 1600

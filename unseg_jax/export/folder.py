@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image
 
 from unseg_jax.cache import compile_clock
+from unseg_jax.data.decoding import read_image
 from unseg_jax.data.folders import FoundImages, ImageFile
-from unseg_jax.data.images import read_image
 from unseg_jax.data.loader import Writer, default_workers
 from unseg_jax.data.pixel_size import parse_pixel_size, pixel_size
-from unseg_jax.data.reading import PLAIN
+from unseg_jax.data.reading_options import PLAIN
 from unseg_jax.errors import DISK_FULL, ImageError, InputError, WriteError, printable
 from unseg_jax.export.drawing import shrink_image
 from unseg_jax.export.formats import (
@@ -47,8 +47,8 @@ from unseg_jax.export.regrouping import carries_kinds, draw_kinds, tell_kinds
 from unseg_jax.export.report import render_report
 from unseg_jax.postprocess.objects import check_min_area
 from unseg_jax.postprocess.splitting import check_split
+from unseg_jax.runs.result_store import Done, ResultStore, order_of
 from unseg_jax.runs.stamps import is_unchanged, stamp_source
-from unseg_jax.runs.store import Done, ResultStore, order_of
 
 REPORT = "report.html"
 PICTURED = 400

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unseg_jax.data.folders import ImageFile, safe_name
 from unseg_jax.errors import readable
-from unseg_jax.runs.store import Done
+from unseg_jax.runs.result_store import Done
 
 
 def below_common(paths: Sequence[str]) -> list[str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unseg_jax.data.decoding import resize_image
 from unseg_jax.data.folders import ImageFile
-from unseg_jax.data.images import resize_image
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import encode_labels, overlay, palette
 from unseg_jax.export.formats import WITH_KINDS
@@ -24,8 +24,8 @@ from unseg_jax.export.kinds import Count, Kinds, decode, find_kinds
 from unseg_jax.export.records import Record
 from unseg_jax.files import encode_png
 from unseg_jax.postprocess import upsample_labels
+from unseg_jax.runs.result_store import Done, ResultStore
 from unseg_jax.runs.stamps import is_unchanged
-from unseg_jax.runs.store import Done, ResultStore
 
 _LABELS, _OVERLAY = "_labels.png", "_overlay.png"
 # How much of its colour an object takes in pictures.

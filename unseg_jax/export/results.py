@@ -9,7 +9,7 @@ from typing import Any
 from unseg_jax.errors import InputError
 from unseg_jax.export.formats.table import KINDS
 from unseg_jax.export.records import Record
-from unseg_jax.runs.store import MANIFEST, ResultStore
+from unseg_jax.runs.result_store import MANIFEST, ResultStore
 
 
 def read_results(folder: str | os.PathLike, *, objects: bool = False) -> dict[str, list[Any]]:

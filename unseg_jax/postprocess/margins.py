@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unseg_jax.data.images import resize_image
+from unseg_jax.data.decoding import resize_image
 from unseg_jax.method import Method
 from unseg_jax.postprocess.guided import guided_filter, interpolate
 

@@ -17,17 +17,17 @@ import jax
 import numpy as np
 
 from unseg_jax.backbones import Backbone, load_backbone
+from unseg_jax.batching import Batching, check_batching, devices_for, replicate
 from unseg_jax.clustering.loop import key_from_seed
 from unseg_jax.clustering.probe import check_own_parts
-from unseg_jax.data.images import resize_image
+from unseg_jax.data.decoding import resize_image
 from unseg_jax.data.input_size import InputSize
-from unseg_jax.data.reading import PLAIN, Reading
+from unseg_jax.data.reading_options import PLAIN, Reading
 from unseg_jax.devices import usable_devices
 from unseg_jax.errors import ImageError
 from unseg_jax.method import Method
-from unseg_jax.parallel import Batching, check_batching, devices_for, replicate
 from unseg_jax.pipeline import PatchResult, fit_to_backbone, segment_pixels
-from unseg_jax.postprocess.refining import refines_on_device
+from unseg_jax.postprocess.device_refining import refines_on_device
 from unseg_jax.registry import refuse_options, refuse_sets, resolve
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter.decoded_cache import DecodedCache
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16, UInt8
 
     from unseg_jax.clustering.superpixels import Regions
-    from unseg_jax.data.images import Source
+    from unseg_jax.data.decoding import Source
 
 # Regions that a custom loss or layer is tried on: how many an image has is not known yet.
 _PROBE_NODES = 16

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from unseg_jax.data.images import Source
+    from unseg_jax.data.decoding import Source
 
 MEMORY = 512 * 2**20
 """Bytes that are kept in memory; what exceeds them goes to a memory-mapped temporary file."""

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone
+from unseg_jax.batching import Batching, by_shares, map_images, pad_batch, takes_images_apart
 from unseg_jax.clustering.loop import has_batch_axis
 from unseg_jax.method import Method
-from unseg_jax.parallel import Batching, by_shares, map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import (
     PatchResult,
     extract_features,

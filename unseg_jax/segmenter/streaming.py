@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from unseg_jax.data.images import as_iterable
+from unseg_jax.batching import takes_images_apart
+from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
 from unseg_jax.export.drawing import WORKING_SIDE, shrink_image
-from unseg_jax.parallel import takes_images_apart
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter.decoded_cache import Decoded
 
 if TYPE_CHECKING:
     import unseg_jax.segmenter as segmenters
-    from unseg_jax.data.images import Source
+    from unseg_jax.data.decoding import Source
 
 # Batches of images of all shapes that are read before the device takes those of one shape.
 _WINDOW = 4

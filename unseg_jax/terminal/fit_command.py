@@ -18,7 +18,7 @@ from unseg_jax.terminal.options import Images, expand_home, parse_page, parse_ra
 
 if TYPE_CHECKING:
     from unseg_jax.collective.marks import Click
-    from unseg_jax.data.images import Page
+    from unseg_jax.data.decoding import Page
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from unseg_jax.method import FIELDS
 from unseg_jax.terminal.console import guarded
 
 if TYPE_CHECKING:
-    from unseg_jax.data.reading import Reading
+    from unseg_jax.data.reading_options import Reading
 
 STYLE: dict[str, Any] = {
     "pretty_exceptions_enable": False,
@@ -115,7 +115,7 @@ class Images(Common):
     @property
     def reading(self) -> Reading:
         """How the images are read."""
-        from unseg_jax.data.reading import Reading
+        from unseg_jax.data.reading_options import Reading
 
         return Reading(parse_range(self.value_range), workers=self.jobs)
 

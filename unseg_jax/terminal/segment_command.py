@@ -27,8 +27,8 @@ from unseg_jax.terminal.options import Images, expand_home, parse_kinds, parse_p
 
 if TYPE_CHECKING:
     from unseg_jax.collective.choosing import Choice
+    from unseg_jax.data.decoding import Source
     from unseg_jax.data.folders import ImageFile
-    from unseg_jax.data.images import Source
     from unseg_jax.export.folder import Output, Plan
     from unseg_jax.export.formats import Cutout
     from unseg_jax.export.kinds import Count, Kinds
@@ -468,7 +468,7 @@ def _say_done(plan: Plan) -> None:
 
 def _print_plan(plan: Plan, chosen: Choice, models: Sequence[str]) -> int:
     """Prints each file that a run would write, replace or remove; returns its exit code."""
-    from unseg_jax.runs.store import MANIFEST
+    from unseg_jax.runs.result_store import MANIFEST
 
     what = chosen.model or chosen.method.name
     print(f"{len(plan.images)} images, {len(plan.done)} done already; {what} would do:")

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone
+from unseg_jax.batching import Batching
 from unseg_jax.clustering.graphs import build_graph, normalise_rows
 from unseg_jax.clustering.head import init_head
 from unseg_jax.clustering.loop import cluster_graph, init_key
-from unseg_jax.data.images import Source
+from unseg_jax.data.decoding import Source
 from unseg_jax.errors import ImageError
 from unseg_jax.export import drawing
 from unseg_jax.method import Method, override
-from unseg_jax.parallel import Batching
 from unseg_jax.postprocess import foreground_labels, refine_labels, upsample_labels
 from unseg_jax.registry import refuse_sets, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageSequence
 
+from unseg_jax.data.decoding import Source, load_image
 from unseg_jax.data.folders import IMAGE_SUFFIXES, list_images
-from unseg_jax.data.images import Source, load_image
 from unseg_jax.errors import ImageError, InputError
 from unseg_jax.files import atomic, write_png
 

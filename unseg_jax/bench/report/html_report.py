@@ -30,7 +30,7 @@ from unseg_jax.bench.score.image_records import WORST
 from unseg_jax.bench.score.protocols import Protocol
 from unseg_jax.bench.score.published import published_scores
 from unseg_jax.metrics import rank_correlation, risk_coverage
-from unseg_jax.runs.store import ResultStore
+from unseg_jax.runs.result_store import ResultStore
 
 # Of more images than this, an even choice is listed, so that the page stays quick to open;
 # tables and histograms always count all of them.

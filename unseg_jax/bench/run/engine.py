@@ -22,15 +22,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unseg_jax.backbones import Backbone, load_backbone
+from unseg_jax.batching import map_images, pad_batch, takes_images_apart
 from unseg_jax.bench.run.settings import Settings
 from unseg_jax.cache import compile_clock
 from unseg_jax.clustering.loop import key_from_seed
 from unseg_jax.data import Source
 from unseg_jax.data.input_size import InputSize
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.errors import BenchError
 from unseg_jax.method import Method
-from unseg_jax.parallel import map_images, pad_batch, takes_images_apart
 from unseg_jax.pipeline import extract_features, segment_features
 from unseg_jax.segmenter import BatchSegmenter, load_for
 from unseg_jax.segmenter.decoded_cache import DecodedCache

@@ -14,7 +14,7 @@ from unseg_jax.bench.score.image_records import METRICS
 from unseg_jax.bench.score.protocols import Protocol, resolve_protocol
 from unseg_jax.collective.choosing import choose
 from unseg_jax.custom import name_of
-from unseg_jax.data.reading import Reading
+from unseg_jax.data.reading_options import Reading
 from unseg_jax.data.truths import Value, parse_void
 from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import nearest

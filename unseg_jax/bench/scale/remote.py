@@ -24,7 +24,7 @@ from typing import Any
 from unseg_jax.bench.run_folder import CONFIG, FILES, FOLDERS, RECORDS, open_store
 from unseg_jax.errors import BenchError, FolderError, WriteError, foreign_error, why
 from unseg_jax.runs.journal import is_journal
-from unseg_jax.runs.store import JOURNAL, MANIFEST, ResultStore
+from unseg_jax.runs.result_store import JOURNAL, MANIFEST, ResultStore
 
 _PARTS = f"{RECORDS}.parts"
 _LOCK = ".unseg_jax.lock.json"

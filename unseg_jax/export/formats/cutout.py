@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unseg_jax.data.images import load_image
+from unseg_jax.data.decoding import load_image
 from unseg_jax.files import encode_png
 
 SUFFIXES = ("_cutout.png",)

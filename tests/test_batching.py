@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unseg_jax.parallel import map_images, takes_images_apart
+from unseg_jax.batching import map_images, takes_images_apart
 
 BATCH = np.arange(5 * 3, dtype=np.float32).reshape(5, 3)
 
@@ -74,7 +74,7 @@ import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import unseg_jax as us
-from unseg_jax.parallel import by_shares, map_images, takes_images_apart
+from unseg_jax.batching import by_shares, map_images, takes_images_apart
 
 assert not takes_images_apart()
 assert [*map_images(lambda _, values: np.array(values.shape), None, np.ones((4, 2)))] == [4, 2]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unseg_jax.data.reading import PLAIN, Reading
+from unseg_jax.data.reading_options import PLAIN, Reading
 
 RANGES = st.tuples(*[st.floats(-1e6, 1e6)] * 2).filter(lambda pair: pair[0] < pair[1])
 READINGS = st.builds(Reading, st.none() | RANGES)

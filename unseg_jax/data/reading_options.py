@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from unseg_jax.data.images import Picture, Range, Source, measure_range, read_image
+from unseg_jax.data.decoding import Picture, Range, Source, measure_range, read_image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import unseg_jax as us
 from benchmarks.accelerators.compiled import random_scorer
 from unseg_jax import segmenter as segmenters
 from unseg_jax.collective.model import CollectiveModel
-from unseg_jax.data.images import resize_image
-from unseg_jax.postprocess import refining
+from unseg_jax.data.decoding import resize_image
+from unseg_jax.postprocess import device_refining
 from unseg_jax.postprocess.guided import interpolate
 from unseg_jax.postprocess.margins import refine_margins, upsample_margins
 from unseg_jax.registry import resolve
@@ -32,7 +32,7 @@ def blob():
 
 @pytest.fixture(scope="module")
 def on_device():
-    return jax.jit(refining.refine_batch)
+    return jax.jit(device_refining.refine_batch)
 
 
 def test_it_is_the_host_filter(blob, on_device):
@@ -56,11 +56,11 @@ def test_edges_hardly_move_with_what_the_backbone_takes(blob, on_device):
 
 def test_accelerators_refine_behind_the_scorer(blob, tiny_weights, monkeypatch):
     method = resolve("collective", image_size=64)
-    assert not refining.refines_on_device(method)
+    assert not device_refining.refines_on_device(method)
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "tpu")
-        assert refining.refines_on_device(method)
-        assert not refining.refines_on_device(resolve("collective", refine="bilateral"))
+        assert device_refining.refines_on_device(method)
+        assert not device_refining.refines_on_device(resolve("collective", refine="bilateral"))
 
     backbone = us.load_backbone(tiny_weights)
     model = CollectiveModel(method, backbone, random_scorer(backbone.config.width), None, ())
