@@ -58,8 +58,10 @@ class Segmentation:
         evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
             (above 0) or the background; None where the method has no soft result.
         min_area: below which a piece is a speck: below 1 a share of the image, else pixels of it.
-        split: whether pieces that touch are cut into objects at their necks; see `find_objects`.
+        split: whether pieces that touch are cut into objects; see `find_objects`.
             `dataclasses.replace(found, split="auto")` cuts those of a result.
+        cut: (h, w) the number of the piece of each pixel before some pieces were taken out: what
+            is left stays cut as it was, unless `split` is "never"; None where none was.
         pixel_size: width and height of a pixel in micrometres, where known.
         patch_features: (h, w, D) float16 on the grid of patches, or a finer one where the image was
             seen in tiles; None if not kept.
@@ -90,6 +92,7 @@ class Segmentation:
     evidence: np.ndarray | None = None
     min_area: float = MIN_AREA
     split: str = "never"
+    cut: np.ndarray | None = None
     pixel_size: tuple[float, float] | None = None
     patch_features: np.ndarray | None = None
     look_closer: bool = False
@@ -191,7 +194,7 @@ class Segmentation:
         kept = pieces.kept & (np.arange(len(pieces.areas)) == np.argmax([*pieces.areas, 0]))
         mask = dataclasses.replace(pieces, kept=kept).shown(kept=True)
         labels = np.where(mask, self.raw_labels, self.raw_labels.dtype.type(0))
-        return dataclasses.replace(self, raw_mask=mask, raw_labels=labels)
+        return self._reduced(mask, labels)
 
     def without(self, objects: Sequence[Object]) -> Segmentation:
         """The same without some of its `objects`; specks stay specks."""
@@ -205,7 +208,7 @@ class Segmentation:
         )
         kept = ~gone[np.ix_(rows, columns)]
         labels = np.where(kept, self.raw_labels, self.raw_labels.dtype.type(0))
-        return dataclasses.replace(self, raw_mask=self.raw_mask & kept, raw_labels=labels)
+        return self._reduced(self.raw_mask & kept, labels)
 
     @property
     def coverage(self) -> float:
@@ -330,10 +333,21 @@ class Segmentation:
 
         return None if self.pixels is None else encode_png(self.overlay())
 
+    def _reduced(self, mask: np.ndarray, labels: np.ndarray) -> Segmentation:
+        # A rule that looks at the whole image may cut what is left in another way.
+        cut = None if self.split == "never" else self._pieces.numbers
+        return dataclasses.replace(self, raw_mask=mask, raw_labels=labels, cut=cut)
+
     @functools.cached_property
     def _pieces(self) -> Pieces:
-        options = {"size": self.size, "min_area": self.min_area, "split": self.split}
-        return find_pieces(self.raw_mask, self.raw_labels, **options)  # type: ignore[arg-type]
+        options = {"size": self.size, "min_area": self.min_area}
+        if self.cut is None or self.split == "never":
+            options |= {"split": self.split, "pixels": self.pixels}
+            return find_pieces(self.raw_mask, self.raw_labels, **options)  # type: ignore[arg-type]
+        pieces = find_pieces(self.raw_mask, self.cut, **options)  # type: ignore[arg-type]
+        labels = np.zeros(len(pieces.areas) + 1, np.int64)
+        labels[pieces.numbers] = np.maximum(self.raw_labels, 1)
+        return dataclasses.replace(pieces, labels=labels[1:])
 
     @functools.cached_property
     def _overlay(self) -> np.ndarray:

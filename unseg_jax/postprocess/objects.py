@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from unseg_jax.data.images import resize_image
 from unseg_jax.postprocess.components import Box, source_indices, upsample_labels
 from unseg_jax.postprocess.guided import interpolate
 from unseg_jax.postprocess.splitting import check_split, split_touching
@@ -85,6 +86,7 @@ def find_pieces(
     size: tuple[int, int] | None = None,
     min_area: float = MIN_AREA,
     split: str = "never",
+    pixels: np.ndarray | None = None,
 ) -> Pieces:
     """Cuts a mask (h, w) into pieces; arguments as those of `find_objects`, which says more.
 
@@ -111,7 +113,8 @@ def find_pieces(
         numbers += pieces if not names else np.where(region, pieces + np.int32(len(names)), 0)
         names += [label] * int(count)  # type: ignore[arg-type]
     if split != "never":
-        numbers, names = split_touching(numbers, names, split)
+        shown = None if pixels is None else resize_image(pixels, mask.shape)
+        numbers, names = split_touching(numbers, names, split, shown)
     weights = None
     if size != mask.shape:
         # How many pixels of the image show each of the mask.
@@ -134,6 +137,7 @@ def find_objects(
     confidence: float = 0.0,
     min_area: float = MIN_AREA,
     split: str = "never",
+    pixels: np.ndarray | None = None,
 ) -> tuple[Object, ...]:
     """Cuts a mask into its objects: 4-connected pieces, split where different labels touch.
 
@@ -152,6 +156,8 @@ def find_objects(
         min_area: what an object has at least: below 1 a share of the image, else pixels of it.
         split: whether pieces are cut at their necks: "never", "auto" where all parts are convex, or
             "always"; see `unseg_jax.postprocess.splitting`.
+        pixels: (any, any, 3) uint8, the image, by which "auto" sees gaps between many things that
+            look alike; None goes by the shape of the mask alone.
 
     Returns:
         Objects, the largest first; equals in reading order.
@@ -172,7 +178,8 @@ Object(box=(3, 0, 4, 2), area=2, score=0.50, label=1))
         # Enlarging keeps pieces connected; reducing may not.
         mask = upsample_labels(mask, smaller)
         labels = None if labels is None else upsample_labels(labels, smaller)
-    pieces = find_pieces(mask, labels, size=size, min_area=min_area, split=split)
+    options = {"size": size, "min_area": min_area, "split": split, "pixels": pixels}
+    pieces = find_pieces(mask, labels, **options)  # type: ignore[arg-type]
     return objects_of(pieces, evidence=evidence, confidence=confidence)
 
 

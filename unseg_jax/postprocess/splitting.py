@@ -1,4 +1,5 @@
-"""Cuts things that touch apart at their necks: a watershed of the distance to the edge.
+"""Cuts things that touch apart at their necks: a watershed of the distance to the edge. Where the
+image is known and shows many things that look alike, their colours count as well; see `crowds`.
 
 Two maxima of that distance belong to two things if the neck between them is narrower than a given
 share of the smaller one, whatever their size (h-maxima of its logarithm).
@@ -8,9 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from unseg_jax.postprocess.crowds import cut_crowd, enlarge, shrink
+
 SPLITS = ("never", "auto", "always")
 """`never` keeps connected pieces whole; `always` cuts every piece at its necks; `auto` cuts where
-all parts are convex and none is tiny, as in nuclei, grains or coins, and not in a horse."""
+all parts are convex and none is tiny, as in nuclei, grains or coins, and not in a horse, and crowds
+also by their colours."""
 
 # Of the true masks of ten sets of single things (40 images of each at most) `auto` cuts 2 pieces in
 # 344; of 20 images of nuclei it makes 608 pieces of 568, of 20 of DIC cells 141 of 97.
@@ -29,7 +33,7 @@ def check_split(split: str) -> None:
 
 
 def split_touching(
-    numbers: np.ndarray, names: list[int], split: str
+    numbers: np.ndarray, names: list[int], split: str, pixels: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[int]]:
     """Cuts numbered pieces into parts.
 
@@ -37,6 +41,7 @@ def split_touching(
         numbers: (h, w) integers, 0 outside, else the piece from 1.
         names: the label of each piece.
         split: see `SPLITS`.
+        pixels: (h, w, 3) uint8, the image; with it "auto" cuts crowds by colour as well.
 
     Returns:
         The same with further pieces; the first part of a piece keeps its number.
@@ -44,8 +49,13 @@ def split_touching(
     from scipy import ndimage
 
     numbers, names = numbers.copy(), list(names)
+    crowd = cut_crowd(numbers, pixels) if split == "auto" and pixels is not None else {}
     for number, place in enumerate(ndimage.find_objects(numbers), 1):
-        parts = None if place is None else _parts(numbers[place] == number, split == "auto")
+        if place is None:
+            continue
+        parts = crowd.get(number)
+        if parts is None:
+            parts = _parts(numbers[place] == number, split == "auto")
         if parts is None:
             continue
         for part in range(2, int(parts.max()) + 1):
@@ -60,11 +70,8 @@ def _parts(piece: np.ndarray, convex: bool) -> np.ndarray | None:
     from skimage.morphology import h_maxima
     from skimage.segmentation import watershed
 
-    step = max(1.0, max(piece.shape) / _SIDE)
-    rows, columns = (
-        np.linspace(0, side - 1, max(1, round(side / step))).astype(int) for side in piece.shape
-    )
-    small = piece[np.ix_(rows, columns)]
+    places = shrink(piece, _SIDE)
+    small = piece[np.ix_(*places)]
     if np.count_nonzero(small) < _LEAST:
         return None
     depth = ndimage.distance_transform_edt(np.pad(small, 1))[1:-1, 1:-1]  # type: ignore[index]
@@ -77,13 +84,7 @@ def _parts(piece: np.ndarray, convex: bool) -> np.ndarray | None:
             return None
         parts = watershed(-depth, markers, mask=small)
         if not convex or _all_convex(parts):
-            whole = np.zeros(piece.shape, int)
-            whole[np.ix_(rows, columns)] = parts
-            # What lies between the rows and columns that were looked at belongs to the nearest.
-            nearest = ndimage.distance_transform_edt(
-                whole == 0, return_distances=False, return_indices=True
-            )
-            return np.where(piece, whole[tuple(nearest)], 0)  # type: ignore[arg-type]
+            return enlarge(parts, places, piece)
     return None
 
 
