@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from unseg_jax.data.images import resize_image
+from unseg_jax.data.decoding import resize_image
 from unseg_jax.postprocess.components import Box, source_indices, upsample_labels
 from unseg_jax.postprocess.guided import interpolate
 from unseg_jax.postprocess.splitting import check_split, split_touching
