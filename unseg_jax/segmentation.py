@@ -39,10 +39,10 @@ class Segmentation:
             right and bottom exclusive; None if the mask is empty.
         num_clusters: clusters that some patch belongs to.
         loss: the last of `losses`; NaN for baselines, which have none.
-        confidence: how clear the cut is, in 0..1: the mean margin between the two likeliest
-            clusters of a patch; of `collective`, how far apart inside and outside are, at most 0.2
-            if the image is unlike those fitted; 0 where the mask is empty or takes the whole
-            image.
+        confidence: in 0..1; 0 where the mask is empty or takes the whole image. Of `collective`,
+            the estimated chance that the IoU with the truth is at least .5, or on tiles how far
+            apart inside and outside are; of other methods how clear the cut is, the mean margin
+            between the two likeliest clusters of a patch.
         patch_labels: (h, w) int32, as `labels` on the grid of patches (or pixels of the resized
             image, for superpixel methods), before edge refinement.
         losses: (epochs,) float32.
@@ -53,7 +53,7 @@ class Segmentation:
         specks: how many pieces below `min_area` were left out.
         raw_mask, raw_labels: as `small_mask` and `small_labels`, with the specks.
         notes: what a user should know, a sentence each: what was done to the image while it was
-            read, and that it is unlike those that a model was fitted on.
+            read, and how it was looked at.
         pixels: (h, w, 3) uint8, the image at the working size or its own; None if not kept.
         evidence: (any, any) float16 in -1..1, how clearly each place belongs to the foreground
             (above 0) or the background; None where the method has no soft result.

@@ -257,7 +257,7 @@ def build(
     resolved, backbone = load_for(resolved, weights, dtype=dtype)
     assert backbone is not None
     scorer = random_scorer(backbone.config.width)
-    segmenter = CollectiveModel(resolved, backbone, scorer, None, ()).segmenter()
+    segmenter = CollectiveModel(resolved, backbone, scorer, None, (), shipped=True).segmenter()
 
     def function(params, pixels):
         features = extract_features(backbone, resolved, params, pixels)

@@ -10,9 +10,10 @@ each set so many images, evenly spread, are segmented at full size by
 * 1, 3, 10 examples: `unseg-jax fit --examples` with as many true masks, drawn anew each time;
 * probe: a ridge on the same features with the masks of half of the images.
 
-Scores are mean IoU under the honest protocol, those of examples and probe on the other images. It
-writes benchmarks/results/any_folder.json, and with --sheets FOLDER a picture of each set: the image
-with the median IoU of `auto`, its truth, and what was found.
+Scores are mean IoU under the honest protocol, those of examples and probe on the other images. A
+second table says how well the confidence tells masks with an IoU below .5 from the others, over the
+images of all sets. It writes benchmarks/results/any_folder.json, and with --sheets FOLDER a picture
+of each set: the image with the median IoU of `auto`, its truth, and what was found.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from PIL import Image
 
 from benchmarks.measure import common
 from benchmarks.measure.common import intersection_over_union
+from benchmarks.measure.quality import auc
 from benchmarks.measure.quality_sets import enlarge
 from unseg_jax.collective.choosing import choose
 from unseg_jax.collective.fitting import fit_set
@@ -35,11 +37,13 @@ from unseg_jax.data import Dataset, open_dataset
 from unseg_jax.data.masks import load_mask
 from unseg_jax.data.reading_options import PLAIN
 from unseg_jax.export.drawing import overlay
+from unseg_jax.export.records import UNSURE
 from unseg_jax.registry import resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
 from unseg_jax.segmenter.decoded_cache import DecodedCache
 
 EXAMPLES = (1, 3, 10)
+_LOWS = (0, 0.25, 0.5, 0.75)
 _TITLES = {"auto": "auto", "ready": "ready model", "fit": "fit", "deepcut": "deepcut"}
 
 
@@ -57,9 +61,9 @@ def main() -> None:
     backbone = load_for(resolve("collective"), options.backbone)[1]
     for name, dataset in data_sets(options.data):
         sets[name] = measure(dataset, backbone, options.images, options.draws, options.sheets)
-        print(f"{name}: {sets[name]}", flush=True)
+        print(f"{name}: {sets[name]['auto']}", flush=True)
         common.write_result("any_folder", result, options.out, quiet=True)
-    print(table(result))
+    print(f"{table(result)}\n\n{confidence_table(result)}")
 
 
 def data_sets(folders: Iterable[Path]) -> Iterable[tuple[str, Dataset]]:
@@ -84,29 +88,37 @@ def measure(
     truths = [load_mask(item.mask, dataset.rule) for item in items]
     method, cache = resolve("collective"), DecodedCache()
 
-    def scores(segmenter: BatchSegmenter, to: Sequence[int] | None = None) -> np.ndarray:
-        found = segmenter.stream([images[at] for at in (range(len(images)) if to is None else to)])
-        pairs = zip(found, truths if to is None else [truths[at] for at in to], strict=True)
-        return np.array([intersection_over_union(one.mask, truth) for one, truth in pairs])
+    every = range(len(images))
 
-    def fitted(seed: int = 0, **marks: Any) -> BatchSegmenter:
-        options = {"steps": 0, "seed": seed, "backbone": backbone, "kept": cache, **marks}
+    def judged(segmenter: BatchSegmenter, to: Sequence[int]) -> np.ndarray:
+        """(n, 2) IoU and confidence."""
+        found = segmenter.stream([images[at] for at in to])
+        pairs = zip(found, [truths[at] for at in to], strict=True)
+        scored = [(intersection_over_union(a.mask, truth), a.confidence) for a, truth in pairs]
+        return np.array(scored)
+
+    def fitted(**marks: Any) -> BatchSegmenter:
+        options = {"steps": 0, "backbone": backbone, "kept": cache, **marks}
         return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=cache)
 
-    by_fit = scores(fitted())
-    ready = scores(load_shipped(backbone=backbone).segmenter(closer=True, kept=cache))
+    sure = {"fit": judged(fitted(), every)}
+    sure["ready"] = judged(
+        load_shipped(backbone=backbone).segmenter(closer=True, kept=cache), every
+    )
     chosen = choose("auto", images)
-    auto = by_fit if chosen.fits else ready
-    deepcut = scores(BatchSegmenter(*load_for(resolve("deepcut"), "auto")))
-    found = {"images": len(images), "auto": auto, "ready": ready, "fit": by_fit, "deepcut": deepcut}
+    sure["auto"] = sure["fit" if chosen.fits else "ready"]
+    auto = sure["auto"][:, 0]
+    deepcut = judged(BatchSegmenter(*load_for(resolve("deepcut"), "auto")), every)[:, 0]
+    found: dict[str, Any] = {"images": len(images), "deepcut": deepcut}
+    found |= {name: both[:, 0] for name, both in sure.items()}
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(images)) for _ in range(draws)]
     for count in EXAMPLES:
         pairs = []
-        for seed, order in enumerate(orders if count < len(images) else ()):
+        for order in orders if count < len(images) else ():
             examples = {images[at]: truths[at] for at in order[:count]}
             others = np.sort(order[count:])
-            steered = scores(fitted(seed, examples=examples), others)
+            steered = judged(fitted(examples=examples), others)[:, 0]
             pairs.append((steered.mean(), auto[others].mean()))
         if pairs:
             found[f"examples {count}"], found[f"auto beside {count}"] = np.mean(pairs, 0)
@@ -117,7 +129,8 @@ def measure(
         segmenter = fitted() if chosen.fits else load_shipped(backbone=backbone).segmenter()
         mask = segmenter([images[middle]])[0].mask
         _draw(sheets / f"{dataset.name}.png", images[middle], truths[middle], mask)
-    return {name: value if name == "images" else _round(value) for name, value in found.items()}
+    scores = {name: value if name == "images" else _round(value) for name, value in found.items()}
+    return scores | {"confidence": {name: both.round(4).tolist() for name, both in sure.items()}}
 
 
 def probe(features: list[np.ndarray], truths: list[np.ndarray], order: np.ndarray) -> float:
@@ -155,7 +168,7 @@ def _draw(path: Path, image: Any, truth: np.ndarray, mask: np.ndarray) -> None:
 def table(result: dict[str, Any]) -> str:
     """A row a set, and their mean; in brackets what examples add on the same images."""
     sets = dict(result["sets"])
-    names = sorted({name for one in sets.values() for name in one} - {"images"})
+    names = sorted({name for one in sets.values() for name in one} - {"images", "confidence"})
     mean = {name: _round([one[name] for one in sets.values() if name in one]) for name in names}
     shown = [*_TITLES, *(f"examples {count}" for count in EXAMPLES), "probe"]
 
@@ -171,6 +184,21 @@ def table(result: dict[str, Any]) -> str:
     header = ["set", "images", *(_TITLES.get(name, name) for name in shown)]
     lines = [[name, one["images"], *cells(one)] for name, one in sets.items()]
     lines.append(["**mean**", "", *cells(mean)])
+    return common.table(header, lines)
+
+
+def confidence_table(result: dict[str, Any]) -> str:
+    """How well the confidence tells masks with an IoU below .5, over the images of all sets."""
+    sets, lines = result["sets"], []
+    for kind, title in list(_TITLES.items())[:3]:
+        pairs = np.concatenate([one["confidence"][kind] for one in sets.values()])
+        wrong, sure = pairs[:, 0] < 0.5, pairs[:, 1]
+        shares = [f"{np.mean(sure[side] < UNSURE):.0%}" for side in (wrong, ~wrong)]
+        bins = [(sure >= low) & (sure < low + 0.25 + 1e-6 * (low > 0.7)) for low in _LOWS]
+        right = [f"{np.mean(~wrong[bin]):.0%} of {bin.sum()}" for bin in bins]
+        lines.append([title, f"{auc(sure[~wrong], sure[wrong]):.2f}", *shares, *right])
+    header = ["confidence of", "AUC", f"below {UNSURE:g}: IoU < .5", f"below {UNSURE:g}: others"]
+    header += [f"right from {low:g}" for low in _LOWS]
     return common.table(header, lines)
 
 

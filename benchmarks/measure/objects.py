@@ -239,13 +239,13 @@ class Rows:
     def _scorer(self, made, features, segmenter):
         import jax
 
-        from unseg_jax.collective.segmenter import apply_scorer
+        from unseg_jax.collective.segmenter import apply_fitted
 
         grid, key = self.segmenters["collective"].grid, jax.random.key(0)
 
         @jax.jit
         def run(fitted, shown):
-            return apply_scorer(segmenter.method, None, key, fitted, shown, grid, 0)
+            return apply_fitted(segmenter.method, None, key, fitted, shown, grid, 0)
 
         def find(index: int) -> list[Found]:
             shown = features["collective"][index : index + 1]

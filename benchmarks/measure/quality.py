@@ -24,10 +24,9 @@ from scipy.stats import rankdata, spearmanr
 
 from benchmarks.measure import common
 from benchmarks.measure.quality_sets import SIDE, SOURCES, Set, enlarge, read_set
-from unseg_jax.collective import set_scorer
-from unseg_jax.collective.model import CollectiveModel
-from unseg_jax.collective.shipped import load_shipped
-from unseg_jax.postprocess.margins import margin_confidence, refine_margins
+from unseg_jax.collective import confidence, set_scorer
+from unseg_jax.export.records import UNSURE
+from unseg_jax.postprocess.margins import refine_margins
 from unseg_jax.registry import resolve
 
 SEEDS = (0, 1, 2)
@@ -35,8 +34,6 @@ PROBE_IMAGES = 60
 SIZES = (12, 25, 50)
 """Sizes of the set that is fitted, to show how scores grow with it."""
 EDGES = {"the guided filter, as in the library": "guided", "the bilateral solver": "bilateral"}
-UNSURE = 0.2
-"""Confidence below which reports call a mask unsure."""
 LOST = 0.05
 """Share of images with an object that may be called empty."""
 
@@ -116,7 +113,7 @@ def _row(one: Set, scores: list[np.ndarray], sure: list[np.ndarray] | None = Non
 # ---------------------------------------------------------------- images without an object
 
 
-RULES = ("confidence", "largest margin", "share in the object", "score in the object", "distance")
+RULES = ("confidence", "largest margin", "share in the object", "score in the object")
 
 
 @functools.partial(jax.jit, static_argnames="grid")
@@ -124,21 +121,15 @@ def _signs(scorer, features, grid):
     found, scores, valid = set_scorer.score(scorer, features, grid)
     inside = valid & (found > 0)
     mean = jnp.sum(scores * inside) / jnp.maximum(inside.sum(), 1) - scorer.threshold
-    distance = set_scorer.distance(scorer, features)
-    return found, jnp.stack([found.max(), inside.mean(), mean, -distance])
+    sure = confidence.estimate(confidence.FITTED, scorer, features, found, grid)
+    return found, jnp.stack([sure, found.max(), -inside.mean(), mean])
 
 
 def signs(scorer: set_scorer.Scorer, features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """(n, 5) what may tell that an image has an object, larger where it has: the confidence; the
+    """(n, 4) what may tell that an image has an object, larger where it has: the confidence; the
     largest margin; minus the share of the image above its threshold, since Otsu's halves an image
-    of one material; the mean score above the image's threshold less the threshold of the set; and
-    minus the distance from the set."""
-    found = []
-    for image in features:
-        margin, others = _signs(scorer, jnp.asarray(image), grid)
-        largest, share, mean, near = np.asarray(others)
-        found.append([margin_confidence(np.asarray(margin)), largest, -share, mean, near])
-    return np.array(found)
+    of one material; and the mean score above the image's threshold less that of the set."""
+    return np.array([_signs(scorer, jnp.asarray(image), grid)[1] for image in features])
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -154,7 +145,7 @@ def no_object(values: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> dict:
     values below which `LOST` of the images of each of the others lie.
 
     Args:
-        values: of each set and seed the signs of its images (n, 5) and of its crops (m, 5).
+        values: of each set and seed the signs of its images (n, 4) and of its crops (m, 4).
     """
     aucs = {
         name: [
@@ -190,16 +181,11 @@ def no_object(values: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> dict:
 # ---------------------------------------------------------------- the measurement
 
 
-def _unlike(model: CollectiveModel, features: np.ndarray) -> bool:
-    """Whether a model says that an image is unlike those that it was fitted on."""
-    return float(set_scorer.distance(model.scorer, jnp.asarray(features))) > model.unlike
-
-
 def measure(sets: dict[str, Set], seeds: tuple[int, ...], say: Callable[[str], None]) -> dict:
     """Every row of the tables."""
-    result: dict = {"library": {}, "probe": {}, "unlike": {}}
+    result: dict = {"library": {}, "probe": {}}
     result |= {"edges": {label: {} for label in EDGES}, "sizes": {str(size): {} for size in SIZES}}
-    values, ready = {}, load_shipped()
+    values = {}
     for name, one in sets.items():
         scorers = [fit(one, seed) for seed in seeds]
         values[name] = [
@@ -216,9 +202,6 @@ def measure(sets: dict[str, Set], seeds: tuple[int, ...], say: Callable[[str], N
             result["sizes"][str(size)][name] = _row(one, fewer)
         labelled = [probe(one, seed).mean() for seed in seeds]
         result["probe"][name] = {"miou": round(float(np.mean(labelled)), 4)}
-        if one.fine.shape[-1] == len(ready.scorer.mean):
-            said = [_unlike(ready, image) for image in one.fine]
-            result["unlike"][name] = round(float(np.mean(said)), 4)
         say(f"{name}: {result['library'][name]}")
     return result | {"no_object": no_object(values)}
 
@@ -282,8 +265,6 @@ def _summary(result: dict, names: list[str]) -> str:
     rows.append(["spread over three seeds", "", *(f"{one:.1f}" for one in apart)])
     ranks = [result["library"][name]["confidence"] for name in names]
     rows.append(["confidence ρ", *(f"{r:.2f}" for r in (np.mean(ranks), *ranks))])
-    said = [result["unlike"].get(name, float("nan")) for name in names]
-    rows.append(["flagged as unlike by the shipped model", "", *(f"{one:.0%}" for one in said)])
     return common.table(["mIoU", "mean", *names], rows)
 
 

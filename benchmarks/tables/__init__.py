@@ -188,6 +188,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 _PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "any_folder/confidence": any_folder.confidence_table,
     "versus_reference/quality": _quality,
     "objects/short": objects.short_table,
     "optimisation/short": optimisation.short_table,

@@ -9,7 +9,7 @@ import pytest
 import unseg_jax as us
 from unseg_jax import registry
 from unseg_jax.cache import compile_clock
-from unseg_jax.collective import black_frames, fitting, set_scorer
+from unseg_jax.collective import black_frames, fitting
 from unseg_jax.collective.choosing import choose, load
 from unseg_jax.collective.shipped import SHIPPED_MODEL, load_shipped
 from unseg_jax.data.reading_options import Reading
@@ -110,10 +110,12 @@ MASK[14:42, 20:50] = True
     ("draw", "marks", "count", "better", "fitted", "tried"),
     [
         (square, "examples", 8, (0.5, 0.5), False, 2),
-        (square, "examples", 8, (0.5, 0.54), False, 2),
-        (square, "examples", 8, (0.5, 0.56), True, 2),
+        (square, "examples", 8, (0.5, 0.59), False, 2),
+        (square, "examples", 8, (0.5, 0.61), True, 2),
+        (square, "two examples", 8, (0.5, 0.54), False, 2),
+        (square, "two examples", 8, (0.5, 0.56), True, 2),
         (framed, "examples", 8, (0.5, 0.5), True, 2),
-        (framed, "examples", 8, (0.6, 0.5), False, 2),
+        (framed, "examples", 8, (0.61, 0.5), False, 2),
         (square, "examples", 7, (0.5, 0.6), False, 1),
         (square, "clicks", 8, (np.nan, np.nan), False, 1),
         (framed, "clicks", 8, (np.nan, np.nan), True, 1),
@@ -133,9 +135,10 @@ def test_marks_steer_what_agrees_with_them_best(
 
     monkeypatch.setattr(fitting, "fit_steering", steer)
     monkeypatch.setattr(fitting, "fit_evidence", lambda *_: (of_fit, None, ({},)))
-    marked = {1: MASK if marks == "examples" else [(30, 20, True)]}
+    marked = {1: [(30, 20, True)] if marks == "clicks" else MASK}
+    marked |= {2: MASK} if marks == "two examples" else {}
     images = [draw(seed) for seed in range(count)]
-    model = us.fit(images, backbone=own, image_size=56, **{marks: marked})
+    model = us.fit(images, backbone=own, image_size=56, **{marks.split()[-1]: marked})
     assert np.array_equal(model.scorer.mean, of_fit.mean) == fitted
     assert model.foreground == (({},) if fitted else shipped.foreground)
     assert model.steering == f"steering of {fitted}"
@@ -152,7 +155,7 @@ def test_a_fit_and_the_model_that_ships_are_steered(colours, monkeypatch):
     (_, first, shipped), (_, second, of_fit) = found
     assert np.array_equal(shipped.mean, load_shipped(backbone=own).scorer.mean)
     assert not np.array_equal(of_fit.mean, shipped.mean)
-    steering, _, scorer = found[second > first + 0.05]
+    steering, _, scorer = found[second > first + 0.1]
     assert model.steering is steering
     assert model.scorer is scorer
     assert us.metrics.iou(model.segment(images[1])[0].mask, MASK) > max(first, second)
@@ -162,26 +165,6 @@ def test_settings_of_published_methods_take_deepcut(colours):
     segmenter = us.Segmenter(backbone=colours, image_size=56, epochs=2)
     assert segmenter.method.name == "deepcut"
     assert segmenter.method.epochs == 2
-
-
-def test_what_is_unlike_the_fitted_images_is_said_and_not_trusted(colours):
-    model = dataclasses.replace(load_shipped(backbone=colours), unlike=None)
-    image = square(0)
-    features = colours.features(colours.params, image[None, :56, :70].astype(np.float32) / 255)
-    rows = np.asarray(features[0])
-    mean = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).mean(0)
-    by_hand = np.linalg.norm(mean - np.asarray(model.scorer.mean))
-    ours = float(set_scorer.distance(model.scorer, rows))
-    assert ours == pytest.approx(by_hand, rel=1e-4)
-    trusted = model.segment(image)[0]
-    assert trusted.notes == ()
-    doubted = dataclasses.replace(model, unlike=0.0).segment(image)[0]
-    assert "unlike the images that this model was fitted on" in doubted.notes[0]
-    assert doubted.confidence == min(trusted.confidence, 0.2)
-    np.testing.assert_array_equal(doubted.mask, trusted.mask)
-    far = dataclasses.replace(model, unlike=2.0).segment(image)[0]
-    assert far.notes == ()
-    assert far.confidence == trusted.confidence
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,11 @@ def test_nearest_mean_takes_what_there_is():
     among = np.array([True, False, True, False, False, False])
     nearest = _nearest_mean(cosines, among, 5)
     np.testing.assert_allclose(nearest, cosines[:, among].mean(1), rtol=1e-6)
-    nothing = _nearest_mean(cosines, np.zeros(6, bool), 5)
-    np.testing.assert_array_equal(nothing, np.zeros(6))
+    first = _nearest_mean(cosines, among, 1)
+    np.testing.assert_allclose(first, cosines[:, among].max(1), rtol=1e-6)
+    for count in (1, 5):
+        nothing = _nearest_mean(cosines, np.zeros(6, bool), count)
+        np.testing.assert_array_equal(nothing, np.zeros(6))
 
 
 def test_evidence_with_frame_equals_that_of_the_rest():

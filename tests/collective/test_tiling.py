@@ -106,7 +106,6 @@ def test_an_image_no_larger_than_a_tile_is_as_without(backbone):
     tiled = us.fit([image] * 3, backbone=backbone, tile=128, **OPTIONS)
     one, other = plain.segment(image)[0], tiled.segment(image)[0]
     assert (one.mask == other.mask).mean() > 0.99
-    assert one.confidence == pytest.approx(other.confidence, abs=0.02)
 
 
 def test_a_model_keeps_its_tiles_and_goes_on_after_a_bad_image(backbone, tmp_path):
@@ -204,5 +203,5 @@ def test_tiles_of_an_image_are_few():
 
 
 def test_the_default_alone_looks_closer():
-    assert us.Segmenter().work is CLOSER
-    assert us.Segmenter(tile=0).work is SCORED
+    assert us.Segmenter().work.stream is CLOSER.stream
+    assert us.Segmenter(tile=0).work.stream is SCORED.stream

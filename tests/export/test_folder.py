@@ -24,8 +24,8 @@ from unseg_jax.errors import InputError
 from unseg_jax.export import folder
 from unseg_jax.export.folder import Output, plan_run, segment_files
 from unseg_jax.export.formats import Cutout, table
-from unseg_jax.export.records import Run
-from unseg_jax.export.report import _facts, _sentence
+from unseg_jax.export.records import Record, Run
+from unseg_jax.export.report import _confidence, _facts, _sentence
 from unseg_jax.registry import resolve
 from unseg_jax.runs.result_store import JOURNAL, MANIFEST
 
@@ -420,6 +420,33 @@ def test_the_report_says_what_is_true_of_the_method():
     stand.method = resolve("collective")
     facts = dict(_facts(Run((), 1.0, 0.0), types.SimpleNamespace(**vars(stand))))
     assert facts["Edges refined by"] == "the guided filter"
+
+
+def test_what_confidence_means_is_said_for_the_kind_of_method():
+    for name, fields, estimated in (
+        ("collective", {}, True),
+        ("collective", {"tile": 64}, False),
+        ("unsegmedgat-c", {}, False),
+        ("deepcut", {}, False),
+    ):
+        said = _confidence(types.SimpleNamespace(method=resolve(name, **fields)), {})
+        assert ("estimated chance" in said) == estimated, name
+    assert "estimated chance" in _confidence(None, {"method": "auto"})
+    assert "within one run" in _confidence(None, {"method": "deepcut"})
+
+
+@pytest.mark.parametrize(
+    ("coverage", "confidence", "objects", "check"),
+    [
+        (0.5, 0.5, ({},), ""),
+        (0.9, 1.0, ({},), ""),
+        (0.5, 0.49, ({},), "unsure"),
+        (0.91, 1.0, ({},), "nearly all of the image"),
+        (0.0, 1.0, (), "no object"),
+    ],
+)
+def test_what_is_to_be_checked(coverage, confidence, objects, check):
+    assert Record("a", "a.png", (4, 4), coverage, confidence, 1, objects).check == check
 
 
 def test_images_to_check_come_first_and_those_beyond_a_number_are_listed(tmp_path, monkeypatch):

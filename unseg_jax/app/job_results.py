@@ -44,7 +44,7 @@ def summarise(job: Job) -> dict[str, Any]:
         `number` of the run, `kept` (the numbers of all runs whose results are there), `settings`
         as `Settings` has them, `message`, `method`, `seconds`, `compile_seconds`, `fitted` (images
         that a model was fitted on, 0 for none), and `images`: for each a dict with `file`, and
-        either `error` or what its `Record` holds, without masks.
+        either `error` or what its `Record` holds, without masks, and `check`.
     """
     assert job.run is not None
     return {
@@ -74,7 +74,7 @@ def _image(job: Job, entry: Entry) -> dict[str, Any]:
     # JSON has no word for what is not finite.
     losses = [loss if math.isfinite(loss) else None for loss in record["losses"]]
     kept = {field: record[field] for field in ("name", *kept)}
-    return {**name, **kept, "losses": losses, "objects": objects}
+    return {**name, **kept, "check": entry.record.check, "losses": losses, "objects": objects}
 
 
 def picture(job: Job, index: int, kind: str, small: bool) -> tuple[bytes, str]:

@@ -132,25 +132,37 @@ def nearest_centre(x: Float[Array, "*b r"], centres: Float[Array, "k r"]) -> Int
 def image_evidence(
     whole: Float[Array, "n r"], valid: Bool[Array, " n"], near: Int[Array, "n 9"]
 ) -> Float[Array, " n"]:
-    """Evidence for foreground from one image alone: standardised, 0 outside `valid`.
+    """Evidence for foreground from one image alone: the sum of `image_cues`."""
+    unlike, apart, cut = image_cues(whole, valid, near)
+    return unlike + apart + cut
 
-    The sum of three cues: minus the mean cosine to all patches of the border; minus the mean
-    cosine to the five of them that are most alike (a border of several parts, such as a near wall
-    and a far wall, is like none of them on average); and the second eigenvector of D⁻¹W, W the
-    cosines above τ, with the sign that puts the border below.
+
+def image_cues(
+    whole: Float[Array, "n r"],
+    valid: Bool[Array, " n"],
+    near: Int[Array, "n 9"],
+    nearest: int = _NEAREST,
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
+    """Three cues for foreground from one image alone, each standardised, 0 outside `valid`.
+
+    Minus the mean cosine to all patches of the border; minus the mean cosine to the few of them
+    that are most alike (a border of several parts, such as a near wall and a far wall, is like none
+    of them on average); and the second eigenvector of D⁻¹W, W the cosines above τ, with the sign
+    that puts the border below.
 
     Args:
         whole: uncentred patches of length 1, from `project`.
         valid: patches that are not frame.
         near: see `neighbours`.
+        nearest: how many patches of the border are a few.
     """
     border = border_of(valid, near)
     share = border.astype(jnp.float32) / jnp.maximum(border.sum(), 1)
     cosines = jnp.matmul(whole, whole.T, precision=jax.lax.Precision.HIGHEST)
     unlike = -(cosines @ share)
-    apart = -nearest_mean(cosines, border, _NEAREST)
+    apart = -nearest_mean(cosines, border, nearest)
     cut = _normalised_cut(cosines, valid, share, unlike)
-    return _standardise(unlike, valid) + _standardise(apart, valid) + _standardise(cut, valid)
+    return _standardise(unlike, valid), _standardise(apart, valid), _standardise(cut, valid)
 
 
 def nearest_mean(
@@ -166,6 +178,9 @@ def nearest_mean(
     Returns:
         (N,) float32; 0 where `among` is empty.
     """
+    if count == 1:
+        largest = jnp.max(jnp.where(among, cosines, -jnp.inf), -1)
+        return jnp.where(among.any(), largest, 0.0)
     places = jnp.nonzero(among, size=len(among))[0]
 
     def insert(at, largest):

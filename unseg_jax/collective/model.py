@@ -16,8 +16,8 @@ passes read the images again each time and hold one batch.
 
 Scores, and how they were measured, are in docs/results.md.
 
-`confidence` is half the difference of the mean refined margin inside and outside of the mask, and
-at most 0.2 for an image that is unlike those that were fitted.
+`confidence` is the estimated chance that the IoU with the truth is at least .5, see
+`unseg_jax.collective.confidence`; on tiles it is `margin_confidence`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ from unseg_jax.batching import Batching
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model_file import FORMAT, build_model, read_model, single
 from unseg_jax.collective.model_hub import model_path, push
-from unseg_jax.collective.segmenter import CONTINUED, SCORED, SHARED, STEERED, Fitted
+from unseg_jax.collective.segmenter import (
+    CONTINUED,
+    SCORED,
+    SHARED,
+    STEERED,
+    Fitted,
+    apply_shipped,
+)
 from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.steering import Steering, fit_steering
 from unseg_jax.collective.tiling import CLOSER, TILED
@@ -72,8 +79,8 @@ class CollectiveModel:
         images: how many images the model was fitted on.
         skipped: one message for each image that could not be read while fitting.
         batch_size, seed: of `segment`.
-        unlike: distance from which on an image is said to be unlike those that were fitted; None
-            never says so. It is not saved.
+        shipped: whether this is the model that ships, whose confidence is weighed by itself. It is
+            not saved.
         reading: how the images that were fitted were read; None if that is not known.
         steering: what marked images taught; None without examples.
     """
@@ -87,7 +94,7 @@ class CollectiveModel:
     skipped: tuple[str, ...] = ()
     batch_size: int = 8
     seed: int = 0
-    unlike: float | None = None
+    shipped: bool = False
     reading: Reading | None = None
     steering: Steering | None = None
 
@@ -144,13 +151,13 @@ class CollectiveModel:
             work = TILED
         elif scored:
             work = CLOSER if closer and not method.epochs else SCORED
+            work = work._replace(apply=apply_shipped) if self.shipped else work
             work = work if self.steering is None else STEERED
         else:
             work = SHARED if method.foreground == "set" else CONTINUED
         chosen = np.array([entry["found"] == "foreground" for entry in self.foreground], int)
         # Of NumPy: JAX would compile a program for each.
         numbers: Any = np.asarray(chosen * np.cumsum(chosen), np.int32)
-        unlike: Any = np.array(np.inf if self.unlike is None else self.unlike, np.float32)
         return BatchSegmenter(
             method,
             self.backbone,
@@ -159,7 +166,7 @@ class CollectiveModel:
             batching,
             (reading or PLAIN).agreeing(self.reading),
             work,
-            Fitted(self.scorer, self.head, numbers, unlike, self.steering),
+            Fitted(self.scorer, self.head, numbers, self.steering),
             kept,
         )
 

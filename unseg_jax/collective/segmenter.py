@@ -16,13 +16,13 @@ import numpy as np
 from unseg_jax.batching import map_batch
 from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
-from unseg_jax.collective import set_scorer
+from unseg_jax.collective import confidence, set_scorer
 from unseg_jax.collective.cues import project
 from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
 from unseg_jax.pipeline import PatchResult, segment_features
 from unseg_jax.postprocess.device_refining import refine_batch
-from unseg_jax.postprocess.margins import margin_confidence, refine_margins, upsample_margins
+from unseg_jax.postprocess.margins import refine_margins, upsample_margins
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import Work
 from unseg_jax.segmenter.finishing import not_finite
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
     from unseg_jax.clustering.head import Params
     from unseg_jax.collective.set_scorer import Scorer
     from unseg_jax.collective.steering import Steering
-
-
-UNLIKE_NOTE = "unlike the images that this model was fitted on; fit your own with unseg-jax fit."
-UNLIKE_CONFIDENCE = 0.2
-"""The most that the confidence of such an image is: below what reports call unsure."""
 
 
 SMALL_NOTE = "what was found is small for so large an image; tile=1024 may find more."
@@ -55,14 +50,12 @@ class Fitted(NamedTuple):
             such epochs.
         numbers: (K,) the label of each cluster of the head, 0 = background; read only of models
             without a scorer.
-        unlike: () distance from which on an image is unlike those that were fitted.
         steering: of the scorer; None without examples.
     """
 
     scorer: Scorer | None
     head: Params | None
     numbers: Int[Array, " k"]
-    unlike: Float[Array, ""]
     steering: Steering | None = None
 
 
@@ -73,7 +66,7 @@ class MarginResult(NamedTuple):
         margins: (B, h, w) float32, above 0 is foreground.
         losses: (B, epochs) float32 of the per-image epochs.
         finite: (B,) bool, False where features are not finite numbers.
-        unlike: (B,) bool, whether the image is unlike those that were fitted.
+        confidence: (B,) float32, see `unseg_jax.collective.confidence`.
         refined: (B, 256, 256) float32, the margins with their edges moved to the image's; None
             where the host does that.
     """
@@ -81,7 +74,7 @@ class MarginResult(NamedTuple):
     margins: Float[Array, "b h w"]
     losses: Float[Array, "b e"]
     finite: Bool[Array, " b"]
-    unlike: Bool[Array, " b"]
+    confidence: Float[Array, " b"]
     refined: Float[Array, "b s s"] | None = None
 
 
@@ -118,7 +111,27 @@ def apply_shared(method, how, key, fitted, features, grid, record_every) -> Patc
     )
 
 
-def apply_scorer(method, how, key, fitted, features, grid, record_every) -> MarginResult:
+# A function for each kind of model, since a program computes only what its confidence weighs.
+
+
+def apply_fitted(*given) -> MarginResult:
+    """The scorer of a set that was fitted; see `device.Apply`."""
+    return _apply_scorer(confidence.FITTED, *given)
+
+
+def apply_shipped(*given) -> MarginResult:
+    """That of the model that ships."""
+    return _apply_scorer(confidence.SHIPPED, *given)
+
+
+def apply_steered(*given) -> MarginResult:
+    """One that examples steer."""
+    return _apply_scorer(confidence.STEERED, *given)
+
+
+def _apply_scorer(
+    weights: confidence.Weights, method, how, key, fitted, features, grid, record_every
+) -> MarginResult:
     """The scorer of the set, and where there are epochs the graph of the image."""
     scorer = fitted.scorer
 
@@ -140,8 +153,8 @@ def apply_scorer(method, how, key, fitted, features, grid, record_every) -> Marg
         margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
         losses = clustering.losses
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
-    distances = jax.vmap(functools.partial(set_scorer.distance, scorer))(features)
-    return MarginResult(margins.reshape(-1, *grid), losses, finite, distances > fitted.unlike)
+    sure = jax.vmap(functools.partial(confidence.estimate, weights, scorer, grid=grid))
+    return MarginResult(margins.reshape(-1, *grid), losses, finite, sure(features, margins))
 
 
 def refine_result(pixels, result: MarginResult) -> MarginResult:
@@ -172,14 +185,12 @@ def finish_margins(
     else:
         refined = np.asarray(result.refined[index])
     mask = upsample_margins(refined, image.shape[:2])
-    notes, most = unlike_note(bool(result.unlike[index]))
     found = Segmentation.of(
         mask,
         mask,
         size=size,
         num_clusters=len(np.unique(margins > 0)),
-        confidence=min(margin_confidence(refined), most),
-        notes=notes,
+        confidence=float(result.confidence[index]) if 0 < mask.sum() < mask.size else 0.0,
         patch_labels=margins > 0,
         losses=result.losses[index],
         evidence=np.clip(refined, -1, 1),
@@ -198,12 +209,8 @@ def finish_margins(
     return found
 
 
-def unlike_note(unlike: bool) -> tuple[tuple[str, ...], float]:
-    """What is said of an image that is unlike those fitted, and the most that its confidence
-    is."""
-    return ((UNLIKE_NOTE,), UNLIKE_CONFIDENCE) if unlike else ((), 1.0)
-
-
-SCORED = Work(apply_scorer, finish_margins, refine=refine_result)
-STEERED = SCORED._replace(finish=functools.partial(finish_margins, tiles=False))
+SCORED = Work(apply_fitted, finish_margins, refine=refine_result)
+STEERED = SCORED._replace(
+    apply=apply_steered, finish=functools.partial(finish_margins, tiles=False)
+)
 SHARED, CONTINUED = Work(apply_shared), Work(apply_continued)

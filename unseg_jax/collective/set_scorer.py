@@ -127,15 +127,6 @@ def both_scores(
     return linear, convolved, valid
 
 
-def distance(scorer: Scorer, features: Float[Array, "n d"]) -> Float[Array, ""]:
-    """How far an image's mean feature lies from the mean of the set, 0 to 2.
-
-    Both are means of features of length 1. Images of the set's kind differ from one another in what
-    they show, and so in their patches; their means stay near to each other.
-    """
-    return jnp.linalg.norm(normalise_rows(features.astype(jnp.float32)).mean(0) - scorer.mean)
-
-
 def fit_scorer(
     images: Sequence[Float[np.ndarray, "h w d"]],
     *,

@@ -19,9 +19,6 @@ SHIPPED_MODEL = Path(__file__).with_name("shipped.safetensors")
 SHIPPED_SHA256 = "99052ba88fdded2e27a0f396e8e487294001f0ce521dd3826bb2a0aaa234027f"
 
 _OF_FEATURES = ("facet", "block", "log_bin")
-UNLIKE = 0.54
-"""Distance from which on an image is unlike the photographs that were fitted: a quarter of ECSSD,
-photographs of everyday things, lies beyond. `python -m benchmarks quality` measures this."""
 
 
 def is_of_shipped(method: Method, backbone: Backbone) -> bool:
@@ -54,4 +51,4 @@ def load_shipped(
     model = load_model(
         SHIPPED_MODEL, backbone=None if backbone == "auto" else backbone, dtype=dtype
     )
-    return dataclasses.replace(model, batch_size=batch_size, seed=seed, unlike=UNLIKE)
+    return dataclasses.replace(model, batch_size=batch_size, seed=seed, shipped=True)

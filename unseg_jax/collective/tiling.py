@@ -20,7 +20,7 @@ import numpy as np
 
 from unseg_jax.collective import set_scorer
 from unseg_jax.collective.cues import otsu
-from unseg_jax.collective.segmenter import SCORED, unlike_note
+from unseg_jax.collective.segmenter import SCORED
 from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.loader import batches
 from unseg_jax.errors import ImageError
@@ -61,7 +61,6 @@ class TileResult(NamedTuple):
         thresholds: (B,) float32, Otsu's of each tile.
         clearness: (B,) float32, the variance between the two sides of it (what Otsu maximises).
         finite: (B,) bool, False where features are not finite numbers.
-        distances: (B,) float32, from the set that was fitted; see `set_scorer.distance`.
     """
 
     scores: Float[Array, "b h w"]
@@ -69,7 +68,6 @@ class TileResult(NamedTuple):
     thresholds: Float[Array, " b"]
     clearness: Float[Array, " b"]
     finite: Bool[Array, " b"]
-    distances: Float[Array, " b"]
 
 
 class _Tiles(NamedTuple):
@@ -122,15 +120,12 @@ def apply_tiles(method, how, key, fitted, features, grid, record_every) -> TileR
         means = [jnp.sum(scores * side) / jnp.maximum(side.sum(), 1) for side in (above, below)]
         shares = above.sum() * below.sum() / count**2
         clearness = shares * (means[0] - means[1]) ** 2
-        distance = set_scorer.distance(fitted.scorer, features)
-        return scores, valid, threshold, clearness, distance
+        return scores, valid, threshold, clearness
 
-    scores, valid, thresholds, clearness, distances = jax.vmap(one)(features)
+    scores, valid, thresholds, clearness = jax.vmap(one)(features)
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(scores).all(1)
     shape = (-1, *grid)
-    return TileResult(
-        scores.reshape(shape), valid.reshape(shape), thresholds, clearness, finite, distances
-    )
+    return TileResult(scores.reshape(shape), valid.reshape(shape), thresholds, clearness, finite)
 
 
 def stream_tiles(
@@ -191,16 +186,13 @@ def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
     scale = min(1.0, _SIDE / max(boxes[0][2], boxes[0][3]))
     blended = blend(refined, boxes, full, scale)
     mask = blended > 0
-    confidence = margin_confidence(blended)
-    # The middle one of the tiles stands for the image.
-    notes, most = unlike_note(bool(np.median(found.distances) > fitted.unlike))
     return Segmentation.of(
         mask,
         mask,
         size=full,
         num_clusters=len(np.unique(mask)),
-        confidence=min(confidence, most),
-        notes=(*image.picture.notes, *notes),
+        confidence=margin_confidence(blended),
+        notes=image.picture.notes,
         losses=np.zeros(0, np.float32),
         evidence=np.clip(blended, -1, 1),
         pixels=image.picture.pixels,

@@ -16,6 +16,11 @@ from unseg_jax.export.measures import measure
 from unseg_jax.export.rle import decode_rle, encode_rle
 from unseg_jax.postprocess import Object
 
+UNSURE = 0.5
+"""Confidence below which an image is to be checked."""
+FULL = 0.9
+"""Share of the image from which on a mask is to be checked."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -51,6 +56,15 @@ class Record:
     specks: int = 0
     pixel_size: tuple[float, float] | None = None
     within: str = ""
+
+    @property
+    def check(self) -> str:
+        """Why the image is to be checked; "" if it is not."""
+        if not self.objects:
+            return "no object"
+        if self.coverage > FULL:
+            return "nearly all of the image"
+        return "unsure" if self.confidence < UNSURE else ""
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Record:

@@ -187,12 +187,6 @@ function tell(state) {
 
 // ---------------------------------------------------------------- what was found
 
-function reason(image) {
-  if (!image.objects.length) return "no object";
-  if (image.coverage > 0.9) return "nearly all of the image";
-  return image.confidence < 0.25 ? "unsure" : "";
-}
-
 function numbers(image) {
   const parts = [count(image.objects.length, "object"), `${Math.round(100 * image.coverage)} % of the image`];
   if (image.labels > 1) parts.push(count(image.labels, "part"));
@@ -234,7 +228,7 @@ function show(results) {
   const done = found.images.filter((image) => !image.error);
   const failed = found.images.length - done.length;
   const objects = done.reduce((sum, image) => sum + image.objects.length, 0);
-  const check = done.filter(reason).length;
+  const check = done.filter((image) => image.check).length;
   $("headline").textContent = `${count(done.length, "image")}, ${count(objects, "object")}`
     + (check ? `, ${check} to check` : done.length ? ", none looks broken" : "") + (failed ? `, ${failed} failed` : "");
   const compiling = found.compile_seconds >= 0.05 ? `, and ${found.compile_seconds.toFixed(1)} s compiling` : "";
@@ -278,7 +272,7 @@ function card(image, index, position) {
   if (image.error) {
     return make("li", { className: "bad" }, make("span", {}, image.error));
   }
-  const why = reason(image);
+  const why = image.check;
   const words = make("span", { className: "numbers" });
   if (why) words.append(make("span", { className: "tag" }, `check: ${why}`), " · ");
   words.append(numbers(image));
