@@ -67,7 +67,7 @@ def estimate(
     """
     _, whole = project(features, scorer.projection)
     linear, convolved, valid = both_scores(scorer, features, grid)
-    _, apart, cut = image_cues(whole, valid, neighbours(grid), nearest=1)
+    _, apart, cut = image_cues(whole, valid, jnp.asarray(neighbours(grid)), nearest=1)
     margins = jnp.clip(margins, -1, 1)
     threshold = otsu(0.5 * (linear + convolved), valid)
     threshold = jnp.where(jnp.isfinite(threshold), threshold, scorer.threshold)
