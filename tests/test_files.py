@@ -4,7 +4,7 @@ import pytest
 
 from unseg_jax.errors import printable
 from unseg_jax.files import atomic, write_text
-from unseg_jax.terminal.options import parse_page, parse_range
+from unseg_jax.terminal.shared_options import parse_page, parse_range
 
 pytestmark = pytest.mark.quick
 

@@ -12,8 +12,8 @@ import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.collective import fitting
 from unseg_jax.data.reading_options import Reading
-from unseg_jax.terminal.options import command
 from unseg_jax.terminal.segment_command import Segment
+from unseg_jax.terminal.shared_options import command
 
 IMAGES = [np.zeros((16, 16, 3), np.uint8)] * 2
 OPTIONS = {"batch_size": 2, "seed": 3, "dtype": "float32", "batching": "loop", "workers": 1}

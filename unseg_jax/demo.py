@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from unseg_jax.terminal.options import expand_home, run_alone
+from unseg_jax.terminal.shared_options import expand_home, run_alone
 
 PHOTOGRAPHS = (
     "astronaut.png",

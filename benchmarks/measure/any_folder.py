@@ -154,6 +154,10 @@ def probe(features: list[np.ndarray], truths: list[np.ndarray], order: np.ndarra
     return float(np.mean(found))
 
 
+def _share(hits: np.ndarray) -> str:
+    return f"{np.mean(hits):.0%}" if len(hits) else "–"
+
+
 def _round(value: Any) -> float:
     return round(float(np.mean(value)), 4)
 
@@ -193,10 +197,11 @@ def confidence_table(result: dict[str, Any]) -> str:
     for kind, title in list(_TITLES.items())[:3]:
         pairs = np.concatenate([one["confidence"][kind] for one in sets.values()])
         wrong, sure = pairs[:, 0] < 0.5, pairs[:, 1]
-        shares = [f"{np.mean(sure[side] < UNSURE):.0%}" for side in (wrong, ~wrong)]
+        shares = [_share(sure[side] < UNSURE) for side in (wrong, ~wrong)]
         bins = [(sure >= low) & (sure < low + 0.25 + 1e-6 * (low > 0.7)) for low in _LOWS]
-        right = [f"{np.mean(~wrong[bin]):.0%} of {bin.sum()}" for bin in bins]
-        lines.append([title, f"{auc(sure[~wrong], sure[wrong]):.2f}", *shares, *right])
+        right = [f"{_share(~wrong[bin])} of {bin.sum()}" for bin in bins]
+        area = f"{auc(sure[~wrong], sure[wrong]):.2f}" if 0 < wrong.sum() < len(wrong) else "–"
+        lines.append([title, area, *shares, *right])
     header = ["confidence of", "AUC", f"below {UNSURE:g}: IoU < .5", f"below {UNSURE:g}: others"]
     header += [f"right from {low:g}" for low in _LOWS]
     return common.table(header, lines)

@@ -10,7 +10,7 @@ from unseg_jax.bench.__main__ import _say, _split_foreground, bench
 from unseg_jax.bench.run.settings import parse_shard, settings_from
 from unseg_jax.registry import GROUPS, METHODS
 from unseg_jax.terminal.console import say
-from unseg_jax.terminal.options import overrides_from, parse_size, parse_value
+from unseg_jax.terminal.shared_options import overrides_from, parse_size, parse_value
 
 pytestmark = pytest.mark.quick
 

@@ -74,6 +74,9 @@ def test_folders_of_any_kind_are_measured(
         assert one["images"] == 4
         assert one["auto"] == one["ready"]
         assert {"deepcut", "examples 1", "auto beside 1", "probe"} < set(one)
+        pairs = np.array(one.pop("confidence")["auto"])
+        assert pairs[:, 0].mean() == pytest.approx(one["auto"], abs=1e-3)
+        assert ((pairs >= 0) & (pairs <= 1)).all()
         assert all(0 <= value <= 1 for name, value in one.items() if name != "images")
     assert sets["boxes"]["ready"] == sets["boxes"]["fit"]
     assert np.asarray(Image.open(sheets / "boxes.png")).shape == (40, 3 * 48, 3)
@@ -87,6 +90,20 @@ def test_the_table_says_what_examples_add():
     lines = any_folder.table({"sets": {"cats": one, "dogs": other}}).splitlines()
     assert "| cats | 24 | 50.0 | 50.0 | 40.0 | 30.0 | 55.0 (+3.0) | – | – | 70.0 |" in lines
     assert "| **mean** |  | 60.0 | 50.0 | 40.0 | 30.0 | 65.0 (+13.0) | – | – | 70.0 |" in lines
+
+
+def test_the_table_says_how_confidence_tells_what_is_wrong():
+    pairs = [[0.9, 0.95], [0.7, 0.6], [0.5, 0.4], [0.4, 0.5], [0.1, 0.1]]
+    right = [[1.0, 0.8]]
+    sets = {
+        "cats": {"confidence": {"auto": pairs, "ready": right, "fit": right}},
+        "dogs": {"confidence": {"auto": right, "ready": right, "fit": right}},
+    }
+    lines = any_folder.confidence_table({"sets": sets}).splitlines()
+    # Of 4 right and 2 wrong ones, one pair of 8 is the wrong way round.
+    shares = "0% of 1 | 100% of 1 | 50% of 2 | 100% of 2"
+    assert f"| auto | 0.88 | 50% | 25% | {shares} |" in lines
+    assert "| fit | – | – | 0% | – of 0 | – of 0 | – of 0 | 100% of 2 |" in lines
 
 
 def test_the_probe_finds_what_one_feature_says():

@@ -13,7 +13,7 @@ import typer
 
 from unseg_jax.errors import InputError, why
 from unseg_jax.terminal.console import say
-from unseg_jax.terminal.options import run_alone
+from unseg_jax.terminal.shared_options import run_alone
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

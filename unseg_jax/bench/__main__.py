@@ -26,7 +26,7 @@ from unseg_jax.data.truths import parse_values
 from unseg_jax.devices import usable_devices
 from unseg_jax.errors import printable
 from unseg_jax.terminal.console import guarded, with_options
-from unseg_jax.terminal.options import STYLE, hush
+from unseg_jax.terminal.shared_options import STYLE, hush
 
 
 class _Commands(TyperGroup):

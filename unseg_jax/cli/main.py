@@ -17,8 +17,8 @@ from unseg_jax.demo import demo
 from unseg_jax.terminal.console import guarded, say
 from unseg_jax.terminal.feeds import segment_stdin, watch_folder
 from unseg_jax.terminal.fit_command import Fit, fit_images
-from unseg_jax.terminal.options import STYLE, Common, command, expand_home
 from unseg_jax.terminal.segment_command import Segment, segment_images
+from unseg_jax.terminal.shared_options import STYLE, Common, command, expand_home
 
 
 class _Commands(TyperGroup):

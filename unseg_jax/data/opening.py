@@ -1,4 +1,4 @@
-"""Opening: from a path or another source to an open file, which `images` and `masks` then read.
+"""Opening: from a path or another source to an open file, which `decoding` and `masks` then read.
 
 Only regular files are opened, only in the formats of `FORMATS`, and the checksums of a PNG are
 compared first, which Pillow leaves out. Whatever goes wrong becomes one `ImageError` that names

@@ -3,7 +3,7 @@
 In every window the map is fitted by a linear function of the image's colours; the average of the
 fits over the windows of a pixel is the result. Unlike the bilateral solver it lets a map that
 crosses no edge be, which suits soft evidence of pale, smooth objects. On the host by
-`guided_filter`; `refining` runs it on the device.
+`guided_filter`; `device_refining` runs it on the device.
 """
 
 import functools

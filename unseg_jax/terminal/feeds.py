@@ -14,8 +14,8 @@ import typer
 from unseg_jax.errors import InputError
 from unseg_jax.terminal import segment_command
 from unseg_jax.terminal.console import say
-from unseg_jax.terminal.options import parse_page
 from unseg_jax.terminal.segment_command import Segment
+from unseg_jax.terminal.shared_options import parse_page
 
 _SECONDS = 1.0
 _FITTED = "is fitted on a set: fit a model first with `unseg-jax fit`, and pass it as --model."

@@ -14,7 +14,7 @@ import typer
 
 from unseg_jax.errors import InputError, nearest
 from unseg_jax.terminal.console import expand, progress, say
-from unseg_jax.terminal.options import Images, expand_home, parse_page, parse_range
+from unseg_jax.terminal.shared_options import Images, expand_home, parse_page, parse_range
 
 if TYPE_CHECKING:
     from unseg_jax.collective.marks import Click

@@ -23,7 +23,7 @@ from unseg_jax.method import plain_fields
 from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
 from unseg_jax.terminal.costs import expected_cost
 from unseg_jax.terminal.fit_command import fitting_bar
-from unseg_jax.terminal.options import Images, expand_home, parse_kinds, parse_page
+from unseg_jax.terminal.shared_options import Images, expand_home, parse_kinds, parse_page
 
 if TYPE_CHECKING:
     from unseg_jax.collective.choosing import Choice

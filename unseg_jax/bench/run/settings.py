@@ -20,7 +20,7 @@ from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import nearest
 from unseg_jax.method import Method, check_writable, plain_fields
 from unseg_jax.registry import GROUPS, METHODS, resolve
-from unseg_jax.terminal.options import method_parameters, overrides_from, parse_range
+from unseg_jax.terminal.shared_options import method_parameters, overrides_from, parse_range
 
 _ALIASES = {"all": tuple(METHODS), **GROUPS}
 
