@@ -57,7 +57,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def printable(text: str, length: int | None = None) -> str:
     r"""Text that any terminal and any file takes: control characters and broken UTF-8 escaped, and
-    cut at so many characters.
+    cut at `length` characters.
 
     >>> printable("caf\xe9 \x1b[31m\udcff")
     'café \\x1b[31m\\udcff'

@@ -80,7 +80,7 @@ def cluster(
             sets every dropout rate of the head.
         key: `jax.random.key` of the initial parameters and of dropout; None is key(0). An image
             gets the same numbers in every batch.
-        record_every: also record the labels of a deterministic pass every so many epochs.
+        record_every: also record the labels of a deterministic pass every this many epochs.
         grid: (height, width) of the patch grid; only `spatial_decay` needs it.
         batching: how a batch is taken: "vmap", one program for all graphs at once; "loop", one
             program that takes them in turn; "threads", one call per graph, as many at a time as the

@@ -95,7 +95,7 @@ def stack_regions(regions: Sequence[Regions]) -> Regions:
 
 
 def bucket(count: int) -> int:
-    """The smallest of `BUCKETS`, or multiple of its last, that holds so many nodes."""
+    """The smallest of `BUCKETS`, or multiple of its last, that holds the nodes."""
     largest = BUCKETS[-1]
     return next((size for size in BUCKETS if size >= count), -(-count // largest) * largest)
 

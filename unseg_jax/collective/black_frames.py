@@ -21,7 +21,7 @@ SET_SIZE = 8
 FRAME_SHARES = (0.05, 0.5)
 """Shares of the image between which a black frame makes `auto` fit a set."""
 # A patch below this mean value, 0 to 1, is black; a place that is black in this share of the images
-# belongs to the frame. So many images are looked at, on so many patches a side.
+# belongs to the frame. `_LOOKED_AT` images are looked at, on `_SIDE` patches a side.
 _BLACK, _STEADY, _LOOKED_AT, _SIDE = 0.1, 0.8, 32, 28
 # In a mixed set, images of one frame have at least this IoU of what is black with one of them, and
 # are at least this share of all.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unseg_jax.segmenter import BatchSegmenter
 
 MAX_FITTED = 512
-"""Images that are fitted at most; `auto` keeps the first so many of a longer stream in a list."""
+"""Images that are fitted at most; `auto` keeps as many, the first of a longer stream, in a list."""
 
 # Fields that say how an image is shown to any method.
 _OF_ALL = ("resize", "stride", "tile")

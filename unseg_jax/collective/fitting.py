@@ -409,7 +409,7 @@ class Reader:
 
 
 def _draw(count, most, key):
-    """At most so many of all images, in order, and the generator that drew them."""
+    """At most `most` of all images, in order, and the generator that drew them."""
     seed = np.asarray(jax.random.bits(jax.random.fold_in(key, 2), (2,), jnp.uint32))
     rng = np.random.default_rng(seed)
     return np.sort(rng.permutation(count)[:most]).tolist(), rng

@@ -45,7 +45,7 @@ Box = tuple[int, int, int, int]
 _STEP = 0.75
 # Pixels of the result for a side of a tile: what edges are refined at.
 _SIDE = 256
-# Tiles whose split is at least this share as clear as the best one's have a say in the threshold;
+# Tiles whose split is at least this share as clear as the best one's count for the threshold;
 # a half, which was set before anything was measured.
 _CLEAR = 0.5
 # Side of the tiles that are taken by default; doubled while an image is more than six tiles long.

@@ -125,7 +125,7 @@ def measure_range(sources: Sequence[Source], sample: int = 64) -> Range | None:
 
     Args:
         sources: the images of the set; those that cannot be read are passed over.
-        sample: so many of them are decoded, evenly spread.
+        sample: how many of them are decoded, evenly spread.
 
     Returns:
         (low, high), the smallest .1 and the largest 99.9 percentile; None where all are 8 bits

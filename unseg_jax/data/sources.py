@@ -46,7 +46,7 @@ def open_dataset(
         foreground: mask values that are foreground, instead of the data set's own rule, or
             "nonzero"; see `unseg_jax.data.MaskRule`.
         void: mask values that are left out of every score.
-        limit: take only the first so many.
+        limit: take at most this many, the first ones.
         split: take only this split.
         strict: whether another number of images than the data set is known to have is an error;
             otherwise it is a note.

@@ -375,7 +375,7 @@ def segment_files(
     waiting: collections.deque[tuple[Future, int]] = collections.deque()
 
     def settle(most: int) -> None:
-        """Takes what is written, and waits where more than so many bytes are not."""
+        """Takes what is written, and waits while more than `most` bytes are not."""
         while waiting and (waiting[0][0].done() or sum(size for _, size in waiting) > most):
             entry = waiting.popleft()[0].result()
             if isinstance(entry, WriteError):

@@ -194,7 +194,7 @@ class BatchSegmenter:
                 `kept_features`; up to `at_once` of one shape go to the devices at once.
             size: pad to this many images, at most `at_once`, unless a CPU takes them one by one;
                 padding is cut off the result lazily.
-            record_every: record labels every so many epochs.
+            record_every: record labels every this many epochs.
 
         Returns:
             Arrays with a leading axis of the images; where these differ in shape, lists with one
@@ -235,7 +235,7 @@ class BatchSegmenter:
             features: (B, N, D) of the method's own size and stride.
             class_attention: (B, N), for the foreground rules that read it.
             params: where the heads start, shared or with a batch axis; None draws them.
-            record_every: record labels every so many epochs.
+            record_every: record labels every this many epochs.
         """
         return self._device.assign(
             self.key, features, self.grid, class_attention, params, record_every

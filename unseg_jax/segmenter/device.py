@@ -188,7 +188,7 @@ class Device:
             pixels: (h, w, 3) each, or (h, w, D) features from `kept_features`.
             most: images that go to the device at once.
             size: see `BatchSegmenter.run`.
-            record_every: record labels every so many epochs.
+            record_every: record labels every this many epochs.
             with_features: give `WithFeatures` instead of the result alone.
         """
         if not len(pixels):
