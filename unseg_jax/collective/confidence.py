@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from unseg_jax.collective.cues import image_cues, neighbours, otsu, project
-from unseg_jax.collective.set_scorer import both_scores
+from unseg_jax.collective.set_scorer import score
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -46,7 +46,8 @@ SHIPPED = Weights(5.85, 0.0, 0.88, 0.0, -3.35)
 FITTED = Weights(1.17, 2.35, 0.70, 4.69, -6.23)
 """Of a model that was fitted on a set, from these very cues."""
 STEERED = Weights(0.9, 0.9, 0.13, 0.45, -0.25)
-"""Of a model that examples steer, which may have taught it what the cues deny."""
+"""Of a model that examples steer, which may have taught it what the cues deny: on the sets that
+these were chosen on, the area is .72 to .75."""
 
 
 def estimate(
@@ -61,15 +62,18 @@ def estimate(
     Args:
         weights: of the kind of model, static.
         scorer: of the set.
-        features: of the image.
-        margins: what was found, above 0 is foreground.
+        features: (N, D) of the image.
+        margins: (N,) what was found, above 0 is foreground.
         grid: (h, w), static.
+
+    Returns:
+        () float32 in [0, 1].
     """
     _, whole = project(features, scorer.projection)
-    linear, convolved, valid = both_scores(scorer, features, grid)
+    _, scores, valid = score(scorer, features, grid)
     _, apart, cut = image_cues(whole, valid, jnp.asarray(neighbours(grid)), nearest=1)
     margins = jnp.clip(margins, -1, 1)
-    threshold = otsu(0.5 * (linear + convolved), valid)
+    threshold = otsu(scores, valid)
     threshold = jnp.where(jnp.isfinite(threshold), threshold, scorer.threshold)
     numbers = _correlation(apart, margins), _correlation(cut, margins), threshold
     weighed = zip(weights, (*numbers, _clearness(margins), 1.0), strict=True)

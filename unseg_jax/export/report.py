@@ -211,8 +211,8 @@ def _confidence(segmenter: Any, settings: Mapping[str, Any]) -> str:
     if estimated:
         return (
             "Confidence is the estimated chance, 0 to 1, that a mask overlaps with the true one by "
-            "half or more of what either covers. It was calibrated on 18 sets of images of many "
-            "kinds, and can be compared between runs."
+            "half or more of what either covers. It was calibrated with the true masks of 18 sets "
+            "of many kinds, and can be compared between runs."
         )
     return (
         "Confidence, from 0 to 1, says how clearly what was found stands out from the rest. "
