@@ -142,6 +142,23 @@ def test_otsu_against_scikit_image():
     assert _otsu(np.ones_like(values), valid) == pytest.approx(1)
 
 
+def test_of_tiles_those_with_a_clear_split_tell_the_threshold():
+    """Most tiles of a slide show no thing; tiles of small images mostly do."""
+    rng = np.random.default_rng(0)
+    empty = rng.normal(2, 0.05, (20, 100))
+    split = np.where(np.arange(100) < 30, 1, -1) + rng.normal(0, 0.05, (3, 100))
+    scores = jnp.asarray(np.concatenate([empty, split]), jnp.float32)
+    valid = jnp.ones(scores.shape, bool).at[0].set(False)
+    threshold, own = set_scorer._thresholds(scores, valid, True)
+    assert -0.8 < threshold < 0.8
+    assert own[0] == threshold
+    np.testing.assert_allclose(own[1:20], 2, atol=0.1)
+    # Where all show something, and no tile is much clearer than another, it is the median.
+    alike = np.linspace(-1, 1, 9)[:, None] + split[0]
+    threshold, own = set_scorer._thresholds(jnp.asarray(alike), jnp.ones(alike.shape, bool), True)
+    assert threshold == jnp.median(own)
+
+
 @pytest.mark.parametrize("case", ["equal", "one_image", "one_colour_each"])
 def test_features_without_contrast_give_finite_margins(case):
     rng = np.random.default_rng(0)

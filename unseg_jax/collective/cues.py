@@ -41,6 +41,9 @@ SAMPLE = 16_384
 # How many patches of the border a patch is compared with to be like some part of it.
 _NEAREST = 5
 _TINY = 1e-6
+CLEAR = 0.5
+"""Of several images or tiles, those whose split is at least this share as clear as the clearest
+tell where to split; a half, which was set before anything was measured."""
 
 
 class Projection(NamedTuple):
@@ -242,3 +245,15 @@ def otsu(values: Float[Array, " n"], valid: Bool[Array, " n"]) -> Float[Array, "
     best = apart >= jnp.max(apart) * (1 - 1e-6)
     place = jnp.sum(best * jnp.arange(_BINS, dtype=jnp.float32)) / jnp.maximum(best.sum(), 1)
     return jnp.where(valid.any(), low + (place + 1) * width, jnp.inf)
+
+
+def clearness(
+    values: Float[Array, " n"], valid: Bool[Array, " n"], threshold: Float[Array, ""]
+) -> Float[Array, ""]:
+    """The variance between the two sides of a threshold, which Otsu's has the largest of; 0 if one
+    side is empty."""
+    above = valid & (values > threshold)
+    below = valid & ~above
+    count = jnp.maximum(valid.sum(), 1)
+    means = [jnp.sum(values * side) / jnp.maximum(side.sum(), 1) for side in (above, below)]
+    return above.sum() * below.sum() / count**2 * (means[0] - means[1]) ** 2

@@ -424,7 +424,7 @@ def fit_evidence(reader, method, num_clusters, steps, max_images, key):
             "dtype='float32'."
         )
     scorer, clusters = fit_scorer(
-        images, num_clusters=num_clusters, mostly_empty=bool(method.tile), key=key
+        images, num_clusters=num_clusters, tiles=bool(method.tile), key=key
     )
     params = None
     if steps:

@@ -22,9 +22,11 @@ from unseg_jax.clustering.baselines import kmeans
 from unseg_jax.clustering.graphs import normalise_rows
 from unseg_jax.collective.convolution import Convolution, convolve, convolve_rows, draw, train
 from unseg_jax.collective.cues import (
+    CLEAR,
     SAMPLE,
     Projection,
     border_of,
+    clearness,
     fit_projection,
     image_evidence,
     nearest_centre,
@@ -132,7 +134,7 @@ def fit_scorer(
     *,
     num_clusters: int = 16,
     components: int = 96,
-    mostly_empty: bool = False,
+    tiles: bool = False,
     key: Array,
 ) -> tuple[Scorer, list[dict[str, Any]]]:
     """Fits the scorer on the features of a set.
@@ -141,7 +143,7 @@ def fit_scorer(
         images: features of the patches of each, of any floating type and any grids.
         num_clusters: K clusters of the set, from which the frame is told.
         components: R principal components that are kept.
-        mostly_empty: whether most images show no thing, as tiles of a slide do.
+        tiles: whether images are tiles of larger ones, of which most may show no thing.
         key: of all samples.
 
     Returns:
@@ -165,7 +167,7 @@ def fit_scorer(
         x[at], whole[at] = _project(padded, projection)
         near[at] = tables[grid]
     draws = draw(sizes, count * size, width, np.random.default_rng([*seed, 1]))
-    options = {"num_clusters": num_clusters, "pooled": mostly_empty}
+    options = {"num_clusters": num_clusters, "tiles": tiles}
     parts, clusters = _learn(x, whole, near, sizes, draws, key, **options)
     return Scorer(*projection, *parts), _describe(*map(np.asarray, clusters))
 
@@ -173,8 +175,8 @@ def fit_scorer(
 _project = jax.jit(project)
 
 
-@functools.partial(jax.jit, static_argnames=("num_clusters", "pooled"))
-def _learn(x, whole, near, sizes, draws, key, *, num_clusters, pooled):
+@functools.partial(jax.jit, static_argnames=("num_clusters", "tiles"))
+def _learn(x, whole, near, sizes, draws, key, *, num_clusters, tiles):
     """What follows the projection in `Scorer`; and for each cluster its share of patches, how much
     more of the border it holds than of the image, its mean margin, and whether it is frame."""
     real = jnp.arange(x.shape[1]) < sizes[:, None]
@@ -193,14 +195,14 @@ def _learn(x, whole, near, sizes, draws, key, *, num_clusters, pooled):
     frame &= frame @ shares <= 0.5  # else nothing would be left to segment
     valid = real & ~jnp.append(frame, True)[labels]
     evidence = _each(image_evidence, sizes, whole, valid, near)
-    weights, offset, linear, margins = _regress(uncentred(whole), valid, evidence, pooled)
+    weights, offset, linear, margins = _regress(uncentred(whole), valid, evidence, tiles)
     goals = jnp.where(valid, jnp.clip(margins, -1, 1), jnp.where(real, -1.0, 0.0))
     head, _ = train(x, near, goals, valid, draws)
     # Half precision keeps the file of a model small, and changes no mask.
     head = head._replace(kernel=head.kernel.astype(jnp.float16))
     convolved = _each(functools.partial(convolve_rows, head), sizes, x, near)
     scores = 0.5 * (linear + convolved)
-    threshold, _ = _thresholds(scores, valid, pooled)
+    threshold, _ = _thresholds(scores, valid, tiles)
     above = of_clusters(jnp.where(real, scores - threshold, 0.0)) / jnp.maximum(members, 1)
     return (centres, frame, weights, offset, *head, threshold), (shares, ratios, above, frame)
 
@@ -229,7 +231,7 @@ def _centres(x, sizes, num_clusters, key) -> Float[Array, "k r"]:
     return (members.T @ rows) / jnp.maximum(members.sum(0), 1.0)[:, None]
 
 
-def _regress(x, valid, evidence, pooled):
+def _regress(x, valid, evidence, tiles):
     """Ridge regression of the evidence, then of the scorer's own labels.
 
     Returns:
@@ -249,7 +251,7 @@ def _regress(x, valid, evidence, pooled):
         scores = (x - centre) @ weights
         scale = jnp.sqrt(jnp.sum(share * jnp.square(scores))) + 1e-9
         weights, scores = weights / scale, (scores / scale).reshape(shape)
-        threshold, own = _thresholds(scores, valid, pooled)
+        threshold, own = _thresholds(scores, valid, tiles)
         labels = (scores > 0.5 * (threshold + own)).astype(jnp.float32)
         return labels, (weights, scores, scores - own)
 
@@ -258,17 +260,20 @@ def _regress(x, valid, evidence, pooled):
     return weights, -centre @ weights, scores, margins
 
 
-def _thresholds(scores, valid, pooled):
+def _thresholds(scores, valid, tiles):
     """() the threshold of the set, and (I, 1) Otsu's of each image, or that of the set where
     nothing of it is valid. That of the set is the median of the images'. Otsu's of all patches
-    would follow the few that are furthest out, such as a ruler in one of forty images; but where
-    most images are empty it alone (`pooled`) tells what a thing is."""
+    would follow the few that are furthest out, such as a ruler in one of forty images. Of tiles
+    only those count whose split is clear, since most may show no thing."""
     own = jax.vmap(otsu)(scores, valid)
-    if pooled:
-        threshold = otsu(scores.ravel(), valid.ravel())
+    usable = jnp.isfinite(own)
+    if tiles:
+        clear = jax.vmap(clearness)(scores, valid, jnp.where(usable, own, 0.0))
+        counted = usable & (clear >= CLEAR * jnp.max(jnp.where(usable, clear, 0.0)))
     else:
-        threshold = jnp.nanmedian(jnp.where(jnp.isfinite(own), own, jnp.nan))
-    return threshold, jnp.where(jnp.isfinite(own), own, threshold)[:, None]
+        counted = usable
+    threshold = jnp.nanmedian(jnp.where(counted, own, jnp.nan))
+    return threshold, jnp.where(usable, own, threshold)[:, None]
 
 
 def _describe(shares, ratios, margins, frame) -> list[dict[str, Any]]:

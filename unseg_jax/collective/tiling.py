@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.collective import set_scorer
-from unseg_jax.collective.cues import otsu
+from unseg_jax.collective.cues import CLEAR, clearness, otsu
 from unseg_jax.collective.segmenter import SCORED
 from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.loader import batches
@@ -45,9 +45,6 @@ Box = tuple[int, int, int, int]
 _STEP = 0.75
 # Pixels of the result for a side of a tile: what edges are refined at.
 _SIDE = 256
-# Tiles whose split is at least this share as clear as the best one's count for the threshold;
-# a half, which was set before anything was measured.
-_CLEAR = 0.5
 # Side of the tiles that are taken by default; doubled while an image is more than six tiles long.
 _UNASKED, _MOST = 1024, 6
 
@@ -114,18 +111,12 @@ def apply_tiles(method, how, key, fitted, features, grid, record_every) -> TileR
     def one(features):
         _, scores, valid = set_scorer.score(fitted.scorer, features, grid)
         threshold = otsu(scores, valid)
-        above = valid & (scores > threshold)
-        below = valid & ~above
-        count = jnp.maximum(valid.sum(), 1)
-        means = [jnp.sum(scores * side) / jnp.maximum(side.sum(), 1) for side in (above, below)]
-        shares = above.sum() * below.sum() / count**2
-        clearness = shares * (means[0] - means[1]) ** 2
-        return scores, valid, threshold, clearness
+        return scores, valid, threshold, clearness(scores, valid, threshold)
 
-    scores, valid, thresholds, clearness = jax.vmap(one)(features)
+    scores, valid, thresholds, clear = jax.vmap(one)(features)
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(scores).all(1)
     shape = (-1, *grid)
-    return TileResult(scores.reshape(shape), valid.reshape(shape), thresholds, clearness, finite)
+    return TileResult(scores.reshape(shape), valid.reshape(shape), thresholds, clear, finite)
 
 
 def stream_tiles(
@@ -250,12 +241,12 @@ def tiled_note(side: int) -> str:
     return f"what was found in the whole image is small, so it was seen in tiles of {side} pixels."
 
 
-def choose_threshold(thresholds: np.ndarray, clearness: np.ndarray) -> float:
+def choose_threshold(thresholds: np.ndarray, clear: np.ndarray) -> float:
     """One threshold for an image.
 
     Args:
         thresholds: (T,) Otsu's of each tile; infinite where a tile is all frame.
-        clearness: (T,) the variance between the two sides of each.
+        clear: (T,) the variance between the two sides of each.
 
     Returns:
         The mean over the tiles whose split is at least half as clear as the clearest one's, which
@@ -264,8 +255,8 @@ def choose_threshold(thresholds: np.ndarray, clearness: np.ndarray) -> float:
     usable = np.isfinite(thresholds)
     if not usable.any():
         return float("inf")
-    clear = usable & (clearness >= _CLEAR * clearness[usable].max())
-    return float(thresholds[clear].mean())
+    counted = usable & (clear >= CLEAR * clear[usable].max())
+    return float(thresholds[counted].mean())
 
 
 def blend(
