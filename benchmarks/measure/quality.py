@@ -25,6 +25,7 @@ from scipy.stats import rankdata, spearmanr
 from benchmarks.measure import common
 from benchmarks.measure.quality_sets import SIDE, SOURCES, Set, enlarge, read_set
 from unseg_jax.collective import confidence, set_scorer
+from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.export.records import UNSURE
 from unseg_jax.postprocess.margins import refine_margins
 from unseg_jax.registry import resolve
@@ -48,7 +49,7 @@ def fit(one: Set, seed: int, count: int | None = None) -> set_scorer.Scorer:
 
 def margins(scorer: set_scorer.Scorer, one: Set) -> np.ndarray:
     """(n, h, w) of a set in -1 to 1, above 0 is foreground."""
-    found = [_signs(scorer, jnp.asarray(image), one.grid)[0] for image in one.fine]
+    found = [_signs(scorer, None, jnp.asarray(image), one.grid)[0] for image in one.fine]
     return np.clip(np.stack(found).reshape(-1, *one.grid), -1, 1)
 
 
@@ -117,19 +118,26 @@ RULES = ("confidence", "largest margin", "share in the object", "score in the ob
 
 
 @functools.partial(jax.jit, static_argnames="grid")
-def _signs(scorer, features, grid):
+def _signs(scorer, second, features, grid):
     found, scores, valid = set_scorer.score(scorer, features, grid)
     inside = valid & (found > 0)
     mean = jnp.sum(scores * inside) / jnp.maximum(inside.sum(), 1) - scorer.threshold
     sure = confidence.estimate(confidence.FITTED, scorer, features, found, grid)
+    if second is not None:
+        sure = jnp.sqrt(sure * confidence.second_opinion(second, features, grid))
     return found, jnp.stack([sure, found.max(), -inside.mean(), mean])
 
 
-def signs(scorer: set_scorer.Scorer, features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def signs(
+    scorer: set_scorer.Scorer,
+    features: np.ndarray,
+    grid: tuple[int, int],
+    second: set_scorer.Scorer | None,
+) -> np.ndarray:
     """(n, 4) what may tell that an image has an object, larger where it has: the confidence; the
     largest margin; minus the share of the image above its threshold, since Otsu's halves an image
     of one material; and the mean score above the image's threshold less that of the set."""
-    return np.array([_signs(scorer, jnp.asarray(image), grid)[1] for image in features])
+    return np.array([_signs(scorer, second, jnp.asarray(image), grid)[1] for image in features])
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -185,11 +193,13 @@ def measure(sets: dict[str, Set], seeds: tuple[int, ...], say: Callable[[str], N
     """Every row of the tables."""
     result: dict = {"library": {}, "probe": {}}
     result |= {"edges": {label: {} for label in EDGES}, "sizes": {str(size): {} for size in SIZES}}
-    values = {}
+    values, ready = {}, load_shipped().scorer
     for name, one in sets.items():
         scorers = [fit(one, seed) for seed in seeds]
+        # As in the library, the model that ships is asked too where it reads these features.
+        second = ready if one.fine.shape[-1] == len(ready.mean) else None
         values[name] = [
-            (signs(scorer, one.fine, one.grid), signs(scorer, one.background, one.grid))
+            tuple(signs(scorer, shown, one.grid, second) for shown in (one.fine, one.background))
             for scorer in scorers
         ]
         found = [margins(scorer, one) for scorer in scorers]

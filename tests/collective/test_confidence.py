@@ -1,15 +1,18 @@
 """How likely a mask is right: the four numbers by hand, and which weights a model takes."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
+import unseg_jax as us
 from unseg_jax.collective import confidence, cues, segmenter, set_scorer
 from unseg_jax.collective.confidence import FITTED, SHIPPED, STEERED, Weights
 from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.postprocess.margins import margin_confidence
+from unseg_jax.registry import resolve
 
 GRID = (8, 9)
 
@@ -78,3 +81,26 @@ def test_each_kind_of_model_has_its_weights(colours, model):
     ):
         assert one.segmenter().work.apply is apply
         assert one.segmenter(closer=True).work.apply is apply
+
+
+def test_a_fit_hears_the_shipped_scorer_too(colours, photographs, model, short_training):
+    own = dataclasses.replace(colours, name=resolve("collective").backbone)
+    images = photographs(3)
+    fitted = us.fit(images, backbone=own, image_size=56, resize="stretch", steps=0)
+    applied = fitted.segmenter()
+    second = applied.fitted.second
+    np.testing.assert_array_equal(second.weights, load_shipped(backbone=own).scorer.weights)
+    (found,) = applied(images[:1])
+    features = np.asarray(applied.kept_features(applied.prepare(images[0])[None]))[0]
+    grid, rows = features.shape[:2], features.reshape(-1, 384).astype(np.float32)
+    margins = set_scorer.score(fitted.scorer, rows, grid)[0]
+    first = confidence.estimate(FITTED, fitted.scorer, rows, margins, grid)
+    both = np.sqrt(float(first) * float(confidence.second_opinion(second, rows, grid)))
+    assert found.confidence == pytest.approx(both, abs=0.01)
+    assert abs(found.confidence - float(first)) > 0.02
+    # Other features, and a model that is steered, have none.
+    mask = np.zeros((64, 64), bool)
+    mask[20:44, 20:44] = True
+    steered = fitted.refine(images, examples={0: mask})
+    for one in (model, steered):
+        assert one.segmenter().fitted.second is None

@@ -15,7 +15,8 @@ from unseg_jax.cli import main
 from unseg_jax.collective import marks, steering
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import load_model
-from unseg_jax.collective.shipped import is_of_shipped, load_shipped
+from unseg_jax.collective.shipped import load_shipped
+from unseg_jax.collective.shipped_scorer import is_of_shipped
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.truths import Truth
 from unseg_jax.export.folder import segment_files

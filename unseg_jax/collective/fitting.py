@@ -26,7 +26,8 @@ from unseg_jax.collective.cues import neighbours, project
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model import CollectiveModel
 from unseg_jax.collective.set_scorer import fit_scorer, score
-from unseg_jax.collective.shipped import is_of_shipped, load_shipped
+from unseg_jax.collective.shipped import load_shipped
+from unseg_jax.collective.shipped_scorer import is_of_shipped
 from unseg_jax.collective.steering import (
     LOOK_FOR,
     MAX_LOOKED_AT,

@@ -43,9 +43,11 @@ from unseg_jax.collective.segmenter import (
     SHARED,
     STEERED,
     Fitted,
+    apply_fitted,
     apply_shipped,
 )
 from unseg_jax.collective.set_scorer import Scorer
+from unseg_jax.collective.shipped_scorer import second_scorer
 from unseg_jax.collective.steering import Steering, fit_steering
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.decoding import as_iterable
@@ -156,6 +158,7 @@ class CollectiveModel:
         else:
             work = SHARED if method.foreground == "set" else CONTINUED
         chosen = np.array([entry["found"] == "foreground" for entry in self.foreground], int)
+        second = second_scorer(method, self.backbone) if work.apply is apply_fitted else None
         # Of NumPy: JAX would compile a program for each.
         numbers: Any = np.asarray(chosen * np.cumsum(chosen), np.int32)
         return BatchSegmenter(
@@ -166,7 +169,7 @@ class CollectiveModel:
             batching,
             (reading or PLAIN).agreeing(self.reading),
             work,
-            Fitted(self.scorer, self.head, numbers, self.steering),
+            Fitted(self.scorer, self.head, numbers, self.steering, second),
             kept,
         )
 

@@ -51,12 +51,15 @@ class Fitted(NamedTuple):
         numbers: (K,) the label of each cluster of the head, 0 = background; read only of models
             without a scorer.
         steering: of the scorer; None without examples.
+        second: the scorer that ships, whose confidence counts beside that of a fit; None for
+            others.
     """
 
     scorer: Scorer | None
     head: Params | None
     numbers: Int[Array, " k"]
     steering: Steering | None = None
+    second: Scorer | None = None
 
 
 class MarginResult(NamedTuple):
@@ -154,7 +157,11 @@ def _apply_scorer(
         losses = clustering.losses
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
     sure = jax.vmap(functools.partial(confidence.estimate, weights, scorer, grid=grid))
-    return MarginResult(margins.reshape(-1, *grid), losses, finite, sure(features, margins))
+    chances = sure(features, margins)
+    if fitted.second is not None:
+        second = functools.partial(confidence.second_opinion, fitted.second, grid=grid)
+        chances = jnp.sqrt(chances * jax.vmap(second)(features))
+    return MarginResult(margins.reshape(-1, *grid), losses, finite, chances)
 
 
 def refine_result(pixels, result: MarginResult) -> MarginResult:

@@ -12,20 +12,9 @@ from pathlib import Path
 from unseg_jax.backbones import Backbone
 from unseg_jax.cache import check_sha256
 from unseg_jax.collective.model import CollectiveModel, load_model
-from unseg_jax.method import Method
-from unseg_jax.registry import METHODS
+from unseg_jax.collective.shipped_scorer import SHIPPED_MODEL
 
-SHIPPED_MODEL = Path(__file__).with_name("shipped.safetensors")
 SHIPPED_SHA256 = "99052ba88fdded2e27a0f396e8e487294001f0ce521dd3826bb2a0aaa234027f"
-
-_OF_FEATURES = ("facet", "block", "log_bin")
-
-
-def is_of_shipped(method: Method, backbone: Backbone) -> bool:
-    """Whether a method takes the features from a backbone that the model was fitted on."""
-    of_shipped = METHODS["collective"]
-    same = all(getattr(method, name) == getattr(of_shipped, name) for name in _OF_FEATURES)
-    return same and backbone.name == of_shipped.backbone
 
 
 def load_shipped(
