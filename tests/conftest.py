@@ -191,6 +191,14 @@ def tiny_weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def deep_weights(tmp_path_factory) -> Path:
+    """The same with three blocks."""
+    path = tmp_path_factory.mktemp("weights") / "deep.npz"
+    np.savez(path, **_tiny_vit(blocks=3))
+    return path
+
+
+@pytest.fixture(scope="session")
 def wide_weights(tmp_path_factory) -> Path:
     """The same of the width that the model which ships takes."""
     path = tmp_path_factory.mktemp("weights") / "wide.npz"

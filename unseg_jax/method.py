@@ -75,6 +75,12 @@ _SIZE = Rule(
     lambda value: _are_positive((value,)) or _are_positive(value, 2),
     "must be a side in pixels or a pair (height, width)",
 )
+_BLOCKS = Rule(
+    lambda value: (
+        value != () and all(map(_is_whole, value if isinstance(value, tuple) else [value]))
+    ),
+    "must be a whole number, or a tuple of them",
+)
 _BRANCHES = Rule(
     lambda value: isinstance(value, tuple) and value != () and all(map(_are_positive, value)),
     "must name at least one positive width per branch, such as ((64, 64), (128,))",
@@ -133,7 +139,10 @@ class Method:
         Facet | None, "Which ViT activations are the features (default: the backbone's own)."
     ] = None
     block: Annotated[
-        int, "The ViT block of the facet, counted from 0, or from the end if negative."
+        int | tuple[int, ...],
+        _BLOCKS,
+        "The ViT block of the facet, counted from 0, or from the end if negative. Of several the "
+        "facets are concatenated.",
     ] = -1
     log_bin: Annotated[bool, "Whether features are log-binned descriptors (17 times as wide)."] = (
         False
@@ -300,6 +309,11 @@ class Method:
         """The loss and the layer, by field, where they are the user's own and not named ones."""
         parts = {"loss": self.loss, "layer": self.layer}
         return {field: part for field, part in parts.items() if not isinstance(part, str)}
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks of the facet, where there is one too."""
+        return self.block if isinstance(self.block, tuple) else (self.block,)
 
     @property
     def feature_key(self) -> tuple:

@@ -81,12 +81,13 @@ def data_sets(folders: Iterable[Path]) -> Iterable[tuple[str, Dataset]]:
 def measure(
     dataset: Dataset, backbone: Any, most: int, draws: int, sheets: Path | None = None
 ) -> dict[str, Any]:
-    """Mean IoU of a set by what segmented it, each image passing the backbone once."""
+    """Mean IoU of a set by what segmented it, each image passing the backbone twice."""
     places = np.unique(np.linspace(0, len(dataset.items) - 1, most).astype(int))
     items = [dataset.items[place] for place in places]
     images: list[Any] = [item.image for item in items]
     truths = [load_mask(item.mask, dataset.rule) for item in items]
-    method, cache = resolve("collective"), DecodedCache()
+    # Examples are taught from features of more blocks.
+    method, cache, wide = resolve("collective"), DecodedCache(), DecodedCache()
 
     every = range(len(images))
 
@@ -98,8 +99,9 @@ def measure(
         return np.array(scored)
 
     def fitted(**marks: Any) -> BatchSegmenter:
-        options = {"steps": 0, "backbone": backbone, "kept": cache, **marks}
-        return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=cache)
+        kept = wide if marks else cache
+        options = {"steps": 0, "backbone": backbone, "kept": kept, **marks}
+        return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=kept)
 
     sure = {"fit": judged(fitted(), every)}
     sure["ready"] = judged(

@@ -175,6 +175,20 @@ def test_bfloat16_stays_near_float32_and_the_last_tokens_are_normalised(version2
     assert np.abs(exact[3].std(-1) - 1).max() > 0.1
 
 
+def test_several_blocks_stand_side_by_side(tiny, version2, pixels):
+    """In the order given, each as it is alone."""
+    for backbone, facet, blocks in ((tiny, "key", (-1, 0, 1)), (version2, "token", (-1, 0))):
+        image = pixels(1, 42, 70, 3)
+        together = backbone.features(backbone.params, image, facet=facet, block=blocks)
+        alone = [
+            backbone.features(backbone.params, image, facet=facet, block=block) for block in blocks
+        ]
+        np.testing.assert_allclose(together, np.concatenate(alone, -1), rtol=1e-5, atol=1e-5)
+        assert np.abs(alone[0] - alone[1]).max() > 0.01
+    with pytest.raises(ValueError, match="there is no block 7"):
+        tiny.features(tiny.params, image, block=(0, 7))
+
+
 def test_keys_need_nothing_that_comes_after_them(tiny, values):
     """What the last block does after its keys is not even read."""
     pixels = golden_pixels(values, "32x32")

@@ -171,6 +171,53 @@ def test_one_example_steers_the_other_images(models, photos):
     assert steered.mean() > plain.mean() + 0.1
 
 
+def test_masks_teach_from_earlier_blocks_as_well(photos, deep_weights, tmp_path):
+    """The scorer and the kinds of objects read the last one alone."""
+    deep, mark = us.load_backbone(deep_weights), {photos / "1.png": _blue(1)}
+    plain = fit(photos, backbone=deep, steps=0, **SETTINGS)
+    steered = fit(photos, backbone=deep, examples=mark, **SETTINGS)
+    assert (plain.method.block, steered.method.block) == (-1, (-1, 0, 1))
+    assert plain.scorer.mean.shape == steered.scorer.mean.shape == (48,)
+    np.testing.assert_allclose(steered.scorer.weights, plain.scorer.weights, atol=1e-3)
+    assert steered.steering.everywhere.shape == (3 * 48 + 3,)
+    assert steered.steering.centres.shape == (1, 48)
+    found, before = (model.segment(photos / "0.png")[0] for model in (steered, plain))
+    # With nothing learned it is the plain one.
+    like = 0 * steered.steering.like
+    nothing = dataclasses.replace(steered, steering=steered.steering._replace(like=like))
+    np.testing.assert_array_equal(nothing.segment(photos / "0.png")[0].mask, before.mask)
+    steered.save(tmp_path / "steered.safetensors")
+    again = load_model(tmp_path / "steered.safetensors", backbone=deep)
+    np.testing.assert_array_equal(again.segment(photos / "0.png")[0].mask, found.mask)
+    described = steered.segmenter().but(with_features=True)([photos / "0.png"])[0]
+    assert described.patch_features.shape == (8, 8, 48)
+    # What masks did not teach is not widened, and a wide one is refined as it is.
+    assert plain.refine(clicks={photos / "1.png": CLICKS}).method.block == -1
+    marked = plain.refine(examples=mark)
+    again = marked.refine(clicks={photos / "1.png": CLICKS})
+    assert marked.method.block == again.method.block == (-1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("depth", "block", "blocks"),
+    [
+        (12, -1, (-1, 5, 8)),
+        (12, 8, (8, 3, 5)),
+        (24, -1, (-1, 11, 17)),
+        (2, -1, (-1, 0)),
+        (1, -1, -1),
+    ],
+)
+def test_earlier_blocks_lie_at_half_and_three_quarters(backbone, depth, block, blocks):
+    config = dataclasses.replace(backbone.config, depth=depth)
+    deep = dataclasses.replace(backbone, config=config)
+    method = resolve("collective", block=block)
+    assert steering.with_earlier_blocks(method, deep).block == blocks
+    for chosen in ({"block": (-1, 0)}, {"log_bin": True}):
+        method = resolve("collective", **chosen)
+        assert steering.with_earlier_blocks(method, deep) == method
+
+
 def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     """The model's own margins are sure; what it found is marked in one image."""
     plain, grids = models[0], np.random.default_rng(0).normal(size=(4, 8, 8, 48))
@@ -414,6 +461,8 @@ def test_only_its_own_features_take_the_ready_model(models):
     real = dataclasses.replace(models[0].backbone, name=resolve("collective").backbone)
     assert is_of_shipped(resolve("collective", tile=64), real)
     assert not is_of_shipped(resolve("collective"), models[0].backbone)
-    assert not is_of_shipped(resolve("collective", facet="query"), real)
+    assert is_of_shipped(resolve("collective", block=(-1, 5)), real)
+    for other in ({"facet": "query"}, {"block": 5}, {"block": (5, -1)}, {"log_bin": True}):
+        assert not is_of_shipped(resolve("collective", **other), real)
     with pytest.raises(ValueError, match="width 384"):
         load_shipped(backbone=models[0].backbone)

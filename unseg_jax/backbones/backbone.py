@@ -85,7 +85,7 @@ class Backbone:
         pixels: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
         *,
         facet: Facet | None = None,
-        block: int = -1,
+        block: int | tuple[int, ...] = -1,
         stride: int | None = None,
         log_bin: bool = False,
     ) -> Float[Array, "b n d"]:
@@ -99,7 +99,8 @@ class Backbone:
                 DINOv2's last block after the final normalisation; "attn": each patch's
                 attention to all tokens, class token first, D = (N + 1) heads, heads varying
                 fastest. None takes `config.facet`.
-            block: the block to take it from, counted from 0; negative from the end.
+            block: the block to take it from, counted from 0; negative from the end. Of several
+                the facets are concatenated, so D is as many times as long.
             stride: pixels between patches, a divisor of the patch size; None is the patch size.
             log_bin: give log-binned descriptors instead, D 17 times as long; not for "attn".
 
@@ -187,7 +188,7 @@ class CallableBackbone(Backbone):
         pixels: Array,
         *,
         facet: Facet | None = None,
-        block: int = -1,
+        block: int | tuple[int, ...] = -1,
         stride: int | None = None,
         log_bin: bool = False,
     ) -> Float[Array, "b n d"]:

@@ -230,12 +230,15 @@ class VisionTransformer(nnx.Module):
         )
         return nnx.merge(graphdef, one)
 
-    def run_blocks(self, x: Float[Array, "b t d"], count: int) -> Float[Array, "b t d"]:
-        """The tokens after the first `count` blocks."""
-        if count == 0:
+    def run_blocks(
+        self, x: Float[Array, "b t d"], count: int, done: int = 0
+    ) -> Float[Array, "b t d"]:
+        """The tokens after the first `count` blocks, of those after the first `done`."""
+        if count == done:
             return x
         # Indices are scanned over, not parameters: a slice of the stack would be a copy.
-        return jax.lax.scan(lambda x, i: (self.block(i)(x), None), x, jnp.arange(count))[0]
+        indices = jnp.arange(done, count)
+        return jax.lax.scan(lambda x, i: (self.block(i)(x), None), x, indices)[0]
 
     def block_index(self, block: int) -> int:
         """`block` counted from 0; raises ValueError if there is none."""
@@ -251,7 +254,7 @@ class VisionTransformer(nnx.Module):
         pixels: Array,
         *,
         facet: Facet | None = None,
-        block: int = -1,
+        block: int | tuple[int, ...] = -1,
         stride: int | None = None,
         log_bin: bool = False,
     ) -> Float[Array, "b n d"]:
@@ -263,23 +266,30 @@ class VisionTransformer(nnx.Module):
             raise ValueError(
                 "log-bin descriptors are not defined for the facet 'attn'; leave one of them out."
             )
-        index = self.block_index(block)
+        blocks = block if isinstance(block, tuple) else (block,)
+        indices = [self.block_index(one) for one in blocks]
         grid = self.config.patch_grid((pixels.shape[1], pixels.shape[2]), stride)
 
         def extract(pixels: Array) -> Array:
-            x = self.facet(self.tokens(pixels, stride=stride), facet, index)
-            x = x[:, 1 + self.config.registers :].astype(jnp.float32)
-            return grids.log_bin(x, grid) if log_bin else x
+            x, done, found = self.tokens(pixels, stride=stride), 0, {}
+            for index in sorted(set(indices)):
+                # Where the facet is the output of its block, that block is run only once.
+                count = index + 1 if facet == "token" else index
+                x, done = self.run_blocks(x, count, done), count
+                one = self.facet(x, facet, index)[:, 1 + self.config.registers :]
+                one = one.astype(jnp.float32)
+                found[index] = grids.log_bin(one, grid) if log_bin else one
+            parts = [found[index] for index in indices]
+            return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
         return over_images(extract, pixels)
 
     def facet(self, x: Float[Array, "b t d"], facet: Facet, index: int) -> Float[Array, "b t f"]:
-        """A facet of block `index` (from 0) for the tokens that enter block 0."""
+        """A facet of block `index` (from 0) for the tokens that enter that block, or for "token"
+        those that leave it."""
         if facet == "token":
-            x = self.run_blocks(x, index + 1)
             last = index == self.config.depth - 1
             return self.norm(x) if last and self.config.normalised_tokens else x
-        x = self.run_blocks(x, index)
         block = self.block(index)
         by_head = block.attention_weights(x) if facet == "attn" else block.third(x, _THIRDS[facet])
         # The published extractor flattens (channel, head): heads vary fastest.

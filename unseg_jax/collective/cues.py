@@ -88,14 +88,19 @@ def fit_projection(
 
 
 def project(
-    features: Float[Array, "*b d"], projection: Projection
+    features: Float[Array, "*b w"], projection: Projection
 ) -> tuple[Float[Array, "*b r"], Float[Array, "*b r+1"]]:
     """Coordinates of patches on the principal directions.
+
+    Args:
+        features: of which the first D are read; what follows is of other blocks.
+        projection: of D features.
 
     Returns:
         Centred by the set and normalised, (…, R), which a convolution reads; and uncentred,
         (…, R+1) of length 1, whose products are the cosines between patches.
     """
+    features = features[..., : len(projection.mean)]
     coordinates = normalise_rows(features.astype(jnp.float32)) @ projection.basis
     rest = jnp.broadcast_to(projection.rest, (*coordinates.shape[:-1], 1))
     whole = normalise_rows(jnp.concatenate([coordinates, rest], -1))

@@ -34,6 +34,7 @@ from unseg_jax.collective.steering import (
     Steering,
     fit_steering,
     fit_word,
+    with_earlier_blocks,
 )
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.decoding import as_iterable
@@ -227,6 +228,9 @@ def fit_set(
         )
     method, loaded = load_for(method, backbone, dtype=dtype, explicit=explicit)
     assert loaded is not None
+    alone = method
+    if any(one.truth is not None for one in marks.values()):
+        method = with_earlier_blocks(method, loaded)
     key = key_from_seed(seed) if key is None else key
     segmenter = BatchSegmenter(method, loaded, batch_size, seed, batching, reading, kept=kept)
     tiles = max(1, max_images // len(sources))
@@ -234,7 +238,7 @@ def fit_set(
 
     def evidence(steps: int) -> Any:
         clusters = _SET_CLUSTERS if num_clusters is None else num_clusters
-        return fit_evidence(reader, method, clusters, steps, max_images, key)
+        return fit_evidence(reader, alone, clusters, steps, max_images, key)
 
     steering = None
     if not by_evidence:
@@ -418,7 +422,9 @@ def _draw(count, most, key):
 
 def fit_evidence(reader, method, num_clusters, steps, max_images, key):
     chosen, rng = _draw(len(reader.sources), max_images, key)
-    images = [one for batch in reader(chosen) for one in batch]
+    # What is read may be of more blocks than the method's, which come first.
+    share = len(method.blocks) / len(reader.segmenter.method.blocks)
+    images = [one[..., : round(share * one.shape[-1])] for batch in reader(chosen) for one in batch]
     if not all(np.isfinite(one).all() for one in images):
         raise ValueError(
             "some features are not finite numbers; check the weights of the backbone, or use "

@@ -48,7 +48,7 @@ from unseg_jax.collective.segmenter import (
 )
 from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.shipped_scorer import second_scorer
-from unseg_jax.collective.steering import Steering, fit_steering
+from unseg_jax.collective.steering import Steering, fit_steering, with_earlier_blocks
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.reading_options import PLAIN, Reading
@@ -235,8 +235,12 @@ class CollectiveModel:
             raise ValueError("only a model of 'collective' without tile and epochs can be refined.")
         if images is None:
             images = dict.fromkeys([*(examples or ()), *(clicks or ())])
-        sources, segmenter = list(images), self.segmenter()
-        marks = read_marks(sources, segmenter.reading, examples, clicks)
+        sources, model = list(images), self
+        marks = read_marks(sources, self.segmenter().reading, examples, clicks)
+        if self.steering is None and any(one.truth is not None for one in marks.values()):
+            method = with_earlier_blocks(self.method, self.backbone)
+            model = dataclasses.replace(self, method=method)
+        segmenter = model.segmenter()
 
         def features(chosen: Iterable[int]) -> Iterator[np.ndarray]:
             for index in chosen:
@@ -246,7 +250,7 @@ class CollectiveModel:
         marked = [(one, marks[at]) for at, one in zip(marks, features(marks), strict=True)]
         everything = features(range(len(sources)))
         steering, _ = fit_steering(self.scorer, everything, marked, self.steering)
-        return dataclasses.replace(self, steering=steering)
+        return dataclasses.replace(model, steering=steering)
 
     def save(self, path: str | Path) -> None:
         """Writes the model as safetensors with JSON in its metadata; the backbone by name only.

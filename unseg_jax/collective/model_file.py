@@ -129,9 +129,10 @@ def build_model(
         head = _build_head(path, stored, inputs)
     steering = None
     if stored.examples is not None:
-        centres = tensors.get("steering/centres", np.zeros((0, width)))
+        read = len(scorer.mean) if scorer is not None else width
+        centres = tensors.get("steering/centres", np.zeros((0, read)))
         count = max(1, len(centres))
-        shapes = {"everywhere": (width + 3,), "like": (count, width + 3), "centres": (count, width)}
+        shapes = {"everywhere": (width + 3,), "like": (count, width + 3), "centres": (count, read)}
         parts = {name: tensors.get(f"steering/{name}") for name in shapes}
         if scorer is None or any(part is None for part in parts.values()):
             raise _refusal(path, "it holds nothing of its examples")
@@ -241,9 +242,11 @@ def _clusters_from(entries: Any) -> tuple[dict[str, Any], ...]:
 
 def _feature_width(method: Method, backbone: Backbone) -> int:
     """D of the features that a method takes from a backbone; nothing is computed."""
-    if (method.facet, method.block, method.stride, method.log_bin) == (None, -1, None, False):
+    depth = backbone.config.depth
+    there = all(-depth <= block < depth for block in method.blocks)
+    if there and (method.facet, method.stride, method.log_bin) == (None, None, False):
         backbone.grid(method.size)  # raises where the images are too small
-        return backbone.config.width  # without tracing it
+        return backbone.config.width * len(method.blocks)  # without tracing it
     pixels = jax.ShapeDtypeStruct((1, *method.size, 3), jnp.uint8)
     features = jax.eval_shape(
         lambda params, pixels: extract_features(backbone, method, params, pixels),
@@ -260,6 +263,9 @@ def _build_scorer(path: str | Path, stored: StoredModel, width: int, backbone: B
             raise _refusal(path, f"'evidence/{name}' is missing")
         parts[name] = stored.tensors[f"evidence/{name}"]
     fitted, directions = parts["mean"].shape, parts["basis"].shape
+    first = width // len(stored.method.blocks)
+    if stored.examples is not None and fitted == (first,):
+        width = first  # the other blocks are for the examples
     if len(fitted) == 1 and fitted[0] != width:
         raise ValueError(
             f"{path} was fitted on features of width {fitted[0]}, and '{backbone.name}' gives "

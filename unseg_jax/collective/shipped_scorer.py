@@ -13,13 +13,14 @@ from unseg_jax.registry import METHODS
 SHIPPED_MODEL = Path(__file__).with_name("shipped.safetensors")
 """The file of the model that ships."""
 
-_OF_FEATURES = ("facet", "block", "log_bin")
+_OF_FEATURES = ("facet", "log_bin")
 
 
 def is_of_shipped(method: Method, backbone: Backbone) -> bool:
     """Whether a method takes the features from a backbone that the model was fitted on."""
     of_shipped = METHODS["collective"]
     same = all(getattr(method, name) == getattr(of_shipped, name) for name in _OF_FEATURES)
+    same = same and method.blocks[0] == of_shipped.block  # others follow, and are not read
     return same and backbone.name == of_shipped.backbone
 
 

@@ -14,6 +14,11 @@ Each marked image has a c of its own, of the examples like it; where all are ali
 these are equal. An image takes the c of the marked image that is most like it, and none if it is of
 another kind than all of them, such as another stain.
 
+The scorer reads the last block of the backbone alone, whose tokens tell things best without a mask.
+What a mask marks may be told by texture or an edge as well, which earlier blocks still hold; so
+masks teach from the tokens of three (`with_earlier_blocks`). On 18 data sets that raised the mean
+IoU of other images by .001, .015 and .016 with 1, 3 and 10 examples.
+
 Clicks and strokes correct what masks have taught, in a second step of the same form with larger λ
 and μ. Each marks the patches around it or under it, where the margin is to be at least .5, or at
 most -.5.
@@ -32,11 +37,13 @@ from PIL import Image
 from unseg_jax.clustering.graphs import normalise_rows
 from unseg_jax.collective import set_scorer
 from unseg_jax.collective.marks import Marks, Stroke, mark_shares, patch_targets
+from unseg_jax.method import Method, override
 from unseg_jax.postprocess.margins import upsample_margins
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+    from unseg_jax.backbones import Backbone
     from unseg_jax.collective.set_scorer import Scorer
     from unseg_jax.data.truths import Truth
 
@@ -78,25 +85,36 @@ class Steering(NamedTuple):
     """What was learned from marked images.
 
     Attributes:
-        everywhere: (D + 3,) coefficients, for all images, of the features of length 1, the linear
-            score, that of the convolution, and 1.
-        like: (E, D + 3) those for images like each marked one, on top of it.
-        centres: (E, D) mean features of the marked images.
+        everywhere: (W + 3,) coefficients, for all images, of the features of each block, of length
+            1, the linear score, that of the convolution, and 1.
+        like: (E, W + 3) those for images like each marked one, on top of it.
+        centres: (E, D) mean features of the marked images, of the block that the scorer reads.
         examples: () number of marked images; 0 where a word alone steers.
     """
 
-    everywhere: Float[Array, " d+3"]
-    like: Float[Array, "e d+3"]
+    everywhere: Float[Array, " w+3"]
+    like: Float[Array, "e w+3"]
     centres: Float[Array, "e d"]
     examples: Any
 
 
+def with_earlier_blocks(method: Method, backbone: Backbone) -> Method:
+    """The method with what masks teach from: beside its block, those at half and at three quarters
+    of the way to it, where the backbone has any and the method takes plain features of one."""
+    depth = backbone.config.depth
+    count = method.blocks[0] % depth + 1
+    earlier = sorted({count // 2 - 1, 3 * count // 4 - 1} - {-1, count - 1})
+    if len(method.blocks) > 1 or method.log_bin or not earlier:
+        return method
+    return override(method, block=(*method.blocks, *earlier))
+
+
 def steer(
-    scorer: Scorer, steering: Steering, features: Float[Array, "n d"], grid: tuple[int, int]
+    scorer: Scorer, steering: Steering, features: Float[Array, "n w"], grid: tuple[int, int]
 ) -> Float[Array, " n"]:
     """(N,) margins of one image, above 0 is foreground; see `set_scorer.score`."""
     prior, columns = prior_and_columns(scorer, features, grid)
-    share, place = nearest(columns[:, :-3].mean(0), steering.centres)
+    share, place = nearest(columns[:, : len(scorer.mean)].mean(0), steering.centres)
     return prior + columns @ (steering.everywhere + share * steering.like[place])
 
 
@@ -113,27 +131,34 @@ def likeness(distance: Any) -> Any:
 
 
 def prior_and_columns(
-    scorer: Scorer, features: Float[Array, "n d"], grid: tuple[int, int]
-) -> tuple[Float[Array, " n"], Float[Array, "n d+3"]]:
-    """The scorer's margins of one image, clipped to ±1; and what `Steering` has coefficients of."""
+    scorer: Scorer, features: Float[Array, "n w"], grid: tuple[int, int]
+) -> tuple[Float[Array, " n"], Float[Array, "n w+3"]]:
+    """The scorer's margins of one image, clipped to ±1; and what `Steering` has coefficients of.
+
+    Args:
+        scorer: of D features.
+        features: W, those of the scorer first, and as many of each other block.
+        grid: (h, w), static.
+    """
     prior = jnp.clip(set_scorer.score(scorer, features, grid)[0], -1, 1)
     linear, convolved, _ = set_scorer.both_scores(scorer, features, grid)
-    rows = normalise_rows(features.astype(jnp.float32))
+    blocks = features.astype(jnp.float32).reshape(len(features), -1, len(scorer.mean))
+    rows = normalise_rows(blocks).reshape(features.shape)
     columns = [rows, *(one[:, None] for one in (linear, convolved, jnp.ones_like(linear)))]
     return prior, jnp.concatenate(columns, -1)
 
 
 def fit_steering(
     scorer: Scorer,
-    batches: Iterable[Float[np.ndarray, "b h w d"]],
-    marked: Sequence[tuple[Float[np.ndarray, "1 h w d"], Marks]],
+    batches: Iterable[Float[np.ndarray, "b h w f"]],
+    marked: Sequence[tuple[Float[np.ndarray, "1 h w f"], Marks]],
     earlier: Steering | None = None,
 ) -> tuple[Steering, float]:
     """Learns from marked images, as strongly as scores best on examples that are left out.
 
     Args:
         scorer: that is steered.
-        batches: features of all images of the set.
+        batches: features of all images of the set, as `prior_and_columns` takes them.
         marked: features and marks of each marked image.
         earlier: what steers the scorer already, which is kept as part of its margins.
 
@@ -148,7 +173,7 @@ def fit_steering(
             gram, count = gram + columns.T @ columns, count + len(columns)
     gram = gram / count
     everywhere, like = np.zeros(len(gram)), np.zeros((0, len(gram)))
-    centres = np.zeros((0, len(gram) - 3))
+    centres = np.zeros((0, len(scorer.mean)))
     if earlier is not None:
         everywhere = np.asarray(earlier.everywhere)
         if earlier.examples:
@@ -194,8 +219,8 @@ class _System:
     """The normal equations of the module's objective in the columns of Q.
 
     Attributes:
-        scale, mean: (D + 3,) of the columns that Q is made of.
-        everywhere: (D + 3, D + 3) mean over all patches of the products of columns of Q.
+        scale, mean: (W + 3,) of the columns that Q is made of.
+        everywhere: (W + 3, W + 3) mean over all patches of the products of columns of Q.
     """
 
     def __init__(self, gram: np.ndarray):
@@ -210,11 +235,11 @@ class _System:
         self._ridge = np.trace(self.everywhere[:width, :width]) / width
 
     def of(self, columns: np.ndarray) -> np.ndarray:
-        """(M, D + 3) columns as rows of Q."""
+        """(M, W + 3) columns as rows of Q."""
         return (columns - self.mean) * self.scale
 
     def solve(self, gram: np.ndarray, gaps: np.ndarray, lam: float, mu: float) -> np.ndarray:
-        """The coefficients (D + 3,), of columns as they are.
+        """The coefficients (W + 3,), of columns as they are.
 
         Args:
             gram, gaps: of the marked patches, QᵀVQ and QᵀV(y - P).
@@ -258,7 +283,7 @@ class _Example(NamedTuple):
     Attributes:
         grid: (h, w).
         mean: (D,) feature.
-        before: (D + 3,) what steered images like it before.
+        before: (W + 3,) what steered images like it before.
         columns, prior: of its patches, the prior with all that steered them before.
         sides: moments of the patches inside and outside of its mask; () without one.
         fine: targets and known shares on a finer grid, to compare what is found with; see
@@ -277,14 +302,14 @@ class _Example(NamedTuple):
 def _example(
     system: _System,
     scorer: Scorer,
-    features: Float[np.ndarray, "1 h w d"],
+    features: Float[np.ndarray, "1 h w f"],
     marks: Marks,
     everywhere: np.ndarray,
     like: np.ndarray,
     centres: np.ndarray,
 ) -> _Example:
     prior, columns = (np.asarray(part[0], np.float64) for part in _columns_of(scorer, features))
-    mean, before = columns[:, :-3].mean(0), 0 * everywhere
+    mean, before = columns[:, : len(scorer.mean)].mean(0), 0 * everywhere
     if len(centres):
         share, place = nearest(mean, centres)
         before = float(share) * like[int(place)]
@@ -329,7 +354,7 @@ def _taught(
     points: np.ndarray,
     strengths: Sequence[float],
 ) -> dict[float, np.ndarray]:
-    """(P, D + 3) what masks teach for images of each mean feature (D,), by the strength."""
+    """(P, W + 3) what masks teach for images of each mean feature (D,), by the strength."""
     shape = len(points), len(system.scale)
     if not examples or not len(points):
         return dict.fromkeys(strengths, np.zeros(shape))
@@ -402,7 +427,7 @@ def _agreement(one: _Example, coefficients: np.ndarray | None) -> float:
 
 def fit_word(
     scorer: Scorer,
-    images: Iterable[tuple[Float[np.ndarray, "1 h w d"], np.ndarray]],
+    images: Iterable[tuple[Float[np.ndarray, "1 h w f"], np.ndarray]],
     word: str,
 ) -> Steering:
     """Learns from a word of `LOOK_FOR`, as a weak cue.
@@ -421,7 +446,7 @@ def fit_word(
     weights = np.full(len(gaps), 1 / len(gaps))
     gram = columns.T @ columns / len(columns)
     found = solve(gram, columns, gaps, weights, _WORD_LAMBDA, 0)
-    return _steering(found, 0 * found[None], np.zeros((1, len(found) - 3)), 0)
+    return _steering(found, 0 * found[None], np.zeros((1, len(scorer.mean))), 0)
 
 
 def _cue(word: str, prior: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -458,11 +483,11 @@ def solve(
     lam: float,
     mu: float,
 ) -> np.ndarray:
-    """The coefficients (D + 3,), of columns as they are.
+    """The coefficients (W + 3,), of columns as they are.
 
     Args:
-        gram: (D + 3, D + 3) mean over all patches of the products of columns.
-        columns: (M, D + 3) of the marked patches.
+        gram: (W + 3, W + 3) mean over all patches of the products of columns.
+        columns: (M, W + 3) of the marked patches.
         gaps, weights: (M,) y - P, and what each counts.
         lam, mu: λ and μ.
     """

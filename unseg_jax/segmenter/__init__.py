@@ -310,7 +310,10 @@ class BatchSegmenter:
         found = self.work.finish(self.method, self.backbone_name, result, index, image, id, size)
         if features is None:
             return found
-        return dataclasses.replace(found, patch_features=np.asarray(features[index]))
+        features = np.asarray(features[index])
+        # Those of the first block; there may be others, which only examples teach from.
+        features = features[..., : features.shape[-1] // len(self.method.blocks)]
+        return dataclasses.replace(found, patch_features=features)
 
 
 _FIELDS = dataclasses.fields(BatchSegmenter)
