@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 # Numbers of examples, and λ that was measured with them; between them by logarithms.
 _EXAMPLES, _LAMBDA, _MU = (1, 3, 10), (1.2, 0.3, 0.1), 0.03
+_DIRECTIONS = 384  # of features that are learned from
 _SCORES = 0.2  # standard deviation of the two scores in Q
 _OFFSET = 1e-3  # what stands for λτ in the column of ones
 _RAREST = 0.02  # least share of the marked patches that v allows for
@@ -167,10 +168,9 @@ def fit_steering(
         What was learned; and the mean IoU with masks of examples, each by what the others taught
         (a single one by the scorer as it was; nan where no mask is marked).
     """
-    gram, count = np.zeros(()), 0
+    gram, count = np.zeros((), np.float64), 0
     for features in batches:
-        for one in _columns_of(scorer, features)[1]:
-            columns = np.asarray(one, np.float64)
+        for columns in np.asarray(_columns_of(scorer, features)[1]):
             gram, count = gram + columns.T @ columns, count + len(columns)
     gram = gram / count
     everywhere, like = np.zeros(len(gram)), np.zeros((0, len(gram)))
@@ -219,25 +219,39 @@ def _steering(everywhere: Any, like: Any, centres: Any, count: int) -> Steering:
 class _System:
     """The normal equations of the module's objective in the columns of Q.
 
+    Features are rotated to their principal directions, of which the last, if there are many, are
+    left out: on 18 data sets that changed nothing but the time.
+
     Attributes:
-        scale, mean: (W + 3,) of the columns that Q is made of.
-        everywhere: (W + 3, W + 3) mean over all patches of the products of columns of Q.
+        directions: (W + 3, R + 3) of the columns, R of the features; the others stay.
+        scale, mean: (R + 3,) of the columns that Q is made of.
+        everywhere: (R + 3, R + 3) mean over all patches of the products of columns of Q.
     """
 
     def __init__(self, gram: np.ndarray):
-        width, self.mean = len(gram) - 3, gram[-1].copy()
-        self.scale = np.ones(len(gram))
-        variances = np.diag(gram) - self.mean**2
-        self.scale[width:-1] = _SCORES / np.sqrt(variances + 1e-9)[width:-1]
+        from scipy.linalg import eigh
+
+        width = len(gram) - 3
+        most = min(width, _DIRECTIONS)
+        of_features = gram[:width, :width] - np.outer(gram[-1, :width], gram[-1, :width])
+        self.directions = np.zeros((width + 3, most + 3))
+        self.directions[:width, :most] = eigh(
+            of_features, subset_by_index=(width - most, width - 1)
+        )[1]
+        self.directions[width:, most:] = np.eye(3)
+        gram = self.directions.T @ gram @ self.directions
+        self.mean, self.scale = gram[-1].copy(), np.ones(len(gram))
+        variances = np.maximum(np.diag(gram) - self.mean**2, 0)
+        self.scale[most:-1] = _SCORES / np.sqrt(variances + 1e-9)[most:-1]
         self.mean[-1] = 0  # the column of ones stays
         centred = gram - np.outer(gram[-1], self.mean) - np.outer(self.mean, gram[-1])
         centred += np.outer(self.mean, self.mean)
         self.everywhere = self.scale[:, None] * centred * self.scale
-        self._ridge = np.trace(self.everywhere[:width, :width]) / width
+        self._ridge = np.trace(of_features) / width
 
     def of(self, columns: np.ndarray) -> np.ndarray:
         """(M, W + 3) columns as rows of Q."""
-        return (columns - self.mean) * self.scale
+        return (columns @ self.directions - self.mean) * self.scale
 
     def solve(self, gram: np.ndarray, gaps: np.ndarray, lam: float, mu: float) -> np.ndarray:
         """The coefficients (W + 3,), of columns as they are.
@@ -250,7 +264,7 @@ class _System:
         ridge[-1] = _OFFSET
         found = np.linalg.solve(gram + mu * self.everywhere + np.diag(ridge), gaps) * self.scale
         found[-1] -= self.mean @ found
-        return found
+        return self.directions @ found
 
 
 class _Moments(NamedTuple):
@@ -356,7 +370,7 @@ def _taught(
     strengths: Sequence[float],
 ) -> dict[float, np.ndarray]:
     """(P, W + 3) what masks teach for images of each mean feature (D,), by the strength."""
-    shape = len(points), len(system.scale)
+    shape = len(points), len(system.directions)
     if not examples or not len(points):
         return dict.fromkeys(strengths, np.zeros(shape))
     whole = np.mean([sum(side.weight for side in one.sides) for one in examples])
