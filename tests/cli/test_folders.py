@@ -18,6 +18,7 @@ from PIL import Image
 import unseg_jax as us
 from unseg_jax.cli import main
 from unseg_jax.errors import InputError
+from unseg_jax.export.records import Run
 from unseg_jax.terminal import segment_command
 
 from ..export import conftest as export
@@ -306,7 +307,10 @@ def test_a_fitted_model_is_kept_and_used_for_the_same_images(
     assert "4 of 4" not in run()[1]
     assert fits == [3, 3, 4]
     # What is found of the new image does not depend on what was there.
-    run(out=tmp_path / "alone")
+    monkeypatch.setattr(Run, "small_length", 24)
+    printed, _ = run(out=tmp_path / "alone")
+    assert "small, about 24 pixels long: --object-size 24 looks closer" in printed
+    assert "about 24 pixels long" in (tmp_path / "alone" / "report.html").read_text()
     name = "new_labels.png"
     assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     # An image that fails when it is done again keeps its result, and so the model of that.

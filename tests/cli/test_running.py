@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from tqdm import tqdm
 
@@ -216,10 +217,23 @@ def test_only_auto_looks_closer_and_a_run_knows_it():
     assert asked("auto").settings() != asked("collective").settings()
 
 
+def test_the_size_of_objects_sets_tiles_and_specks():
+    def asked(**options):
+        return Segment(**{"paths": [], "object_size": 25, **options})
+
+    assert asked().choose().method.tile == 150
+    assert asked().output.min_area == pytest.approx((25 / 3) ** 2)
+    assert asked(min_area=0.0).output.min_area == 0
+    assert asked(object_size=1).output.min_area == 1
+    with pytest.raises(typer.BadParameter, match="leave one of them out"):
+        asked(overrides={"tile": 100})
+
+
 def test_slow_choices_say_what_they_cost_before_they_start(photos, tmp_path, capsys):
     for options, cost in {
         "--tile 16": "slow: --tile 16 cuts an image into 12 tiles on average, so expect about 12",
         "--tile 48": "",
+        "--object-size 2.7": "slow: --tile 16 cuts an image into 12 tiles",
         "--method deepcut --image-size 1120": "about 16 times as many patches",
         "--method unseggnet --stride 2": "about 4 times as many patches",
         "--stride 7": "about 4 times as many patches",

@@ -137,6 +137,14 @@ def test_the_number_of_tiles_that_are_fitted_is_bounded(backbone, monkeypatch):
     assert shapes == [4, 4]
 
 
+def test_what_sees_whole_images_and_might_see_tiles(model, backbone):
+    tiled = dataclasses.replace(model, method=resolve(model.method, tile=64))
+    marked = model.refine([slide()], clicks={0: [(30, 30, True)]})
+    may = [one.segmenter().may_tile for one in (model, tiled, marked)]
+    assert may == [True, False, False]
+    assert not us.Segmenter("deepcut", backbone=backbone).may_tile
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -215,6 +215,23 @@ def test_segmentation_enlarges_what_it_holds_and_keeps_the_largest():
     assert set(np.unique(found.labels)) == {0, item.label}
 
 
+def test_several_small_objects_are_told_by_most_images():
+    def run_of(*areas):
+        records = [
+            Record("a", "a", (100, 200), 0.1, 0.9, 1, tuple({"area": one} for one in found))
+            for found in areas
+        ]
+        return Run(tuple(Entry(ImageFile(Path("a.png"), "a"), one) for one in records), 1.0, 0.0)
+
+    many, large, few = (400,) * 5, (300, 300, 300, 3000), (400, 400)
+    # A disc of 400 pixels is 22.6 long.
+    assert run_of(many, many, large).small_length == 23
+    assert run_of(many, (), ()).small_length == 23
+    for others in ((large,), (few,), (few, few, many), (), ((),)):
+        assert run_of(*others).small_length == 0
+    assert run_of((1,) * 9).small_length == 1
+
+
 @pytest.mark.parametrize("size", [(40, 50), (91, 133)])
 def test_specks_are_in_nothing_that_is_written(size):
     rng = np.random.default_rng(5)

@@ -225,6 +225,9 @@ def _facts(run: Run, segmenter: Any) -> list[tuple[str, str]]:
     facts = [("Images", f"{len(run.done)} done, {len(run.failed)} failed")]
     if run.specks:
         facts.append(("Specks left out", run.specks))
+    if run.small_length and segmenter is not None and segmenter.may_tile:
+        words = f"about {run.small_length} pixels long: segment with this object size, in tiles"
+        facts.append(("Small objects", words))
     if reused:
         facts.append(("From an earlier run", _count(reused, "image")))
     if segmenter is None:

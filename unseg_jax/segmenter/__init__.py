@@ -157,6 +157,13 @@ class BatchSegmenter:
         """
         return self.work.stream(self, images, full_pixels)
 
+    @property
+    def may_tile(self) -> bool:
+        """Whether it sees images whole, and its method might see them in tiles."""
+        steered = getattr(self.fitted, "steering", None) is not None
+        shared = self.method.foreground == "set" and not self.method.collective_epochs
+        return shared and not (self.method.tile or self.method.epochs or steered)
+
     # ------------------------------------------------------- building blocks
 
     @functools.cached_property

@@ -21,7 +21,7 @@ from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import printable
 from unseg_jax.method import plain_fields
 from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
-from unseg_jax.terminal.costs import expected_cost
+from unseg_jax.terminal.costs import expected_cost, tile_for
 from unseg_jax.terminal.fit_command import fitting_bar
 from unseg_jax.terminal.shared_options import Images, expand_home, parse_kinds, parse_page
 
@@ -63,6 +63,16 @@ class Segment(Images):
             "--min-area",
             help="Drop pieces smaller than this: a fraction of the image (of the tile with --tile) "
             "if below 1, else pixels (default: .001).",
+        ),
+    ] = None
+    object_size: Annotated[
+        float | None,
+        typer.Option(
+            "--object-size",
+            min=1,
+            metavar="PIXELS",
+            help="About how long small objects are: sets --tile to six times that, and --min-area "
+            "to a square of a third of it.",
         ),
     ] = None
     split: Annotated[
@@ -178,6 +188,17 @@ class Segment(Images):
         str | None,
         typer.Option("--print", help="json: print one line per image to standard output."),
     ] = None
+
+    def __post_init__(self) -> None:
+        """Raises typer.BadParameter for a size of objects beside a side of tiles."""
+        if self.object_size is None:
+            return
+        if "tile" in self.overrides:
+            raise typer.BadParameter("--object-size sets --tile as well: leave one of them out.")
+        tile = {"tile": tile_for(self.object_size)}
+        object.__setattr__(self, "overrides", self.overrides | tile)
+        if self.min_area is None:
+            object.__setattr__(self, "min_area", max(1.0, (self.object_size / 3) ** 2))
 
     @property
     def output(self) -> Output:
@@ -527,6 +548,12 @@ def _run(asked: Segment, segmenter: Any, plan: Plan, took: Took) -> int:
             print(_kinds(run, plan.output), file=stream)
         if run.specks:
             print(with_options(f"specks left out: {run.specks}"), file=stream)
+        if run.small_length and segmenter is not None and segmenter.may_tile:
+            print(
+                f"what was found is small, about {run.small_length} pixels long: --object-size "
+                f"{run.small_length} looks closer",
+                file=stream,
+            )
         print(f"look at {plan.out / folder.REPORT}", file=stream)
         if run.replaced or run.removed:
             results = "result" if run.replaced == 1 else "results"
