@@ -220,7 +220,7 @@ class _System:
     """The normal equations of the module's objective in the columns of Q.
 
     Features are rotated to their principal directions, of which the last, if there are many, are
-    left out: on 18 data sets that changed nothing but the time.
+    left out: on 18 data sets that changed the mean IoU by less than .002.
 
     Attributes:
         directions: (W + 3, R + 3) of the columns, R of the features; the others stay.
