@@ -51,12 +51,20 @@ def test_the_four_numbers_by_hand(made):
     for at, value in enumerate(expected):
         weights = Weights(*np.eye(4)[at].tolist(), offset=0.25)
         assert _logit(found(weights, margins)) - 0.25 == pytest.approx(value, abs=1e-4), at
-    assert _logit(found(STEERED, margins)) == pytest.approx(
-        np.dot(STEERED[:4], expected) + STEERED.offset, abs=1e-3
+    assert _logit(found(FITTED, margins)) == pytest.approx(
+        np.dot(FITTED[:4], expected) + FITTED.offset, abs=1e-3
     )
+    linear_and_convolved = (linear + convolved) / 2
+    before = np.where(valid, linear_and_convolved - expected[2], set_scorer.FRAME_SCORE)
+    steered = 0.7, expected[0], np.corrcoef(np.clip(before, -1, 1), clipped)[0, 1]
+    steered = *steered, float(cues.otsu(clipped, valid)), 1.0
+    chance = confidence.estimate_steered(scorer, 0.7, features, margins, GRID)
+    assert _logit(float(chance)) == pytest.approx(np.dot(STEERED, steered), abs=1e-3)
+    for nothing in (np.ones(72, np.float32), -np.ones(72, np.float32)):
+        assert confidence.estimate_steered(scorer, 0.7, features, nothing, GRID) == 0
 
 
-@pytest.mark.parametrize("weights", [SHIPPED, FITTED, STEERED])
+@pytest.mark.parametrize("weights", [SHIPPED, FITTED])
 def test_a_mask_of_the_odd_patches_is_surer_than_the_rest(made, weights):
     _, _, found = made
     thing = np.full(GRID, -1.0, np.float32)

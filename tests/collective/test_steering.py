@@ -182,6 +182,15 @@ def test_masks_teach_from_earlier_blocks_as_well(photos, deep_weights, tmp_path)
     assert steered.steering.everywhere.shape == (3 * 48 + 3,)
     assert steered.steering.centres.shape == (1, 48)
     found, before = (model.segment(photos / "0.png")[0] for model in (steered, plain))
+    # How well examples fit those left out goes into the confidence, and is kept.
+    assert 0 <= float(steered.steering.quality) < 1
+    sure, unsure = (
+        dataclasses.replace(steered, steering=steered.steering._replace(quality=np.float32(one)))
+        .segment(photos / "0.png")[0]
+        .confidence
+        for one in (0.9, 0.1)
+    )
+    assert sure > unsure + 0.05
     # With nothing learned it is the plain one.
     like = 0 * steered.steering.like
     nothing = dataclasses.replace(steered, steering=steered.steering._replace(like=like))
@@ -189,12 +198,15 @@ def test_masks_teach_from_earlier_blocks_as_well(photos, deep_weights, tmp_path)
     steered.save(tmp_path / "steered.safetensors")
     again = load_model(tmp_path / "steered.safetensors", backbone=deep)
     np.testing.assert_array_equal(again.segment(photos / "0.png")[0].mask, found.mask)
+    assert again.steering.quality == steered.steering.quality
     described = steered.segmenter().but(with_features=True)([photos / "0.png"])[0]
     assert described.patch_features.shape == (8, 8, 48)
     # What masks did not teach is not widened, and a wide one is refined as it is.
     assert plain.refine(clicks={photos / "1.png": CLICKS}).method.block == -1
     marked = plain.refine(examples=mark)
     again = marked.refine(clicks={photos / "1.png": CLICKS})
+    assert again.steering.quality == marked.steering.quality != np.float32(steering.TYPICAL)
+    assert plain.refine(clicks={photos / "1.png": CLICKS}).steering.quality == np.float32(0.6)
     assert marked.method.block == again.method.block == (-1, 0, 1)
 
 

@@ -133,6 +133,7 @@ def build_model(
         centres = tensors.get("steering/centres", np.zeros((0, read)))
         count = max(1, len(centres))
         shapes = {"everywhere": (width + 3,), "like": (count, width + 3), "centres": (count, read)}
+        shapes["quality"] = ()
         parts = {name: tensors.get(f"steering/{name}") for name in shapes}
         if scorer is None or any(part is None for part in parts.values()):
             raise _refusal(path, "it holds nothing of its examples")
@@ -140,7 +141,7 @@ def build_model(
             _check_array(path, f"steering/{name}", parts[name], shape, np.float32)
         arrays = {name: jnp.asarray(part) for name, part in parts.items()}
         steering = Steering(**arrays, examples=jnp.int32(stored.examples))
-    known = len(scorer or ()) + len(jax.tree.leaves(head)) + (0 if steering is None else 3)
+    known = len(scorer or ()) + len(jax.tree.leaves(head)) + (0 if steering is None else 4)
     if known < len(tensors):
         raise _refusal(path, "it holds tensors of unknown names")
     if scorer is None and head is None:

@@ -129,11 +129,11 @@ def apply_shipped(*given) -> MarginResult:
 
 def apply_steered(*given) -> MarginResult:
     """One that examples steer."""
-    return _apply_scorer(confidence.STEERED, *given)
+    return _apply_scorer(None, *given)
 
 
 def _apply_scorer(
-    weights: confidence.Weights, method, how, key, fitted, features, grid, record_every
+    weights: confidence.Weights | None, method, how, key, fitted, features, grid, record_every
 ) -> MarginResult:
     """The scorer of the set, and where there are epochs the graph of the image."""
     scorer = fitted.scorer
@@ -156,8 +156,13 @@ def _apply_scorer(
         margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
         losses = clustering.losses
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
-    sure = jax.vmap(functools.partial(confidence.estimate, weights, scorer, grid=grid))
-    chances = sure(features, margins)
+    if weights is None:
+        sure = functools.partial(
+            confidence.estimate_steered, scorer, fitted.steering.quality, grid=grid
+        )
+    else:
+        sure = functools.partial(confidence.estimate, weights, scorer, grid=grid)
+    chances = jax.vmap(sure)(features, margins)
     if fitted.second is not None:
         second = functools.partial(confidence.second_opinion, fitted.second, grid=grid)
         chances = jnp.sqrt(chances * jax.vmap(second)(features))

@@ -69,6 +69,8 @@ _CLICK, _CLICKS = 0.1, 0.3  # what one weighs, and all of an image, where a mask
 # 98 and 88 % of what was painted came out as painted. Taken for masks with the rest unknown, 1 and
 # 2 lowered the others by .033 and .027.
 _STROKE, _STROKES = 0.3, 1.0
+TYPICAL = 0.6
+"""What is taken for the quality of steering that no mask has shown."""
 _SURE = 0.5  # margin that a click asks for
 _HELD = 2.0  # λ and μ of clicks
 
@@ -92,12 +94,15 @@ class Steering(NamedTuple):
         like: (E, W + 3) those for images like each marked one, on top of it.
         centres: (E, D) mean features of the marked images, of the block that the scorer reads.
         examples: () number of marked images; 0 where a word alone steers.
+        quality: () mean IoU with the masks of examples, each by what the others taught, of a single
+            one by the scorer as it was. `TYPICAL` where no mask is marked.
     """
 
     everywhere: Float[Array, " w+3"]
     like: Float[Array, "e w+3"]
     centres: Float[Array, "e d"]
     examples: Any
+    quality: Any = TYPICAL
 
 
 def with_earlier_blocks(method: Method, backbone: Backbone) -> Method:
@@ -208,12 +213,17 @@ def fit_steering(
     # Some twice, so that the program that applies it is compiled for few numbers of them.
     again = np.arange(1 << (len(centres) - 1).bit_length()) % len(centres)
     count = len(marked) + (0 if earlier is None else int(earlier.examples))
-    return _steering(everywhere, like[again], centres[again], count), quality
+    known = quality
+    if np.isnan(known):
+        known = TYPICAL if earlier is None else earlier.quality
+    return _steering(everywhere, like[again], centres[again], count, known), quality
 
 
-def _steering(everywhere: Any, like: Any, centres: Any, count: int) -> Steering:
-    parts = [jnp.asarray(one, jnp.float32) for one in (everywhere, like, centres)]
-    return Steering(parts[0], parts[1], parts[2], jnp.int32(count))
+def _steering(
+    everywhere: Any, like: Any, centres: Any, count: int, quality: Any = TYPICAL
+) -> Steering:
+    parts = [jnp.asarray(one, jnp.float32) for one in (everywhere, like, centres, quality)]
+    return Steering(parts[0], parts[1], parts[2], jnp.int32(count), parts[3])
 
 
 class _System:
