@@ -112,3 +112,11 @@ def test_a_fit_hears_the_shipped_scorer_too(colours, photographs, model, short_t
     steered = fitted.refine(images, examples={0: mask})
     for one in (model, steered):
         assert one.segmenter().fitted.second is None
+
+
+def test_a_copy_of_the_shipped_model_is_weighed_as_it_is(colours, tmp_path):
+    own = dataclasses.replace(colours, name=resolve("collective").backbone)
+    load_shipped(backbone=own).save(tmp_path / "copy.safetensors")
+    copy = us.load_model(tmp_path / "copy.safetensors", backbone=own).segmenter()
+    assert copy.work.apply is segmenter.apply_shipped
+    assert copy.fitted.second is None

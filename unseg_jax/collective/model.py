@@ -82,7 +82,7 @@ class CollectiveModel:
         skipped: one message for each image that could not be read while fitting.
         batch_size, seed: of `segment`.
         shipped: whether this is the model that ships, whose confidence is weighed by itself. It is
-            not saved.
+            not saved; a copy that is read back is known by its values.
         reading: how the images that were fitted were read; None if that is not known.
         steering: what marked images taught; None without examples.
     """
@@ -159,6 +159,9 @@ class CollectiveModel:
             work = SHARED if method.foreground == "set" else CONTINUED
         chosen = np.array([entry["found"] == "foreground" for entry in self.foreground], int)
         second = second_scorer(method, self.backbone) if work.apply is apply_fitted else None
+        if second is not None and all(map(np.array_equal, second, self.scorer or ())):
+            # A saved copy of the model that ships is no second opinion on itself.
+            work, second = work._replace(apply=apply_shipped), None
         # Of NumPy: JAX would compile a program for each.
         numbers: Any = np.asarray(chosen * np.cumsum(chosen), np.int32)
         return BatchSegmenter(
