@@ -124,7 +124,7 @@ def _signs(scorer, second, features, grid):
     mean = jnp.sum(scores * inside) / jnp.maximum(inside.sum(), 1) - scorer.threshold
     sure = confidence.estimate(confidence.FITTED, scorer, features, found, grid)
     if second is not None:
-        sure = jnp.sqrt(sure * confidence.second_opinion(second, features, grid))
+        sure = confidence.second_opinion(sure, second, features, grid)
     return found, jnp.stack([sure, found.max(), -inside.mean(), mean])
 
 

@@ -146,6 +146,29 @@ def limit(results: Path) -> str:
     return _svg("Seconds of a folder, on two cores", legend, marks, axis, top)
 
 
+def examples(results: Path) -> str:
+    """A row a set: `auto`, and the other images with 1, 3 and 10 true masks as examples."""
+    sets = json.loads((results / "any_folder.json").read_text())["sets"]
+    place, marks, top = _scale(0, 1, lambda value: value), [], 98
+    for name, found in sets.items():
+        marks.append(_text(MARGIN, top, name))
+        y = top + 14
+        marks.append(_line(place(0), y, place(1), y, 0.15))
+        marks.append(_circle(place(found["auto"]), y, 6, PEER))
+        for count, radius in ((1, 3), (3, 4.5), (10, 6)):
+            if (key := f"examples {count}") in found:
+                marks.append(_circle(place(found[key]), y, radius, OURS))
+        marks.append(_diamond(place(found["probe"]), y))
+        top += 36
+    axis = [(place(tick / 100), str(tick)) for tick in range(0, 101, 20)]
+    legend = [
+        (_circle, PEER, "auto, without an option"),
+        (_circle, OURS, "1, 3 and 10 examples (small to large), on the other images"),
+        (lambda x, y, *_: _diamond(x, y), "", "probe on half of the true masks, on the other half"),
+    ]
+    return _svg("Mean IoU on sets of other kinds", legend, marks, axis, top)
+
+
 def headline_quality(results: Path) -> str:
     """The first sentences of the results page."""
     quality = json.loads((results / "quality.json").read_text())
@@ -245,7 +268,12 @@ def _line(x1: float, y1: float, x2: float, y2: float, opacity: float) -> str:
     )
 
 
-PLOTS: dict[str, Callable[[Path], str]] = {"quality": quality, "speed": speed, "limit": limit}
+PLOTS: dict[str, Callable[[Path], str]] = {
+    "quality": quality,
+    "speed": speed,
+    "limit": limit,
+    "examples": examples,
+}
 HEADLINES: dict[str, Callable[[Path], str]] = {
     "headline/quality": headline_quality,
     "headline/speed": headline_speed,

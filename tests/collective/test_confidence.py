@@ -103,7 +103,9 @@ def test_a_fit_hears_the_shipped_scorer_too(colours, photographs, model, short_t
     grid, rows = features.shape[:2], features.reshape(-1, 384).astype(np.float32)
     margins = set_scorer.score(fitted.scorer, rows, grid)[0]
     first = confidence.estimate(FITTED, fitted.scorer, rows, margins, grid)
-    both = np.sqrt(float(first) * float(confidence.second_opinion(second, rows, grid)))
+    shipped = set_scorer.score(second, rows, grid)[0]
+    other = confidence.estimate(SHIPPED, second, rows, shipped, grid)
+    both = np.sqrt(float(first) * float(other))
     assert found.confidence == pytest.approx(both, abs=0.01)
     assert abs(found.confidence - float(first)) > 0.02
     # Other features, and a model that is steered, have none.

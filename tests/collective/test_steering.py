@@ -57,6 +57,22 @@ def test_solution_is_that_of_least_squares(lam, mu):
     np.testing.assert_array_equal(nothing, 0)
 
 
+def test_directions_in_which_features_do_not_vary_are_left_out(monkeypatch):
+    columns, prior, targets, weights = _set()
+    columns[:, 3:5] = columns[:, :2] @ [[1, 2], [3, -1]] + 0.2  # three directions are left of five
+    gram = columns.T @ columns / len(columns)
+
+    def margins():
+        return columns @ steering.solve(gram, columns[:90], targets - prior, weights, 0.5, 0.1)
+
+    full = margins()
+    monkeypatch.setattr(steering, "_DIRECTIONS", 3)
+    assert steering._System(gram).directions.shape == (8, 6)
+    np.testing.assert_allclose(margins(), full, atol=1e-6)
+    monkeypatch.setattr(steering, "_DIRECTIONS", 1)
+    assert np.abs(margins() - full).max() > 0.01
+
+
 @pytest.mark.parametrize("kind", ["consistent", "opposed", "unlike", "single"])
 def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
     """Patches are told by one column; in the second example its sign may be the opposite."""
@@ -181,6 +197,8 @@ def test_masks_teach_from_earlier_blocks_as_well(photos, deep_weights, tmp_path)
     np.testing.assert_allclose(steered.scorer.weights, plain.scorer.weights, atol=1e-3)
     assert steered.steering.everywhere.shape == (3 * 48 + 3,)
     assert steered.steering.centres.shape == (1, 48)
+    taught = np.abs(steered.steering.like[0, :-3]).reshape(3, 48).max(1)
+    assert (taught > 0.1 * taught.max()).all()
     found, before = (model.segment(photos / "0.png")[0] for model in (steered, plain))
     # How well examples fit those left out goes into the confidence, and is kept.
     assert 0 <= float(steered.steering.quality) < 1
@@ -208,6 +226,17 @@ def test_masks_teach_from_earlier_blocks_as_well(photos, deep_weights, tmp_path)
     assert again.steering.quality == marked.steering.quality != np.float32(steering.TYPICAL)
     assert plain.refine(clicks={photos / "1.png": CLICKS}).steering.quality == np.float32(0.6)
     assert marked.method.block == again.method.block == (-1, 0, 1)
+
+
+def test_features_of_each_block_count_alike(models):
+    scorer, rng = models[0].scorer, np.random.default_rng(0)
+    wide = rng.normal(size=(1, 8, 8, 3, 48)) * np.array([1, 30, 0.1])[:, None]
+    prior, columns = steering._columns_of(scorer, wide.reshape(1, 8, 8, 144).astype(np.float16))
+    lengths = np.linalg.norm(np.asarray(columns)[0, :, :144].reshape(64, 3, 48), axis=-1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-3)
+    alone, first = steering._columns_of(scorer, wide[:, :, :, 0].astype(np.float16))
+    np.testing.assert_allclose(prior, alone, atol=1e-5)
+    np.testing.assert_allclose(columns[..., :48], first[..., :48], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,8 @@ def apply_steered(*given) -> MarginResult:
 def _apply_scorer(
     weights: confidence.Weights | None, method, how, key, fitted, features, grid, record_every
 ) -> MarginResult:
-    """The scorer of the set, and where there are epochs the graph of the image."""
+    """The scorer of the set, and where there are epochs the graph of the image; `weights` of its
+    confidence are None where examples steer it."""
     scorer = fitted.scorer
 
     def margins_of(one):
@@ -164,8 +165,11 @@ def _apply_scorer(
         sure = functools.partial(confidence.estimate, weights, scorer, grid=grid)
     chances = jax.vmap(sure)(features, margins)
     if fitted.second is not None:
-        second = functools.partial(confidence.second_opinion, fitted.second, grid=grid)
-        chances = jnp.sqrt(chances * jax.vmap(second)(features))
+
+        def heard(chance, one):
+            return confidence.second_opinion(chance, fitted.second, one, grid)
+
+        chances = jax.vmap(heard)(chances, features)
     return MarginResult(margins.reshape(-1, *grid), losses, finite, chances)
 
 
