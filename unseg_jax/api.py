@@ -57,7 +57,7 @@ class Segmenter(BatchSegmenter):
             method: "auto", a name of `list_methods()`, or a `Method`. "auto" applies the
                 model that ships with the library, or fits `collective` on the images of a call if
                 they are eight or more with a black frame in common; it says which. With overrides
-                other than `resize`, `stride` and `tile`, "auto" is `deepcut` with these.
+                other than `resize`, `stride`, `tile` and `scales`, "auto" is `deepcut` with these.
             backbone: name, path to weights, or a loaded `Backbone`; "auto" takes the method's own,
                 which is DINO ViT-S/8 where it can be fetched, else its stand-in.
             batch_size: images given to each device at a time, at least 1.

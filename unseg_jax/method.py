@@ -71,6 +71,7 @@ _COUNT = Rule(lambda value: _is_whole(value) and value >= 0, "must be a whole nu
 _FROM_1 = Rule(
     lambda value: _is_whole(value) and value >= 1, "must be a whole number of at least 1"
 )
+_SCALES = Rule(lambda value: _is_whole(value) and value in (1, 2), "must be 1 or 2")
 _SIZE = Rule(
     lambda value: _are_positive((value,)) or _are_positive(value, 2),
     "must be a side in pixels or a pair (height, width)",
@@ -157,6 +158,13 @@ class Method:
         'How an image is resized: "stretch" ignores its aspect ratio, "keep" keeps it, with about '
         "as many patches.",
     ] = "stretch"
+    scales: Annotated[
+        int,
+        _SCALES,
+        "At how many sizes the backbone sees an image: 2 is also at twice `image_size`, for small "
+        "objects, which takes about eight times as long. Only for methods that find the foreground "
+        "in a set.",
+    ] = 1
     tile: Annotated[
         int,
         _COUNT,
@@ -327,7 +335,20 @@ class Method:
             self.size,
             self.resize,
             self.stride,
+            self.scales,
         )
+
+    @property
+    def takes_scales(self) -> bool:
+        """Whether it can see images at two sizes, see `scales`."""
+        others = self.tile or self.stride or self.log_bin or self.epochs or self.collective_epochs
+        return self.foreground == "set" and not others
+
+    @property
+    def feature_parts(self) -> int:
+        """How many times as wide the features that are kept of an image are as those of one block:
+        at twice the size, four patches lie in one."""
+        return len(self.blocks) * (1 + 4 * (self.scales - 1))
 
     @property
     def fit(self) -> Resize:
@@ -429,6 +450,17 @@ def _check_together(method: Method) -> None:
             f"tile={method.tile} cuts images into tiles that only a model of a whole set can join: "
             f"take 'collective', or leave tile out, since '{method.name}' segments single images."
         )
+    if method.scales > 1:
+        others = ("tile", "stride", "log_bin", "epochs", "collective_epochs")
+        for name in others:
+            if value := getattr(method, name):
+                what = f"scales={method.scales} does not go with {name}={value}"
+                raise ValueError(f"{what}: leave one of them out.")
+        if method.foreground != "set":
+            raise ValueError(
+                f"scales={method.scales} is for models of a whole set: take 'collective', or leave "
+                f"scales out, since '{method.name}' segments single images."
+            )
     if method.background_parts and not method.parts:
         raise ValueError(
             f"background_parts={method.background_parts} needs parts: give parts as well."

@@ -13,13 +13,16 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from unseg_jax.postprocess import Object, object_box, scale_box, upsample_labels
 from unseg_jax.postprocess.components import source_indices
 from unseg_jax.postprocess.objects import MIN_AREA, Pieces, find_pieces, objects_of
+
+TWICE_NOTE = "several small things were found, so it was seen at twice the size as well."
+"""What is said of an image that was seen at two sizes without being asked for it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -65,8 +68,8 @@ class Segmentation:
         pixel_size: width and height of a pixel in micrometres, where known.
         patch_features: (h, w, D) float16 on the grid of patches, or a finer one where the image was
             seen in tiles; None if not kept.
-        look_closer: whether what was found is so small, and the image so large, that tiles of it
-            may show more.
+        look_closer: how a closer look may show more: in "tiles" where what was found is a small
+            part of a large image; at two "scales" where it is several small things; else "".
 
     Example:
         >>> mask = np.zeros((6, 8), bool)
@@ -95,7 +98,7 @@ class Segmentation:
     cut: np.ndarray | None = None
     pixel_size: tuple[float, float] | None = None
     patch_features: np.ndarray | None = None
-    look_closer: bool = False
+    look_closer: Literal["", "tiles", "scales"] = ""
 
     @classmethod
     def of(

@@ -29,6 +29,12 @@ pytestmark = pytest.mark.usefixtures("short_training")
 _steer = jax.jit(steering.steer, static_argnums=3)
 
 
+def _columns_of(scorer, features):
+    """Margins before steering, and columns, of images seen at one size."""
+    nothing = np.zeros(features.shape[-1] + 3, np.float32)
+    return steering._columns_of(scorer, nothing, features)[1:]
+
+
 def _set(count=400, marked=90, width=5, seed=0):
     """Made-up columns of all patches, and prior, targets and known shares of the marked ones."""
     rng = np.random.default_rng(seed)
@@ -231,10 +237,10 @@ def test_masks_teach_from_earlier_blocks_as_well(photos, deep_weights, tmp_path)
 def test_features_of_each_block_count_alike(models):
     scorer, rng = models[0].scorer, np.random.default_rng(0)
     wide = rng.normal(size=(1, 8, 8, 3, 48)) * np.array([1, 30, 0.1])[:, None]
-    prior, columns = steering._columns_of(scorer, wide.reshape(1, 8, 8, 144).astype(np.float16))
+    prior, columns = _columns_of(scorer, wide.reshape(1, 8, 8, 144).astype(np.float16))
     lengths = np.linalg.norm(np.asarray(columns)[0, :, :144].reshape(64, 3, 48), axis=-1)
     np.testing.assert_allclose(lengths, 1, atol=1e-3)
-    alone, first = steering._columns_of(scorer, wide[:, :, :, 0].astype(np.float16))
+    alone, first = _columns_of(scorer, wide[:, :, :, 0].astype(np.float16))
     np.testing.assert_allclose(prior, alone, atol=1e-5)
     np.testing.assert_allclose(columns[..., :48], first[..., :48], atol=1e-6)
 
@@ -266,7 +272,7 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
         **{name: 50 * getattr(plain.scorer, name) for name in ("weights", "offset")}
     )
     grids = grids.astype(np.float16)
-    prior = steering._columns_of(scorer, grids)[0]
+    prior = _columns_of(scorer, grids)[0]
     assert (np.abs(prior) == 1).mean() > 0.8
     marked = marks.Marks((8, 8), Truth(np.asarray(prior[0] > 0).reshape(8, 8)))
     found, _ = steering.fit_steering(scorer, [grids], [(grids[:1], marked)])
@@ -326,7 +332,7 @@ def test_painted_patches_are_labelled_as_painted(models, photos):
 def test_examples_count_in_images_like_theirs(models):
     scorer = models[0].scorer
     grids = np.random.default_rng(0).normal(size=(1, 8, 8, 48)).astype(np.float16)
-    prior, columns = (part[0] for part in steering._columns_of(scorer, grids))
+    prior, columns = (part[0] for part in _columns_of(scorer, grids))
     mean = np.asarray(columns[:, :48]).mean(0)
     away = np.eye(48)[0] * (mean[0] < 0) - np.eye(48)[0] * (mean[0] >= 0)
     word, like = np.random.default_rng(1).normal(size=(2, 51))
@@ -350,7 +356,7 @@ def test_a_word_raises_what_it_names(models, word):
     named["bright"][:, :4] = named["dark"][:, 4:] = named["centre"][2:6, 2:6] = True
     scorer = models[0].scorer
     found = steering.fit_word(scorer, [(features, pixels)], word)
-    columns = steering._columns_of(scorer, features)[1][0]
+    columns = _columns_of(scorer, features)[1][0]
     change = np.asarray(columns @ found.everywhere).reshape(grid)
     assert change[named[word]].mean() > change[~named[word]].mean() + 0.02
     assert int(found.examples) == 0

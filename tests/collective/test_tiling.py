@@ -97,7 +97,8 @@ def test_little_in_a_large_image_is_said(model, side):
     result = MarginResult(margins, np.zeros((1, 0)), np.ones(1, bool), np.zeros(1))
     for size, said in (((256, 256), False), ((257, 300), side == 20)):
         found = model.segmenter().finish(result, 0, np.zeros((*size, 3), np.uint8))
-        assert (SMALL_NOTE in found.notes) == found.look_closer == said, (size, found.coverage)
+        assert (SMALL_NOTE in found.notes) == said, (size, found.coverage)
+        assert found.look_closer == ("tiles" if said else "")
 
 
 def test_an_image_no_larger_than_a_tile_is_as_without(backbone):
@@ -199,7 +200,7 @@ def test_what_tiles_do_not_show_is_kept_as_it_was(model, all_is_small, monkeypat
         seen = tiling.TILED._replace(stream=lambda *_, outcome=outcome: iter([outcome]))
         monkeypatch.setattr(tiling, "TILED", seen)
         (found,) = model.segmenter(closer=True)(image)
-        assert found.look_closer
+        assert found.look_closer == "tiles"
         np.testing.assert_array_equal(found.mask, whole.mask)
 
 

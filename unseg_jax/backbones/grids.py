@@ -38,6 +38,42 @@ def bicubic_matrix(source: int, target: int, scale: float) -> np.ndarray:
     return matrix
 
 
+def pack_quarters(features: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b m c"]:
+    """Features of a grid of twice as many rows and columns, as those of the patches of `grid`: each
+    holds the four that lie in it, row by row.
+
+    Args:
+        features: of 4 h w patches.
+        grid: (h, w).
+
+    Returns:
+        (B, h w, 4 D).
+    """
+    height, width = grid
+    cells = features.reshape(len(features), height, 2, width, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+    return cells.reshape(len(features), height * width, -1)
+
+
+def unpack_quarters(packed: Float[Array, "m c"], grid: tuple[int, int]) -> Float[Array, "n d"]:
+    """(4 h w, D) features of one image as they were before `pack_quarters`."""
+    height, width = grid
+    cells = packed.reshape(height, width, 2, 2, -1).transpose(0, 2, 1, 3, 4)
+    return cells.reshape(4 * height * width, -1)
+
+
+def enlarge(values: Float[Array, " m"], grid: tuple[int, int]) -> Float[Array, " n"]:
+    """(4 h w,) values of the patches of a grid (h, w), interpolated to twice as many a side."""
+    height, width = grid
+    size = (2 * height, 2 * width)
+    return jax.image.resize(values.reshape(grid), size, "linear").ravel()
+
+
+def pool(values: Float[Array, " n"], grid: tuple[int, int]) -> Float[Array, " m"]:
+    """(h w,) means over the four values that lie in each patch of a grid (h, w)."""
+    height, width = grid
+    return values.reshape(height, 2, width, 2).mean((1, 3)).ravel()
+
+
 def interpolate_positions(
     positions: Float[Array, "g g d"],
     grid: tuple[int, int],

@@ -71,7 +71,16 @@ def options(
 
 @app.command()
 @command(
-    Segment, *_FIELDS, "tile", "refine", "foreground", "parts", "background_parts", "loss", "layer"
+    Segment,
+    *_FIELDS,
+    "tile",
+    "scales",
+    "refine",
+    "foreground",
+    "parts",
+    "background_parts",
+    "loss",
+    "layer",
 )
 def segment(asked: Segment) -> int:
     """Segment images and write masks, overlays and a report.
@@ -90,7 +99,7 @@ def segment(asked: Segment) -> int:
 
 
 @app.command()
-@command(Fit, *_FIELDS, "tile")
+@command(Fit, *_FIELDS, "tile", "scales")
 def fit(asked: Fit) -> int:
     """Fit a model on a set of unlabelled images.
 

@@ -28,7 +28,7 @@ MAX_FITTED = 512
 """Images that are fitted at most; `auto` keeps as many, the first of a longer stream, in a list."""
 
 # Fields that say how an image is shown to any method.
-_OF_ALL = ("resize", "stride", "tile")
+_OF_ALL = ("resize", "stride", "tile", "scales")
 # Options of `unseg_jax.fit` that are no fields of `Method`; num_clusters is one of both.
 _OF_FITTING = ("num_clusters", "steps", "passes", "max_images")
 
@@ -41,9 +41,9 @@ class Choice:
         method: with overrides applied. A model that is applied brings its own, which may differ.
         model: file of a fitted model that is applied; None without.
         options: what else was asked for: of fitting where the method is fitted, of a model its
-            `epochs`, `resize`, `stride` and `tile`.
+            `epochs`, `resize`, `stride`, `tile` and `scales`.
         explicit: fields that the user chose.
-        closer: whether large images are seen in tiles where little was found.
+        closer: whether images are seen closer where little was found, or several small things.
         why: what "auto" became, in a line; "" where the user chose.
     """
 
@@ -70,7 +70,7 @@ def choose(
 
     `auto` applies the model that ships with the library. It fits `collective` on eight images or
     more if they have a black frame in common, or on tiles where `tile` is given. With overrides
-    other than `resize`, `stride` and `tile` it is `deepcut`.
+    other than `resize`, `stride`, `tile` and `scales` it is `deepcut`.
 
     Args:
         method: "auto", a name of `list_methods()`, or a `Method`.
@@ -98,7 +98,7 @@ def choose(
     if others:
         why = f"auto: takes deepcut, since {', '.join(others)} is a setting of it."
         return dataclasses.replace(_named("deepcut", asked), why=why)
-    chosen, closer = _named("collective", asked), "tile" not in asked
+    chosen, closer = _named("collective", asked), not {"tile", "scales"} & {*asked}
     tile = asked.get("tile")
     framed = 0.0 if tile else share_framed(images)
     if tile:

@@ -34,7 +34,7 @@ from unseg_jax.collective.steering import (
     Steering,
     fit_steering,
     fit_word,
-    with_earlier_blocks,
+    to_be_taught,
 )
 from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.decoding import as_iterable
@@ -59,6 +59,9 @@ _SET_CLUSTERS = 16
 _DISTIL_STEPS = 100
 _DISTIL_BATCH = 4
 _DISTIL_RATE = 3e-3
+# Images that are looked at twice as closely to learn what patches look like there, at most: each
+# has four times as many.
+_MOST_CLOSER = 64
 # IoU with examples by which a fit must be better than the shipped model, or the other way round, to
 # be steered where "auto" would take the other. One example says little: on 18 sets, each image as
 # the one example, 0.1 costs no set more than .015, and 0.05 one of them .024.
@@ -228,13 +231,19 @@ def fit_set(
         )
     method, loaded = load_for(method, backbone, dtype=dtype, explicit=explicit)
     assert loaded is not None
-    alone = method
-    if any(one.truth is not None for one in marks.values()):
-        method = with_earlier_blocks(method, loaded)
+    alone = override(method, scales=1)
+    masks = [one.truth.mask for one in marks.values() if one.truth is not None]
+    if masks:
+        method = to_be_taught(method, loaded, masks, choose="scales" not in explicit)
     key = key_from_seed(seed) if key is None else key
-    segmenter = BatchSegmenter(method, loaded, batch_size, seed, batching, reading, kept=kept)
+    once = override(method, scales=1)
+    segmenter = BatchSegmenter(once, loaded, batch_size, seed, batching, reading, kept=kept)
     tiles = max(1, max_images // len(sources))
     reader = Reader(segmenter, sources, on_image, tiles, whole=kept is not None)
+    teacher = reader
+    if method.scales > 1:
+        closer = segmenter.but(method=method)
+        teacher = Reader(closer, sources, on_image, whole=kept is not None)
 
     def evidence(steps: int) -> Any:
         clusters = _SET_CLUSTERS if num_clusters is None else num_clusters
@@ -246,9 +255,10 @@ def fit_set(
     elif not (marks or look_for):
         parts = evidence(_DISTIL_STEPS if steps is None else steps)
     else:
-        chosen = _draw(len(sources), max_images, key)[0]
+        most = max_images if teacher is reader else min(max_images, _MOST_CLOSER)
+        chosen = _draw(len(sources), most, key)[0]
         found = [
-            (*_steer(scorer, reader, chosen, marks, look_for), (scorer, None, clusters))
+            (*_steer(scorer, reader, teacher, chosen, marks, look_for), (scorer, None, clusters))
             for scorer, clusters in _candidates(sources, marks, method, loaded, evidence)
         ]
         best = max(found, key=lambda one: one[1])
@@ -263,8 +273,8 @@ def fit_set(
         scorer,
         params,
         foreground,
-        reader.read,
-        tuple(dict.fromkeys(reader.failed)),
+        max(reader.read, teacher.read),
+        tuple(dict.fromkeys([*reader.failed, *teacher.failed])),
         batch_size,
         seed,
         reading=reading,
@@ -296,20 +306,24 @@ def _candidates(
 def _steer(
     scorer: Any,
     reader: Reader,
+    teacher: Reader,
     chosen: Sequence[int],
     marks: Mapping[int, Marks],
     look_for: str | None,
 ) -> tuple[Steering, float]:
-    """What a word and marks teach a scorer, and how well it then fits masks."""
-    steering, quality = None, 0.0
+    """What a word and marks teach a scorer, and how well it then fits masks. The features of
+    `teacher` are those that marks teach from."""
+    steering, quality, method = None, 0.0, teacher.segmenter.method
     if look_for:
         few = chosen[:: -(-len(chosen) // MAX_LOOKED_AT)]
         pixels = (reader.segmenter.reading.read(reader.sources[at]).pixels for at in few)
-        features = (next(reader([at])) for at in few)
+        share = len(method.blocks) / method.feature_parts
+        features = (next(teacher([at])) for at in few)
+        features = (one[..., : round(share * one.shape[-1])] for one in features)
         steering = fit_word(scorer, zip(features, pixels, strict=True), look_for)
     if marks:
-        taught = [(next(reader([at])), one) for at, one in marks.items()]
-        steering, quality = fit_steering(scorer, reader(chosen), taught, steering)
+        taught = [(next(teacher([at])), one) for at, one in marks.items()]
+        steering, quality = fit_steering(scorer, teacher(chosen), taught, steering, method.scales)
     assert steering is not None
     return steering, quality
 
@@ -398,14 +412,15 @@ class Reader:
             for (index, view), one in zip(part, features, strict=True):
                 pixels = view.pixels if self.whole else view.pixels[:0]
                 view = view._replace(prepared=one, pixels=pixels)
-                self.kept.put(self.sources[index], view)
+                self.kept.put(self.sources[index], view, self.segmenter.method.scales)
         return features
 
     def _views(self, index: int) -> list[Decoded]:
         """What of an image is fitted: the image, or some of its tiles drawn at random."""
         source, side = self.sources[index], self.segmenter.method.tile
         if not side:
-            return [self.kept.get(source) or decode(self.segmenter, source)]
+            known = self.kept.get(source, self.segmenter.method.scales)
+            return [known or decode(self.segmenter, source)]
         pixels = self.segmenter.reading.read(source).pixels
         boxes = tile_boxes(pixels.shape[0], pixels.shape[1], side)
         drawn = np.random.default_rng(index).permutation(len(boxes))[: self.tiles]
@@ -423,7 +438,7 @@ def _draw(count, most, key):
 def fit_evidence(reader, method, num_clusters, steps, max_images, key):
     chosen, rng = _draw(len(reader.sources), max_images, key)
     # What is read may be of more blocks than the method's, which come first.
-    share = len(method.blocks) / len(reader.segmenter.method.blocks)
+    share = method.feature_parts / reader.segmenter.method.feature_parts
     images = [one[..., : round(share * one.shape[-1])] for batch in reader(chosen) for one in batch]
     if not all(np.isfinite(one).all() for one in images):
         raise ValueError(

@@ -48,7 +48,7 @@ from unseg_jax.collective.segmenter import (
 )
 from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.shipped_scorer import second_scorer
-from unseg_jax.collective.steering import Steering, fit_steering, with_earlier_blocks
+from unseg_jax.collective.steering import Steering, fit_steering, to_be_taught
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.reading_options import PLAIN, Reading
@@ -122,8 +122,10 @@ class CollectiveModel:
             epochs: T1, optimisation steps per image from the shared weights; None takes the
                 method's, 0 is the forward pass alone.
             closer: look at an image of more than four times the method's size in tiles, where
-                the largest piece that was found whole lies in less than a hundredth of it. A model
-                of `collective` does so if it has no `tile` of its own and no epochs.
+                the largest piece that was found whole lies in less than a hundredth of it; and at
+                twice the size where three things or more were found, of which half lies in those
+                shorter than a quarter of it. A model of `collective` does so if it has no `tile`
+                of its own and no epochs.
             batch_size, seed: instead of the model's own.
             batching: how a batch is taken, see `unseg_jax.cluster`.
             reading: how images are read; None reads them as those that were fitted.
@@ -240,8 +242,9 @@ class CollectiveModel:
             images = dict.fromkeys([*(examples or ()), *(clicks or ())])
         sources, model = list(images), self
         marks = read_marks(sources, self.segmenter().reading, examples, clicks)
-        if self.steering is None and any(one.truth is not None for one in marks.values()):
-            method = with_earlier_blocks(self.method, self.backbone)
+        masks = [one.truth.mask for one in marks.values() if one.truth is not None]
+        if self.steering is None and masks:
+            method = to_be_taught(self.method, self.backbone, masks)
             model = dataclasses.replace(self, method=method)
         segmenter = model.segmenter()
 
@@ -252,7 +255,8 @@ class CollectiveModel:
 
         marked = [(one, marks[at]) for at, one in zip(marks, features(marks), strict=True)]
         everything = features(range(len(sources)))
-        steering, _ = fit_steering(self.scorer, everything, marked, self.steering)
+        scales = model.method.scales
+        steering, _ = fit_steering(self.scorer, everything, marked, self.steering, scales)
         return dataclasses.replace(model, steering=steering)
 
     def save(self, path: str | Path) -> None:

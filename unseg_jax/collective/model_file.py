@@ -33,6 +33,8 @@ _LONGEST_NAME = 1000
 _MOST = {"arma_layers": 256, "stacks": 1024, "heads": 1024, "num_clusters": 4096}
 _MOST_PIXELS = 8192
 _MOST_LAYERS = 256
+# Fields that files of earlier versions lack, which had what these say.
+_LATER = {"scales": 1}
 # What is not float32 of a scorer.
 _DTYPES = {"frame": np.bool_, "kernel": np.float16}
 _KINDS = ("frame", "background", "foreground")
@@ -170,6 +172,8 @@ def method_from(fields: Mapping[str, Any]) -> Method:
     """
     if isinstance(fields, Mapping) and "fit" in fields:  # as files named it first
         fields = {"resize" if name == "fit" else name: value for name, value in fields.items()}
+    if isinstance(fields, Mapping):
+        fields = {**_LATER, **fields}
     if not isinstance(fields, Mapping) or {*fields, "group"} != set(FIELDS):
         raise ValueError("its method does not have the fields of a Method")
     for name in ("name", "source", "backbone"):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unseg_jax.backbones.grids import pool
 from unseg_jax.batching import map_batch
 from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
@@ -23,6 +24,7 @@ from unseg_jax.method import Method
 from unseg_jax.pipeline import PatchResult, segment_features
 from unseg_jax.postprocess.device_refining import refine_batch
 from unseg_jax.postprocess.margins import refine_margins, upsample_margins
+from unseg_jax.postprocess.objects import several_small
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import Work
 from unseg_jax.segmenter.finishing import not_finite
@@ -66,7 +68,8 @@ class MarginResult(NamedTuple):
     """What the device gives back for a batch.
 
     Attributes:
-        margins: (B, h, w) float32, above 0 is foreground.
+        margins: (B, h, w) float32, above 0 is foreground; of an image seen at two sizes on a grid
+            with twice as many rows and columns.
         losses: (B, epochs) float32 of the per-image epochs.
         finite: (B,) bool, False where features are not finite numbers.
         confidence: (B,) float32, see `unseg_jax.collective.confidence`.
@@ -142,6 +145,8 @@ def _apply_scorer(
     def margins_of(one):
         if fitted.steering is not None:
             return steer(scorer, fitted.steering, one, grid)
+        if method.scales > 1:
+            return set_scorer.score_closer(scorer, one, grid)
         return set_scorer.score(scorer, one, grid)[0]
 
     margins = jax.vmap(margins_of)(features)
@@ -163,14 +168,19 @@ def _apply_scorer(
         )
     else:
         sure = functools.partial(confidence.estimate, weights, scorer, grid=grid)
-    chances = jax.vmap(sure)(features, margins)
+    judged = margins
+    if method.scales > 1:
+        features = features[..., : len(scorer.mean)]
+        judged = jax.vmap(lambda one: pool(one, grid))(margins)
+    chances = jax.vmap(sure)(features, judged)
     if fitted.second is not None:
 
         def heard(chance, one):
             return confidence.second_opinion(chance, fitted.second, one, grid)
 
         chances = jax.vmap(heard)(chances, features)
-    return MarginResult(margins.reshape(-1, *grid), losses, finite, chances)
+    shape = (-1, *(method.scales * side for side in grid))
+    return MarginResult(margins.reshape(shape), losses, finite, chances)
 
 
 def refine_result(pixels, result: MarginResult) -> MarginResult:
@@ -186,12 +196,12 @@ def finish_margins(
     image: np.ndarray,
     id: str,
     size: tuple[int, int] | None,
-    tiles: bool = True,
+    closer: bool = True,
 ) -> Segmentation:
     """Margins as a segmentation; see `BatchSegmenter.finish`.
 
     Args:
-        tiles: whether the model can be applied to tiles.
+        closer: whether the model can be applied to tiles, and at two sizes as well as at one.
     """
     if not result.finite[index]:
         raise not_finite(id, backbone)
@@ -215,18 +225,21 @@ def finish_margins(
         backbone=backbone,
         id=id,
     )
-    if tiles and max(found.size) > _LARGE * max(method.size):
+    if closer and max(found.size) > _LARGE * max(method.size):
         # What is a speck in the whole image may be an object of a tile.
         box = dataclasses.replace(found, min_area=0.0).box
         limit = _SMALL * found.size[0] * found.size[1]
         if box is not None and (box[2] - box[0]) * (box[3] - box[1]) < limit:
             notes = (*found.notes, SMALL_NOTE)
-            found = dataclasses.replace(found, notes=notes, look_closer=True)
+            return dataclasses.replace(found, notes=notes, look_closer="tiles")
+    twice = closer and method.scales == 1 and method.takes_scales
+    if twice and several_small(refined > 0, found.size):
+        return dataclasses.replace(found, look_closer="scales")
     return found
 
 
 SCORED = Work(apply_fitted, finish_margins, refine=refine_result)
 STEERED = SCORED._replace(
-    apply=apply_steered, finish=functools.partial(finish_margins, tiles=False)
+    apply=apply_steered, finish=functools.partial(finish_margins, closer=False)
 )
 SHARED, CONTINUED = Work(apply_shared), Work(apply_continued)

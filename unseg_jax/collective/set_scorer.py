@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unseg_jax.backbones.grids import enlarge, unpack_quarters
 from unseg_jax.clustering.baselines import kmeans
 from unseg_jax.clustering.graphs import normalise_rows
 from unseg_jax.collective.convolution import Convolution, convolve, convolve_rows, draw, train
@@ -112,9 +113,42 @@ def score(
     """
     linear, convolved, valid = both_scores(scorer, features, grid)
     scores = 0.5 * (linear + convolved)
+    return _margins(scorer, scores, valid), scores, valid
+
+
+def _margins(scorer, scores, valid):
     own = otsu(scores, valid)
     own = jnp.where(jnp.isfinite(own), own, scorer.threshold)
-    return jnp.where(valid, scores - own, FRAME_SCORE), scores, valid
+    return jnp.where(valid, scores - own, FRAME_SCORE)
+
+
+def score_closer(
+    scorer: Scorer, features: Float[Array, "n c"], grid: tuple[int, int]
+) -> Float[Array, " m"]:
+    """(4 N,) margins of an image seen at two sizes, for quarters of its patches; see `score`.
+
+    Of 18 data sets that helps on those of small things and hurts on others.
+
+    Args:
+        scorer: of D features.
+        features: of each patch, and from the fifth part on of its quarters, see
+            `unseg_jax.backbones.grids.pack_quarters`.
+        grid: (h, w) of the patches, static.
+    """
+    linear, convolved, valid = both_scores_closer(scorer, features, grid)
+    return _margins(scorer, 0.5 * (linear + convolved), valid)
+
+
+def both_scores_closer(
+    scorer: Scorer, features: Float[Array, "n c"], grid: tuple[int, int]
+) -> tuple[Float[Array, " m"], Float[Array, " m"], Bool[Array, " m"]]:
+    """(4 N,) `both_scores` of an image seen at two sizes: the mean of those of both."""
+    width = features.shape[-1] // 5
+    whole = both_scores(scorer, features[:, :width], grid)
+    quarters, closer = unpack_quarters(features[:, width:], grid), (2 * grid[0], 2 * grid[1])
+    near = both_scores(scorer, quarters, closer)
+    linear, convolved = (0.5 * (enlarge(whole[at], grid) + near[at]) for at in range(2))
+    return linear, convolved, enlarge(whole[2].astype(jnp.float32), grid) > 0.5
 
 
 def both_scores(

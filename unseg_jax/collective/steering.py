@@ -20,6 +20,12 @@ masks teach from the tokens of three (`with_earlier_blocks`). On 18 data sets th
 IoU of other images by .009, .015 and .016 with 1, 3 and 10 examples; most of what a single one
 gained came from a smaller μ, which was chosen on these sets.
 
+Where what masks mark is small (`are_small`), all this is of the quarters of patches at twice the
+size of the image, with features from there, and margins P and scores of both sizes. On the four of
+18 data sets of such things, 1, 3 and 10 examples then scored .07, .09 and .12 more (means of three
+draws, with edges refined at 256 × 256). Learning from features of both sizes, or choosing between
+them by examples left out, was no better.
+
 Clicks and strokes correct what masks have taught, in a second step of the same form with larger λ
 and μ. Each marks the patches around it or under it, where the margin is to be at least .5, or at
 most -.5.
@@ -35,11 +41,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from unseg_jax.backbones.grids import enlarge, unpack_quarters
 from unseg_jax.clustering.graphs import normalise_rows
 from unseg_jax.collective import set_scorer
 from unseg_jax.collective.marks import Marks, Stroke, mark_shares, patch_targets
 from unseg_jax.method import Method, override
 from unseg_jax.postprocess.margins import upsample_margins
+from unseg_jax.postprocess.objects import SMALL, piece_areas, typical_length
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -91,7 +99,8 @@ class Steering(NamedTuple):
     Attributes:
         everywhere: (W + 3,) coefficients, for all images, of the features of each block, of length
             1, the linear score, that of the convolution, and 1.
-        like: (E, W + 3) those for images like each marked one, on top of it.
+        like: (E, W + 3) those for images like each marked one, on top of it; of an image seen at
+            two sizes, for quarters of patches.
         centres: (E, D) mean features of the marked images, of the block that the scorer reads.
         examples: () number of marked images; 0 where a word alone steers.
         quality: () mean IoU with the masks of examples, each by what the others taught, of a single
@@ -116,13 +125,31 @@ def with_earlier_blocks(method: Method, backbone: Backbone) -> Method:
     return override(method, block=(*method.blocks, *earlier))
 
 
+def to_be_taught(
+    method: Method, backbone: Backbone, masks: Iterable[np.ndarray], choose: bool = True
+) -> Method:
+    """The method with all that masks (H, W) teach from: earlier blocks, and two sizes of the image
+    where what they mark is small and the method can take them.
+
+    Args:
+        method, backbone: of the model.
+        masks: of the examples.
+        choose: whether two sizes are wanted where they help; False leaves the method's.
+    """
+    method = with_earlier_blocks(method, backbone)
+    small = choose and method.takes_scales and are_small(masks)
+    return override(method, scales=2) if small else method
+
+
 def steer(
     scorer: Scorer, steering: Steering, features: Float[Array, "n w"], grid: tuple[int, int]
 ) -> Float[Array, " n"]:
-    """(N,) margins of one image, above 0 is foreground; see `set_scorer.score`."""
-    prior, columns = prior_and_columns(scorer, features, grid)
-    share, place = nearest(columns[:, : len(scorer.mean)].mean(0), steering.centres)
-    return prior + columns @ (steering.everywhere + share * steering.like[place])
+    """(N,) margins of one image, above 0 is foreground; see `set_scorer.score`. Of an image seen at
+    two sizes (4 N,), of a grid with twice as many a side."""
+    width = len(steering.everywhere) - 3
+    mean, prior, columns = _steered(scorer, steering.everywhere, features, grid, width)
+    share, place = nearest(mean, steering.centres)
+    return prior + columns @ (share * steering.like[place])
 
 
 def nearest(mean: Any, centres: Any) -> tuple[Any, Any]:
@@ -149,10 +176,39 @@ def prior_and_columns(
     """
     prior = jnp.clip(set_scorer.score(scorer, features, grid)[0], -1, 1)
     linear, convolved, _ = set_scorer.both_scores(scorer, features, grid)
+    return prior, _with_scores(_of_length_1(scorer, features), linear, convolved)
+
+
+def _with_scores(rows, linear, convolved):
+    ones = jnp.ones_like(linear)
+    return jnp.concatenate([rows, *(one[:, None] for one in (linear, convolved, ones))], -1)
+
+
+def _of_length_1(scorer, features):
+    """Features of each block of length 1."""
     blocks = features.astype(jnp.float32).reshape(len(features), -1, len(scorer.mean))
-    rows = normalise_rows(blocks).reshape(features.shape)
-    columns = [rows, *(one[:, None] for one in (linear, convolved, jnp.ones_like(linear)))]
-    return prior, jnp.concatenate(columns, -1)
+    return normalise_rows(blocks).reshape(features.shape)
+
+
+def _steered(scorer, everywhere, features, grid, width):
+    """The mean feature of an image (D,); its margins with what steers all images, and what `like`
+    has coefficients of, of patches or quarters of them."""
+    prior, columns = prior_and_columns(scorer, features[:, :width], grid)
+    mean, change = columns[:, : len(scorer.mean)].mean(0), columns @ everywhere
+    if features.shape[-1] == width:
+        return mean, prior + change, columns
+    prior = jnp.clip(set_scorer.score_closer(scorer, features, grid), -1, 1)
+    scores = set_scorer.both_scores_closer(scorer, features, grid)[:2]
+    rows = _of_length_1(scorer, unpack_quarters(features[:, width:], grid))
+    columns = _with_scores(rows, *scores)
+    return mean, prior + enlarge(change, grid), columns
+
+
+def are_small(masks: Iterable[np.ndarray]) -> bool:
+    """Whether what is marked in masks (H, W) is small in half of them or more, see `SMALL`."""
+    marked = [(piece_areas(mask), max(mask.shape)) for mask in masks if mask.any()]
+    lengths = [typical_length(areas) / side for areas, side in marked]
+    return bool(lengths) and float(np.median(lengths)) < SMALL
 
 
 def fit_steering(
@@ -160,32 +216,43 @@ def fit_steering(
     batches: Iterable[Float[np.ndarray, "b h w f"]],
     marked: Sequence[tuple[Float[np.ndarray, "1 h w f"], Marks]],
     earlier: Steering | None = None,
+    scales: int = 1,
 ) -> tuple[Steering, float]:
     """Learns from marked images, as strongly as scores best on examples that are left out.
 
     Args:
         scorer: that is steered.
-        batches: features of all images of the set, as `prior_and_columns` takes them.
+        batches: features of images of the set, as `steer` takes them.
         marked: features and marks of each marked image.
         earlier: what steers the scorer already, which is kept as part of its margins.
+        scales: of the method that the features are of.
 
     Returns:
         What was learned; and the mean IoU with masks of examples, each by what the others taught
         (a single one by the scorer as it was; nan where no mask is marked).
     """
-    gram, count = np.zeros((), np.float64), 0
-    for features in batches:
-        for columns in np.asarray(_columns_of(scorer, features)[1]):
-            gram, count = gram + columns.T @ columns, count + len(columns)
-    gram = gram / count
-    everywhere, like = np.zeros(len(gram)), np.zeros((0, len(gram)))
+    parts = 1 if scales == 1 else 5  # see `Method.feature_parts`
+    width = marked[0][0].shape[-1] // parts
+    everywhere, like = np.zeros(width + 3, np.float32), np.zeros((0, width + 3))
     centres = np.zeros((0, len(scorer.mean)))
     if earlier is not None:
         everywhere = np.asarray(earlier.everywhere)
         if earlier.examples:
             like, centres = np.asarray(earlier.like), np.asarray(earlier.centres)
-    system = _System(gram)
-    examples = [_example(system, scorer, *one, everywhere, like, centres) for one in marked]
+
+    def columns_of(features):
+        return tuple(map(np.asarray, _columns_of(scorer, everywhere, features)))
+
+    gram, count = np.zeros((), np.float64), 0
+    for features in batches:
+        for columns in columns_of(features)[2]:
+            gram, count = gram + columns.T @ columns, count + len(columns)
+    system = _System(gram / count)
+    examples = []
+    for features, marks in marked:
+        grid = scales * features.shape[1], scales * features.shape[2]
+        mean, prior, columns = (part[0] for part in columns_of(features))
+        examples.append(_example(system, grid, mean, prior, columns, marks, like, centres))
     masked = [one for one in examples if one.fine is not None]
     strength, quality = _strength(system, masked, centres)
     like = np.stack([*like, *(one.before for one in examples)])
@@ -307,9 +374,10 @@ class _Example(NamedTuple):
 
     Attributes:
         grid: (h, w).
-        mean: (D,) feature.
+        mean: (D,) feature of its patches.
         before: (W + 3,) what steered images like it before.
-        columns, prior: of its patches, the prior with all that steered them before.
+        columns, prior: of its patches or quarters of them, the prior with all that steered them
+            before.
         sides: moments of the patches inside and outside of its mask; () without one.
         fine: targets and known shares on a finer grid, to compare what is found with; see
             `patch_targets`.
@@ -326,21 +394,19 @@ class _Example(NamedTuple):
 
 def _example(
     system: _System,
-    scorer: Scorer,
-    features: Float[np.ndarray, "1 h w f"],
+    grid: tuple[int, int],
+    mean: np.ndarray,
+    prior: np.ndarray,
+    columns: np.ndarray,
     marks: Marks,
-    everywhere: np.ndarray,
     like: np.ndarray,
     centres: np.ndarray,
 ) -> _Example:
-    prior, columns = (np.asarray(part[0], np.float64) for part in _columns_of(scorer, features))
-    mean, before = columns[:, : len(scorer.mean)].mean(0), 0 * everywhere
+    mean, before = mean.astype(np.float64), np.zeros(columns.shape[1])
     if len(centres):
         share, place = nearest(mean, centres)
         before = float(share) * like[int(place)]
-    prior = prior + columns @ (everywhere + before)
-    grid = features.shape[1], features.shape[2]
-    found = _Example(grid, mean, before, columns, prior)
+    found = _Example(grid, mean, before, columns, prior + columns @ before)
     return found if marks.truth is None else _with_mask(system, found, marks.truth)
 
 
@@ -464,7 +530,8 @@ def fit_word(
     """
     rows, cues = [], []
     for features, pixels in images:
-        prior, columns = (np.asarray(part[0]) for part in _columns_of(scorer, features))
+        nothing = np.zeros(features.shape[-1] + 3, np.float32)
+        _, prior, columns = (np.asarray(part[0]) for part in _columns_of(scorer, nothing, features))
         rows.append(columns.astype(np.float64))
         cues.append(_cue(word, prior.reshape(features.shape[1:3]), pixels).ravel())
     columns, gaps = np.concatenate(rows), _WORD * np.concatenate(cues)
@@ -495,9 +562,11 @@ def _cue(word: str, prior: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _columns_of(scorer, features):
+def _columns_of(scorer, everywhere, features):
+    """`_steered` of images (B, h, w, F)."""
     grid, rows = features.shape[1:3], features.reshape(len(features), -1, features.shape[-1])
-    return jax.vmap(lambda one: prior_and_columns(scorer, one, grid))(rows)
+    width = len(everywhere) - 3
+    return jax.vmap(lambda one: _steered(scorer, everywhere, one, grid, width))(rows)
 
 
 def solve(

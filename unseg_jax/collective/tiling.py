@@ -3,6 +3,8 @@
 An object that is a few patches of the whole image fills a tile. Tiles overlap and are blended, so
 that none shows its border. What is foreground is not decided in each tile, because many hold
 nothing else: the threshold of an image is that of the tiles which their own splits best.
+
+Which images are seen closer without being asked is decided here too: see `stream_closer`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from unseg_jax.export.drawing import shrink_image
 from unseg_jax.postprocess.margins import interpolate, margin_confidence, refine_margins
 from unseg_jax.postprocess.objects import MIN_AREA
 from unseg_jax.registry import resolve
-from unseg_jax.segmentation import Segmentation
+from unseg_jax.segmentation import TWICE_NOTE, Segmentation
 from unseg_jax.segmenter import BatchSegmenter, Work
 from unseg_jax.segmenter.device import WithFeatures
 from unseg_jax.segmenter.finishing import not_finite
@@ -199,8 +201,8 @@ def _segment_tiles(segmenter: BatchSegmenter, image: _Tiles) -> Segmentation:
 def stream_closer(
     segmenter: BatchSegmenter, images: Source | Iterable[Source], full_pixels: bool
 ) -> Iterator[Segmentation | ImageError]:
-    """Images whole, and in tiles where little was found in a large one, which is then decoded
-    twice; see `BatchSegmenter.stream`."""
+    """Images whole, and those that ask for it once more: in tiles, or at twice the size. These are
+    decoded twice; see `BatchSegmenter.stream`."""
     begun: deque[Source] = deque()
 
     def remembered():
@@ -208,15 +210,53 @@ def stream_closer(
             begun.append(source)
             yield source
 
+    # Results from the first that is to be seen at twice the size on, which is done in batches.
+    waiting: list[tuple[Source, Segmentation | ImageError]] = []
     for found in stream_batches(segmenter, remembered(), full_pixels):
         source = begun.popleft()
-        if isinstance(found, Segmentation) and found.look_closer:
-            side = tile_side(max(found.size))
-            tiled = segmenter.but(method=resolve(segmenter.method, tile=side), work=TILED)
-            (closer,) = tiled.stream([source], full_pixels=full_pixels)
-            if isinstance(closer, Segmentation) and closer.objects:
-                notes = (*closer.notes, tiled_note(side))
-                found = dataclasses.replace(closer, id=found.id, notes=notes)
+        if isinstance(found, Segmentation) and found.look_closer == "tiles":
+            found = _see_tiles(segmenter, source, found, full_pixels)
+        if not (waiting or _asks_twice(found)):
+            yield found
+            continue
+        waiting.append((source, found))
+        if len(waiting) == segmenter.at_once:
+            yield from _see_twice(segmenter, waiting, full_pixels)
+            waiting = []
+    yield from _see_twice(segmenter, waiting, full_pixels)
+
+
+def _asks_twice(found: Segmentation | ImageError) -> bool:
+    return isinstance(found, Segmentation) and found.look_closer == "scales"
+
+
+def _see_tiles(
+    segmenter: BatchSegmenter, source: Source, found: Segmentation, full_pixels: bool
+) -> Segmentation:
+    """What tiles of a large image show, if anything, instead of what was found in the whole."""
+    side = tile_side(max(found.size))
+    tiled = segmenter.but(method=resolve(segmenter.method, tile=side), work=TILED)
+    (closer,) = tiled.stream([source], full_pixels=full_pixels)
+    if not (isinstance(closer, Segmentation) and closer.objects):
+        return found
+    return dataclasses.replace(closer, id=found.id, notes=(*closer.notes, tiled_note(side)))
+
+
+def _see_twice(
+    segmenter: BatchSegmenter,
+    results: list[tuple[Source, Segmentation | ImageError]],
+    full_pixels: bool,
+) -> Iterator[Segmentation | ImageError]:
+    """Results, instead of some what is found in their images at two sizes, if anything."""
+    work = segmenter.work._replace(stream=stream_batches)
+    twice = segmenter.but(method=resolve(segmenter.method, scales=2), work=work)
+    again = [source for source, found in results if _asks_twice(found)]
+    closer = twice.stream(again, full_pixels=full_pixels) if again else iter(())
+    for _, found in results:
+        other = next(closer) if _asks_twice(found) else None
+        if isinstance(found, Segmentation) and isinstance(other, Segmentation) and other.objects:
+            notes = (*other.notes, TWICE_NOTE)
+            found = dataclasses.replace(other, id=found.id, notes=notes)
         yield found
 
 

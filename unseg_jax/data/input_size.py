@@ -20,16 +20,18 @@ class InputSize(NamedTuple):
         resize: "stretch" resizes every image to that size. "keep" keeps the aspect ratio, to the
             nearest of those that are common, with at most as many patches as that size has.
         patch: side of a patch in pixels; sizes of "keep" are multiples of it.
+        scales: of the method; with 2 all is twice as large.
     """
 
     size: tuple[int, int]
     resize: Resize
     patch: int
+    scales: int = 1
 
     @classmethod
     def of(cls, method: Method, patch: int) -> InputSize:
         """What a method asks for, with a backbone of that patch size."""
-        return cls(method.size, method.resize, patch)
+        return cls(method.size, method.resize, patch, method.scales)
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image of this size is resized to.
@@ -39,6 +41,9 @@ class InputSize(NamedTuple):
             >>> kept.size_for(300, 400), kept.size_for(3000, 2000), kept.size_for(9, 9)
             ((336, 448), (476, 322), (392, 392))
         """
+        if self.scales > 1:
+            height, width = self._replace(scales=1).size_for(height, width)
+            return self.scales * height, self.scales * width
         if self.resize == "stretch":
             return self.size
         ratio = max(width / height, height / width)
@@ -52,6 +57,6 @@ class InputSize(NamedTuple):
     def at_least(self) -> tuple[int, int]:
         """(height, width) that a decoder must give, so that no image is enlarged afterwards."""
         if self.resize == "stretch":
-            return self.size
+            return self.size_for(*self.size)
         longest = max(max(self.size_for(1, ratio)) for ratio in (1, 3))
         return (longest, longest)

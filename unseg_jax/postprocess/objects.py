@@ -17,6 +17,10 @@ from unseg_jax.postprocess.splitting import check_split, split_touching
 
 MIN_AREA = 0.001
 """Share of the image's pixels below which a piece is a speck and no object."""
+SMALL = 0.25
+"""Share of the image's longer side below which a `typical_length` is small."""
+SEVERAL = 3
+"""As many small things are worth a closer look."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +73,42 @@ class Pieces:
     def shown(self, kept: bool) -> np.ndarray:
         """(h, w) bool: the pixels of the objects, or those of the specks."""
         return np.concatenate([[False], self.kept == kept])[self.numbers]
+
+
+def piece_areas(mask: np.ndarray) -> np.ndarray:
+    """(n,) pixels of each 4-connected piece of a mask (H, W)."""
+    from scipy.ndimage import label
+
+    numbers = np.zeros(mask.shape, np.int32)
+    label(mask, output=numbers)
+    return np.bincount(numbers.ravel())[1:]
+
+
+def several_small(mask: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a mask (h, w) shows three things or more, without specks, that are small.
+
+    Args:
+        mask: of the image, perhaps of another size and aspect.
+        size: (H, W) of the image.
+    """
+    areas = piece_areas(mask) * (size[0] * size[1] / mask.size)
+    areas = areas[areas >= MIN_AREA * size[0] * size[1]]
+    return len(areas) >= SEVERAL and typical_length(areas) < SMALL * max(size)
+
+
+def typical_length(areas: np.ndarray) -> float:
+    """Root of the area of one of the pieces: half of all their area lies in it and smaller ones.
+
+    Args:
+        areas: (n,) pixels of each, n at least 1.
+
+    Example:
+        >>> typical_length(np.array([1, 100, 1, 4, 1]))
+        10.0
+    """
+    ordered = np.sort(areas)
+    held = np.cumsum(ordered)
+    return float(np.sqrt(ordered[np.searchsorted(held, held[-1] / 2)]))
 
 
 def check_min_area(min_area: float) -> None:

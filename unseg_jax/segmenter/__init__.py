@@ -319,7 +319,7 @@ class BatchSegmenter:
             return found
         features = np.asarray(features[index])
         # Those of the first block; there may be others, which only examples teach from.
-        features = features[..., : features.shape[-1] // len(self.method.blocks)]
+        features = features[..., : features.shape[-1] // self.method.feature_parts]
         return dataclasses.replace(found, patch_features=features)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unseg_jax.backbones import Backbone
+from unseg_jax.backbones import Backbone, grids
 from unseg_jax.batching import Batching, by_shares, map_images, pad_batch, takes_images_apart
 from unseg_jax.clustering.loop import has_batch_axis
 from unseg_jax.method import Method
@@ -65,6 +65,27 @@ def _reduce(features, grid):
 
 
 _reduced = Program(_reduce, "reduced")
+
+
+@jax.jit
+def _halve(pixels):
+    """Pixels (B, 2 H, 2 W, 3) at half the size, (B, H, W, 3), of whole levels as an image has."""
+    batch, height, width, channels = pixels.shape
+    size = (batch, height // 2, width // 2, channels)
+    levels = jax.image.resize(pixels.astype(jnp.float32), size, "lanczos3")
+    return jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8)
+
+
+_halved = Program(_halve, "halved")
+
+
+@functools.partial(jax.jit, static_argnames="grid")
+def _join_scales(whole, closer, grid):
+    joined = jnp.concatenate([whole, grids.pack_quarters(closer, grid)], -1)
+    return joined.reshape(len(whole), *grid, -1).astype(jnp.float16)
+
+
+_joined = Program(_join_scales, "joined")
 
 
 def _made_from(name: str, form: Backbone | None, *others: Any) -> tuple | None:
@@ -246,12 +267,18 @@ class Device:
         return map_images(self._keep, params, pixels, self._how)
 
     def _keep(self, params, pixels):
-        return self._on_grid(self._extract(params, pixels), pixels)
+        closer = self._extract(params, pixels)
+        if self._method.scales == 1:
+            return self._on_grid(closer, pixels)
+        whole = _halved(pixels)
+        return _joined(self._extract(params, whole), closer, grid=self._grid(whole))
 
     def _on_grid(self, features, pixels):
+        return _reduced(features, grid=self._grid(pixels))
+
+    def _grid(self, pixels) -> tuple[int, int]:
         assert self._form is not None
-        grid = self._form.grid((pixels.shape[1], pixels.shape[2]), self._method.stride)
-        return _reduced(features, grid=grid)
+        return self._form.grid((pixels.shape[1], pixels.shape[2]), self._method.stride)
 
     def _extract(self, params, pixels):
         assert self._form is not None

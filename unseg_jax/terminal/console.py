@@ -37,6 +37,7 @@ _OPTIONS = {
             "pixel_size",
             "recursive",
             "resize",
+            "scales",
             "seed",
             "stride",
             "tile",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SLOW = 4
 _LOOKED_AT = 32
+TWICE_COSTS = 8
+"""About how many times as long an image takes that is seen at twice the size as well."""
 # Lengths of an object that a tile for objects of its size has. On nuclei and on crops among weeds
 # tiles of half an image have four to seven of a typical piece, and on the slides of the
 # documentation those with four to five find all objects.
@@ -45,6 +47,11 @@ def expected_cost(chosen: Choice, images: Sequence[ImageFile]) -> str:
         return (
             f"slow: tile={tile} cuts an image into {count:.0f} tiles on average, so expect about "
             f"{count:.0f} passes of the backbone per image instead of 1."
+        )
+    if chosen.options.get("scales", chosen.method.scales) > 1:
+        return (
+            "slow: scales=2 sees an image at twice the size as well, so expect about "
+            f"{TWICE_COSTS} times the time."
         )
     shown = override(chosen.method, stride=chosen.options.get("stride"))
     if (ratio := _grid_ratio(shown)) >= _SLOW:

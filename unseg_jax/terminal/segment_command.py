@@ -21,7 +21,7 @@ from unseg_jax.devices import resolve_dtype
 from unseg_jax.errors import printable
 from unseg_jax.method import plain_fields
 from unseg_jax.terminal.console import exit_code, expand, progress, say, with_options
-from unseg_jax.terminal.costs import expected_cost, tile_for
+from unseg_jax.terminal.costs import TWICE_COSTS, expected_cost, tile_for
 from unseg_jax.terminal.fit_command import fitting_bar
 from unseg_jax.terminal.shared_options import Images, expand_home, parse_kinds, parse_page
 
@@ -323,6 +323,7 @@ class Segment(Images):
         chosen = self.choose()
         if chosen.closer:
             settings["tiles where little is found"] = True
+            settings["twice the size where small things are found"] = True
         fields = {**plain_fields(chosen.method), **chosen.options}
         for field in ("source", "group", "code_overrides", "backbone"):
             fields.pop(field)
@@ -510,13 +511,24 @@ def _print_plan(plan: Plan, chosen: Choice, models: Sequence[str]) -> int:
 def _run(asked: Segment, segmenter: Any, plan: Plan, took: Took) -> int:
     """Does what is planned with a progress bar, says what failed and where the results are."""
     from unseg_jax.export import folder
+    from unseg_jax.segmentation import TWICE_NOTE
 
+    seen_twice = 0
     with progress(len(plan.images), asked.quiet, doing="segmenting") as bar:
 
         def show(entry: Entry) -> None:
+            nonlocal seen_twice
             with bar.external_write_mode():
                 if entry.error:
                     say(entry.error)
+                if entry.record and TWICE_NOTE in entry.record.notes and not entry.reused:
+                    seen_twice += 1
+                    if seen_twice == 1 and not asked.quiet:
+                        say(
+                            f"{entry.record.file} shows several small things; such images are seen "
+                            f"at twice the size as well, which takes about {TWICE_COSTS} times as "
+                            "long: --scales 1 leaves that out"
+                        )
                 if asked.show:
                     print(json.dumps(_line(entry, plan)), flush=True)
             bar.update()
