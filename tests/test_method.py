@@ -89,6 +89,7 @@ KINDS = (
         "stride heads stacks arma_layers mlp_width num_clusters collective_steps image_size",
         *(SMALL, NEITHER | st.integers(max_value=0)),
     ),
+    ("scales", st.sampled_from([1, 2]), NEITHER | st.integers(3) | st.integers(max_value=0)),
     ("block", st.integers(-9, 9) | st.tuples(st.integers(-9, 9), st.integers(-9, 9)), NEITHER),
     ("tau spatial_decay learning_rate weight_decay", st.floats(0, 9), BELOW_0),
     ("alpha sigma_spatial sigma_luma sigma_chroma", st.floats(0.5, 9), BELOW_0 | st.just(0.0)),
@@ -125,7 +126,7 @@ def test_every_field_refuses_bad_values_in_one_sentence_that_names_it(field_and_
 
 
 # These say something with others, or have one value in some methods.
-TOGETHER = ("num_clusters", "stride", "image_size", "tile", "parts", "background_parts")
+TOGETHER = ("num_clusters", "stride", "image_size", "scales", "tile", "parts", "background_parts")
 
 
 @settings(deadline=None, max_examples=100)

@@ -71,6 +71,8 @@ _COUNT = Rule(lambda value: _is_whole(value) and value >= 0, "must be a whole nu
 _FROM_1 = Rule(
     lambda value: _is_whole(value) and value >= 1, "must be a whole number of at least 1"
 )
+# Fields that go with images seen at one size alone.
+_ONE_SIZE = ("tile", "stride", "log_bin", "epochs", "collective_epochs")
 _SCALES = Rule(lambda value: _is_whole(value) and value in (1, 2), "must be 1 or 2")
 _SIZE = Rule(
     lambda value: _are_positive((value,)) or _are_positive(value, 2),
@@ -162,7 +164,7 @@ class Method:
         int,
         _SCALES,
         "At how many sizes the backbone sees an image: 2 is also at twice `image_size`, for small "
-        "objects, which takes about eight times as long. Only for methods that find the foreground "
+        "objects, which takes about ten times as long. Only for methods that find the foreground "
         "in a set.",
     ] = 1
     tile: Annotated[
@@ -341,8 +343,7 @@ class Method:
     @property
     def takes_scales(self) -> bool:
         """Whether it can see images at two sizes, see `scales`."""
-        others = self.tile or self.stride or self.log_bin or self.epochs or self.collective_epochs
-        return self.foreground == "set" and not others
+        return self.foreground == "set" and not any(getattr(self, name) for name in _ONE_SIZE)
 
     @property
     def feature_parts(self) -> int:
@@ -451,16 +452,15 @@ def _check_together(method: Method) -> None:
             f"take 'collective', or leave tile out, since '{method.name}' segments single images."
         )
     if method.scales > 1:
-        others = ("tile", "stride", "log_bin", "epochs", "collective_epochs")
-        for name in others:
-            if value := getattr(method, name):
-                what = f"scales={method.scales} does not go with {name}={value}"
-                raise ValueError(f"{what}: leave one of them out.")
         if method.foreground != "set":
             raise ValueError(
                 f"scales={method.scales} is for models of a whole set: take 'collective', or leave "
                 f"scales out, since '{method.name}' segments single images."
             )
+        for name in _ONE_SIZE:
+            if value := getattr(method, name):
+                what = f"scales={method.scales} does not go with {name}={value}"
+                raise ValueError(f"{what}: leave one of them out.")
     if method.background_parts and not method.parts:
         raise ValueError(
             f"background_parts={method.background_parts} needs parts: give parts as well."

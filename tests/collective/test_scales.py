@@ -237,8 +237,8 @@ def test_small_is_half_in_pieces_shorter_than_a_quarter():
         ("collective", {"scales": 3}, "scales=3 must be 1 or 2"),
         ("collective", {"scales": 2, "tile": 64}, "scales=2 does not go with tile=64: leave one"),
         ("collective", {"scales": 2, "stride": 7}, "scales=2 does not go with stride=7"),
-        ("deepcut", {"scales": 2}, "epochs=10: leave"),
-        ("deepcut", {"scales": 2, "epochs": 0}, "is for models of a whole set: take 'collective'"),
+        ("collective", {"scales": 2, "epochs": 3}, "scales=2 does not go with epochs=3"),
+        ("deepcut", {"scales": 2}, "is for models of a whole set: take 'collective'"),
     ],
 )
 def test_what_two_sizes_do_not_go_with(method, options, message):
@@ -339,7 +339,7 @@ def test_that_it_takes_longer_is_said_once(dots, tmp_path, capsys, monkeypatch, 
 
     assert segment_images(asked, chosen, load) == 0
     said = capsys.readouterr().err
-    assert said.count("seen at twice the size as well, which takes about 8 times as long") == 1
+    assert said.count("seen at twice the size as well, which takes about 10 times as long") == 1
     assert segment_images(asked, chosen, load) == 0  # all is done already
     assert "takes about" not in capsys.readouterr().err
     assert "twice the size" in (tmp_path / "out" / "report.html").read_text()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SLOW = 4
 _LOOKED_AT = 32
-TWICE_COSTS = 8
+TWICE_COSTS = 10
 """About how many times as long an image takes that is seen at twice the size as well."""
 # Lengths of an object that a tile for objects of its size has. On nuclei and on crops among weeds
 # tiles of half an image have four to seven of a typical piece, and on the slides of the
