@@ -113,6 +113,7 @@ def test_small_things_are_learned_from_twice_the_size(models, dots, backbone, tm
     assert ious[0] > ious[1] + 0.05
     assert (found[0][0].patch_labels.shape, found[1][0].patch_labels.shape) == ((16, 16), (8, 8))
     assert all(0 < one.confidence < 1 for one in found[0])
+    assert (found[0][0].min_area, found[1][0].min_area) == (0.00025, 0.001)
     path = tmp_path / "closer.safetensors"
     closer.save(path)
     again = load_model(path, backbone=backbone)

@@ -24,7 +24,7 @@ from unseg_jax.method import Method
 from unseg_jax.pipeline import PatchResult, segment_features
 from unseg_jax.postprocess.device_refining import refine_batch
 from unseg_jax.postprocess.margins import refine_margins, upsample_margins
-from unseg_jax.postprocess.objects import several_small
+from unseg_jax.postprocess.objects import MIN_AREA, several_small
 from unseg_jax.segmentation import Segmentation
 from unseg_jax.segmenter import Work
 from unseg_jax.segmenter.finishing import not_finite
@@ -221,6 +221,8 @@ def finish_margins(
         losses=result.losses[index],
         evidence=np.clip(refined, -1, 1),
         pixels=image,
+        # A speck is one of a patch, and at twice the size of a quarter of it.
+        min_area=MIN_AREA / method.scales**2,
         method=method.name,
         backbone=backbone,
         id=id,

@@ -66,7 +66,8 @@ class Output:
     Attributes:
         formats: names of `unseg_jax.export.formats.FORMATS`.
         min_area: below which a piece is a speck and left out: below 1 a share of the image, else
-            pixels of it; None is a thousandth, of a tile where images are cut into tiles.
+            pixels of it; None is a thousandth, of a tile where images are cut into tiles, and a
+            quarter of that where they are seen at twice the size.
         split: whether pieces that touch are cut into objects; see `find_objects`.
         objects: "all", or "largest" to keep the largest object of each image alone.
         full_overlay: draw overlays at the image's own size, not at 1,600 pixels at most.

@@ -287,7 +287,8 @@ class Engine:
         method = segmenter.method
         if segmenter.kept is not None:
             return 0.0  # no pixels may come; what does is compiled then, and counted
-        blank = [np.zeros((*method.size, 3), np.uint8)] * self.batch_size
+        size = segmenter.input_size.size_for(*method.size)
+        blank = [np.zeros((*size, 3), np.uint8)] * self.batch_size
         start = time.perf_counter()
         if method.nodes != "patches":
             segmenter.compile_regions(blank, record_every=self.record_every)
