@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import unseg_jax as us
 from unseg_jax.backbones import grids
+from unseg_jax.cli.main import main
 from unseg_jax.collective import cues, segmenter, set_scorer, steering, tiling
 from unseg_jax.collective.choosing import choose
 from unseg_jax.collective.fitting import fit
@@ -344,6 +345,18 @@ def test_that_it_takes_longer_is_said_once(dots, tmp_path, capsys, monkeypatch, 
     assert segment_images(asked, chosen, load) == 0  # all is done already
     assert "takes about" not in capsys.readouterr().err
     assert "twice the size" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_fit_says_that_its_model_takes_longer(dots, tiny_weights, tmp_path, capsys):
+    masks, model = tmp_path / "masks", str(tmp_path / "model.safetensors")
+    masks.mkdir()
+    Image.fromarray(255 * _dots(1).astype(np.uint8)).save(masks / "1.png")
+    command = ["fit", str(dots), "--examples", str(masks), "--backbone", str(tiny_weights)]
+    command += ["--image-size", "64", "--out", model, "--overwrite"]
+    for asked, said in (((), True), (("--scales", "1"), False)):
+        assert main([*command, *asked]) == 0
+        assert ("takes about 10 times as long" in capsys.readouterr().out) == said
+        assert load_model(model, backbone=tiny_weights).method.scales == 2 - (not said)
 
 
 def test_auto_looks_closer_unless_a_size_is_asked_for():

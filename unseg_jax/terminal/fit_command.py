@@ -14,6 +14,7 @@ import typer
 
 from unseg_jax.errors import InputError, nearest
 from unseg_jax.terminal.console import expand, progress, say
+from unseg_jax.terminal.costs import TWICE_COSTS
 from unseg_jax.terminal.shared_options import Images, expand_home, parse_page, parse_range
 
 if TYPE_CHECKING:
@@ -137,6 +138,11 @@ def fit_images(asked: Fit) -> int:
         marked = 0 if model.steering is None else int(model.steering.examples)
         steered = f", steered by {marked} of them" if marked else ""
         print(f"{model.method.name} fitted on {model.images} images{steered}: {out}")
+        if model.method.scales > 1:
+            print(
+                "it sees an image at twice the size as well, for small things, which takes about "
+                f"{TWICE_COSTS} times as long: --scales 1 leaves that out"
+            )
         print(f"use it: unseg-jax segment PATH... --model {out}")
     return 1 if model.skipped else 0
 
