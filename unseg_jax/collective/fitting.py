@@ -258,7 +258,7 @@ def fit_set(
         most = max_images if teacher is reader else min(max_images, _MOST_CLOSER)
         chosen = _draw(len(sources), most, key)[0]
         found = [
-            (*_steer(scorer, reader, teacher, chosen, marks, look_for), (scorer, None, clusters))
+            (*_steer(scorer, teacher, chosen, marks, look_for), (scorer, None, clusters))
             for scorer, clusters in _candidates(sources, marks, method, loaded, evidence)
         ]
         best = max(found, key=lambda one: one[1])
@@ -305,18 +305,17 @@ def _candidates(
 
 def _steer(
     scorer: Any,
-    reader: Reader,
     teacher: Reader,
     chosen: Sequence[int],
     marks: Mapping[int, Marks],
     look_for: str | None,
 ) -> tuple[Steering, float]:
-    """What a word and marks teach a scorer, and how well it then fits masks. The features of
-    `teacher` are those that marks teach from."""
+    """What a word and marks teach a scorer, and how well it then fits masks; `teacher` reads the
+    features that marks teach from."""
     steering, quality, method = None, 0.0, teacher.segmenter.method
     if look_for:
         few = chosen[:: -(-len(chosen) // MAX_LOOKED_AT)]
-        pixels = (reader.segmenter.reading.read(reader.sources[at]).pixels for at in few)
+        pixels = (teacher.segmenter.reading.read(teacher.sources[at]).pixels for at in few)
         share = len(method.blocks) / method.feature_parts
         features = (next(teacher([at])) for at in few)
         features = (one[..., : round(share * one.shape[-1])] for one in features)
