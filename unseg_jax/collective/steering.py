@@ -22,7 +22,7 @@ gained came from a smaller μ, which was chosen on these sets.
 
 Where what masks mark is small (`are_small`), all this is of the quarters of patches at twice the
 size of the image, with features from there, and margins P and scores of both sizes. On the four of
-18 data sets of such things, 1, 3 and 10 examples then scored .054, .098 and .094 more. Learning
+18 data sets of such things, 1, 3 and 10 examples then scored .065, .110 and .107 more. Learning
 from both sizes at once, or choosing one by examples left out, was no better.
 
 Clicks and strokes correct what masks have taught, in a second step of the same form with larger λ
