@@ -275,7 +275,7 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     prior = _columns_of(scorer, grids)[0]
     assert (np.abs(prior) == 1).mean() > 0.8
     marked = marks.Marks((8, 8), Truth(np.asarray(prior[0] > 0).reshape(8, 8)))
-    found, _ = steering.fit_steering(scorer, [grids], [(grids[:1], marked)])
+    found, _ = steering.fit_steering(scorer, [grids], [marks.Marked(grids[:1], marked)])
     for image, before in zip(grids, prior, strict=True):
         after = _steer(scorer, found, image.reshape(64, 48), (8, 8))
         np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(before) > 0)

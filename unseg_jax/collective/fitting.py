@@ -5,7 +5,6 @@ The public entry point is `fit`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -18,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from unseg_jax.backbones import Backbone
-from unseg_jax.batching import Batching, pad_batch, takes_images_apart
+from unseg_jax.batching import Batching
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
 from unseg_jax.collective.black_frames import SET_SIZE, share_framed
 from unseg_jax.collective.cues import neighbours, project
 from unseg_jax.collective.marks import read_marks
 from unseg_jax.collective.model import CollectiveModel
+from unseg_jax.collective.set_reader import SetReader
 from unseg_jax.collective.set_scorer import fit_scorer, score
 from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.collective.shipped_scorer import is_of_shipped
@@ -36,17 +36,14 @@ from unseg_jax.collective.steering import (
     fit_word,
     to_be_taught,
 )
-from unseg_jax.collective.tiling import cut, tile_boxes
 from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.folders import find_images
-from unseg_jax.data.loader import batches
 from unseg_jax.data.reading_options import Reading
-from unseg_jax.errors import ImageError, nearest
+from unseg_jax.errors import nearest
 from unseg_jax.method import Method, override
 from unseg_jax.registry import ELSEWHERE, refuse_options, resolve
 from unseg_jax.segmenter import BatchSegmenter, load_for
-from unseg_jax.segmenter.decoded_cache import Decoded, DecodedCache
-from unseg_jax.segmenter.streaming import decode
+from unseg_jax.segmenter.decoded_cache import DecodedCache
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16
@@ -239,11 +236,11 @@ def fit_set(
     once = override(method, scales=1)
     segmenter = BatchSegmenter(once, loaded, batch_size, seed, batching, reading, kept=kept)
     tiles = max(1, max_images // len(sources))
-    reader = Reader(segmenter, sources, on_image, tiles, whole=kept is not None)
+    reader = SetReader(segmenter, sources, on_image, tiles, whole=kept is not None)
     teacher = reader
     if method.scales > 1:
         closer = segmenter.but(method=method)
-        teacher = Reader(closer, sources, on_image, whole=kept is not None)
+        teacher = SetReader(closer, sources, on_image, whole=kept is not None)
 
     def evidence(steps: int) -> Any:
         clusters = _SET_CLUSTERS if num_clusters is None else num_clusters
@@ -305,7 +302,7 @@ def _candidates(
 
 def _steer(
     scorer: Any,
-    teacher: Reader,
+    teacher: SetReader,
     chosen: Sequence[int],
     marks: Mapping[int, Marks],
     look_for: str | None,
@@ -321,8 +318,8 @@ def _steer(
         features = (one[..., : round(share * one.shape[-1])] for one in features)
         steering = fit_word(scorer, zip(features, pixels, strict=True), look_for)
     if marks:
-        taught = [(next(teacher([at])), one) for at, one in marks.items()]
-        steering, quality = fit_steering(scorer, teacher(chosen), taught, steering, method.scales)
+        marked, everything = teacher.marked(marks), teacher(chosen)
+        steering, quality = fit_steering(scorer, everything, marked, steering, method.scales)
     assert steering is not None
     return steering, quality
 
@@ -340,91 +337,6 @@ def list_sources(images: str | Path | Source | Iterable[Source]) -> Sequence[Sou
     if not sources:
         raise ValueError(_NO_IMAGES)
     return sources
-
-
-class Reader:
-    """Features of the images, batch by batch, as often as asked; failures are kept aside."""
-
-    def __init__(
-        self,
-        segmenter: BatchSegmenter,
-        sources: Sequence[Source],
-        on_image: Callable[[int, int], Any] | None = None,
-        tiles: int = 1,
-        whole: bool = False,
-    ):
-        """
-        Args:
-            segmenter: reads and prepares; images that it keeps are read once.
-            sources: the images.
-            on_image: see `fit`.
-            tiles: of an image at most, where the method takes tiles.
-            whole: keep pixels as well as features.
-        """
-        self.segmenter, self.sources, self.on_image = segmenter, sources, on_image
-        self.tiles, self.whole = tiles, whole
-        self.kept = segmenter.kept or DecodedCache()
-        self.failed: list[str] = []
-        self.read = 0
-
-    def __call__(self, chosen: Sequence[int]) -> Iterator[Float16[np.ndarray, "b h w d"]]:
-        """Features of the chosen images, a batch of one grid at a time; in order where all have
-        one grid."""
-        self.read = 0
-        size = self.segmenter.batch_size
-        held = 1 if self.segmenter.method.tile else size
-        alike: dict[tuple[int, ...], list[tuple[int, Decoded]]] = {}
-        loaded = batches(chosen, self._views, held, workers=self.segmenter.reading.workers)
-        with contextlib.closing(loaded):
-            seen = 0
-            for batch in loaded:
-                seen += len(batch)
-                if self.on_image is not None:
-                    self.on_image(seen, len(chosen))
-                for outcome in batch:
-                    if isinstance(outcome.error, ImageError):
-                        self.failed.append(str(outcome.error))
-                    elif outcome.error is not None:
-                        raise outcome.error
-                    self.read += outcome.value is not None
-                    for view in outcome.value or ():
-                        part = alike.setdefault(view.prepared.shape, [])
-                        part.append((outcome.item, view))
-                        if len(part) == size:
-                            yield self._features(part)
-                            part.clear()
-        for part in alike.values():
-            if part:
-                yield self._features(part)
-        if not self.read:
-            raise ImageError(self.failed[0])
-
-    def _features(self, part: list[tuple[int, Decoded]]) -> Float16[np.ndarray, "b h w d"]:
-        prepared = np.stack([view.prepared for _, view in part])
-        if prepared.dtype == np.float16:
-            return prepared
-        if not takes_images_apart(self.segmenter.batching):
-            # Padded to one size, so that the backbone is compiled once a shape.
-            prepared = pad_batch(prepared, self.segmenter.batch_size)
-        features = np.asarray(self.segmenter.kept_features(prepared))[: len(part)]
-        if not self.segmenter.method.tile:
-            for (index, view), one in zip(part, features, strict=True):
-                pixels = view.pixels if self.whole else view.pixels[:0]
-                view = view._replace(prepared=one, pixels=pixels)
-                self.kept.put(self.sources[index], view, self.segmenter.method.scales)
-        return features
-
-    def _views(self, index: int) -> list[Decoded]:
-        """What of an image is fitted: the image, or some of its tiles drawn at random."""
-        source, side = self.sources[index], self.segmenter.method.tile
-        if not side:
-            known = self.kept.get(source, self.segmenter.method.scales)
-            return [known or decode(self.segmenter, source)]
-        pixels = self.segmenter.reading.read(source).pixels
-        boxes = tile_boxes(pixels.shape[0], pixels.shape[1], side)
-        drawn = np.random.default_rng(index).permutation(len(boxes))[: self.tiles]
-        tiles = (cut(pixels, boxes[at]) for at in np.sort(drawn))
-        return [Decoded(tile, self.segmenter.prepare(tile), tile.shape[:2]) for tile in tiles]
 
 
 def _draw(count, most, key):

@@ -14,7 +14,7 @@ from unseg_jax.data.masks import read_mask
 from unseg_jax.errors import closest
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Float16
 
     from unseg_jax.data.decoding import Source
     from unseg_jax.data.reading_options import Reading
@@ -44,6 +44,21 @@ class Marks(NamedTuple):
     size: tuple[int, int]
     truth: Truth | None = None
     clicks: tuple[Click | Stroke, ...] = ()
+
+
+class Marked(NamedTuple):
+    """A marked image as it is learned from.
+
+    Attributes:
+        features: (1, h, w, d) of its patches.
+        marks: what is marked.
+        views: features and mask of the image as it is seen otherwise, see
+            `unseg_jax.collective.example_views`; gone through once.
+    """
+
+    features: Float16[np.ndarray, "1 h w d"]
+    marks: Marks
+    views: Iterable[tuple[Float16[np.ndarray, "1 a b d"], Truth]] = ()
 
 
 def read_marks(

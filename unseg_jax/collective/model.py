@@ -46,6 +46,7 @@ from unseg_jax.collective.segmenter import (
     apply_fitted,
     apply_shipped,
 )
+from unseg_jax.collective.set_reader import SetReader
 from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.shipped_scorer import second_scorer
 from unseg_jax.collective.steering import Steering, fit_steering, to_be_taught
@@ -246,17 +247,11 @@ class CollectiveModel:
         if self.steering is None and masks:
             method = to_be_taught(self.method, self.backbone, masks)
             model = dataclasses.replace(self, method=method)
-        segmenter = model.segmenter()
-
-        def features(chosen: Iterable[int]) -> Iterator[np.ndarray]:
-            for index in chosen:
-                view = segmenter.prepare(segmenter.reading.read(sources[index]).pixels)
-                yield np.asarray(segmenter.kept_features(view[None]))
-
-        marked = [(one, marks[at]) for at, one in zip(marks, features(marks), strict=True)]
-        everything = features(range(len(sources)))
-        scales = model.method.scales
+        reader, scales = SetReader(model.segmenter(), sources, whole=True), model.method.scales
+        marked, everything = reader.marked(marks), reader(range(len(sources)))
         steering, _ = fit_steering(self.scorer, everything, marked, self.steering, scales)
+        if reader.failed:
+            raise ImageError(reader.failed[0])
         return dataclasses.replace(model, steering=steering)
 
     def save(self, path: str | Path) -> None:
