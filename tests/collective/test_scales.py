@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import unseg_jax as us
 from unseg_jax.backbones import grids
 from unseg_jax.cli.main import main
-from unseg_jax.collective import cues, segmenter, set_scorer, steering, tiling
+from unseg_jax.collective import cues, fitting, segmenter, set_scorer, steering, tiling
 from unseg_jax.collective.choosing import choose
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import load_model
@@ -61,6 +61,7 @@ def models(dots, backbone):
 
 def test_quarters_lie_in_their_patches():
     grid, values = (2, 3), np.arange(24, dtype=np.float32)
+    assert resolve("collective", scales=2).feature_parts == grids.PARTS
     packed = np.asarray(grids.pack_quarters(values.reshape(1, 24, 1), grid))[0]
     # Of the patch in the second row and third column: rows 2 and 3, columns 4 and 5 of six.
     np.testing.assert_array_equal(packed[5], [16, 17, 22, 23])
@@ -145,6 +146,26 @@ def test_a_model_of_twice_the_size_is_refined_at_it(models, dots):
     marked = plain.refine(sources, examples={1: _dots(1)})
     assert (plain.method.scales, marked.method.scales) == (1, 2)
     assert plain.refine(sources, clicks=clicks).method.scales == 1
+
+
+def test_few_images_are_read_at_two_sizes(models, dots, monkeypatch):
+    """What is steered is fitted on all of them, which are read at one size."""
+    seen, real = [], fitting.fit_steering
+
+    def record(scorer, batches, marked, *rest):
+        kept = list(batches)
+        seen.extend(len(batch) for batch in kept)
+        assert {batch.shape[-1] for batch in kept} == {grids.PARTS * 48}
+        return real(scorer, kept, marked, *rest)
+
+    monkeypatch.setattr(fitting, "fit_steering", record)
+    monkeypatch.setattr(fitting, "_MOST_CLOSER", 2)
+    options = {"backbone": models[0].backbone, "examples": {dots / "1.png": _dots(1)}, **SETTINGS}
+    assert fit(dots, **options).images == 4
+    assert sum(seen) == 2
+    seen.clear()
+    fit(dots, max_images=1, **options)
+    assert sum(seen) == 1
 
 
 def test_words_and_examples_go_together_at_two_sizes(models, dots):

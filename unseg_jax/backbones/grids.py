@@ -38,6 +38,10 @@ def bicubic_matrix(source: int, target: int, scale: float) -> np.ndarray:
     return matrix
 
 
+PARTS = 5
+"""How many times as wide features of an image seen at two sizes are: a patch and its quarters."""
+
+
 def pack_quarters(features: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b m c"]:
     """Features of a grid of twice as many rows and columns, as those of the patches of `grid`: each
     holds the four that lie in it, row by row.

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unseg_jax.backbones.grids import enlarge, unpack_quarters
+from unseg_jax.backbones.grids import PARTS, enlarge, unpack_quarters
 from unseg_jax.clustering.baselines import kmeans
 from unseg_jax.clustering.graphs import normalise_rows
 from unseg_jax.collective.convolution import Convolution, convolve, convolve_rows, draw, train
@@ -143,7 +143,7 @@ def both_scores_closer(
     scorer: Scorer, features: Float[Array, "n c"], grid: tuple[int, int]
 ) -> tuple[Float[Array, " m"], Float[Array, " m"], Bool[Array, " m"]]:
     """(4 N,) `both_scores` of an image seen at two sizes: the mean of those of both."""
-    width = features.shape[-1] // 5
+    width = features.shape[-1] // PARTS
     whole = both_scores(scorer, features[:, :width], grid)
     quarters, closer = unpack_quarters(features[:, width:], grid), (2 * grid[0], 2 * grid[1])
     near = both_scores(scorer, quarters, closer)

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unseg_jax.backbones.grids import enlarge, unpack_quarters
+from unseg_jax.backbones.grids import PARTS, enlarge, unpack_quarters
 from unseg_jax.clustering.graphs import normalise_rows
 from unseg_jax.collective import set_scorer
 from unseg_jax.collective.marks import Marked, Stroke, mark_shares, patch_targets
@@ -233,8 +233,7 @@ def fit_steering(
         What was learned; and the mean IoU with masks of examples, each by what the others taught
         (a single one by the scorer as it was; nan where no mask is marked).
     """
-    parts = 1 if scales == 1 else 5  # see `Method.feature_parts`
-    width = marked[0].features.shape[-1] // parts
+    width = marked[0].features.shape[-1] // (PARTS if scales > 1 else 1)
     everywhere, like = np.zeros(width + 3, np.float32), np.zeros((0, width + 3))
     centres = np.zeros((0, len(scorer.mean)))
     if earlier is not None:
