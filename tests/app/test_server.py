@@ -25,6 +25,8 @@ from unseg_jax.app.__main__ import serve
 from unseg_jax.app.sessions import Limits, Refused, Session, Sessions
 from unseg_jax.app.work import Settings, Stopped, Worker
 from unseg_jax.cli.main import main
+from unseg_jax.collective.example_views import VIEWS
+from unseg_jax.segmenter import BatchSegmenter
 
 from .conftest import Server
 
@@ -173,6 +175,55 @@ def test_a_run_deletes_nothing_of_those_before_and_decisions_on_none_are_refused
     assert said["error"] == "there are no results of run 1: the runs kept are 3, 4."
     assert not [path for path in server.kept if path.parent.name in ("1", "2")]
     server.ask("POST", session + "/close")
+
+
+def test_a_second_refit_reads_no_image_again(server, photographs, monkeypatch):
+    """Its masks are those of one that reads all. Another kind of marks lets go what was read."""
+    passes = []
+    real = BatchSegmenter.kept_features
+
+    def record(segmenter, pixels):
+        passes.append(len(pixels))
+        return real(segmenter, pixels)
+
+    def decided(*verdicts):
+        images = [{"name": name, **verdict} for name, verdict in verdicts]
+        return {"format": "unseg-jax decisions", "images": images}
+
+    def refit(session, *verdicts):
+        passes.clear()
+        options = {"backbone": "tiny", "refit": 1, "decisions": decided(*verdicts)}
+        state = run_to_end(server, session, method="auto", **options)
+        assert (state["phase"], "steered" in state["message"]) == ("done", True), state
+        number = state["number"]
+        with zipfile.ZipFile(
+            io.BytesIO(server.ask("GET", f"{session}/runs/{number}/unseg_jax.zip")[1])
+        ) as archive:
+            return sum(passes), archive.read("a_mask.png"), archive.read("b_mask.png")
+
+    def prepared():
+        session = server.session()
+        for name, photo in (("a", "coffee.png"), ("b", "chelsea.png")):
+            content = photographs[photo].read_bytes()
+            server.ask("POST", f"{session}/files?name={name}.png", content)
+        run_to_end(server, session, method="vit-kmeans", backbone="tiny", clusters=2)
+        return session
+
+    monkeypatch.setattr(BatchSegmenter, "kept_features", record)
+    session, keep = prepared(), {"decision": "keep"}
+    first = refit(session, ("a", keep))
+    assert first[0] == 2 + len(VIEWS)  # two images and views of one, each once
+    session_again = prepared()
+    second = refit(session, ("b", keep))
+    assert second[0] == len(VIEWS)
+    fresh = refit(session_again, ("b", keep))
+    assert fresh[0] == 2 + len(VIEWS)
+    assert second[1:] == fresh[1:]
+    clicks = {"decision": "undecided", "clicks": [[48, 36, True]]}
+    assert refit(session_again, ("a", clicks))[0] == 2
+    for path in (session, session_again):
+        server.ask("POST", path + "/close")
+    assert server.kept == []
 
 
 def test_one_post_of_an_image_gives_a_mask_or_json(server, photographs):

@@ -9,14 +9,18 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 from unseg_jax.data.folders import safe_name
+from unseg_jax.segmenter.decoded_cache import DecodedCache
 
 # What some file system or other does not take in a name.
 _REFUSED = re.compile(r'[<>:"|?*]')
 _LONGEST_SUFFIX = 16
+# Bytes of images and features that a session keeps for its next fit, in memory and on disk.
+_MEMORY, _DISK = 64 * 2**20, 2 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Session:
         self.closed = False
         self._count = 0
         self._lock = threading.Lock()
+        self._cache: tuple[Hashable, DecodedCache | None] = None, None
         self.files.mkdir(parents=True)
 
     @property
@@ -144,6 +149,15 @@ class Session:
                 oldest = self.runs.pop(min(self.runs))
                 shutil.rmtree(oldest.out, ignore_errors=True)
 
+    def cache_of(self, kind: Hashable) -> DecodedCache:
+        """What fits of this kind have read of the images, so that the next one reads none again.
+        That of another kind is let go."""
+        known, cache = self._cache
+        if cache is None or known != kind:
+            cache = DecodedCache(_MEMORY, _DISK)
+            self._cache = kind, cache
+        return cache
+
     def run(self, number: int) -> Any:
         """The finished run of that number.
 
@@ -163,7 +177,8 @@ class Session:
             self.erase()
 
     def erase(self) -> None:
-        """Deletes the folder."""
+        """Deletes the folder, and what was read."""
+        self._cache = None, None
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -286,23 +286,7 @@ class Worker:
             job.step("fitting", done, total)
 
         if job.marks is not None:
-            from unseg_jax.collective.fitting import fit
-
-            sources, examples, clicks = job.marks
-            job.method = "collective"
-            method = resolve(job.method)
-            marked = len(examples.keys() | clicks.keys())
-            job.message = f"{job.method}, steered by what was decided on {marked} images."
-            model = fit(
-                sources,
-                examples=examples,
-                clicks=clicks,
-                backbone=self._backbone_for(method.backbone, job.settings),
-                batch_size=_BATCH,
-                on_image=show,
-            )
-            keep(model)
-            return model.segmenter()
+            return self._steered(job, keep, show)
         choice = choose_for(job.settings, [image.source for image in job.images])
         job.method = choice.method.name
         if choice.model is not None:
@@ -314,6 +298,34 @@ class Worker:
             keep=keep,
             on_image=show,
         )
+
+    def _steered(
+        self, job: Job, keep: Callable[[Any], None], show: Callable[[int, int], None]
+    ) -> Any:
+        from unseg_jax.collective.fitting import fit_set
+        from unseg_jax.data.reading_options import PLAIN
+
+        assert job.marks is not None
+        sources, examples, clicks = job.marks
+        method = resolve("collective")
+        job.method = method.name
+        marked = len(examples.keys() | clicks.keys())
+        job.message = f"{job.method}, steered by what was decided on {marked} images."
+        # Masks teach from other features than clicks alone do.
+        cache = job.session.cache_of((job.settings.backbone, bool(examples)))
+        model = fit_set(
+            sources,
+            method,
+            PLAIN,
+            examples=examples,
+            clicks=clicks,
+            backbone=self._backbone_for(method.backbone, job.settings),
+            batch_size=_BATCH,
+            on_image=show,
+            kept=cache,
+        )
+        keep(model)
+        return model.segmenter(kept=cache)
 
     def load(self, choice: Choice, settings: Settings, *arguments: Any, **options: Any) -> Any:
         """`unseg_jax.collective.choosing.load` with a backbone that is kept in memory."""
