@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import weakref
 import zipfile
 from pathlib import Path
 from urllib.parse import quote
@@ -224,6 +225,18 @@ def test_a_second_refit_reads_no_image_again(server, photographs, monkeypatch):
     for path in (session, session_again):
         server.ask("POST", path + "/close")
     assert server.kept == []
+
+
+def test_a_session_keeps_what_fits_of_one_kind_read(tmp_path):
+    session = Session(tmp_path)
+    masks = session.cache_of(("auto", True))
+    gone = weakref.ref(masks)
+    assert session.cache_of(("auto", True)) is masks
+    del masks
+    clicks = weakref.ref(session.cache_of(("auto", False)))
+    assert gone() is None
+    session.delete()
+    assert clicks() is None
 
 
 def test_one_post_of_an_image_gives_a_mask_or_json(server, photographs):
