@@ -247,8 +247,11 @@ class CollectiveModel:
         if self.steering is None and masks:
             method = to_be_taught(self.method, self.backbone, masks)
             model = dataclasses.replace(self, method=method)
-        reader, scales = SetReader(model.segmenter(), sources, whole=True), model.method.scales
+        # Each image is read once, and marked ones twice: no file is worth its writing.
+        segmenter = model.segmenter(kept=DecodedCache(disk=0))
+        reader = SetReader(segmenter, sources)
         marked, everything = reader.marked(marks), reader(range(len(sources)))
+        scales = model.method.scales
         steering, _ = fit_steering(self.scorer, everything, marked, self.steering, scales)
         if reader.failed:
             raise ImageError(reader.failed[0])

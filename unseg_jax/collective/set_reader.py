@@ -58,7 +58,7 @@ class SetReader:
         size = self.segmenter.batch_size
         held = 1 if self.segmenter.method.tile else size
         alike: dict[tuple[int, ...], list[tuple[int, Decoded]]] = {}
-        loaded = batches(chosen, self._views, held, workers=self.segmenter.reading.workers)
+        loaded = batches(chosen, self._parts, held, workers=self.segmenter.reading.workers)
         with contextlib.closing(loaded):
             seen = 0
             for batch in loaded:
@@ -129,7 +129,7 @@ class SetReader:
                 self.kept.put(self.sources[index], view, self.segmenter.method.scales, number)
         return features
 
-    def _views(self, index: int) -> list[Decoded]:
+    def _parts(self, index: int) -> list[Decoded]:
         """What of an image is fitted: the image, or some of its tiles drawn at random."""
         source, side = self.sources[index], self.segmenter.method.tile
         if not side:
