@@ -40,5 +40,6 @@ class View(NamedTuple):
 
 
 VIEWS = View(True, 0, 1.0), View(False, 1, 1.0), View(False, 0, 1.4)
-"""Mirrored; on its side; darker. On 18 data sets these do as well as eight and better than one; any
-turn or light helps, grey values alone do not."""
+"""Mirrored; on its side; darker. On 18 data sets the mean IoU of other images rose by .011, .013
+and .017 with 1, 3 and 10 examples, with nine views by .014, .017 and .013. A view in grey values
+alone did not help."""

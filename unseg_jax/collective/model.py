@@ -247,7 +247,7 @@ class CollectiveModel:
         if self.steering is None and masks:
             method = to_be_taught(self.method, self.backbone, masks)
             model = dataclasses.replace(self, method=method)
-        # Each image is read once, and marked ones twice: no file is worth its writing.
+        # Images are gone through once: what does not fit in memory is not written to a file.
         segmenter = model.segmenter(kept=DecodedCache(disk=0))
         reader = SetReader(segmenter, sources)
         marked, everything = reader.marked(marks), reader(range(len(sources)))
