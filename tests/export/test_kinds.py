@@ -202,6 +202,14 @@ def test_kinds_are_named_and_dropped_on_the_page(photos, tmp_path, open_file):
     page.click(f"[data-show-kind='{red}']")
     said = "6 shown, 0 kept, 0 rejected, 1 named, 1 kind dropped"
     assert page.locator("#tally").inner_text() == said
+    other = page.context.new_page()  # a second tab, which takes the drop back and drops again
+    other.goto(page.url)
+    assert other.inner_text("#tally").endswith(", 1 named, 1 kind dropped")
+    other.click(f".kind[data-kind='{3 - red}'] [data-drop]")
+    said_there = "document.querySelector('#tally').value"
+    page.wait_for_function(f"!{said_there}.includes('dropped')")
+    other.click(f".kind[data-kind='{3 - red}'] [data-drop]")
+    page.wait_for_function(f"{said_there}.includes('dropped')")
     page.reload()  # decisions outlive the page
     assert field.input_value() == "<b>rose"
     assert page.locator(f"option[value='kind {red}']").inner_text() == "<b>rose"

@@ -1,8 +1,8 @@
 // What is decided on kinds of objects: a name, and whether all of a kind are dropped.
 
-// A card has data-kinds, the kinds of its objects in order. `changed` is called when a decision is
-// another. Without kinds on the page, nothing is decided.
-function kindsDesk(cards, key, store, changed) {
+// A card has data-kinds, the kinds of its objects in order. `storage` has saved(), what was decided
+// before, and save(all). Without kinds on the page, nothing is decided.
+function kindsDesk(cards, storage) {
   const row = document.getElementById("kinds");
   const sections = row ? [...row.querySelectorAll(".kind")] : [];
   const names = row ? JSON.parse(row.dataset.names) : [];
@@ -14,31 +14,38 @@ function kindsDesk(cards, key, store, changed) {
 
   // Numbers may be others after the next run: a decision goes to the kind of most of its examples.
   const byName = new Map(cards.map((card) => [card.dataset.name, kindsOf(card)]));
-  for (const saved of store(() => JSON.parse(localStorage.getItem(key))) ?? []) {
-    const votes = new Map();
-    for (const [image, at] of saved.examples) {
-      const kind = byName.get(image)?.[at];
-      if (kind) votes.set(kind, (votes.get(kind) ?? 0) + 1);
+  // `now` is what another tab decided; else what was saved adds to what the run knows.
+  function recall(now = false) {
+    for (const saved of storage.saved()) {
+      const votes = new Map();
+      for (const [image, at] of saved.examples) {
+        const kind = byName.get(image)?.[at];
+        if (kind) votes.set(kind, (votes.get(kind) ?? 0) + 1);
+      }
+      const [kind, most] = [...votes].sort((a, b) => b[1] - a[1])[0] ?? [];
+      if (!(most * 2 > saved.examples.length)) continue;
+      if (now || saved.name) own[kind - 1] = saved.name;
+      if (saved.dropped) dropped.add(kind);
+      else if (now) dropped.delete(kind);
     }
-    const [kind, most] = [...votes].sort((a, b) => b[1] - a[1])[0] ?? [];
-    if (!(most * 2 > saved.examples.length)) continue;
-    own[kind - 1] = saved.name || own[kind - 1];
-    if (saved.dropped) dropped.add(kind);
   }
+  recall();
 
   function save() {
-    store(() => localStorage.setItem(key, JSON.stringify(sections.map((section) => {
+    storage.save(sections.map((section) => {
       const kind = Number(section.dataset.kind);
       const examples = JSON.parse(section.dataset.examples);
       return { examples, name: own[kind - 1], dropped: dropped.has(kind) };
-    }))));
-    changed();
+    }));
   }
 
   function show() {
     for (const section of sections) {
-      const gone = dropped.has(Number(section.dataset.kind));
+      const kind = Number(section.dataset.kind);
+      const gone = dropped.has(kind);
       section.dataset.dropped = gone;
+      const field = section.querySelector("input");
+      if (field !== document.activeElement) field.value = own[kind - 1];
       section.querySelector("[data-drop]").setAttribute("aria-pressed", gone);
     }
     for (const label of document.querySelectorAll("[data-kind-name]")) {
@@ -51,7 +58,6 @@ function kindsDesk(cards, key, store, changed) {
   for (const section of sections) {
     const kind = Number(section.dataset.kind);
     const field = section.querySelector("input");
-    field.value = own[kind - 1];
     field.addEventListener("input", () => { own[kind - 1] = field.value.trim(); save(); });
     section.querySelector("[data-drop]").addEventListener("click", () => {
       if (!dropped.delete(kind)) dropped.add(kind);
@@ -61,6 +67,7 @@ function kindsDesk(cards, key, store, changed) {
 
   const named = () => own.filter(Boolean).length;
   return {
+    recall,
     show,
     has: (card, kind) => kindsOf(card).includes(Number(kind)),
     tally: () => (named() ? `, ${named()} named` : "")

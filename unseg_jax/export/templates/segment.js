@@ -9,19 +9,36 @@
   const clicking = document.getElementById("clicking");
   let current = null;
 
-  // Storage may be forbidden for files; decisions then last as long as the page.
-  const store = (work) => { try { return work(); } catch { return null; } };
+  // Storage may be forbidden for files, or full. Decisions then last as long as the page, which asks
+  // before it is left without an export.
+  let lost = false;
+  const recalled = (of) => { try { return JSON.parse(localStorage.getItem(of)) ?? []; } catch { return []; } };
+  const keep = (of, value) => { try { localStorage.setItem(of, JSON.stringify(value)); } catch { lost = true; } };
+  addEventListener("beforeunload", (event) => lost && event.preventDefault());
   const desk = reviewDesk(() => {
-    store(() => localStorage.setItem(key, JSON.stringify([...desk.decisions])));
+    keep(key, [...desk.decisions]);
     show();
   });
-  const kinds = kindsDesk(cards, key + " kinds", store, () => show());
-  const saved = new Map(store(() => JSON.parse(localStorage.getItem(key))) ?? []);
-  for (const card of cards) {
-    const { coverage, objects, confidence, name } = card.dataset;
-    card.dataset.of = `${coverage} ${objects} ${confidence}`;
-    desk.recall(card, saved.get(name));
+  const kinds = kindsDesk(cards, {
+    saved: () => recalled(key + " kinds"),
+    save: (all) => { keep(key + " kinds", all); show(); },
+  });
+  function recall() {
+    const saved = new Map(recalled(key));
+    for (const card of cards) desk.recall(card, saved.get(card.dataset.name));
   }
+  for (const card of cards) {
+    const { coverage, objects, confidence } = card.dataset;
+    card.dataset.of = `${coverage} ${objects} ${confidence}`;
+  }
+  recall();
+  // The same report in another tab: what is decided there is not overwritten from here.
+  addEventListener("storage", (event) => {
+    if (event.key === key) recall();
+    else if (event.key === key + " kinds") kinds.recall(true);
+    else return;
+    show();
+  });
 
   const value = (card, name) => Number(card.dataset[name]);
   const orders = {
@@ -123,6 +140,7 @@
     link.download = "decisions.json";
     link.click();
     URL.revokeObjectURL(link.href);
+    lost = false;
   });
 
   addEventListener("resize", show);
