@@ -18,6 +18,7 @@ from unseg_jax.collective.model import load_model
 from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.collective.shipped_scorer import is_of_shipped
 from unseg_jax.data.folders import find_images
+from unseg_jax.data.opening import Page
 from unseg_jax.data.truths import Truth
 from unseg_jax.export.folder import segment_files
 from unseg_jax.export.rle import encode_rle
@@ -435,11 +436,20 @@ def test_clicks_are_read_from_texts(tmp_path):
     }
     for text, message in {
         "b.jpg:1,2": "not of the form",
-        "b.jpg:1,2,+": "2 of the images are called so; give its path",
+        "b.jpg:1,2,+": "2 of the images are called so; give its path, such as .*x/b.jpg",
         "c.jpg:1,2,+": "0 of the images",
     }.items():
         with pytest.raises(ValueError, match=message):
             parse_clicks([text], sources)
+
+
+def test_pages_are_clicked_on_by_their_number(tmp_path):
+    pages = [Page(tmp_path / "z.tif", number) for number in (1, 2)]
+    texts = ["z.tif (page 2):3,4,+", f"{tmp_path}/z.tif (page 1):1,2,-"]
+    assert parse_clicks(texts, pages) == {pages[1]: [(3, 4, True)], pages[0]: [(1, 2, False)]}
+    assert parse_clicks(["z.tif:3,4,+"], pages[:1]) == {pages[0]: [(3, 4, True)]}
+    with pytest.raises(ValueError, match=r"2 of the images .* such as .*z.tif \(page 1\)\."):
+        parse_clicks(["z.tif:3,4,+"], pages)
 
 
 _NONE, _ALL = np.zeros((64, 64), bool), np.ones((64, 64), bool)

@@ -153,7 +153,8 @@ def parse_clicks(
     """Clicks by their image, from texts such as "photos/a.jpg:120,80,+".
 
     Args:
-        texts: an image is given by its path, or by its name where only one has it.
+        texts: an image is given by its path, or by its name where only one has it, and a page of a
+            file as "stack.tif (page 2)".
         sources: the images.
 
     Raises:
@@ -164,15 +165,23 @@ def parse_clicks(
         found = re.fullmatch(r"(.+):([0-9.]+),([0-9.]+),([+-])", text, re.DOTALL)
         if found is None:
             raise ValueError(f"--click {text} is not of the form IMAGE:X,Y,+ or IMAGE:X,Y,-.")
-        path = Path(found[1]).expanduser()
-        named = [source for source in sources if Path(source).absolute() == path.absolute()]
-        named = named or [source for source in sources if Path(source).name == found[1]]
+        path = Path(found[1]).expanduser().absolute()
+        named = [source for source in sources if path in _paths(source)]
+        named = named or [one for one in sources if found[1] in {p.name for p in _paths(one)}]
         if len(named) != 1:
-            names = [str(source) for source in sources]
-            hint = nearest(found[1], names) if not named else "give its path."
+            hint = (
+                f"give its path, such as {named[0]}."
+                if named
+                else nearest(found[1], map(str, sources))
+            )
             raise ValueError(f"--click {text}: {len(named)} of the images are called so; {hint}")
         clicks.setdefault(named[0], []).append((float(found[2]), float(found[3]), found[4] == "+"))
     return clicks
+
+
+def _paths(source: Path | Page) -> set[Path]:
+    """How an image may be given: a page by the path of its file, or as messages call it."""
+    return {Path(source).absolute(), Path(str(source)).absolute()}
 
 
 def check_model_path(out: Path, *, overwrite: bool = False) -> None:
