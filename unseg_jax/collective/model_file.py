@@ -129,21 +129,25 @@ def build_model(
     if _has(tensors, "head/"):
         inputs = width if scorer is None else scorer.basis.shape[1]
         head = _build_head(path, stored, inputs)
-    steering = None
+    steering, steered = None, 0
     if stored.examples is not None:
         read = len(scorer.mean) if scorer is not None else width
         centres = tensors.get("steering/centres", np.zeros((0, read)))
         count = max(1, len(centres))
         shapes = {"everywhere": (width + 3,), "like": (count, width + 3), "centres": (count, read)}
         shapes["quality"] = ()
-        parts = {name: tensors.get(f"steering/{name}") for name in shapes}
+        rank = sum(tensors.get("steering/origin", np.zeros(0)).shape)
+        shapes |= {"basis": (rank and width + 3, rank), "origin": (rank,), "held": (rank, rank)}
+        none = {name: np.zeros(shapes[name], np.float32) for name in ("basis", "origin", "held")}
+        parts = {name: tensors.get(f"steering/{name}", none.get(name)) for name in shapes}
         if scorer is None or any(part is None for part in parts.values()):
             raise _refusal(path, "it holds nothing of its examples")
         for name, shape in shapes.items():
             _check_array(path, f"steering/{name}", parts[name], shape, np.float32)
         arrays = {name: jnp.asarray(part) for name, part in parts.items()}
         steering = Steering(**arrays, examples=jnp.int32(stored.examples))
-    known = len(scorer or ()) + len(jax.tree.leaves(head)) + (0 if steering is None else 4)
+        steered = sum(f"steering/{name}" in tensors for name in shapes)
+    known = len(scorer or ()) + len(jax.tree.leaves(head)) + steered
     if known < len(tensors):
         raise _refusal(path, "it holds tensors of unknown names")
     if scorer is None and head is None:
