@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import unseg_jax as us
 from unseg_jax.cli import main
@@ -217,8 +219,8 @@ def test_masks_teach_from_earlier_blocks_as_well(photos, deep_weights, tmp_path)
     )
     assert sure > unsure + 0.05
     # With nothing learned it is the plain one.
-    like = 0 * steered.steering.like
-    nothing = dataclasses.replace(steered, steering=steered.steering._replace(like=like))
+    nothing = _without_itself(steered.steering)._replace(like=0 * steered.steering.like)
+    nothing = dataclasses.replace(steered, steering=nothing)
     np.testing.assert_array_equal(nothing.segment(photos / "0.png")[0].mask, before.mask)
     steered.save(tmp_path / "steered.safetensors")
     again = load_model(tmp_path / "steered.safetensors", backbone=deep)
@@ -280,6 +282,64 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
     for image, before in zip(grids, prior, strict=True):
         after = _steer(scorer, found, image.reshape(64, 48), (8, 8))
         np.testing.assert_array_equal(np.asarray(after) > 0, np.asarray(before) > 0)
+
+
+def _without_itself(taught):
+    """What an earlier version learned: an image does not teach itself."""
+    return steering.Steering(*taught[: taught._fields.index("basis")])
+
+
+def test_an_image_teaches_itself_as_the_formula_says(models, photos):
+    features = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float16)
+    columns = np.asarray(_columns_of(models[1].scorer, features.reshape(1, 8, 8, 48))[1][0])
+    share, far = 0.5, np.eye(48)[0] * 0.525  # halfway from being like the example to being unlike
+    taught = models[1].steering
+    taught = taught._replace(centres=np.float32(columns[:, :48].mean(0) + far)[None])
+    before = np.asarray(_steer(models[1].scorer, _without_itself(taught), features, (8, 8)))
+    found = np.asarray(_steer(models[1].scorer, taught, features, (8, 8)))
+    rows = columns.astype(float) @ np.asarray(taught.basis, float) - np.asarray(taught.origin)
+    margins = before.astype(float)
+    for _ in range(2):
+        inside, outside = margins >= 0.2, margins <= -0.2
+        ratio = inside.sum() / (inside | outside).sum()
+        weights = inside / ratio**0.5 + outside / (1 - ratio) ** 0.5
+        weights *= 0.1 * share / weights.sum()
+        gram = np.asarray(taught.held, float) + rows.T @ np.diag(weights) @ rows
+        gaps = rows.T @ (weights * (np.sign(margins) - before))
+        margins = before + rows @ np.linalg.solve(gram, gaps)
+    np.testing.assert_allclose(found, margins, atol=2e-3)
+    assert np.abs(found - before).max() > 0.02
+    firm = taught._replace(held=1e4 * taught.held)
+    firmly = np.asarray(_steer(models[1].scorer, firm, features, (8, 8)))
+    np.testing.assert_allclose(firmly, before, atol=1e-3)
+    # An image unlike all examples stays as it is.
+    unlike = taught._replace(centres=taught.centres + 10)
+    kept = np.asarray(_steer(models[1].scorer, unlike, features, (8, 8)))
+    plain = np.asarray(_steer(models[1].scorer, _without_itself(unlike), features, (8, 8)))
+    np.testing.assert_array_equal(kept, plain)
+
+
+def test_models_of_an_earlier_version_are_read(models, photos, tmp_path):
+    earlier = dataclasses.replace(models[1], steering=_without_itself(models[1].steering))
+    earlier.save(tmp_path / "earlier.safetensors")
+    tensors = load_file(tmp_path / "earlier.safetensors")
+    with safe_open(tmp_path / "earlier.safetensors", "numpy") as file:
+        facts = file.metadata()
+    for name in ("basis", "origin", "held"):
+        del tensors[f"steering/{name}"]
+    save_file(tensors, tmp_path / "earlier.safetensors", facts)
+    again = load_model(tmp_path / "earlier.safetensors", backbone=models[1].backbone)
+    assert again.steering.held.size == 0
+    assert _ious(again, photos) == _ious(earlier, photos)
+    # Clicks on top of masks leave what masks hold.
+    clicked = models[1].refine([photos / "2.png"], clicks={photos / "2.png": [(3, 3, False)]})
+    np.testing.assert_array_equal(clicked.steering.held, models[1].steering.held)
+    assert (
+        fit(
+            photos, clicks={photos / "2.png": [(3, 3, False)]}, backbone=again.backbone, **SETTINGS
+        ).steering.held.size
+        == 0
+    )
 
 
 def test_steered_models_are_saved_and_loaded(models, photos, tmp_path):

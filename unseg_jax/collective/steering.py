@@ -29,7 +29,7 @@ Where masks teach, an image then teaches itself, twice: what is surely inside an
 margins beyond ±.2, is an example as well, of little weight ρ. With H the matrix of the equations
 that gave c, S the rows of Q that are sure, and v as above, the margins m₀ = P + Qc become m₀ + Qd,
 where (H + ρ SᵀvS) d = ρ Sᵀv (sign m - m₀). On 18 data sets that raised the mean IoU of other images
-by @1, @3 and @10 with 1, 3 and 10 examples.
+by .013, .015 and .012 with 1, 3 and 10 examples, and no set lost more than .003, .001 and .012.
 
 Clicks and strokes correct what masks have taught, in a second step of the same form with larger λ
 and μ. Each marks the patches around it or under it, where the margin is to be at least .5, or at
@@ -77,7 +77,8 @@ _NEAR, _FAR = 0.45, 0.6
 # What views of an example weigh beside itself, see `unseg_jax.collective.example_views`. On 18 data
 # sets they raised the mean IoU of other images by .011, .013 and .017 with 1, 3 and 10 examples.
 _SEEN = 0.5
-# How an image teaches itself: ρ, the margin from which a patch is sure, and how often.
+# How an image teaches itself: ρ, the margin from which a patch is sure, and how often. With ρ from
+# .03 to .2 it gains as much within .003, and with a third round .001 more.
 _ITSELF, _CERTAIN, _ROUNDS = 0.1, 0.2, 2
 _FINER = 4  # cells of a side of a patch in which masks are compared
 # Clicks: on 13 data sets, 1, 3 and 10 clicks on errors in one image raised the mean IoU of the
