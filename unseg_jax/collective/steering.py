@@ -104,7 +104,11 @@ MAX_LOOKED_AT = 32
 """Images of a set from which a word is learned, at most."""
 
 
-_NOTHING: tuple[Any, Any, Any] = tuple(np.zeros(shape, np.float32) for shape in ((0, 0), 0, (0, 0)))
+_NOTHING = (
+    np.zeros((0, 0), np.float32),
+    np.zeros(0, np.float32),
+    np.zeros((0, 0), np.float32),
+)
 
 
 class Steering(NamedTuple):
@@ -340,10 +344,10 @@ def _steering(
     centres: Any,
     count: int,
     quality: Any = TYPICAL,
-    held: tuple[Any, Any, Any] = _NOTHING,
+    held: Sequence[Any] = _NOTHING,
 ) -> Steering:
     parts = [jnp.asarray(one, jnp.float32) for one in (everywhere, like, centres, quality, *held)]
-    return Steering(*parts[:3], jnp.int32(count), *parts[3:])
+    return Steering._make((*parts[:3], jnp.int32(count), *parts[3:]))
 
 
 class _System:
@@ -547,7 +551,7 @@ def _together(
 
 def _held(
     system: _System, examples: Sequence[_Example], strength: float, earlier: Steering | None
-) -> tuple[Any, Any, Any]:
+) -> Sequence[Any]:
     """`basis`, `origin` and `held` of `Steering`."""
     if not examples and earlier is not None:
         return earlier.basis, earlier.origin, earlier.held
