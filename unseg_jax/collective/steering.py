@@ -103,12 +103,8 @@ LOOK_FOR = ("bright", "dark", "centre", "small", "large")
 MAX_LOOKED_AT = 32
 """Images of a set from which a word is learned, at most."""
 
-
-_NOTHING = (
-    np.zeros((0, 0), np.float32),
-    np.zeros(0, np.float32),
-    np.zeros((0, 0), np.float32),
-)
+# Of a model whose images do not teach themselves.
+_NOTHING: Any = tuple(np.zeros(shape, np.float32) for shape in ((0, 0), (0,), (0, 0)))
 
 
 class Steering(NamedTuple):
