@@ -138,7 +138,8 @@ def build_model(
         shapes["quality"] = ()
         rank = sum(tensors.get("steering/origin", np.zeros(0)).shape)
         shapes |= {"basis": (rank and width + 3, rank), "origin": (rank,), "held": (rank, rank)}
-        none = {name: np.zeros(shapes[name], np.float32) for name in ("basis", "origin", "held")}
+        empty = ("basis", "origin", "held") if not rank else ()  # an earlier version has none
+        none = {name: np.zeros(shapes[name], np.float32) for name in empty}
         parts = {name: tensors.get(f"steering/{name}", none.get(name)) for name in shapes}
         if scorer is None or any(part is None for part in parts.values()):
             raise _refusal(path, "it holds nothing of its examples")

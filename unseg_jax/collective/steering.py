@@ -119,6 +119,10 @@ class Steering(NamedTuple):
         examples: () number of marked images; 0 where a word alone steers.
         quality: () mean IoU with the masks of examples, each by what the others taught, of a single
             one by the scorer as it was. `TYPICAL` where no mask is marked.
+        basis, origin: (W + 3, R + 3), (R + 3,) what makes rows of Q, columns · basis - origin.
+        held: (R + 3, R + 3) H, how firmly masks hold what an image teaches itself. All three are
+            empty where it teaches nothing: no mask is marked, none that was left out was found
+            better, or the model was saved by an earlier version.
     """
 
     everywhere: Float[Array, " w+3"]
