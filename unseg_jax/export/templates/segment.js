@@ -9,12 +9,26 @@
   const clicking = document.getElementById("clicking");
   let current = null;
 
-  // Storage may be forbidden for files, or full. Decisions then last as long as the page, which asks
-  // before it is left without an export.
-  let lost = false;
-  const recalled = (of) => { try { return JSON.parse(localStorage.getItem(of)) ?? []; } catch { return []; } };
-  const keep = (of, value) => { try { localStorage.setItem(of, JSON.stringify(value)); } catch { lost = true; } };
-  addEventListener("beforeunload", (event) => lost && event.preventDefault());
+  // Either storage may be forbidden for files, or full. What is not in the first lasts as long as the
+  // tab, and the page asks before it is left without an export.
+  const unkept = new Set();
+  addEventListener("beforeunload", (event) => unkept.size && event.preventDefault());
+  // For all tabs of this report, and once more for this tab: where memory is short, Chromium drops
+  // from the first what it has not written yet.
+  function store(of, saved) {
+    const text = JSON.stringify(saved);
+    try { sessionStorage.setItem(of, text); } catch { /* the other one says it */ }
+    try { localStorage.setItem(of, text); unkept.delete(of); } catch { unkept.add(of); }
+  }
+  const keep = (of, value) => store(of, { at: Date.now(), value });
+  const read = (name, of) => { try { return JSON.parse(window[name].getItem(of)); } catch { return null; } };
+  function recalled(of) {
+    const [newest] = ["localStorage", "sessionStorage"].map((name) => read(name, of)).filter(Boolean)
+      .map((saved) => Array.isArray(saved) ? { at: 0, value: saved } : saved)  // a report made before
+      .sort((a, b) => b.at - a.at);
+    if (newest) store(of, newest);
+    return newest?.value ?? [];
+  }
   const desk = reviewDesk(() => {
     keep(key, [...desk.decisions]);
     show();
@@ -140,7 +154,7 @@
     link.download = "decisions.json";
     link.click();
     URL.revokeObjectURL(link.href);
-    lost = false;
+    unkept.clear();
   });
 
   addEventListener("resize", show);
