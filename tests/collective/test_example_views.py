@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unseg_jax import fit
-from unseg_jax.collective import set_reader, steering
+from unseg_jax.collective import equations, set_reader, steering
 from unseg_jax.collective.example_views import VIEWS, View
 from unseg_jax.collective.marks import Marks
 from unseg_jax.collective.set_reader import SetReader
@@ -105,7 +105,7 @@ def test_views_count_as_much_as_the_image():
     gram = np.cov(rng.normal(size=(width, 40))) + np.eye(width)
     gram[-1] = gram[:, -1] = 0.1
     gram[-1, -1] = 1
-    system = steering._System(gram)
+    system = equations.System(gram)
     examples = []
     for _ in range(3):
         columns, prior = rng.normal(size=(12, width)), rng.normal(size=12)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import unseg_jax as us
 from unseg_jax.backbones import grids
 from unseg_jax.cli.main import main
-from unseg_jax.collective import cues, fitting, segmenter, set_scorer, steering, tiling
+from unseg_jax.collective import cues, equations, fitting, segmenter, set_scorer, steering, tiling
 from unseg_jax.collective.choosing import choose
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import load_model
@@ -136,10 +136,10 @@ def test_a_model_of_twice_the_size_is_refined_at_it(models, dots):
     view = applied.prepare(np.asarray(Image.open(sources[0])))
     features = np.asarray(applied.kept_features(view[None]))[0].reshape(64, -1)
     before, after = (
-        np.asarray(steering.steer(model.scorer, model.steering, features, (8, 8))).reshape(16, 16)
+        np.asarray(steering.steer(model.scorer, model.steering, features, (8, 8), 2))
         for model in (models[0], again)
     )
-    change = after - before
+    change = (after - before).reshape(16, 16)
     assert change[6:8, 5:7].min() > 0.3  # where the clicks are
     assert np.abs(change).mean() < 0.2
     plain = fit(sources, backbone=models[0].backbone, steps=0, **SETTINGS)
@@ -185,10 +185,10 @@ def test_margins_at_two_sizes_are_those_of_the_formula(models):
     scorer = models[1].scorer
     features = rng.normal(size=(24, 5 * 48)).astype(np.float16)
     everywhere, like = rng.normal(size=(2, 51)).astype(np.float32)
-    _, columns = steering.prior_and_columns(scorer, features[:, :48], grid)
+    columns = equations.read_patches(scorer, features[:, :48], grid, 1).columns
     mean = np.asarray(columns[:, :48]).mean(0)
     found = steering.Steering(everywhere, jnp.asarray(like)[None], jnp.asarray(mean)[None], 1)
-    margins = jax.jit(steering.steer, static_argnums=3)(scorer, found, features, grid)
+    margins = jax.jit(steering.steer, static_argnums=(3, 4))(scorer, found, features, grid, 2)
     quarters = np.asarray(grids.unpack_quarters(features[:, 48:].astype(np.float32), grid))
     quarters /= np.linalg.norm(quarters, axis=-1, keepdims=True)
 

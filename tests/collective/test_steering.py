@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import unseg_jax as us
 from unseg_jax.cli import main
-from unseg_jax.collective import marks, steering
+from unseg_jax.collective import equations, marks, self_teaching, steering, words
 from unseg_jax.collective.fitting import fit
 from unseg_jax.collective.model import load_model
 from unseg_jax.collective.shipped import load_shipped
@@ -29,13 +29,12 @@ from unseg_jax.terminal.fit_command import parse_clicks
 
 SETTINGS = {"image_size": 64}
 pytestmark = pytest.mark.usefixtures("short_training")
-_steer = jax.jit(steering.steer, static_argnums=3)
+_steer = jax.jit(steering.steer, static_argnums=(3, 4))
 
 
 def _columns_of(scorer, features):
     """Margins before steering, and columns, of images seen at one size."""
-    nothing = np.zeros(features.shape[-1] + 3, np.float32)
-    return steering._columns_of(scorer, nothing, features)[1:]
+    return equations.read_batch(scorer, features)[2:]
 
 
 def _set(count=400, marked=90, width=5, seed=0):
@@ -52,7 +51,7 @@ def _set(count=400, marked=90, width=5, seed=0):
 def test_solution_is_that_of_least_squares(lam, mu):
     columns, prior, targets, weights = _set()
     gram, gaps = columns.T @ columns / len(columns), targets - prior
-    found = steering.solve(gram, columns[:90], gaps, weights, lam, mu)
+    found = equations.solve(gram, columns[:90], gaps, weights, lam, mu)
     scores = columns[:, 5:7]
     standard = 0.2 * (scores - scores.mean(0)) / scores.std(0)
     centred = columns[:, :5] - columns[:, :5].mean(0)
@@ -62,7 +61,7 @@ def test_solution_is_that_of_least_squares(lam, mu):
     stacked = np.concatenate([v[:, None] * q[:90], np.sqrt(mu / 400) * q, np.diag(ridge)])
     c = np.linalg.lstsq(stacked, np.concatenate([v * gaps, np.zeros(400 + 8)]))[0]
     np.testing.assert_allclose(columns @ found, q @ c, atol=1e-6)
-    nothing = steering.solve(gram, columns[:90], 0 * gaps, weights, lam, mu)
+    nothing = equations.solve(gram, columns[:90], 0 * gaps, weights, lam, mu)
     np.testing.assert_array_equal(nothing, 0)
 
 
@@ -72,13 +71,13 @@ def test_directions_in_which_features_do_not_vary_are_left_out(monkeypatch):
     gram = columns.T @ columns / len(columns)
 
     def margins():
-        return columns @ steering.solve(gram, columns[:90], targets - prior, weights, 0.5, 0.1)
+        return columns @ equations.solve(gram, columns[:90], targets - prior, weights, 0.5, 0.1)
 
     full = margins()
-    monkeypatch.setattr(steering, "_DIRECTIONS", 3)
-    assert steering._System(gram).directions.shape == (8, 6)
+    monkeypatch.setattr(equations, "_DIRECTIONS", 3)
+    assert equations.System(gram).directions.shape == (8, 6)
     np.testing.assert_allclose(margins(), full, atol=1e-6)
-    monkeypatch.setattr(steering, "_DIRECTIONS", 1)
+    monkeypatch.setattr(equations, "_DIRECTIONS", 1)
     assert np.abs(margins() - full).max() > 0.01
 
 
@@ -99,7 +98,7 @@ def test_masks_teach_as_strongly_as_serves_those_left_out(kind):
         mean = np.full(2, at % 2 if kind == "unlike" else 0.1 * at)
         examples.append((steering._Example(grid, mean, np.zeros(5), columns, prior), truth))
         gram += columns.T @ columns / 36 / (1 if kind == "single" else 4)
-    system = steering._System(gram)
+    system = equations.System(gram)
     examples = [steering._with_mask(system, *one) for one in examples]
     strength, quality = steering._strength(system, examples, np.zeros((0, 2)))
     means = np.stack([one.mean for one in examples])
@@ -228,8 +227,8 @@ def test_masks_teach_from_earlier_blocks_as_well(photos, deep_weights, tmp_path)
     assert again.steering.quality == steered.steering.quality
     described = steered.segmenter().but(with_features=True)([photos / "0.png"])[0]
     assert described.patch_features.shape == (8, 8, 48)
-    # What masks did not teach is not widened, and a wide one is refined as it is.
-    assert plain.refine(clicks={photos / "1.png": CLICKS}).method.block == -1
+    # Clicks teach from them as well, and a wide one is refined as it is.
+    assert plain.refine(clicks={photos / "1.png": CLICKS}).method.block == (-1, 0, 1)
     marked = plain.refine(examples=mark)
     again = marked.refine(clicks={photos / "1.png": CLICKS})
     assert again.steering.quality == marked.steering.quality != np.float32(steering.TYPICAL)
@@ -286,7 +285,22 @@ def test_an_example_that_agrees_leaves_the_others_as_they_are(models, photos):
 
 def _without_itself(taught):
     """What an earlier version learned: an image does not teach itself."""
-    return steering.Steering(*taught[: taught._fields.index("basis")])
+    return taught._replace(held=None)
+
+
+def _taught_by_itself(margins, columns, held, weight):
+    """The formula in plain NumPy, from rows in which H is the identity."""
+    rows = columns.astype(float) @ np.asarray(held.basis, float) - np.asarray(held.origin)
+    before = margins = margins.astype(float)
+    for _ in range(2):
+        inside, outside = margins >= 0.2, margins <= -0.2
+        ratio = inside.sum() / (inside | outside).sum()
+        weights = inside / ratio**0.5 + outside / (1 - ratio) ** 0.5
+        weights *= weight / weights.sum()
+        gram = np.eye(rows.shape[1]) + rows.T @ np.diag(weights) @ rows
+        gaps = rows.T @ (weights * (np.sign(margins) - before))
+        margins = before + rows @ np.linalg.solve(gram, gaps)
+    return margins
 
 
 def test_an_image_teaches_itself_as_the_formula_says(models, photos):
@@ -297,19 +311,15 @@ def test_an_image_teaches_itself_as_the_formula_says(models, photos):
     taught = taught._replace(centres=np.float32(columns[:, :48].mean(0) + far)[None])
     before = np.asarray(_steer(models[1].scorer, _without_itself(taught), features, (8, 8)))
     found = np.asarray(_steer(models[1].scorer, taught, features, (8, 8)))
-    rows = columns.astype(float) @ np.asarray(taught.basis, float) - np.asarray(taught.origin)
-    margins = before.astype(float)
-    for _ in range(2):
-        inside, outside = margins >= 0.2, margins <= -0.2
-        ratio = inside.sum() / (inside | outside).sum()
-        weights = inside / ratio**0.5 + outside / (1 - ratio) ** 0.5
-        weights *= 0.1 * share / weights.sum()
-        gram = np.asarray(taught.held, float) + rows.T @ np.diag(weights) @ rows
-        gaps = rows.T @ (weights * (np.sign(margins) - before))
-        margins = before + rows @ np.linalg.solve(gram, gaps)
-    np.testing.assert_allclose(found, margins, atol=2e-3)
+    expected = _taught_by_itself(before, columns, taught.held, 0.1 * share)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
     assert np.abs(found - before).max() > 0.02
-    firm = taught._replace(held=1e4 * taught.held)
+    # What the scorer itself is sure of holds an image as far as it is unlike the example.
+    other = taught.held._replace(basis=0.5 * taught.held.basis)
+    both = np.asarray(_steer(models[1].scorer, taught, features, (8, 8), 1, other))
+    expected += _taught_by_itself(before, columns, other, 0.1 * (1 - share)) - before
+    np.testing.assert_allclose(both, expected, atol=2e-3)
+    firm = taught._replace(held=self_teaching.Held(*(1e-2 * part for part in taught.held)))
     firmly = np.asarray(_steer(models[1].scorer, firm, features, (8, 8)))
     np.testing.assert_allclose(firmly, before, atol=1e-3)
     # An image unlike all examples stays as it is.
@@ -319,27 +329,63 @@ def test_an_image_teaches_itself_as_the_formula_says(models, photos):
     np.testing.assert_array_equal(kept, plain)
 
 
+@pytest.mark.parametrize("sure", ["nothing", "background", "all"])
+def test_an_image_that_is_sure_of_one_side_or_none_stays_finite(models, sure):
+    held = models[1].steering.held
+    columns = np.random.default_rng(0).normal(size=(64, len(held.basis))).astype(np.float32)
+    margins = {
+        "nothing": np.linspace(-0.19, 0.19, 64),
+        "background": np.linspace(-1, 0.19, 64),
+        "all": np.linspace(-1, 1, 64),
+    }[sure].astype(np.float32)
+    found = np.asarray(self_teaching.teach_itself(margins, columns, held))
+    assert np.isfinite(found).all()
+    assert (np.abs(found - margins).max() > 1e-3) == (sure != "nothing")
+
+
+def test_what_holds_is_the_identity_in_its_rows(models):
+    """The rows are those of the system, whitened by the matrix that is held."""
+    rng = np.random.default_rng(0)
+    columns = np.concatenate([rng.normal(size=(400, 7)), np.ones((400, 1))], 1)
+    system = equations.System(columns.T @ columns / 400)
+    rows = system.of(columns)
+    matrix = np.cov(rng.normal(size=(8, 50))) + np.eye(8)
+    held = self_teaching.hold(system, matrix)
+    white = columns @ np.asarray(held.basis, float) - np.asarray(held.origin)
+    expected = rows @ np.linalg.inv(matrix) @ rows.T
+    np.testing.assert_allclose(white @ white.T, expected, atol=1e-4)
+
+
 def test_models_of_an_earlier_version_are_read(models, photos, tmp_path):
     earlier = dataclasses.replace(models[1], steering=_without_itself(models[1].steering))
-    earlier.save(tmp_path / "earlier.safetensors")
-    tensors = load_file(tmp_path / "earlier.safetensors")
-    with safe_open(tmp_path / "earlier.safetensors", "numpy") as file:
-        facts = file.metadata()
-    for name in ("basis", "origin", "held"):
-        del tensors[f"steering/{name}"]
-    save_file(tensors, tmp_path / "earlier.safetensors", facts)
-    again = load_model(tmp_path / "earlier.safetensors", backbone=models[1].backbone)
-    assert again.steering.held.size == 0
+    path = tmp_path / "earlier.safetensors"
+    earlier.save(path)
+    assert not [name for name in load_file(path) if "basis" in name and "evidence" not in name]
+    again = load_model(path, backbone=models[1].backbone)
+    assert again.steering.held is None
     assert _ious(again, photos) == _ious(earlier, photos)
     # Clicks on top of masks leave what masks hold.
     clicked = models[1].refine([photos / "2.png"], clicks={photos / "2.png": [(3, 3, False)]})
-    np.testing.assert_array_equal(clicked.steering.held, models[1].steering.held)
-    assert (
-        fit(
-            photos, clicks={photos / "2.png": [(3, 3, False)]}, backbone=again.backbone, **SETTINGS
-        ).steering.held.size
-        == 0
-    )
+    for kept, before in zip(clicked.steering.held, models[1].steering.held, strict=True):
+        np.testing.assert_array_equal(kept, before)
+    one = {photos / "2.png": [(3, 3, False)]}
+    alone = fit(photos, clicks=one, backbone=again.backbone, **SETTINGS)
+    assert alone.steering.held is None
+
+
+@pytest.mark.parametrize("prefix", ["steering/", "held/"])
+def test_half_of_what_holds_is_refused(models, tmp_path, prefix):
+    path = tmp_path / "model.safetensors"
+    dataclasses.replace(models[1], held=models[1].steering.held).save(path)
+    with safe_open(path, "numpy") as file:
+        facts = file.metadata()
+    whole = load_file(path)
+    assert load_model(path, backbone=models[1].backbone).held is not None
+    for name in ("basis", "origin"):
+        tensors = {key: part for key, part in whole.items() if key != prefix + name}
+        save_file(tensors, path, facts)
+        with pytest.raises(ValueError, match=f"'{prefix}"):
+            load_model(path, backbone=models[1].backbone)
 
 
 def test_steered_models_are_saved_and_loaded(models, photos, tmp_path):
@@ -416,7 +462,7 @@ def test_a_word_raises_what_it_names(models, word):
     named = {name: np.zeros(grid, bool) for name in ("bright", "dark", "centre")}
     named["bright"][:, :4] = named["dark"][:, 4:] = named["centre"][2:6, 2:6] = True
     scorer = models[0].scorer
-    found = steering.fit_word(scorer, [(features, pixels)], word)
+    found = words.fit_word(scorer, [(features, pixels)], word)
     columns = _columns_of(scorer, features)[1][0]
     change = np.asarray(columns @ found.everywhere).reshape(grid)
     assert change[named[word]].mean() > change[~named[word]].mean() + 0.02
@@ -426,9 +472,9 @@ def test_a_word_raises_what_it_names(models, word):
 def test_pieces_are_small_or_large():
     margins = np.full((20, 20), -1.0)
     margins[:12, :10] = margins[18, 18] = 1
-    large = steering._cue("large", margins, np.zeros((4, 4, 3), np.uint8))
+    large = words._cue("large", margins, np.zeros((4, 4, 3), np.uint8))
     assert (large[0, 0], large[18, 18], large[19, 0]) == (1, -1, 0)
-    small = steering._cue("small", margins, np.zeros((4, 4, 3), np.uint8))
+    small = words._cue("small", margins, np.zeros((4, 4, 3), np.uint8))
     np.testing.assert_array_equal(small, -large)
 
 

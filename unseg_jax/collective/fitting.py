@@ -28,14 +28,8 @@ from unseg_jax.collective.set_reader import SetReader
 from unseg_jax.collective.set_scorer import fit_scorer, score
 from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.collective.shipped_scorer import is_of_shipped
-from unseg_jax.collective.steering import (
-    LOOK_FOR,
-    MAX_LOOKED_AT,
-    Steering,
-    fit_steering,
-    fit_word,
-    to_be_taught,
-)
+from unseg_jax.collective.steering import Steering, fit_steering, to_be_taught
+from unseg_jax.collective.words import LOOK_FOR, MAX_LOOKED_AT, fit_word
 from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.folders import find_images
 from unseg_jax.data.reading_options import Reading
@@ -49,6 +43,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float16
 
     from unseg_jax.collective.marks import Mark, Marks
+    from unseg_jax.collective.self_teaching import Held
     from unseg_jax.data.decoding import Source
 
 _NO_IMAGES = "there are no images to fit; pass a folder or a list that has some."
@@ -230,7 +225,7 @@ def fit_set(
     assert loaded is not None
     alone = override(method, scales=1)
     masks = [one.truth.mask for one in marks.values() if one.truth is not None]
-    if masks:
+    if marks or look_for:
         method = to_be_taught(method, loaded, masks, choose="scales" not in explicit)
     key = key_from_seed(seed) if key is None else key
     once = override(method, scales=1)
@@ -246,7 +241,7 @@ def fit_set(
         clusters = _SET_CLUSTERS if num_clusters is None else num_clusters
         return fit_evidence(reader, alone, clusters, steps, max_images, key)
 
-    steering = None
+    steering = held = None
     if not by_evidence:
         parts = fit_shared(reader, method, key)
     elif not (marks or look_for):
@@ -255,14 +250,14 @@ def fit_set(
         most = max_images if teacher is reader else min(max_images, _MOST_CLOSER)
         chosen = _draw(len(sources), most, key)[0]
         found = [
-            (*_steer(scorer, teacher, chosen, marks, look_for), (scorer, None, clusters))
-            for scorer, clusters in _candidates(sources, marks, method, loaded, evidence)
+            (*_steer(scorer, teacher, chosen, marks, look_for), (scorer, None, clusters), held)
+            for scorer, clusters, held in _candidates(sources, marks, method, loaded, evidence)
         ]
         best = max(found, key=lambda one: one[1])
         # What "auto" takes comes first, and knows more than a few examples tell.
         few = sum(one.truth is not None for one in marks.values()) == 1
         clearly = best[1] > found[0][1] + (_BETTER_IN_ONE if few else _BETTER)
-        steering, _, parts = best if clearly else found[0]
+        steering, _, parts, held = best if clearly else found[0]
     scorer, params, foreground = parts
     return CollectiveModel(
         method,
@@ -276,6 +271,7 @@ def fit_set(
         seed,
         reading=reading,
         steering=steering,
+        held=held,
     )
 
 
@@ -285,19 +281,19 @@ def _candidates(
     method: Method,
     backbone: Backbone,
     evidence: Callable[[int], Any],
-) -> Iterator[tuple[Any, Any]]:
-    """Scorers that may be steered, and their clusters: what "auto" takes, and where there are masks
-    to compare with also the other of the shipped model and a fit."""
+) -> Iterator[tuple[Any, Any, Held | None]]:
+    """Scorers that may be steered, their clusters, and what they are sure of: what "auto" takes,
+    and where there are masks to compare with also the other of the shipped model and a fit."""
     masks = any(one.truth is not None for one in marks.values())
     first = share_framed(sources) == 1 or not is_of_shipped(method, backbone)
     both = is_of_shipped(method, backbone) and masks and len(sources) >= SET_SIZE
     for fits in (first, not first) if both else (first,):
         if fits:
             scorer, _, clusters = evidence(0)
-            yield scorer, clusters
+            yield scorer, clusters, None
         else:
             ready = load_shipped(backbone=backbone)
-            yield ready.scorer, ready.foreground
+            yield ready.scorer, ready.foreground, ready.held
 
 
 def _steer(

@@ -49,7 +49,12 @@ from unseg_jax.collective.segmenter import (
 from unseg_jax.collective.set_reader import SetReader
 from unseg_jax.collective.set_scorer import Scorer
 from unseg_jax.collective.shipped_scorer import second_scorer
-from unseg_jax.collective.steering import Steering, fit_steering, to_be_taught
+from unseg_jax.collective.steering import (
+    Steering,
+    fit_steering,
+    to_be_taught,
+    with_earlier_blocks,
+)
 from unseg_jax.collective.tiling import CLOSER, TILED
 from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.reading_options import PLAIN, Reading
@@ -63,6 +68,7 @@ from unseg_jax.segmenter.decoded_cache import DecodedCache
 
 if TYPE_CHECKING:
     from unseg_jax.collective.marks import Mark
+    from unseg_jax.collective.self_teaching import Held
     from unseg_jax.data.decoding import Range, Source
 
 
@@ -86,6 +92,8 @@ class CollectiveModel:
             not saved; a copy that is read back is known by its values.
         reading: how the images that were fitted were read; None if that is not known.
         steering: what marked images taught; None without examples.
+        held: what each image is held to while it teaches itself; None where none does. The model
+            that ships has it.
     """
 
     method: Method
@@ -100,6 +108,7 @@ class CollectiveModel:
     shipped: bool = False
     reading: Reading | None = None
     steering: Steering | None = None
+    held: Held | None = None
 
     @property
     def evidence(self) -> Scorer | None:
@@ -160,6 +169,9 @@ class CollectiveModel:
             work = work if self.steering is None else STEERED
         else:
             work = SHARED if method.foreground == "set" else CONTINUED
+        held = None
+        if self.held is not None and not method.tile:
+            held, method = self.held, with_earlier_blocks(method, self.backbone)
         chosen = np.array([entry["found"] == "foreground" for entry in self.foreground], int)
         second = second_scorer(method, self.backbone) if work.apply is apply_fitted else None
         if second is not None and all(map(np.array_equal, second, self.scorer or ())):
@@ -175,7 +187,7 @@ class CollectiveModel:
             batching,
             (reading or PLAIN).agreeing(self.reading),
             work,
-            Fitted(self.scorer, self.head, numbers, self.steering, second),
+            Fitted(self.scorer, self.head, numbers, self.steering, second, held),
             kept,
         )
 
@@ -244,7 +256,7 @@ class CollectiveModel:
         sources, model = list(images), self
         marks = read_marks(sources, self.segmenter().reading, examples, clicks)
         masks = [one.truth.mask for one in marks.values() if one.truth is not None]
-        if self.steering is None and masks:
+        if self.steering is None:
             method = to_be_taught(self.method, self.backbone, masks)
             model = dataclasses.replace(self, method=method)
         # Images are gone through once: what does not fit in memory is not written to a file.
@@ -285,7 +297,10 @@ class CollectiveModel:
             facts["examples"] = str(self.steering.examples)
             parts = self.steering._asdict()
             del parts["examples"]
+            by_masks = parts.pop("held")
             tensors |= {f"steering/{name}": single(part) for name, part in parts.items()}
+            tensors |= _held("steering/", by_masks)
+        tensors |= _held("held/", self.held)
         if self.head is not None:
             for keys, leaf in jax.tree.leaves_with_path({"head": self.head}):
                 name = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -309,6 +324,11 @@ class CollectiveModel:
             HfHubHTTPError: the hub refused, as without a login.
         """
         return push(self, repository, private=private)
+
+
+def _held(prefix: str, held: Held | None) -> dict[str, np.ndarray]:
+    parts = {} if held is None else held._asdict()
+    return {prefix + name: single(part) for name, part in parts.items()}
 
 
 def load_model(
@@ -348,7 +368,7 @@ def load_model(
         backbone = stored.backbone
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone, dtype=dtype)  # type: ignore[arg-type]
-    scorer, head, steering = build_model(path, stored, backbone)
+    scorer, head, steering, held = build_model(path, stored, backbone)
     return CollectiveModel(
         stored.method,
         backbone,
@@ -358,4 +378,5 @@ def load_model(
         stored.images,
         reading=stored.reading,
         steering=steering,
+        held=held,
     )

@@ -18,8 +18,9 @@ import numpy as np
 
 from unseg_jax.backbones import Backbone
 from unseg_jax.clustering.head import Params, init_head
+from unseg_jax.collective.self_teaching import Held
 from unseg_jax.collective.set_scorer import Scorer
-from unseg_jax.collective.steering import Steering
+from unseg_jax.collective.steering import Steering, with_earlier_blocks
 from unseg_jax.data.reading_options import Reading
 from unseg_jax.errors import printable, why
 from unseg_jax.method import FIELDS, Method
@@ -100,8 +101,9 @@ def read_model(path: str | Path) -> StoredModel:
 
 def build_model(
     path: str | Path, stored: StoredModel, backbone: Backbone
-) -> tuple[Scorer | None, Params | None, Steering | None]:
-    """The scorer, the head and the steering of a model, their names and shapes checked.
+) -> tuple[Scorer | None, Params | None, Steering | None, Held | None]:
+    """The scorer, the head, the steering and what an image that teaches itself is held to, of a
+    model; their names and shapes checked.
 
     Args:
         path: of the file, for errors.
@@ -109,8 +111,8 @@ def build_model(
         backbone: that the model is applied with.
 
     Returns:
-        The scorer or None, and the head's parameters or None, of which one is not None; and the
-        steering of a scorer, or None.
+        The scorer or None, and the head's parameters or None, of which one is not None; the
+        steering of a scorer, or None; and what it is sure of itself, or None.
 
     Raises:
         ValueError: tensors that are missing, unknown or of another shape, or a backbone that the
@@ -136,19 +138,25 @@ def build_model(
         count = max(1, len(centres))
         shapes = {"everywhere": (width + 3,), "like": (count, width + 3), "centres": (count, read)}
         shapes["quality"] = ()
-        rank = sum(tensors.get("steering/origin", np.zeros(0)).shape)
-        shapes |= {"basis": (rank and width + 3, rank), "origin": (rank,), "held": (rank, rank)}
-        empty = ("basis", "origin", "held") if not rank else ()  # an earlier version has none
-        none = {name: np.zeros(shapes[name], np.float32) for name in empty}
-        parts = {name: tensors.get(f"steering/{name}", none.get(name)) for name in shapes}
+        parts = {name: tensors.get(f"steering/{name}") for name in shapes}
         if scorer is None or any(part is None for part in parts.values()):
             raise _refusal(path, "it holds nothing of its examples")
         for name, shape in shapes.items():
             _check_array(path, f"steering/{name}", parts[name], shape, np.float32)
         arrays = {name: jnp.asarray(part) for name, part in parts.items()}
-        steering = Steering(**arrays, examples=jnp.int32(stored.examples))
-        steered = sum(f"steering/{name}" in tensors for name in shapes)
+        by_masks = _build_held(path, tensors, "steering/", width)
+        steering = Steering(**arrays, examples=jnp.int32(stored.examples), held=by_masks)
+        steered = len(shapes) + len(by_masks or ())
+    held = None
+    if _has(tensors, "held/"):
+        taught = with_earlier_blocks(method, backbone)
+        wide = _feature_width(taught, backbone)
+        # A shallow backbone has no tokens of earlier blocks; images then teach themselves nothing.
+        fewer = wide + 3 < len(np.atleast_1d(tensors.get("held/basis", 0)))
+        if not (len(taught.blocks) < 3 and fewer):
+            held = _build_held(path, tensors, "held/", wide)
     known = len(scorer or ()) + len(jax.tree.leaves(head)) + steered
+    known += sum(f"held/{name}" in tensors for name in Held._fields)
     if known < len(tensors):
         raise _refusal(path, "it holds tensors of unknown names")
     if scorer is None and head is None:
@@ -159,7 +167,7 @@ def build_model(
         and method.num_clusters != len(stored.foreground)
     ):
         raise _refusal(path, "it does not say which clusters are foreground")
-    return scorer, head, steering
+    return scorer, head, steering, held
 
 
 def method_from(fields: Mapping[str, Any]) -> Method:
@@ -304,6 +312,20 @@ def _build_scorer(path: str | Path, stored: StoredModel, width: int, backbone: B
     if not components or not hidden:
         raise _refusal(path, "its scorer is empty")
     return Scorer(**jax.device_put(parts))
+
+
+def _build_held(
+    path: str | Path, tensors: Mapping[str, np.ndarray], prefix: str, width: int
+) -> Held | None:
+    parts = {name: tensors.get(prefix + name) for name in Held._fields}
+    origin = parts["origin"]
+    if all(part is None for part in parts.values()):
+        return None  # an earlier version has none
+    rank = 0 if origin is None else origin.size
+    for name, shape in {"basis": (width + 3, rank), "origin": (rank,)}.items():
+        part = np.zeros(0) if parts[name] is None else parts[name]
+        _check_array(path, prefix + name, part, shape, np.float32)
+    return Held(**jax.device_put(parts))
 
 
 def _build_head(path: str | Path, stored: StoredModel, inputs: int) -> Params:

@@ -19,6 +19,8 @@ from unseg_jax.clustering import graphs
 from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.collective import confidence, set_scorer
 from unseg_jax.collective.cues import project
+from unseg_jax.collective.equations import read_patches
+from unseg_jax.collective.self_teaching import teach_itself
 from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
 from unseg_jax.pipeline import PatchResult, segment_features
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
     from unseg_jax.clustering.head import Params
+    from unseg_jax.collective.self_teaching import Held
     from unseg_jax.collective.set_scorer import Scorer
     from unseg_jax.collective.steering import Steering
 
@@ -55,6 +58,7 @@ class Fitted(NamedTuple):
         steering: of the scorer; None without examples.
         second: the scorer that ships, whose confidence counts beside that of a fit; None for
             others.
+        held: what an image is held to that teaches itself; None where none does.
     """
 
     scorer: Scorer | None
@@ -62,6 +66,7 @@ class Fitted(NamedTuple):
     numbers: Int[Array, " k"]
     steering: Steering | None = None
     second: Scorer | None = None
+    held: Held | None = None
 
 
 class MarginResult(NamedTuple):
@@ -143,13 +148,19 @@ def _apply_scorer(
     scorer = fitted.scorer
 
     def margins_of(one):
+        """What is found in an image, and what its confidence judges."""
         if fitted.steering is not None:
-            return steer(scorer, fitted.steering, one, grid)
-        if method.scales > 1:
-            return set_scorer.score_closer(scorer, one, grid)
-        return set_scorer.score(scorer, one, grid)[0]
+            found = steer(scorer, fitted.steering, one, grid, method.scales, fitted.held)
+        elif fitted.held is not None:
+            patches = read_patches(scorer, one, grid, method.scales)
+            return teach_itself(patches.prior, patches.columns, fitted.held), patches.prior
+        elif method.scales > 1:
+            found = set_scorer.score_closer(scorer, one, grid)
+        else:
+            found = set_scorer.score(scorer, one, grid)[0]
+        return found, found
 
-    margins = jax.vmap(margins_of)(features)
+    margins, judged = jax.vmap(margins_of)(features)
     losses = jnp.zeros((len(features), 0), jnp.float32)
     if method.epochs:
         nodes, cosines = project(features, scorer.projection)
@@ -160,6 +171,7 @@ def _apply_scorer(
         )
         # The graph refines what the set decided, with equal weight.
         margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
+        judged = margins
         losses = clustering.losses
     finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
     if weights is None:
@@ -168,10 +180,9 @@ def _apply_scorer(
         )
     else:
         sure = functools.partial(confidence.estimate, weights, scorer, grid=grid)
-    judged = margins
     if method.scales > 1:
         features = features[..., : len(scorer.mean)]
-        judged = jax.vmap(lambda one: pool(one, grid))(margins)
+        judged = jax.vmap(lambda one: pool(one, grid))(judged)
     chances = jax.vmap(sure)(features, judged)
     if fitted.second is not None:
 

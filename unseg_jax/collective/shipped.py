@@ -14,7 +14,7 @@ from unseg_jax.cache import check_sha256
 from unseg_jax.collective.model import CollectiveModel, load_model
 from unseg_jax.collective.shipped_scorer import SHIPPED_MODEL
 
-SHIPPED_SHA256 = "99052ba88fdded2e27a0f396e8e487294001f0ce521dd3826bb2a0aaa234027f"
+SHIPPED_SHA256 = "5e09e74f5ebc140e0d03ccbd884845c39579a9a01dd6be3b2b8b5ae8ef314256"
 
 
 def load_shipped(
