@@ -86,8 +86,7 @@ def measure(
     items = [dataset.items[place] for place in places]
     images: list[Any] = [item.image for item in items]
     truths = [load_mask(item.mask, dataset.rule) for item in items]
-    # Examples are taught from features of more blocks.
-    method, cache, wide = resolve("collective"), DecodedCache(), DecodedCache()
+    method, cache = resolve("collective"), DecodedCache()
 
     every = range(len(images))
 
@@ -99,9 +98,8 @@ def measure(
         return np.array(scored)
 
     def fitted(**marks: Any) -> BatchSegmenter:
-        kept = wide if marks else cache
-        options = {"steps": 0, "backbone": backbone, "kept": kept, **marks}
-        return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=kept)
+        options = {"steps": 0, "backbone": backbone, "kept": cache, **marks}
+        return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=cache)
 
     sure = {"fit": judged(fitted(), every)}
     sure["ready"] = judged(
@@ -124,7 +122,8 @@ def measure(
             pairs.append((steered.mean(), auto[others].mean()))
         if pairs:
             found[f"examples {count}"], found[f"auto beside {count}"] = np.mean(pairs, 0)
-    features = [cache.get(image).prepared for image in images]  # type: ignore[union-attr]
+    kept: list[Any] = [cache.get(image, method.feature_key) for image in images]
+    features = [one.prepared for one in kept]
     found["probe"] = np.mean([probe(features, truths, order) for order in orders])
     if sheets is not None:
         middle = int(np.argsort(auto)[len(auto) // 2])

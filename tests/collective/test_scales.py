@@ -288,12 +288,14 @@ def test_a_file_from_before_there_were_two_sizes_is_read(models, backbone, dots,
     assert again.method == models[1].method
 
 
-def test_what_is_kept_is_of_a_number_of_sizes():
+def test_what_is_kept_is_of_the_features_of_a_method():
     cache, image = DecodedCache(), np.zeros((2, 2, 3), np.uint8)
-    for scales in (1, 2):
-        cache.put(image, Decoded(image, np.full(scales, scales, np.float16), (2, 2)), scales)
-    assert [len(cache.get(image, scales).prepared) for scales in (1, 2)] == [1, 2]
-    assert len(cache.get(image).prepared) == 1
+    options = ({}, {"scales": 2}, {"block": (-1, 5)})
+    keys = [resolve("collective", **one).feature_key for one in options]
+    for width, key in enumerate(keys, 1):
+        cache.put(image, Decoded(image, np.zeros(width, np.float16), (2, 2)), key)
+    assert [len(cache.get(image, key).prepared) for key in keys] == [1, 2, 3]
+    assert cache.get(image) is None
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])

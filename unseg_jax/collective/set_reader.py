@@ -93,21 +93,21 @@ class SetReader:
     def _seen(
         self, index: int, truth: Truth
     ) -> Iterator[tuple[Float16[np.ndarray, "1 h w d"], Truth]]:
-        source, scales = self.sources[index], self.segmenter.method.scales
+        source, of = self.sources[index], self.segmenter.method.feature_key
         pixels = None
         for number, view in enumerate(VIEWS, 1):
-            known = self.kept.get(source, scales, number)
+            known = self.kept.get(source, of, number)
             if known is not None:
                 features = known.prepared[None]
             else:
-                pixels = self._pixels(source, scales) if pixels is None else pixels
+                pixels = self._pixels(source) if pixels is None else pixels
                 prepared = self.segmenter.prepare(view.of_pixels(pixels))
                 shown = Decoded(prepared[:0], prepared, prepared.shape[:2])
                 features = self._features([(index, shown)], number)
             yield features, truth.each(view.turned)
 
-    def _pixels(self, source: Source, scales: int) -> np.ndarray:
-        known = self.kept.get(source, scales)
+    def _pixels(self, source: Source) -> np.ndarray:
+        known = self.kept.get(source, self.segmenter.method.feature_key)
         if known is None or not known.pixels.size:
             known = decode(self.segmenter, source)
         return known.pixels
@@ -126,14 +126,14 @@ class SetReader:
             for (index, view), one in zip(part, features, strict=True):
                 pixels = view.pixels if self.whole else view.pixels[:0]
                 view = view._replace(prepared=one, pixels=pixels)
-                self.kept.put(self.sources[index], view, self.segmenter.method.scales, number)
+                self.kept.put(self.sources[index], view, self.segmenter.method.feature_key, number)
         return features
 
     def _parts(self, index: int) -> list[Decoded]:
         """What of an image is fitted: the image, or some of its tiles drawn at random."""
         source, side = self.sources[index], self.segmenter.method.tile
         if not side:
-            known = self.kept.get(source, self.segmenter.method.scales)
+            known = self.kept.get(source, self.segmenter.method.feature_key)
             return [known or decode(self.segmenter, source)]
         pixels = self.segmenter.reading.read(source).pixels
         boxes = tile_boxes(pixels.shape[0], pixels.shape[1], side)

@@ -38,8 +38,8 @@ class Decoded(NamedTuple):
 
 
 class DecodedCache:
-    """Decoded images with their features, by source, `Method.scales` and the number of the view of
-    an example, 0 for the image as it is. Threads may share one."""
+    """Decoded images with their features, by source, `Method.feature_key` and the number of the
+    view of an example, 0 for the image as it is. Threads may share one."""
 
     def __init__(self, memory: int | None = None, disk: int | None = None):
         self._left = MEMORY if memory is None else memory
@@ -48,20 +48,20 @@ class DecodedCache:
         self._lock = threading.Lock()
         self._kept: dict[Hashable, tuple[Source, Decoded]] = {}
 
-    def put(self, source: Source, image: Decoded, scales: int = 1, view: int = 0) -> None:
+    def put(self, source: Source, image: Decoded, of: Hashable = (), view: int = 0) -> None:
         """Keeps an image, unless there is no room for it."""
         with self._lock:
             kept = image._replace(pixels=self._hold(image.pixels))
             kept = kept._replace(prepared=self._hold(image.prepared))
             if kept.pixels is not None and kept.prepared is not None:
                 # The source is held as well, so that no other gets its identity.
-                self._kept[_identity(source), scales, view] = source, kept
+                self._kept[_identity(source), of, view] = source, kept
 
-    def get(self, source: Source, scales: int = 1, view: int = 0) -> Decoded | None:
+    def get(self, source: Source, of: Hashable = (), view: int = 0) -> Decoded | None:
         """An image that was put, as arrays in memory; None if it was not, or is a file that has
         changed since."""
         with self._lock:
-            _, kept = self._kept.get((_identity(source), scales, view), (None, None))
+            _, kept = self._kept.get((_identity(source), of, view), (None, None))
         if kept is None:
             return None
         return kept._replace(pixels=_loaded(kept.pixels), prepared=_loaded(kept.prepared))

@@ -68,8 +68,8 @@ def _read(
     segmenter: segmenters.BatchSegmenter, full_pixels: bool, entry: tuple[int, Source]
 ) -> tuple[str, Decoded]:
     index, source = entry
-    kept, scales = segmenter.kept, segmenter.method.scales
-    image = None if kept is None else kept.get(source, scales)
+    kept = segmenter.kept
+    image = None if kept is None else kept.get(source, segmenter.method.feature_key)
     if image is None:
         image = decode(segmenter, source, full_pixels)
     elif full_pixels and image.pixels.shape[:2] != image.size:
