@@ -329,33 +329,6 @@ def test_an_image_teaches_itself_as_the_formula_says(models, photos):
     np.testing.assert_array_equal(kept, plain)
 
 
-@pytest.mark.parametrize("sure", ["nothing", "background", "all"])
-def test_an_image_that_is_sure_of_one_side_or_none_stays_finite(models, sure):
-    held = models[1].steering.held
-    columns = np.random.default_rng(0).normal(size=(64, len(held.basis))).astype(np.float32)
-    margins = {
-        "nothing": np.linspace(-0.19, 0.19, 64),
-        "background": np.linspace(-1, 0.19, 64),
-        "all": np.linspace(-1, 1, 64),
-    }[sure].astype(np.float32)
-    found = np.asarray(self_teaching.teach_itself(margins, columns, held))
-    assert np.isfinite(found).all()
-    assert (np.abs(found - margins).max() > 1e-3) == (sure != "nothing")
-
-
-def test_what_holds_is_the_identity_in_its_rows(models):
-    """The rows are those of the system, whitened by the matrix that is held."""
-    rng = np.random.default_rng(0)
-    columns = np.concatenate([rng.normal(size=(400, 7)), np.ones((400, 1))], 1)
-    system = equations.System(columns.T @ columns / 400)
-    rows = system.of(columns)
-    matrix = np.cov(rng.normal(size=(8, 50))) + np.eye(8)
-    held = self_teaching.hold(system, matrix)
-    white = columns @ np.asarray(held.basis, float) - np.asarray(held.origin)
-    expected = rows @ np.linalg.inv(matrix) @ rows.T
-    np.testing.assert_allclose(white @ white.T, expected, atol=1e-4)
-
-
 def test_models_of_an_earlier_version_are_read(models, photos, tmp_path):
     earlier = dataclasses.replace(models[1], steering=_without_itself(models[1].steering))
     path = tmp_path / "earlier.safetensors"
