@@ -21,6 +21,7 @@ from unseg_jax.collective import confidence, set_scorer
 from unseg_jax.collective.cues import project
 from unseg_jax.collective.equations import read_patches
 from unseg_jax.collective.self_teaching import teach_itself
+from unseg_jax.collective.spreading import spread
 from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
 from unseg_jax.pipeline import PatchResult, segment_features
@@ -153,14 +154,15 @@ def _apply_scorer(
             found = steer(scorer, fitted.steering, one, grid, method.scales, fitted.held)
         elif fitted.held is not None:
             patches = read_patches(scorer, one, grid, method.scales)
-            return teach_itself(patches.prior, patches.columns, fitted.held), patches.prior
+            found = teach_itself(patches.prior, patches.columns, fitted.held)
+            return spread(found, patches.columns[:, :-3]), patches.prior
         elif method.scales > 1:
             found = set_scorer.score_closer(scorer, one, grid)
         else:
             found = set_scorer.score(scorer, one, grid)[0]
         return found, found
 
-    margins, judged = jax.vmap(margins_of)(features)
+    margins, judged = map_batch(margins_of, features, how)
     losses = jnp.zeros((len(features), 0), jnp.float32)
     if method.epochs:
         nodes, cosines = project(features, scorer.projection)

@@ -22,7 +22,9 @@ from both sizes at once, or choosing one by examples left out, was no better.
 
 Where masks teach, an image then teaches itself, held by their equations; see
 `unseg_jax.collective.self_teaching`. As far as it is unlike what is marked, it is held by what the
-scorer itself is sure of, where that is known.
+scorer itself is sure of, where that is known, and its margins are spread over its graph
+(`unseg_jax.collective.spreading`). Margins that marks steer are not: on 18 data sets that changed
+the mean IoU by .000, -.004 and -.006 with 1, 3 and 10 examples, as small things fade.
 
 Clicks and strokes correct what masks have taught, in a second step of the same form with larger λ
 and μ. Each marks the patches around it or under it, where the margin is to be at least .5, or at
@@ -51,6 +53,7 @@ from unseg_jax.collective.equations import (
 )
 from unseg_jax.collective.marks import Marked, Stroke, mark_shares, patch_targets
 from unseg_jax.collective.self_teaching import Held, hold, teach_itself
+from unseg_jax.collective.spreading import spread
 from unseg_jax.method import Method, override
 from unseg_jax.postprocess.margins import upsample_margins
 from unseg_jax.postprocess.objects import SMALL, piece_areas, typical_length
@@ -160,14 +163,22 @@ def steer(
     """
     patches = read_patches(scorer, features, grid, scales)
     share, place = nearest(patches.mean, steering.centres)
+    taught = steering.like[place]
+    share = share * (taught != 0).any()  # marks may have taught nothing
     margins = _steered(patches, steering.everywhere, grid)
-    margins = margins + patches.columns @ (share * steering.like[place])
+    margins = margins + patches.columns @ (share * taught)
     by_masks = 0.0 if steering.held is None else share
     found = margins
     for one, weight in ((steering.held, by_masks), (held, 1 - by_masks)):
         if one is not None:
             found = found + teach_itself(margins, patches.columns, one, weight) - margins
-    return found
+    if held is None:
+        return found
+    # As far as it is unlike what is marked, it is as the scorer alone finds it.
+    features = patches.columns[:, :-3]
+    return jax.lax.cond(
+        share < 1, lambda: found + (1 - share) * (spread(found, features) - found), lambda: found
+    )
 
 
 def nearest(mean: Any, centres: Any) -> tuple[Any, Any]:
