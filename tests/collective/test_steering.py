@@ -318,7 +318,8 @@ def test_an_image_teaches_itself_as_the_formula_says(models, photos):
     other = taught.held._replace(basis=0.5 * taught.held.basis)
     both = np.asarray(_steer(models[1].scorer, taught, features, (8, 8), 1, other))
     expected += _taught_by_itself(before, columns, other, 0.1 * (1 - share)) - before
-    spread = np.asarray(spreading.spread(expected.astype(np.float32), columns[:, :-3]))
+    rows = columns @ other.basis - other.origin
+    spread = np.asarray(spreading.spread(expected.astype(np.float32), rows))
     expected = share * expected + (1 - share) * spread
     np.testing.assert_allclose(both, expected, atol=2e-3)
     # What marks did not teach is left to the scorer alone.
@@ -327,9 +328,7 @@ def test_an_image_teaches_itself_as_the_formula_says(models, photos):
     prior = np.asarray(_columns_of(models[1].scorer, features.reshape(1, 8, 8, 48))[0][0])
     prior = prior + columns @ np.asarray(taught.everywhere)
     itself = _taught_by_itself(prior, columns, other, 0.1).astype(np.float32)
-    np.testing.assert_allclose(
-        alone, np.asarray(spreading.spread(itself, columns[:, :-3])), atol=2e-3
-    )
+    np.testing.assert_allclose(alone, np.asarray(spreading.spread(itself, rows)), atol=2e-3)
     firm = taught._replace(held=self_teaching.Held(*(1e-2 * part for part in taught.held)))
     firmly = np.asarray(_steer(models[1].scorer, firm, features, (8, 8)))
     np.testing.assert_allclose(firmly, before, atol=1e-3)

@@ -20,7 +20,7 @@ from unseg_jax.clustering.loop import cluster_batch
 from unseg_jax.collective import confidence, set_scorer
 from unseg_jax.collective.cues import project
 from unseg_jax.collective.equations import read_patches
-from unseg_jax.collective.self_teaching import teach_itself
+from unseg_jax.collective.self_teaching import rows_of, teach_itself
 from unseg_jax.collective.spreading import spread
 from unseg_jax.collective.steering import steer
 from unseg_jax.method import Method
@@ -155,7 +155,7 @@ def _apply_scorer(
         elif fitted.held is not None:
             patches = read_patches(scorer, one, grid, method.scales)
             found = teach_itself(patches.prior, patches.columns, fitted.held)
-            return spread(found, patches.columns[:, :-3]), patches.prior
+            return spread(found, rows_of(patches.columns, fitted.held)), patches.prior
         elif method.scales > 1:
             found = set_scorer.score_closer(scorer, one, grid)
         else:

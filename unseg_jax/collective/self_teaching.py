@@ -13,7 +13,7 @@ Where masks steer a model, H is that of their equations; see `unseg_jax.collecti
 data sets that raised the mean IoU of other images by .013, .015 and .012 with 1, 3 and 10 examples,
 and no set lost more than .003, .001 and .012. The model that ships has no mask: H is that of the
 photographs it was fitted on, as it found them itself, three times. On patches of 18 data sets that
-raised the mean IoU by .013, and no set lost more than .007.
+raised the mean IoU by .012, and no set lost more than .006.
 """
 
 from __future__ import annotations
@@ -90,6 +90,11 @@ def _sure(system: System, prior: np.ndarray, columns: np.ndarray) -> Sides:
     return inside, outside
 
 
+def rows_of(columns: Float[Array, "m w+3"], held: Held) -> Float[Array, "m r"]:
+    """Patches in the coordinates in which what is known holds each direction alike."""
+    return jnp.matmul(columns, held.basis, precision="highest") - held.origin
+
+
 def teach_itself(
     margins: Float[Array, " m"],
     columns: Float[Array, "m w+3"],
@@ -104,8 +109,7 @@ def teach_itself(
         held: to what is known.
         share: of the weight of what is sure, 0 to 1; 0 leaves the margins.
     """
-    rows = jnp.matmul(columns, held.basis, precision="highest") - held.origin
-    found = margins
+    rows, found = rows_of(columns, held), margins
     for _ in range(_ROUNDS):
         sides = jnp.stack([found >= _CERTAIN, found <= -_CERTAIN]).astype(jnp.float32)
         counts = sides.sum(1)

@@ -52,7 +52,7 @@ from unseg_jax.collective.equations import (
     total,
 )
 from unseg_jax.collective.marks import Marked, Stroke, mark_shares, patch_targets
-from unseg_jax.collective.self_teaching import Held, hold, teach_itself
+from unseg_jax.collective.self_teaching import Held, hold, rows_of, teach_itself
 from unseg_jax.collective.spreading import spread
 from unseg_jax.method import Method, override
 from unseg_jax.postprocess.margins import upsample_margins
@@ -175,9 +175,9 @@ def steer(
     if held is None:
         return found
     # As far as it is unlike what is marked, it is as the scorer alone finds it.
-    features = patches.columns[:, :-3]
+    rows = rows_of(patches.columns, held)
     return jax.lax.cond(
-        share < 1, lambda: found + (1 - share) * (spread(found, features) - found), lambda: found
+        share < 1, lambda: found + (1 - share) * (spread(found, rows) - found), lambda: found
     )
 
 
