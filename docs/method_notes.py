@@ -107,8 +107,9 @@ COLLECTIVE = (
     " their masks agree most. The score of a patch is the mean of the linear scorer and the "
     "convolution.\n\n"
     "**Mask.** Each image has its own threshold (Otsu's), and the guided filter moves the "
-    "edges of the soft map to those of the image. Images keep their aspect ratio (`resize`), and "
-    "large ones may be cut into tiles (`tile`)."
+    "edges of the soft map to those of the image. With the model that ships, each image teaches "
+    "itself before: patches that are surely inside or outside tell the others. Images keep "
+    "their aspect ratio (`resize`), and large ones may be cut into tiles (`tile`)."
 )
 """How `collective` works; it has no loss and no epochs."""
 

@@ -1,9 +1,14 @@
 """What holds an image that teaches itself: against the equations in plain NumPy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from unseg_jax.collective import equations, self_teaching
+from unseg_jax.collective import confidence, equations, self_teaching
+from unseg_jax.collective.spreading import spread
+from unseg_jax.collective.steering import with_earlier_blocks
+from unseg_jax.method import override
 
 
 def _held(rank=8, width=20):
@@ -65,3 +70,28 @@ def test_images_in_which_nothing_is_sure_hold_nothing(model, monkeypatch):
     monkeypatch.setattr(self_teaching, "_CERTAIN", 1.1)
     with pytest.raises(ValueError, match="nothing is sure"):
         self_teaching.hold_found(model.scorer, [features])
+
+
+def test_each_image_teaches_itself_and_its_margins_spread(model, photographs):
+    wide = with_earlier_blocks(model.method, model.backbone)
+    held = _held(rank=5, width=48 * len(wide.blocks) + 3)
+    itself = dataclasses.replace(model, held=held, shipped=True)
+    applied = itself.segmenter(epochs=0)
+    view = applied.prepare(photographs(1)[0])
+    features = np.asarray(applied.kept_features(view[None]))[0].reshape(64, -1)
+    found = applied.run([view])
+    patches = equations.read_patches(model.scorer, features, (8, 8), 1)
+    taught = self_teaching.teach_itself(patches.prior, patches.columns, held)
+    expected = np.asarray(spread(taught, self_teaching.rows_of(patches.columns, held)))
+    np.testing.assert_allclose(np.ravel(found.margins[0]), expected, atol=2e-3)
+    assert np.abs(expected - np.asarray(patches.prior)).max() > 0.05
+    # The confidence judges what was found before, and falls as far as the mask has changed.
+    weights, plain = confidence.SHIPPED, features.astype(np.float32)
+    chance = confidence.estimate(weights, model.scorer, plain, patches.prior, (8, 8))
+    before, after = np.asarray(patches.prior) > 0, expected > 0
+    share = (before & after).sum() / (before | after).sum()
+    assert 0 < share < 1
+    assert float(found.confidence[0]) == pytest.approx(float(chance) * share**0.5, abs=2e-3)
+    # Tiles share one threshold, and take neither.
+    tiles = dataclasses.replace(itself, method=override(model.method, tile=32, epochs=0))
+    assert tiles.segmenter().fitted.held is None

@@ -16,7 +16,8 @@ model's mask, where both read the same features.
 The weights were chosen, and the sums calibrated, on 18 data sets. Calibrated without each set in
 turn, the chances tell masks with an IoU below .5 from others with an area under the curve of .80
 with the shipped model and .82 with models that were fitted on the set. Where an image teaches
-itself, the margins before are judged: what it is sure of agrees with itself, right or wrong. A
+itself, the margins before are judged, as what it is sure of agrees with itself, right or wrong; and
+the chance falls as far as the mask has changed since (`after_change`). A
 model that examples steer
 has numbers of its own (`estimate_steered`), chosen and calibrated on 16 sets: .80, where the
 numbers above have .65.
@@ -152,6 +153,24 @@ def second_opinion(
     """
     margins = score(scorer, features, grid)[0]
     return jnp.sqrt(chance * estimate(SHIPPED, scorer, features, margins, grid))
+
+
+def after_change(
+    chance: Float[Array, ""], before: Float[Array, " m"], after: Float[Array, " m"]
+) -> Float[Array, ""]:
+    """The chance that a mask is right that has changed since it was judged: times the square root
+    of the IoU of both.
+
+    Over 18 data sets that tells wrong masks as well as without (an area under the curve of .807),
+    but not all of a mask may go, as in a picture of grass, and the chance stay.
+
+    Args:
+        chance: from `estimate`, of the margins before.
+        before, after: (M,) margins, above 0 is foreground.
+    """
+    either = ((before > 0) | (after > 0)).sum()
+    both = ((before > 0) & (after > 0)).sum()
+    return chance * jnp.sqrt(both / jnp.maximum(either, 1))
 
 
 def _correlation(x, y):

@@ -182,10 +182,13 @@ def _apply_scorer(
         )
     else:
         sure = functools.partial(confidence.estimate, weights, scorer, grid=grid)
+    before = judged
     if method.scales > 1:
         features = features[..., : len(scorer.mean)]
         judged = jax.vmap(lambda one: pool(one, grid))(judged)
     chances = jax.vmap(sure)(features, judged)
+    if fitted.held is not None and fitted.steering is None:
+        chances = jax.vmap(confidence.after_change)(chances, before, margins)
     if fitted.second is not None:
 
         def heard(chance, one):
