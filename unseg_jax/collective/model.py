@@ -299,8 +299,14 @@ class CollectiveModel:
             del parts["examples"]
             by_masks = parts.pop("held")
             tensors |= {f"steering/{name}": single(part) for name, part in parts.items()}
-            tensors |= _held("steering/", by_masks)
-        tensors |= _held("held/", self.held)
+            held = {} if by_masks is None else by_masks._asdict()
+            tensors |= {f"steering/{name}": single(part) for name, part in held.items()}
+        if self.held is not None:
+            # A quarter of the bytes; what is read back is written as it was read.
+            basis, origin = (np.asarray(part, np.float32) for part in self.held)
+            scale = np.maximum(np.abs(basis).max(0), 1e-12) / np.float32(127)
+            tensors |= {"held/basis": np.round(basis / scale).astype(np.int8)}
+            tensors |= {"held/scale": scale, "held/origin": origin}
         if self.head is not None:
             for keys, leaf in jax.tree.leaves_with_path({"head": self.head}):
                 name = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -324,11 +330,6 @@ class CollectiveModel:
             HfHubHTTPError: the hub refused, as without a login.
         """
         return push(self, repository, private=private)
-
-
-def _held(prefix: str, held: Held | None) -> dict[str, np.ndarray]:
-    parts = {} if held is None else held._asdict()
-    return {prefix + name: single(part) for name, part in parts.items()}
 
 
 def load_model(

@@ -73,7 +73,7 @@ def read_model(path: str | Path) -> StoredModel:
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path} is not a model of unseg_jax.fit; fit and save one.")
     for name, array in tensors.items():
-        if array.dtype not in (np.float32, np.float16, np.bool_):
+        if array.dtype not in (np.float32, np.float16, np.bool_, np.int8):
             raise _refusal(path, f"'{printable(name, 80)}' is of the dtype {array.dtype}")
         if not np.isfinite(array).all():
             raise _refusal(
@@ -154,9 +154,14 @@ def build_model(
         # A shallow backbone has no tokens of earlier blocks; images then teach themselves nothing.
         fewer = wide + 3 < len(np.atleast_1d(tensors.get("held/basis", 0)))
         if not (len(taught.blocks) < 3 and fewer):
-            held = _build_held(path, tensors, "held/", wide)
+            held = _build_held(path, tensors, "held/", wide, np.int8)
+            if held is None:
+                raise _refusal(path, "'held/basis' is missing")
+            scale = tensors.get("held/scale", np.zeros(0))
+            _check_array(path, "held/scale", scale, held.origin.shape, np.float32)
+            held = held._replace(basis=jnp.asarray(held.basis, jnp.float32) * scale)
     known = len(scorer or ()) + len(jax.tree.leaves(head)) + steered
-    known += sum(f"held/{name}" in tensors for name in Held._fields)
+    known += sum(f"held/{name}" in tensors for name in (*Held._fields, "scale"))
     if known < len(tensors):
         raise _refusal(path, "it holds tensors of unknown names")
     if scorer is None and head is None:
@@ -315,16 +320,21 @@ def _build_scorer(path: str | Path, stored: StoredModel, width: int, backbone: B
 
 
 def _build_held(
-    path: str | Path, tensors: Mapping[str, np.ndarray], prefix: str, width: int
+    path: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    prefix: str,
+    width: int,
+    dtype: Any = np.float32,
 ) -> Held | None:
     parts = {name: tensors.get(prefix + name) for name in Held._fields}
     origin = parts["origin"]
     if all(part is None for part in parts.values()):
         return None  # an earlier version has none
     rank = 0 if origin is None else origin.size
-    for name, shape in {"basis": (width + 3, rank), "origin": (rank,)}.items():
+    expected = {"basis": ((width + 3, rank), dtype), "origin": ((rank,), np.float32)}
+    for name, (shape, kind) in expected.items():
         part = np.zeros(0) if parts[name] is None else parts[name]
-        _check_array(path, prefix + name, part, shape, np.float32)
+        _check_array(path, prefix + name, part, shape, kind)
     return Held(**jax.device_put(parts))
 
 

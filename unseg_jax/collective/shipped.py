@@ -14,7 +14,7 @@ from unseg_jax.cache import check_sha256
 from unseg_jax.collective.model import CollectiveModel, load_model
 from unseg_jax.collective.shipped_scorer import SHIPPED_MODEL
 
-SHIPPED_SHA256 = "5e09e74f5ebc140e0d03ccbd884845c39579a9a01dd6be3b2b8b5ae8ef314256"
+SHIPPED_SHA256 = "5c9e4a963e8637333d19d769f117fe1cbb1dd23a9049408b99b1915a5d96b38d"
 
 
 def load_shipped(
