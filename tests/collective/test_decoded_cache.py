@@ -9,10 +9,12 @@ from PIL import Image
 
 import unseg_jax as us
 from unseg_jax.data.reading_options import Reading
+from unseg_jax.registry import resolve
 from unseg_jax.segmenter.decoded_cache import Decoded, DecodedCache
 from unseg_jax.segmenter.device import Device
 
 pytestmark = pytest.mark.usefixtures("short_training")
+OF = resolve("collective").feature_key
 OPTIONS = {"image_size": 56, "max_images": 4, "steps": 0}
 
 
@@ -77,30 +79,30 @@ def test_what_memory_does_not_hold_is_in_a_file_and_what_that_does_not_is_read_a
     size = 16 * 16 * 3 + 4 * 4 * 8 * 2
     cache = DecodedCache(memory=size, disk=2 * size)
     for seed, path in enumerate(paths):
-        cache.put(path, _image(seed))
+        cache.put(path, _image(seed), OF)
     for seed, path in enumerate(paths[:3]):
-        found = cache.get(path)
+        found = cache.get(path, OF)
         for one, other in zip(found, _image(seed), strict=True):
             np.testing.assert_array_equal(one, other)
         assert not isinstance(found.prepared, np.memmap)
-    assert cache.get(paths[3]) is None
+    assert cache.get(paths[3], OF) is None
 
 
 def test_a_full_disk_and_a_file_that_changed_are_read_again(paths, monkeypatch):
     cache = DecodedCache(memory=10_000)
-    cache.put(paths[0], _image(0))
+    cache.put(paths[0], _image(0), OF)
     paths[0].write_bytes(paths[0].read_bytes() + b" ")
-    assert cache.get(paths[0]) is None
+    assert cache.get(paths[0], OF) is None
 
     def full(*args):
         raise OSError(28, "no space left")
 
     monkeypatch.setattr("unseg_jax.segmenter.decoded_cache.os.truncate", full)
     cache = DecodedCache(memory=0)
-    cache.put(paths[1], _image(1))
-    assert cache.get(paths[1]) is None
+    cache.put(paths[1], _image(1), OF)
+    assert cache.get(paths[1], OF) is None
     array = np.zeros((2, 2, 3), np.uint8)
     cache = DecodedCache()
-    cache.put(array, _image(2))
-    assert cache.get(array) is not None
-    assert cache.get(array.copy()) is None
+    cache.put(array, _image(2), OF)
+    assert cache.get(array, OF) is not None
+    assert cache.get(array.copy(), OF) is None

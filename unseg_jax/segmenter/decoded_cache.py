@@ -48,7 +48,7 @@ class DecodedCache:
         self._lock = threading.Lock()
         self._kept: dict[Hashable, tuple[Source, Decoded]] = {}
 
-    def put(self, source: Source, image: Decoded, of: Hashable = (), view: int = 0) -> None:
+    def put(self, source: Source, image: Decoded, of: Hashable, view: int = 0) -> None:
         """Keeps an image, unless there is no room for it."""
         with self._lock:
             kept = image._replace(pixels=self._hold(image.pixels))
@@ -57,7 +57,7 @@ class DecodedCache:
                 # The source is held as well, so that no other gets its identity.
                 self._kept[_identity(source), of, view] = source, kept
 
-    def get(self, source: Source, of: Hashable = (), view: int = 0) -> Decoded | None:
+    def get(self, source: Source, of: Hashable, view: int = 0) -> Decoded | None:
         """An image that was put, as arrays in memory; None if it was not, or is a file that has
         changed since."""
         with self._lock:

@@ -10,6 +10,7 @@ compiled when its first image comes, and that time is counted apart.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import tempfile
 import time
@@ -33,7 +34,7 @@ from unseg_jax.errors import BenchError
 from unseg_jax.method import Method
 from unseg_jax.pipeline import extract_features, segment_features
 from unseg_jax.segmenter import BatchSegmenter, load_for
-from unseg_jax.segmenter.decoded_cache import DecodedCache
+from unseg_jax.segmenter.decoded_cache import Decoded
 
 _AXIS = "images"
 
@@ -123,10 +124,13 @@ class Engine:
         return digest.hexdigest()[:16]
 
     @property
-    def kept(self) -> dict[str, DecodedCache]:
-        """By method, what its fit kept of the images."""
-        stores = ((name, segmenter.kept) for name, segmenter in self.segmenters.items())
-        return {name: store for name, store in stores if store is not None}
+    def kept(self) -> dict[str, Callable[[Source], Decoded | None]]:
+        """By method, what its fit kept of an image."""
+        return {
+            name: functools.partial(segmenter.kept.get, of=segmenter.method.feature_key)
+            for name, segmenter in self.segmenters.items()
+            if segmenter.kept is not None
+        }
 
     @property
     def reads_images(self) -> bool:

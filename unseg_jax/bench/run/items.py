@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from unseg_jax.data import (
     Dataset,
     Item,
     MaskRule,
+    Source,
     Truth,
     fit_mask,
     open_dataset,
@@ -39,7 +40,7 @@ from unseg_jax.errors import DISK_FULL, BenchError, WriteError, readable
 from unseg_jax.files import encode_png
 from unseg_jax.runs.stamps import stamp_source
 from unseg_jax.segmenter import BatchSegmenter
-from unseg_jax.segmenter.decoded_cache import Decoded, DecodedCache
+from unseg_jax.segmenter.decoded_cache import Decoded
 
 ITEM_ERRORS = (OSError, MemoryError, ValueError, ArithmeticError, LookupError, RecursionError)
 """What reading or scoring a damaged file may raise: `ImageError` is a ValueError."""
@@ -161,7 +162,7 @@ class Preparer:
     keep_image: bool
     settings: Settings
     rule: MaskRule
-    kept: Mapping[str, DecodedCache] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, Callable[[Source], Decoded | None]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, item: Item, thumbnail: bool = False) -> Prepared:
         """Raises ImageError if the image, or the mask that a crop needs, cannot be read."""
@@ -193,7 +194,7 @@ class Preparer:
         )
 
     def _kept(self, item: Item) -> dict[str, Decoded]:
-        images = ((name, store.get(item.image)) for name, store in self.kept.items())
+        images = ((name, kept(item.image)) for name, kept in self.kept.items())
         return {name: it for name, it in images if it and it.pixels.shape[:2] == it.size}
 
 
