@@ -66,7 +66,15 @@ def hold(system: System, matrix: np.ndarray) -> Held:
 
 
 def hold_found(scorer: Scorer, batches: Iterable[Float[np.ndarray, "b h w f"]]) -> Held:
-    """With what a scorer is sure of in images; features as `read_patches` takes them."""
+    """With what a scorer is sure of in images.
+
+    Args:
+        scorer: of D features.
+        batches: (B, h, w, W) features of images, as `read_patches` takes them.
+
+    Raises:
+        ValueError: it is sure of nothing in any of them.
+    """
     images = [
         (np.asarray(prior, np.float64), np.asarray(columns, np.float64))
         for features in batches

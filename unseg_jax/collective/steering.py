@@ -129,8 +129,8 @@ def with_earlier_blocks(method: Method, backbone: Backbone) -> Method:
 def to_be_taught(
     method: Method, backbone: Backbone, masks: Iterable[np.ndarray], choose: bool = True
 ) -> Method:
-    """The method with all that masks (H, W) teach from: earlier blocks, and two sizes of the image
-    where what they mark is small and the method can take them.
+    """The method with all that marks and words teach from: earlier blocks, and two sizes of the
+    image where what masks (H, W) mark is small and the method can take them.
 
     Args:
         method, backbone: of the model.
@@ -301,7 +301,7 @@ def plain_steering(
     quality: Any = TYPICAL,
     held: Held | None = None,
 ) -> Steering:
-    """Of arrays; each as the device takes it."""
+    """A `Steering` of NumPy arrays and numbers, each put on the device in float32."""
     parts = [jnp.asarray(one, jnp.float32) for one in (everywhere, like, centres, quality)]
     return Steering._make((*parts[:3], jnp.int32(count), parts[3], held))
 
