@@ -307,7 +307,7 @@ def test_an_image_teaches_itself_as_the_formula_says(models, photos):
     features = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float16)
     columns = np.asarray(_columns_of(models[1].scorer, features.reshape(1, 8, 8, 48))[1][0])
     share, far = 0.5, np.eye(48)[0] * 0.525  # halfway from being like the example to being unlike
-    taught = models[1].steering
+    taught = models[1].steering._replace(caution=0.0)
     taught = taught._replace(centres=np.float32(columns[:, :48].mean(0) + far)[None])
     before = np.asarray(_steer(models[1].scorer, _without_itself(taught), features, (8, 8)))
     found = np.asarray(_steer(models[1].scorer, taught, features, (8, 8)))
@@ -339,13 +339,67 @@ def test_an_image_teaches_itself_as_the_formula_says(models, photos):
     np.testing.assert_array_equal(kept, plain)
 
 
+@pytest.mark.parametrize(
+    ("quality", "agreed"), [(0.2, 0.9), (0.45, 0.9), (0.9, 0.5), (0.9, 0.7), (0.9, 0.9)]
+)
+def test_an_image_found_alike_without_a_single_example_keeps_that(models, quality, agreed):
+    rng, taught = np.random.default_rng(0), models[1].steering
+    features = rng.normal(size=(64, 48)).astype(np.float16)
+    read = equations.read_batch(models[1].scorer, features.reshape(1, 8, 8, 48))
+    prior, columns = (np.asarray(part[0], float) for part in read[2:])
+    prior = prior + columns @ np.asarray(taught.everywhere)
+    held = taught.held._replace(basis=0.2 * taught.held.basis)
+    rows = columns @ np.asarray(held.basis) - np.asarray(held.origin)
+    itself = _taught_by_itself(prior, columns, held, 0.1).astype(np.float32)
+    alone = np.clip(spreading.spread(itself, rows), -1, 1)
+    # What marks teach is chosen so that both agree as far as is asked for.
+    other = columns @ rng.normal(size=columns.shape[1])
+    other -= other.mean() + (alone - alone.mean()) * np.cov(other, alone)[0, 1] / np.var(alone)
+    wanted = alone - alone.mean() + other * alone.std() / other.std() * np.sqrt(1 / agreed**2 - 1)
+    ridge = columns.T @ columns + 1e-2 * np.eye(columns.shape[1])
+    like = np.linalg.solve(ridge, columns.T @ (wanted - prior))
+    taught = taught._replace(
+        like=np.float32(like)[None],
+        centres=np.asarray(read.mean) + np.eye(48, dtype=np.float32)[:1] * 0.1,
+        held=None,
+        caution=steering._caution(quality),
+    )
+    found = np.asarray(_steer(models[1].scorer, taught, features, (8, 8), 1, held))
+    marked = np.clip(_taught_by_itself(prior + columns @ like, columns, held, 0.1), -1, 1)
+    alike = np.corrcoef(marked, alone)[0, 1]
+    assert alike == pytest.approx(agreed, abs=0.1)
+    trusted, likely = (np.clip(x, 0, 1) for x in ((quality - 0.3) / 0.3, (alike - 0.6) / 0.2))
+    kept = 0.75 * trusted * likely
+    np.testing.assert_allclose(found, marked + kept * (alone - marked), atol=3e-3)
+    assert np.abs(alone - marked).max() > 0.1
+    # The example itself is as marked.
+    same = taught._replace(centres=np.asarray(read.mean))
+    found = np.asarray(_steer(models[1].scorer, same, features, (8, 8), 1, held))
+    np.testing.assert_allclose(np.clip(found, -1, 1), marked, atol=3e-3)
+
+
+def test_only_a_single_mask_makes_cautious(models, photos):
+    found = {photos / f"{at}.png": models[0].segment(photos / f"{at}.png")[0].mask for at in (1, 2)}
+    one = {photos / "1.png": found[photos / "1.png"]}
+    clicks = {photos / "1.png": [(3, 3, False)]}
+    single = models[0].refine(examples=one)
+    assert (single.steering.quality > 0.6, single.steering.caution) == (True, 1)
+    others = [{"examples": found}, {"examples": one, "clicks": clicks}, {"clicks": clicks}]
+    assert [models[0].refine(**marks).steering.caution for marks in others] == [0, 0, 0]
+    assert single.refine(clicks=clicks).steering.caution == 0
+
+
 def test_models_of_an_earlier_version_are_read(models, photos, tmp_path):
     earlier = dataclasses.replace(models[1], steering=_without_itself(models[1].steering))
     path = tmp_path / "earlier.safetensors"
     earlier.save(path)
+    tensors = load_file(path)
+    assert tensors.pop("steering/caution") == models[1].steering.caution
+    with safe_open(path, "numpy") as file:
+        save_file(tensors, path, file.metadata())
     assert not [name for name in load_file(path) if "basis" in name and "evidence" not in name]
     again = load_model(path, backbone=models[1].backbone)
-    assert again.steering.held is None
+    assert (again.steering.held, again.steering.caution) == (None, 0)
     assert _ious(again, photos) == _ious(earlier, photos)
     # Clicks on top of masks leave what masks hold.
     clicked = models[1].refine([photos / "2.png"], clicks={photos / "2.png": [(3, 3, False)]})

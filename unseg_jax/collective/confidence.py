@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unseg_jax.collective.cues import image_cues, neighbours, otsu, project
+from unseg_jax.collective.cues import correlation, image_cues, neighbours, otsu, project
 from unseg_jax.collective.set_scorer import score
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def estimate(
     margins = jnp.clip(margins, -1, 1)
     threshold = otsu(scores, valid)
     threshold = jnp.where(jnp.isfinite(threshold), threshold, scorer.threshold)
-    numbers = _correlation(apart, margins), _correlation(cut, margins), threshold
+    numbers = correlation(apart, margins), correlation(cut, margins), threshold
     return _chance(weights, (*numbers, _clearness(margins), 1.0), margins)
 
 
@@ -131,8 +131,8 @@ def estimate_steered(
     apart = image_cues(whole, valid, jnp.asarray(neighbours(grid)), nearest=1)[1]
     margins = jnp.clip(margins, -1, 1)
     threshold = jnp.where(valid.any(), otsu(margins, valid), 0.0)
-    alike = _correlation(jnp.clip(before, -1, 1), margins)
-    numbers = quality, _correlation(apart, margins), alike, threshold, 1.0
+    alike = correlation(jnp.clip(before, -1, 1), margins)
+    numbers = quality, correlation(apart, margins), alike, threshold, 1.0
     return _chance(STEERED, numbers, margins)
 
 
@@ -171,11 +171,6 @@ def after_change(
     either = ((before > 0) | (after > 0)).sum()
     both = ((before > 0) & (after > 0)).sum()
     return chance * jnp.sqrt(both / jnp.maximum(either, 1))
-
-
-def _correlation(x, y):
-    x, y = x - x.mean(), y - y.mean()
-    return x @ y / jnp.maximum(jnp.linalg.norm(x) * jnp.linalg.norm(y), 1e-6)
 
 
 def _clearness(margins):

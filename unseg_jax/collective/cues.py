@@ -234,6 +234,12 @@ def _standardise(values, valid):
     return jnp.where(valid, (values - mean) / (deviation + _TINY), 0.0)
 
 
+def correlation(x: Float[Array, " n"], y: Float[Array, " n"]) -> Float[Array, ""]:
+    """Pearson's, -1 to 1; 0 where either is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    return x @ y / jnp.maximum(jnp.linalg.norm(x) * jnp.linalg.norm(y), 1e-6)
+
+
 def otsu(values: Float[Array, " n"], valid: Bool[Array, " n"]) -> Float[Array, ""]:
     """Otsu's threshold over 64 bins of the valid values; their value if all are equal, and
     infinity if none is valid."""

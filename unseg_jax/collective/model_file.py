@@ -137,7 +137,9 @@ def build_model(
         centres = tensors.get("steering/centres", np.zeros((0, read)))
         count = max(1, len(centres))
         shapes = {"everywhere": (width + 3,), "like": (count, width + 3), "centres": (count, read)}
-        shapes["quality"] = ()
+        shapes |= {"quality": (), "caution": ()}
+        if "steering/caution" not in tensors:  # saved by an earlier version
+            del shapes["caution"]
         parts = {name: tensors.get(f"steering/{name}") for name in shapes}
         if scorer is None or any(part is None for part in parts.values()):
             raise _refusal(path, "it holds nothing of its examples")
