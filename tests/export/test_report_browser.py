@@ -258,6 +258,9 @@ def test_decisions_outlive_a_browser_that_drops_them(open_file, report):
     page.evaluate("localStorage.clear()")  # as Chromium does where memory is short
     page.reload()
     assert page.inner_text("#tally") == "5 shown, 1 kept, 0 rejected"
+    page.evaluate("localStorage.clear(), sessionStorage.clear()")
+    page.reload()
+    assert page.inner_text("#tally") == "5 shown, 1 kept, 0 rejected"
     other = page.context.new_page()  # and they are there again for all
     other.goto(report.as_uri())
     assert other.inner_text("#tally") == "5 shown, 1 kept, 0 rejected"

@@ -13,17 +13,22 @@
   // tab, and the page asks before it is left without an export.
   const unkept = new Set();
   addEventListener("beforeunload", (event) => unkept.size && event.preventDefault());
-  // For all tabs of this report, and once more for this tab: where memory is short, Chromium drops
-  // from the first what it has not written yet.
+  // For all tabs of this report, for this tab, and with its entry in the history: where memory is
+  // short, Chromium drops from storage what it has not written yet.
+  const entry = {
+    getItem: (of) => history.state?.[of] ?? null,
+    setItem: (of, text) => history.replaceState({ ...history.state, [of]: text }, ""),
+  };
+  const stores = [() => localStorage, () => sessionStorage, () => entry];
   function store(of, saved) {
     const text = JSON.stringify(saved);
-    try { sessionStorage.setItem(of, text); } catch { /* the other one says it */ }
-    try { localStorage.setItem(of, text); unkept.delete(of); } catch { unkept.add(of); }
+    const kept = stores.map((one) => { try { one().setItem(of, text); return true; } catch { return false; } });
+    if (kept[0]) unkept.delete(of); else unkept.add(of);
   }
   const keep = (of, value) => store(of, { at: Date.now(), value });
-  const read = (name, of) => { try { return JSON.parse(window[name].getItem(of)); } catch { return null; } };
+  const read = (one, of) => { try { return JSON.parse(one().getItem(of)); } catch { return null; } };
   function recalled(of) {
-    const [newest] = ["localStorage", "sessionStorage"].map((name) => read(name, of)).filter(Boolean)
+    const [newest] = stores.map((one) => read(one, of)).filter(Boolean)
       .map((saved) => Array.isArray(saved) ? { at: 0, value: saved } : saved)  // a report made before
       .sort((a, b) => b.at - a.at);
     if (newest) store(of, newest);
