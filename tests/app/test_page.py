@@ -202,7 +202,10 @@ def test_two_users_at_once_see_their_own(open_page, photographs, server):
     # Who leaves takes the pictures along.
     assert any(path.name == "coffee.png" for path in server.kept)
     first.goto("about:blank")
-    second.wait_for_timeout(500)
+    for _ in range(100):
+        if not any(path.name.startswith("coffee") for path in server.kept):
+            break
+        second.wait_for_timeout(200)
     assert not any(path.name.startswith("coffee") for path in server.kept)
     assert any(path.name == "chelsea.png" for path in server.kept)
 
