@@ -67,7 +67,7 @@ def test_a_model_is_held_by_what_it_is_sure_of_in_images(model):
 
 def test_images_in_which_nothing_is_sure_hold_nothing(model, monkeypatch):
     features = np.random.default_rng(0).normal(size=(1, 8, 8, 48)).astype(np.float16)
-    monkeypatch.setattr(self_teaching, "_CERTAIN", 1.1)
+    monkeypatch.setattr(self_teaching, "CERTAIN", 1.1)
     with pytest.raises(ValueError, match="nothing is sure"):
         self_teaching.hold_found(model.scorer, [features])
 

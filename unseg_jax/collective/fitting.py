@@ -20,6 +20,7 @@ from unseg_jax.backbones import Backbone
 from unseg_jax.batching import Batching
 from unseg_jax.clustering.loop import cluster_batch, dropout_seeds, key_from_seed
 from unseg_jax.collective import shared_head
+from unseg_jax.collective.agreeing import taught_by_set
 from unseg_jax.collective.black_frames import SET_SIZE, share_framed
 from unseg_jax.collective.cues import neighbours, project
 from unseg_jax.collective.marks import read_marks
@@ -28,7 +29,12 @@ from unseg_jax.collective.set_reader import SetReader
 from unseg_jax.collective.set_scorer import fit_scorer, score
 from unseg_jax.collective.shipped import load_shipped
 from unseg_jax.collective.shipped_scorer import is_of_shipped
-from unseg_jax.collective.steering import Steering, fit_steering, to_be_taught
+from unseg_jax.collective.steering import (
+    Steering,
+    fit_steering,
+    to_be_taught,
+    with_earlier_blocks,
+)
 from unseg_jax.collective.words import LOOK_FOR, MAX_LOOKED_AT, fit_word
 from unseg_jax.data.decoding import as_iterable
 from unseg_jax.data.folders import find_images
@@ -225,10 +231,14 @@ def fit_set(
     assert loaded is not None
     alone = override(method, scales=1)
     masks = [one.truth.mask for one in marks.values() if one.truth is not None]
-    if marks or look_for:
+    steered = bool(marks or look_for)
+    if steered:
         method = to_be_taught(method, loaded, masks, choose="scales" not in explicit)
+    # What the shipped model knows is of whole images, without the epochs that a graph head is for.
+    joined = by_evidence and not (steered or method.tile or method.epochs or steps)
+    joined = joined and is_of_shipped(method, loaded) and share_framed(sources) < 1
     key = key_from_seed(seed) if key is None else key
-    once = override(method, scales=1)
+    once = with_earlier_blocks(alone, loaded) if joined else override(method, scales=1)
     segmenter = BatchSegmenter(once, loaded, batch_size, seed, batching, reading, kept=kept)
     tiles = max(1, max_images // len(sources))
     reader = SetReader(segmenter, sources, on_image, tiles, whole=kept is not None)
@@ -244,7 +254,14 @@ def fit_set(
     steering = held = None
     if not by_evidence:
         parts = fit_shared(reader, method, key)
-    elif not (marks or look_for):
+    elif joined:
+        ready, (scorer, _, _) = load_shipped(backbone=loaded), evidence(0)
+        assert ready.scorer is not None
+        assert ready.held is not None
+        images = reader(_draw(len(sources), max_images, key)[0])
+        held = taught_by_set(ready.scorer, ready.held, scorer, images)
+        parts = ready.scorer, None, ready.foreground
+    elif not steered:
         parts = evidence(_DISTIL_STEPS if steps is None else steps)
     else:
         most = max_images if teacher is reader else min(max_images, _MOST_CLOSER)

@@ -52,6 +52,7 @@ from unseg_jax.collective.shipped_scorer import second_scorer
 from unseg_jax.collective.steering import (
     Steering,
     fit_steering,
+    steering_of,
     to_be_taught,
     with_earlier_blocks,
 )
@@ -263,8 +264,12 @@ class CollectiveModel:
         segmenter = model.segmenter(kept=DecodedCache(disk=0))
         reader = SetReader(segmenter, sources)
         marked, everything = reader.marked(marks), reader(range(len(sources)))
-        scales = model.method.scales
-        steering, _ = fit_steering(self.scorer, everything, marked, self.steering, scales)
+        scales, earlier, held = model.method.scales, self.steering, self.held
+        if held is not None and held.taught is not None:
+            # What the set taught goes on as what steers all images.
+            earlier = steering_of(held, len(self.scorer.mean))
+            model = dataclasses.replace(model, held=held._replace(taught=None))
+        steering, _ = fit_steering(self.scorer, everything, marked, earlier, scales)
         if reader.failed:
             raise ImageError(reader.failed[0])
         return dataclasses.replace(model, steering=steering)
@@ -299,14 +304,17 @@ class CollectiveModel:
             del parts["examples"]
             by_masks = parts.pop("held")
             tensors |= {f"steering/{name}": single(part) for name, part in parts.items()}
-            held = {} if by_masks is None else by_masks._asdict()
-            tensors |= {f"steering/{name}": single(part) for name, part in held.items()}
+            if by_masks is not None:
+                tensors["steering/basis"] = single(by_masks.basis)
+                tensors["steering/origin"] = single(by_masks.origin)
         if self.held is not None:
             # A quarter of the bytes; what is read back is written as it was read.
-            basis, origin = (np.asarray(part, np.float32) for part in self.held)
+            basis, origin = (np.asarray(part, np.float32) for part in self.held[:2])
             scale = np.maximum(np.abs(basis).max(0), 1e-12) / np.float32(127)
             tensors |= {"held/basis": np.round(basis / scale).astype(np.int8)}
             tensors |= {"held/scale": scale, "held/origin": origin}
+            if self.held.taught is not None:
+                tensors["held/taught"] = single(self.held.taught)
         if self.head is not None:
             for keys, leaf in jax.tree.leaves_with_path({"head": self.head}):
                 name = jax.tree_util.keystr(keys, simple=True, separator="/")

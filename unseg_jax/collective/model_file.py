@@ -148,7 +148,7 @@ def build_model(
         arrays = {name: jnp.asarray(part) for name, part in parts.items()}
         by_masks = _build_held(path, tensors, "steering/", width)
         steering = Steering(**arrays, examples=jnp.int32(stored.examples), held=by_masks)
-        steered = len(shapes) + len(by_masks or ())
+        steered = len(shapes) + len(jax.tree.leaves(by_masks))
     held = None
     if _has(tensors, "held/"):
         taught = with_earlier_blocks(method, backbone)
@@ -329,11 +329,13 @@ def _build_held(
     dtype: Any = np.float32,
 ) -> Held | None:
     parts = {name: tensors.get(prefix + name) for name in Held._fields}
-    origin = parts["origin"]
     if all(part is None for part in parts.values()):
         return None  # an earlier version has none
-    rank = 0 if origin is None else origin.size
+    if parts["taught"] is None:
+        del parts["taught"]
+    rank = 0 if parts["origin"] is None else parts["origin"].size
     expected = {"basis": ((width + 3, rank), dtype), "origin": ((rank,), np.float32)}
+    expected |= {"taught": ((rank,), np.float32)} if "taught" in parts else {}
     for name, (shape, kind) in expected.items():
         part = np.zeros(0) if parts[name] is None else parts[name]
         _check_array(path, prefix + name, part, shape, kind)

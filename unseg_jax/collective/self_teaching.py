@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from unseg_jax.collective.equations import Sides
     from unseg_jax.collective.set_scorer import Scorer
 
-# ρ, the margin from which a patch is sure, and how often. With ρ from .03 to .2 steered models gain
+# ρ, and how often. With ρ from .03 to .2 steered models gain
 # as much within .003, and with a third round .001 more.
-_WEIGHT, _CERTAIN, _ROUNDS = 0.1, 0.2, 2
+_WEIGHT, _ROUNDS = 0.1, 2
+CERTAIN = 0.2
+"""Margin from which a patch is sure."""
 # How much more firmly what a model found itself holds than masks; 1 and 10 gain .010 and .013.
 _FIRMER = 3.0
 # Principal directions of the features that a model finds images by; with 384 they gain as much.
@@ -49,10 +51,13 @@ class Held(NamedTuple):
 
     Attributes:
         basis, origin: (W + 3, R), (R,) what makes rows of Q of columns: columns · basis - origin.
+        taught: (R,) what a set adds to the margins of its images, of these rows, see
+            `unseg_jax.collective.agreeing`; None where no set taught.
     """
 
     basis: Float[Array, "w+3 r"]
     origin: Float[Array, " r"]
+    taught: Float[Array, " r"] | None = None
 
 
 def hold(system: System, matrix: np.ndarray) -> Held:
@@ -92,7 +97,7 @@ def hold_found(scorer: Scorer, batches: Iterable[Float[np.ndarray, "b h w f"]]) 
 
 def _sure(system: System, prior: np.ndarray, columns: np.ndarray) -> Sides:
     inside, outside = (
-        moments(system, columns, columns.mean(0), side - prior, 1.0 * (side * prior >= _CERTAIN))
+        moments(system, columns, columns.mean(0), side - prior, 1.0 * (side * prior >= CERTAIN))
         for side in (1.0, -1.0)
     )
     return inside, outside
@@ -117,9 +122,12 @@ def teach_itself(
         held: to what is known.
         share: of the weight of what is sure, 0 to 1; 0 leaves the margins.
     """
-    rows, found = rows_of(columns, held), margins
+    rows = rows_of(columns, held)
+    if held.taught is not None:
+        margins = margins + jnp.matmul(rows, held.taught, precision="highest")
+    found = margins
     for _ in range(_ROUNDS):
-        sides = jnp.stack([found >= _CERTAIN, found <= -_CERTAIN]).astype(jnp.float32)
+        sides = jnp.stack([found >= CERTAIN, found <= -CERTAIN]).astype(jnp.float32)
         counts = sides.sum(1)
         inside = jnp.clip(counts[0] / jnp.maximum(counts.sum(), 1), RAREST, 1 - RAREST)
         factors = jnp.stack([inside, 1 - inside]) ** -0.5

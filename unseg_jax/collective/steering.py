@@ -338,6 +338,15 @@ def plain_steering(
     return Steering._make((*parts[:3], jnp.int32(count), parts[3], held, parts[4]))
 
 
+def steering_of(held: Held, width: int) -> Steering:
+    """What a set taught, as what steers all images; `width` D of the scorer's features."""
+    assert held.taught is not None
+    basis, taught = np.asarray(held.basis, np.float64), np.asarray(held.taught, np.float64)
+    everywhere = basis @ taught
+    everywhere[-1] -= np.asarray(held.origin) @ taught
+    return plain_steering(everywhere, 0 * everywhere[None], np.zeros((1, width)), 0)
+
+
 def _caution(quality: float) -> float:
     """`caution` of `Steering`, of the IoU of a single example with what is found without it."""
     return float(_ramp(quality, _FOUND))
