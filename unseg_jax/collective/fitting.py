@@ -234,11 +234,12 @@ def fit_set(
     steered = bool(marks or look_for)
     if steered:
         method = to_be_taught(method, loaded, masks, choose="scales" not in explicit)
-    # What the shipped model knows is of whole images, without the epochs that a graph head is for.
-    joined = by_evidence and not (steered or method.tile or method.epochs or steps)
-    joined = joined and is_of_shipped(method, loaded) and share_framed(sources) < 1
+    ready = None
+    # The shipped model knows whole images, and has no graph head for epochs to start from.
+    if by_evidence and not (steered or method.tile or method.epochs or steps):
+        ready = _to_join(sources, method, loaded)
     key = key_from_seed(seed) if key is None else key
-    once = with_earlier_blocks(alone, loaded) if joined else override(method, scales=1)
+    once = override(method, scales=1) if ready is None else with_earlier_blocks(alone, loaded)
     segmenter = BatchSegmenter(once, loaded, batch_size, seed, batching, reading, kept=kept)
     tiles = max(1, max_images // len(sources))
     reader = SetReader(segmenter, sources, on_image, tiles, whole=kept is not None)
@@ -254,11 +255,8 @@ def fit_set(
     steering = held = None
     if not by_evidence:
         parts = fit_shared(reader, method, key)
-    elif joined:
-        ready, (scorer, _, _) = load_shipped(backbone=loaded), evidence(0)
-        assert ready.scorer is not None
-        assert ready.held is not None
-        images = reader(_draw(len(sources), max_images, key)[0])
+    elif ready is not None:
+        scorer, images = evidence(0)[0], reader(_draw(len(sources), max_images, key)[0])
         held = taught_by_set(ready.scorer, ready.held, scorer, images)
         parts = ready.scorer, None, ready.foreground
     elif not steered:
@@ -290,6 +288,14 @@ def fit_set(
         steering=steering,
         held=held,
     )
+
+
+def _to_join(sources: Sequence[Source], method: Method, backbone: Backbone) -> Any:
+    """The model that ships, for a fit to teach; None where a fit is better alone, or cannot."""
+    if not is_of_shipped(method, backbone) or share_framed(sources) == 1:
+        return None
+    ready = load_shipped(backbone=backbone)
+    return None if ready.held is None else ready
 
 
 def _candidates(
