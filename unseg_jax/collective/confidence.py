@@ -9,9 +9,9 @@ evidence. The confidence is the logistic function of a weighted sum of four numb
 * the image's own threshold of the scores: if low, even the best patches score little;
 * how far margins inside and outside the mask are apart (`margin_confidence`).
 
-It estimates the chance that the IoU with the truth is at least .5. A fit hears a second opinion:
-its confidence is the geometric mean of its own chance and that of the model that ships, on that
-model's mask, where both read the same features.
+It estimates the chance that the IoU with the truth is at least .5. A fit that has not joined the
+model that ships hears a second opinion: its confidence is the geometric mean of its own chance and
+that of the model that ships, on that model's mask, where both read the same features.
 
 The weights were chosen, and the sums calibrated, on 18 data sets. Calibrated without each set in
 turn, the chances tell masks with an IoU below .5 from others with an area under the curve of .80

@@ -90,13 +90,18 @@ def fit(
 ) -> CollectiveModel:
     """Fits one model on a set of unlabelled images.
 
+    Without marks, `collective` joins the model that ships (`unseg_jax.collective.agreeing`). It
+    stays alone where the images share a black frame, with `tile`, `steps` or `epochs`, and with
+    features of another kind.
+
     Args:
         images: a folder, or an iterable of paths, PIL images or arrays.
         method: "collective"; or a method of graph neural networks, of which the head is shared.
         num_clusters: for "collective" the clusters of the set, from which frames are told (16);
             else K of the head.
         steps: for "collective" the training steps of the graph head that per-image epochs start
-            from (100; 0 leaves it out); else the steps per image in each shared pass.
+            from (None: 100 for a fit that stays alone; 0 leaves it out); else the steps per image
+            in each shared pass.
         passes: T0, shared passes over the set; not for "collective".
         key: `jax.random.key` for all randomness; None makes it from `seed`.
         seed: random seed; of the model too, which applies it to per-image epochs.

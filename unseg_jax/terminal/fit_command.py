@@ -60,7 +60,12 @@ class Fit(Images):
         ),
     ] = None
     steps: Annotated[
-        int | None, typer.Option("--steps", min=0, help="Training steps of the shared head.")
+        int | None,
+        typer.Option(
+            "--steps",
+            min=0,
+            help="Training steps of the shared head; a fit of collective then stays alone.",
+        ),
     ] = None
     passes: Annotated[
         int | None, typer.Option("--passes", min=0, help="Shared passes over the images.")
