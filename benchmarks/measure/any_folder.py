@@ -101,7 +101,8 @@ def measure(
         options = {"steps": 0, "backbone": backbone, "kept": cache, **marks}
         return fit_set(images, method, PLAIN, **options).segmenter(closer=not marks, kept=cache)
 
-    sure = {"fit": judged(fitted(), every)}
+    on_set = fitted()
+    sure = {"fit": judged(on_set, every)}
     sure["ready"] = judged(
         load_shipped(backbone=backbone).segmenter(closer=True, kept=cache), every
     )
@@ -122,8 +123,10 @@ def measure(
             pairs.append((steered.mean(), auto[others].mean()))
         if pairs:
             found[f"examples {count}"], found[f"auto beside {count}"] = np.mean(pairs, 0)
-    kept: list[Any] = [cache.get(image, method.feature_key) for image in images]
-    features = [one.prepared for one in kept]
+    kept: list[Any] = [cache.get(image, on_set.method.feature_key) for image in images]
+    # Of the last block, which comes first, as long as a fit reads others as well.
+    share = method.feature_parts / on_set.method.feature_parts
+    features = [one.prepared[..., : round(share * one.prepared.shape[-1])] for one in kept]
     found["probe"] = np.mean([probe(features, truths, order) for order in orders])
     if sheets is not None:
         middle = int(np.argsort(auto)[len(auto) // 2])
