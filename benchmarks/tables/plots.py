@@ -186,8 +186,8 @@ def headline_quality(results: Path) -> str:
         "On photographs of objects the masks of `collective` reach a mean IoU of "
         f"{span('weizmann_horses', 'ecssd')} %, on skin lesions {span('isic2018')} %, on polyps "
         f"{span('cvc-clinicdb', 'kvasir-seg')} %. It sees no label. A linear probe trained on 60 "
-        f"true masks of each set reaches {mean('probe')} % on average where `collective`, scored "
-        f"in the same way, reaches {mean('library')} %."
+        f"true masks of each set reaches {mean('probe')} % on average where `collective`, fitted "
+        f"alone and scored in the same way, reaches {mean('library')} %."
     )
 
 
