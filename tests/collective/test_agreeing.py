@@ -142,6 +142,8 @@ def test_a_fit_joins_the_model_that_ships(joined, photographs, tmp_path):
 
 def test_what_the_set_taught_stays_where_clicks_refine(joined, photographs):
     found, image = joined[0](), photographs(1, 7)[0]
+    more = found.held._replace(taught=5 * found.held.taught)  # than what clicks may change
+    found = dataclasses.replace(found, held=more)
     # A click where its patch is surely right changes nothing.
     before = found.segment(image)[0].evidence
     y, x = np.unravel_index(before.argmin(), before.shape)
@@ -149,6 +151,8 @@ def test_what_the_set_taught_stays_where_clicks_refine(joined, photographs):
     assert clicked.held.taught is None
     after = clicked.segment(image)[0].evidence
     np.testing.assert_allclose(after, before, atol=0.05)
+    lost = dataclasses.replace(clicked, steering=None).segment(image)[0].evidence
+    assert np.abs(lost - before).max() > 0.2
 
 
 def test_what_needs_a_fit_alone_gets_it(joined, monkeypatch):

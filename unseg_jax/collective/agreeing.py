@@ -80,8 +80,9 @@ def _sides(ready, held, fitted, features):
         other = score(fitted, one[:, : len(fitted.mean)], grid)[0]
         signs = jnp.array([[1.0], [-1.0]])
         sure = ((signs * found >= CERTAIN) & (signs * other >= CERTAIN)) / len(rows)
-        gaps = (sure * (signs - patches.prior)) @ rows
-        return sure.sum(1), gaps, jnp.einsum("sm,mr,mt->srt", sure, rows, rows)
+        gaps = jnp.matmul(sure * (signs - patches.prior), rows, precision="highest")
+        grams = jnp.einsum("sm,mr,mt->srt", sure, rows, rows, precision="highest")
+        return sure.sum(1), gaps, grams
 
     parts = jax.lax.map(of_image, features.reshape(len(features), -1, features.shape[-1]))
     return jax.tree.map(lambda part: part.sum(0), parts)

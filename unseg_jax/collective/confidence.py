@@ -17,8 +17,7 @@ The weights were chosen, and the sums calibrated, on 18 data sets. Calibrated wi
 turn, the chances tell masks with an IoU below .5 from others with an area under the curve of .80
 with the shipped model and .82 with models that were fitted on the set. Where an image teaches
 itself, the margins before are judged, as what it is sure of agrees with itself, right or wrong; and
-the chance falls as far as the mask has changed since (`after_change`). A
-model that examples steer
+the chance falls as far as the mask has changed since (`after_change`). A model that examples steer
 has numbers of its own (`estimate_steered`), chosen and calibrated on 16 sets: .80, where the
 numbers above have .65.
 """

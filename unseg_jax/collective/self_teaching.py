@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from unseg_jax.collective.equations import Sides
     from unseg_jax.collective.set_scorer import Scorer
 
-# ρ, and how often. With ρ from .03 to .2 steered models gain
-# as much within .003, and with a third round .001 more.
+# ρ, and how often. With ρ from .03 to .2 steered models gain as much within .003, and with a third
+# round .001 more.
 _WEIGHT, _ROUNDS = 0.1, 2
 CERTAIN = 0.2
 """Margin from which a patch is sure."""
@@ -120,7 +120,7 @@ def teach_itself(
         margins: of patches or quarters of them, above 0 is foreground.
         columns: of the same, see `unseg_jax.collective.equations.Patches`.
         held: to what is known.
-        share: of the weight of what is sure, 0 to 1; 0 leaves the margins.
+        share: of the weight of what is sure, 0 to 1; 0 leaves the margins, with what a set taught.
     """
     rows = rows_of(columns, held)
     if held.taught is not None:
