@@ -134,19 +134,18 @@ class Block(nnx.Module):
 
     def _exponentials(
         self, queries: Float[Array, "b k q c"], keys: Float[Array, "b k t c"]
-    ) -> tuple[Float[Array, "b k q t"], Float[Array, "b k q 1"]]:
-        """exp(q·k/√c - max) in float32, and its sums over t: a softmax not yet divided."""
+    ) -> Float[Array, "b k q t"]:
+        """exp(q·k/√c - max) in float32: a softmax over t that is not yet divided by its sums."""
         queries = queries * np.asarray(queries.shape[-1] ** -0.5, queries.dtype)
         logits = jnp.einsum("bkqc,bktc->bkqt", queries, keys, preferred_element_type=jnp.float32)
-        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-        return weights, weights.sum(axis=-1, keepdims=True)
+        return jnp.exp(logits - logits.max(axis=-1, keepdims=True))
 
     def attention_weights(
         self, x: Float[Array, "b t d"], *, queries: slice = slice(None)
     ) -> Float[Array, "b k q t"]:
         """softmax(QKᵀ/√c), float32, for the tokens of `queries` only."""
-        weights, total = self._exponentials(self.third(x[:, queries], 0), self.third(x, 1))
-        return weights / total
+        weights = self._exponentials(self.third(x[:, queries], 0), self.third(x, 1))
+        return weights / weights.sum(axis=-1, keepdims=True)
 
     def attention(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         qkv = self.qkv(self.norm1(x))
@@ -165,11 +164,12 @@ class Block(nnx.Module):
         return mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
 
     def _mix(self, queries: Array, keys: Array, values: Array) -> Float[Array, "b k t c"]:
-        weights, total = self._exponentials(queries, keys)
-        weights = weights.astype(values.dtype)
+        weights = self._exponentials(queries, keys).astype(values.dtype)
+        # A column of ones gives the sums by the same product: weights are written and read once.
+        values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], -1)
         mixed = jnp.einsum("bkqt,bktc->bkqc", weights, values, preferred_element_type=jnp.float32)
         # Dividing the (T, c) product costs less than dividing the (T, T) weights.
-        return (mixed / total).astype(values.dtype)
+        return (mixed[..., :-1] / mixed[..., -1:]).astype(values.dtype)
 
     def mlp(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         return self.fc2(gelu(self.fc1(self.norm2(x))))
