@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -230,15 +230,27 @@ class VisionTransformer(nnx.Module):
         )
         return nnx.merge(graphdef, one)
 
-    def run_blocks(
-        self, x: Float[Array, "b t d"], count: int, done: int = 0
-    ) -> Float[Array, "b t d"]:
-        """The tokens after the first `count` blocks, of those after the first `done`."""
-        if count == done:
+    def run_blocks(self, x: Float[Array, "b t d"], count: int) -> Float[Array, "b t d"]:
+        """The tokens after the first `count` blocks."""
+        if not count:
             return x
         # Indices are scanned over, not parameters: a slice of the stack would be a copy.
-        indices = jnp.arange(done, count)
-        return jax.lax.scan(lambda x, i: (self.block(i)(x), None), x, indices)[0]
+        return jax.lax.scan(lambda x, i: (self.block(i)(x), None), x, jnp.arange(count))[0]
+
+    def after_blocks(
+        self, x: Float[Array, "b t d"], counts: Sequence[int]
+    ) -> list[Float[Array, "b t d"]]:
+        """The tokens after the first few blocks, for each of several ascending numbers of them."""
+        if len(counts) == 1:
+            return [self.run_blocks(x, counts[0])]
+
+        def to_next(x, ends):
+            x = jax.lax.fori_loop(*ends, lambda i, x: self.block(i)(x), x)
+            return x, x
+
+        # Two loops, so that XLA compiles one block and not one for each part of the way.
+        ends = jnp.array([(0, *counts[:-1]), counts]).T
+        return list(jax.lax.scan(to_next, x, ends)[1])
 
     def block_index(self, block: int) -> int:
         """`block` counted from 0; raises ValueError if there is none."""
@@ -270,12 +282,14 @@ class VisionTransformer(nnx.Module):
         indices = [self.block_index(one) for one in blocks]
         grid = self.config.patch_grid((pixels.shape[1], pixels.shape[2]), stride)
 
+        places = sorted(set(indices))
+        # Where the facet is the output of its block, that block is run only once.
+        counts = [index + 1 if facet == "token" else index for index in places]
+
         def extract(pixels: Array) -> Array:
-            x, done, found = self.tokens(pixels, stride=stride), 0, {}
-            for index in sorted(set(indices)):
-                # Where the facet is the output of its block, that block is run only once.
-                count = index + 1 if facet == "token" else index
-                x, done = self.run_blocks(x, count, done), count
+            found = {}
+            passed = self.after_blocks(self.tokens(pixels, stride=stride), counts)
+            for index, x in zip(places, passed, strict=True):
                 one = self.facet(x, facet, index)[:, 1 + self.config.registers :]
                 one = one.astype(jnp.float32)
                 found[index] = grids.log_bin(one, grid) if log_bin else one
