@@ -247,9 +247,9 @@ def otsu(values: Float[Array, " n"], valid: Bool[Array, " n"]) -> Float[Array, "
     high = jnp.max(jnp.where(valid, values, -jnp.inf))
     width = jnp.maximum(high - low, _TINY) / _BINS
     bins = jnp.clip(((values - low) / width).astype(jnp.int32), 0, _BINS - 1)
-    counts = jnp.zeros(_BINS, jnp.float32).at[bins].add(valid.astype(jnp.float32))
-    below = jnp.cumsum(counts)
-    moment = jnp.cumsum(counts * jnp.arange(_BINS, dtype=jnp.float32))
+    # Cumulative sums in one go: a histogram by `.at[].add` takes longest to compile of all here.
+    within = ((bins[:, None] <= jnp.arange(_BINS)) & valid[:, None]).astype(jnp.float32)
+    below, moment = within.sum(0), (within * bins[:, None]).sum(0)
     total, whole = below[-1], moment[-1]
     apart = (whole * below - moment * total) ** 2 / jnp.maximum(below * (total - below), _TINY)
     # The middle of a stretch of equal values: any threshold in an empty gap is as good.

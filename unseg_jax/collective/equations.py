@@ -68,16 +68,15 @@ def read_patches(
     """
     width = features.shape[-1] // (PARTS if scales > 1 else 1)
     plain = features[:, :width]
-    linear, convolved, _ = set_scorer.both_scores(scorer, plain, grid)
-    whole = _with_scores(_of_length_1(scorer, plain), linear, convolved)
+    linear, convolved, valid = set_scorer.both_scores(scorer, plain, grid)
+    columns = whole = _with_scores(_of_length_1(scorer, plain), linear, convolved)
     mean = whole[:, : len(scorer.mean)].mean(0)
-    if scales == 1:
-        prior = jnp.clip(set_scorer.score(scorer, plain, grid)[0], -1, 1)
-        return Patches(mean, whole, prior, whole)
-    prior = jnp.clip(set_scorer.score_closer(scorer, features, grid), -1, 1)
-    scores = set_scorer.both_scores_closer(scorer, features, grid)[:2]
-    rows = _of_length_1(scorer, unpack_quarters(features[:, width:], grid))
-    return Patches(mean, whole, prior, _with_scores(rows, *scores))
+    if scales > 1:
+        linear, convolved, valid = set_scorer.both_scores_closer(scorer, features, grid)
+        rows = _of_length_1(scorer, unpack_quarters(features[:, width:], grid))
+        columns = _with_scores(rows, linear, convolved)
+    prior = set_scorer.margins_of(scorer, 0.5 * (linear + convolved), valid)
+    return Patches(mean, whole, jnp.clip(prior, -1, 1), columns)
 
 
 @jax.jit(static_argnames="scales")

@@ -147,9 +147,15 @@ def _apply_scorer(
     """The scorer of the set, and where there are epochs the graph of the image; `weights` of its
     confidence are None where examples steer it."""
     scorer = fitted.scorer
+    if weights is None:
+        sure = functools.partial(
+            confidence.estimate_steered, scorer, fitted.steering.quality, grid=grid
+        )
+    else:
+        sure = functools.partial(confidence.estimate, weights, scorer, grid=grid)
 
-    def margins_of(one):
-        """What is found in an image, and what its confidence judges."""
+    def find(one):
+        """The margins of an image, and those that its confidence judges."""
         if fitted.steering is not None:
             found = steer(scorer, fitted.steering, one, grid, method.scales, fitted.held)
         elif fitted.held is not None:
@@ -162,9 +168,25 @@ def _apply_scorer(
             found = set_scorer.score(scorer, one, grid)[0]
         return found, found
 
-    margins, judged = map_batch(margins_of, features, how)
+    def judge(one, judged, margins):
+        before = judged
+        if method.scales > 1:
+            one, judged = one[:, : len(scorer.mean)], pool(judged, grid)
+        chance = sure(one, judged)
+        if fitted.held is not None and fitted.steering is None:
+            chance = confidence.after_change(chance, before, margins)
+        if fitted.second is not None:
+            chance = confidence.second_opinion(chance, fitted.second, one, grid)
+        return chance
+
+    def find_and_judge(one):
+        margins, judged = find(one)
+        # In one program for each image, so that XLA computes scores once.
+        return margins, judge(one, judged, margins)
+
     losses = jnp.zeros((len(features), 0), jnp.float32)
     if method.epochs:
+        margins, _ = map_batch(find, features, how)
         nodes, cosines = project(features, scorer.projection)
         adjacency = map_batch(lambda one: graphs.affinity(one, method), cosines, how)
         mask = jnp.ones(nodes.shape[:2], bool)
@@ -173,28 +195,11 @@ def _apply_scorer(
         )
         # The graph refines what the set decided, with equal weight.
         margins = 0.5 * (jnp.clip(margins, -1, 1) + 2 * clustering.assignments[..., 1] - 1)
-        judged = margins
+        chances = map_batch(lambda given: judge(*given), (features, margins, margins), how)
         losses = clustering.losses
-    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
-    if weights is None:
-        sure = functools.partial(
-            confidence.estimate_steered, scorer, fitted.steering.quality, grid=grid
-        )
     else:
-        sure = functools.partial(confidence.estimate, weights, scorer, grid=grid)
-    before = judged
-    if method.scales > 1:
-        features = features[..., : len(scorer.mean)]
-        judged = jax.vmap(lambda one: pool(one, grid))(judged)
-    chances = jax.vmap(sure)(features, judged)
-    if fitted.held is not None and fitted.steering is None:
-        chances = jax.vmap(confidence.after_change)(chances, before, margins)
-    if fitted.second is not None:
-
-        def heard(chance, one):
-            return confidence.second_opinion(chance, fitted.second, one, grid)
-
-        chances = jax.vmap(heard)(chances, features)
+        margins, chances = map_batch(find_and_judge, features, how)
+    finite = jnp.isfinite(features).all((1, 2)) & jnp.isfinite(margins).all(1)
     shape = (-1, *(method.scales * side for side in grid))
     return MarginResult(margins.reshape(shape), losses, finite, chances)
 

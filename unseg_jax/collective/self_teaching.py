@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
@@ -125,15 +126,18 @@ def teach_itself(
     rows = rows_of(columns, held)
     if held.taught is not None:
         margins = margins + jnp.matmul(rows, held.taught, precision="highest")
-    found = margins
-    for _ in range(_ROUNDS):
+
+    def again(_, found):
         sides = jnp.stack([found >= CERTAIN, found <= -CERTAIN]).astype(jnp.float32)
         counts = sides.sum(1)
         inside = jnp.clip(counts[0] / jnp.maximum(counts.sum(), 1), RAREST, 1 - RAREST)
         factors = jnp.stack([inside, 1 - inside]) ** -0.5
         weights = _WEIGHT * share * (factors / jnp.maximum(factors @ counts, 1)) @ sides
         gaps = weights * (jnp.sign(found) - margins)
-        found = margins + _solved(rows, weights, gaps)
+        return margins + _solved(rows, weights, gaps)
+
+    # A loop, so that XLA compiles a round once.
+    found = jax.lax.fori_loop(0, _ROUNDS, again, margins)
     return jnp.where(jnp.isfinite(found), found, margins)
 
 

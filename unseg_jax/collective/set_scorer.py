@@ -113,10 +113,13 @@ def score(
     """
     linear, convolved, valid = both_scores(scorer, features, grid)
     scores = 0.5 * (linear + convolved)
-    return _margins(scorer, scores, valid), scores, valid
+    return margins_of(scorer, scores, valid), scores, valid
 
 
-def _margins(scorer, scores, valid):
+def margins_of(
+    scorer: Scorer, scores: Float[Array, " m"], valid: Bool[Array, " m"]
+) -> Float[Array, " m"]:
+    """Margins of an image of its scores, and which of these are not of the frame; see `score`."""
     own = otsu(scores, valid)
     own = jnp.where(jnp.isfinite(own), own, scorer.threshold)
     return jnp.where(valid, scores - own, FRAME_SCORE)
@@ -136,7 +139,7 @@ def score_closer(
         grid: (h, w) of the patches, static.
     """
     linear, convolved, valid = both_scores_closer(scorer, features, grid)
-    return _margins(scorer, 0.5 * (linear + convolved), valid)
+    return margins_of(scorer, 0.5 * (linear + convolved), valid)
 
 
 def both_scores_closer(
