@@ -245,7 +245,7 @@ class VisionTransformer(nnx.Module):
             return [self.run_blocks(x, counts[0])]
 
         def to_next(x, ends):
-            x = jax.lax.fori_loop(*ends, lambda i, x: self.block(i)(x), x)
+            x = jax.lax.fori_loop(ends[0], ends[1], lambda i, x: self.block(i)(x), x)
             return x, x
 
         # Two loops, so that XLA compiles one block and not one for each part of the way.
