@@ -165,7 +165,8 @@ class Block(nnx.Module):
 
     def _mix(self, queries: Array, keys: Array, values: Array) -> Float[Array, "b k t c"]:
         weights = self._exponentials(queries, keys).astype(values.dtype)
-        # A column of ones gives the sums by the same product: weights are written and read once.
+        # A column of ones gives the sums by the same product: no pass over the weights for them,
+        # which do not fit the cache.
         values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], -1)
         mixed = jnp.einsum("bkqt,bktc->bkqc", weights, values, preferred_element_type=jnp.float32)
         # Dividing the (T, c) product costs less than dividing the (T, T) weights.
@@ -240,7 +241,7 @@ class VisionTransformer(nnx.Module):
     def after_blocks(
         self, x: Float[Array, "b t d"], counts: Sequence[int]
     ) -> list[Float[Array, "b t d"]]:
-        """The tokens after the first few blocks, for each of several ascending numbers of them."""
+        """The tokens after as many blocks as each of `counts` says, ascending numbers of blocks."""
         if len(counts) == 1:
             return [self.run_blocks(x, counts[0])]
 

@@ -169,6 +169,7 @@ def _apply_scorer(
         return found, found
 
     def judge(one, judged, margins):
+        """The chance that the mask of these margins is right."""
         before = judged
         if method.scales > 1:
             one, judged = one[:, : len(scorer.mean)], pool(judged, grid)
